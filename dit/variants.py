@@ -1,0 +1,118 @@
+"""The one table of model sizes: the paper's 12 models and a family small enough for a CPU.
+
+Torch-free, so that planning, submission and reporting can name models without loading a framework.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from dit.errors import ConfigError
+
+FREQUENCY_EMBEDDING_SIZE = 256
+MLP_RATIO = 4
+
+
+@dataclass(frozen=True, slots=True)
+class InputSpec:
+    """What a model denoises: latents of `channels` x `size` x `size`, labelled with one of `classes`."""
+
+    channels: int
+    size: int
+    classes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """One DiT (Peebles & Xie 2023, Table 1): a transformer of `depth` blocks on patches of `patch` x `patch`."""
+
+    family: str
+    size: str
+    patch: int
+    depth: int
+    hidden: int
+    heads: int
+
+    @property
+    def name(self) -> str:
+        """The name people use, such as `DiT-XL/2`."""
+        return f"{self.family}-{self.size}/{self.patch}"
+
+    @property
+    def slug(self) -> str:
+        """The name that addresses and Kubernetes objects use, such as `dit-xl-2` (a DNS-1035 label)."""
+        return f"{self.family}-{self.size}-{self.patch}".lower()
+
+    def tokens(self, inputs: InputSpec) -> int:
+        """Sequence length for one latent; ConfigError where the patch does not divide the latent's side."""
+        if inputs.size % self.patch:
+            raise ConfigError(
+                f"variants: {self.name} cuts patches of {self.patch} from a latent of side {inputs.size},"
+                f" which {self.patch} does not divide; choose another variant or dataset.image_size"
+            )
+        return (inputs.size // self.patch) ** 2
+
+    def parameters(self, inputs: InputSpec) -> int:
+        """All parameters, the frozen position embedding included, as the paper counts them (Table 4)."""
+        d = self.hidden
+        patch_values = self.patch**2 * inputs.channels
+        embedders = (
+            (patch_values * d + d)
+            + (FREQUENCY_EMBEDDING_SIZE * d + d + d * d + d)
+            + (inputs.classes + 1) * d
+            + self.tokens(inputs) * d
+        )
+        attention = 3 * d * d + 3 * d + d * d + d
+        mlp = 2 * MLP_RATIO * d * d + (MLP_RATIO + 1) * d
+        block = attention + mlp + 6 * (d * d + d)
+        # The head predicts noise and variance, hence twice the channels.
+        final = 2 * (d * d + d) + 2 * patch_values * (d + 1)
+        return embedders + self.depth * block + final
+
+    def macs(self, inputs: InputSpec) -> int:
+        """Multiply-accumulates of one forward pass on one latent, without guidance.
+
+        This is the paper's "Gflops" (times 1e9): linear and convolution layers and both attention products;
+        norms, activations and biases are left out, 0.02 % of the whole.
+        """
+        d, t = self.hidden, self.tokens(inputs)
+        patch_values = self.patch**2 * inputs.channels
+        block = t * (4 + 2 * MLP_RATIO) * d * d + 2 * t * t * d + 6 * d * d
+        conditioning = FREQUENCY_EMBEDDING_SIZE * d + d * d
+        final = 2 * d * d + 2 * t * d * patch_values
+        return t * patch_values * d + conditioning + self.depth * block + final
+
+    def gflops(self, inputs: InputSpec) -> float:
+        """Forward cost in the paper's convention: one multiply-accumulate counts as one flop."""
+        return self.macs(inputs) / 1e9
+
+
+# size: (depth, hidden, heads). Paper: Table 1. mini: the same progression at a size that two CPU cores train in
+# minutes; docs/digits.md says how its rows were chosen.
+_FAMILIES: dict[str, dict[str, tuple[int, int, int]]] = {
+    "DiT": {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)},
+    "mini": {"S": (2, 24, 2), "B": (3, 48, 3), "L": (4, 72, 4), "XL": (6, 96, 6)},
+}
+PATCHES = (2, 4, 8)
+
+VARIANTS: dict[str, ModelSpec] = {
+    spec.name: spec
+    for family, sizes in _FAMILIES.items()
+    for size, (depth, hidden, heads) in sizes.items()
+    for patch in PATCHES
+    for spec in [ModelSpec(family, size, patch, depth, hidden, heads)]
+}
+SIZE_ORDER = ("S", "B", "L", "XL")
+
+
+def resolve(name: str) -> ModelSpec:
+    """The variant called `name`, or by its slug; ConfigError with the known names otherwise."""
+    if name in VARIANTS:
+        return VARIANTS[name]
+    for spec in VARIANTS.values():
+        if spec.slug == name:
+            return spec
+    family = re.split(r"[-/]", name)[0]
+    known = [known for known in VARIANTS if known.startswith(f"{family}-")] or list(VARIANTS)
+    raise ConfigError(f"variants: {name!r} is not a known variant; known are {', '.join(known)}")
