@@ -49,7 +49,7 @@ class TextbookDiT(nn.Module):
         super().__init__()
         self.patch, self.channels, self.side = patch, channels, size // patch
         self.embed = nn.Conv2d(channels, hidden, patch, stride=patch)
-        self.position = nn.Parameter(torch.randn(1, self.side**2, hidden) * 0.02, requires_grad=False)
+        self.position = nn.Parameter(torch.randn(1, self.side**2, hidden), requires_grad=False)
         self.time = nn.Sequential(nn.Linear(256, hidden), nn.SiLU(), nn.Linear(hidden, hidden))
         self.label = nn.Embedding(classes + 1, hidden)
         self.blocks = nn.ModuleList(Block(hidden, heads) for _ in range(depth))

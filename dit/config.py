@@ -146,6 +146,8 @@ class SamplingConfig(Section):
     num_samples: Positive = 50_000
     labels: Literal["random", "balanced"] = "random"
     weights: Literal["ema", "raw"] = "ema"
+    precision: Literal["fp32", "tf32", "bf16"] = "tf32"
+    """Of the model's matrix products; the paper sampled with tf32. A CPU computes tf32 as fp32."""
     seed: int = Field(default=0, ge=0)
 
 
@@ -170,7 +172,11 @@ class EvaluationConfig(Section):
     """Checkpoints that are sampled and evaluated; training keeps them."""
     extractor: Literal["inception", "digits"] = "inception"
     extractor_weights: str | None = None
-    """Path or store address of the InceptionV3 weights; the digits extractor is trained and stored with the dataset."""
+    """Path or store address of the InceptionV3 weights; unset, below `weights/` in the root. The digits extractor is
+    trained and stored with the dataset."""
+    extractor_sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    """SHA-256 that the InceptionV3 weights must have; unset, the published file's. Other weights give another metric
+    than FID, whatever its name."""
     extractor_precision: Literal["fp32", "bf16"] = "fp32"
     reference: Annotated[DatasetReference | AdmReference, Field(discriminator="kind")] = DatasetReference(
         kind="dataset"
@@ -240,6 +246,10 @@ class PlanConfig(Section):
     count: Positive = 8
     utilisation: float = Field(default=0.4, gt=0, le=1)
     """Share of the accelerator's peak matrix rate (MFU) that training and sampling are assumed to reach."""
+    peak_tflops: float | None = Field(default=None, gt=0)
+    """Peak of one accelerator in 10^12 FLOP/s at the study's precision; unset, the data sheet's. Needed for cpu."""
+    memory_gib: float | None = Field(default=None, gt=0)
+    """Memory of one accelerator; unset, the data sheet's. Needed for cpu."""
 
 
 class StudyConfig(Section):

@@ -35,3 +35,11 @@ class DataError(DitError):
 
 class DivergedError(DitError):
     """Training produced a loss, a gradient or a weight that is not finite."""
+
+
+class StoppedError(DitError):
+    """A signal stopped the work at a point from which the same command goes on."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number  # what a shell reports for a process that the signal ended

@@ -7,9 +7,15 @@ from dit.variants import ModelSpec
 
 META = "meta.json"
 MANIFEST = "manifest.json"
+SOURCE = "source.json"
 EMA_WEIGHTS = "ema.safetensors"
 RAW_WEIGHTS = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
+JOURNAL = "metrics.jsonl"
+TRACKING_STATE = "tracking"
+REPORT_PAGE = "report.html"
+REPORT_RUNS = "runs.csv"
+REPORT_VERDICT = "verdict.json"
 
 
 def dataset(config: StudyConfig) -> str:
@@ -35,6 +41,12 @@ def shard_record(index: int) -> str:
 def step(number: int) -> str:
     """Folder name of a training step; sorts as numbers do."""
     return f"step-{number:08d}"
+
+
+def step_number(name: str) -> int | None:
+    """The training step whose folder has this name; None for any other name."""
+    digits = name.removeprefix("step-")
+    return int(digits) if digits.isdecimal() and step(int(digits)) == name else None
 
 
 def study(config: StudyConfig) -> str:
@@ -72,9 +84,14 @@ def tracking_run(config: StudyConfig, spec: ModelSpec | None) -> str:
     return f"{variant(config, spec) if spec else study(config)}/tracking.json"
 
 
-def journal(config: StudyConfig, spec: ModelSpec) -> str:
-    """Every metric point of a variant, whatever became of the tracking server."""
-    return f"{variant(config, spec)}/metrics.jsonl"
+def journal(config: StudyConfig, spec: ModelSpec | None) -> str:
+    """Every metric point of a variant, or with None of the study, whatever became of the tracking server."""
+    return f"{variant(config, spec) if spec else study(config)}/{JOURNAL}"
+
+
+def tracking_state(config: StudyConfig, spec: ModelSpec | None) -> str:
+    """Folder of what the tracker remembers beside a journal."""
+    return f"{variant(config, spec) if spec else study(config)}/{TRACKING_STATE}"
 
 
 def protocol(sampling: SamplingConfig) -> str:
@@ -89,6 +106,8 @@ def protocol(sampling: SamplingConfig) -> str:
         name += f"_{sampling.labels}"
     if sampling.weights != "ema":
         name += f"_{sampling.weights}"
+    if sampling.precision != "tf32":
+        name += f"_{sampling.precision}"
     return name
 
 
@@ -100,6 +119,11 @@ def samples(config: StudyConfig, spec: ModelSpec, number: int) -> str:
 def sample_part(index: int) -> str:
     """Name of a part inside a sample set: arrays `images` (uint8 NHWC) and `labels` in an npz."""
     return f"part-{index:05d}.npz"
+
+
+def sample_part_record(index: int) -> str:
+    """Completion mark of a part."""
+    return f"part-{index:05d}.json"
 
 
 def sample_grid(config: StudyConfig, spec: ModelSpec, number: int) -> str:
@@ -117,6 +141,36 @@ def reference(config: StudyConfig) -> str:
     return f"{dataset(config)}/reference"
 
 
+def trained_extractor(config: StudyConfig) -> str:
+    """Completion mark of the feature extractor that was trained on the dataset."""
+    return f"{reference(config)}/extractor-{config.evaluation.extractor}.json"
+
+
+def reference_statistics(config: StudyConfig, reference_hash: str) -> str:
+    """Completion mark of the statistics that samples are measured against."""
+    return f"{reference(config)}/statistics-{config.evaluation.extractor}-{reference_hash}.json"
+
+
+def noise_floor(config: StudyConfig, floor_hash: str) -> str:
+    """The metric of an untrained model's samples, which the sampling protocol decides."""
+    return f"{reference(config)}/noise-floor-{config.evaluation.extractor}-{floor_hash}.json"
+
+
+def weights(name: str) -> str:
+    """Weights that were trained elsewhere and put into the store, such as InceptionV3's."""
+    return f"weights/{name}"
+
+
 def report(config: StudyConfig) -> str:
     """Folder of the study's report."""
     return f"{study(config)}/report"
+
+
+def report_record(config: StudyConfig) -> str:
+    """Completion mark of the report."""
+    return f"{report(config)}/record.json"
+
+
+def pipeline_log(config: StudyConfig) -> str:
+    """All that the steps of a local run printed; written on this machine, whatever the store."""
+    return f"logs/{config.study}.log"

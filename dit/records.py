@@ -64,6 +64,16 @@ class ChannelStats(BaseModel):
     std: tuple[float, ...]
 
 
+class SourceRecord(Record):
+    """What all parts of a preparation must agree on: `datasets/<name>-<hash>/source.json`."""
+
+    kind: str
+    sha256: str
+    """Of the ordered list of keys and labels."""
+    items: int
+    class_names: tuple[str, ...]
+
+
 class ShardRecord(Record):
     """One finished shard; the merge step joins these into the manifest."""
 
@@ -132,6 +142,11 @@ class CheckpointMeta(Record):
     code_version: str
     finite: bool
     files: tuple[FileEntry, ...]
+    loss: float = float("nan")
+    """Mean over the logging window that ended at or before this step, all ranks."""
+    images_per_second: float = 0.0
+    train_seconds: float = 0.0
+    """Summed over all launches that led to this step."""
 
 
 class TrainRecord(Record):
@@ -158,6 +173,20 @@ class TrainRecord(Record):
     tracking_run_id: str | None = None
 
 
+class SamplePartRecord(Record):
+    """A finished part of a sample set: `samples/step-*/<protocol>/part-*.json`; the manifest joins them."""
+
+    config_hash: str
+    checkpoint_sha256: str
+    decoder: str
+    file: FileEntry
+    count: int
+    values_per_channel: int
+    latent_sum: tuple[float, ...]
+    latent_square_sum: tuple[float, ...]
+    seconds: float
+
+
 class SampleSetManifest(Record):
     """A complete sample set: `samples/step-*/<protocol>/manifest.json`."""
 
@@ -175,6 +204,42 @@ class SampleSetManifest(Record):
     latent_mean: tuple[float, ...]
     latent_std: tuple[float, ...]
     files: tuple[FileEntry, ...]
+
+
+class ExtractorRecord(Record):
+    """A feature extractor that was trained on the dataset itself: `reference/extractor-*.json`."""
+
+    config_hash: str
+    file: FileEntry
+    test_accuracy: float
+    """Share of the images left out of its training that it classifies right."""
+    test_images: int
+
+
+class ReferenceRecord(Record):
+    """Reference statistics of one extractor: `reference/statistics-*.json`."""
+
+    config_hash: str
+    source: str
+    source_sha256: str
+    """Of the file the statistics came from, or the dataset's content hash."""
+    extractor: str
+    extractor_sha256: str
+    count: int
+    """Images behind mean and covariance; 0 where the file does not say."""
+    features: int
+    """Images whose own features are kept, for precision and recall; 0 for none."""
+    file: FileEntry
+
+
+class NoiseFloorRecord(Record):
+    """What an untrained model's samples score: `reference/noise-floor-*.json`."""
+
+    config_hash: str
+    metric: str
+    value: float
+    num_samples: int
+    decoder: str
 
 
 class Estimate(BaseModel):
@@ -246,6 +311,8 @@ class Verdict(Record):
     metric: str
     claims: tuple[Claim, ...]
     science_hash: str
+    notes: tuple[str, ...] = ()
+    """What the intervals do not cover."""
 
 
 class ReportRecord(Record):

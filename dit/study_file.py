@@ -23,6 +23,8 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Study
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise MissingError(f"study file {path}: {error.strerror or error}; give the path of a YAML file") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"study file {path}: is not text; give the path of a YAML file") from None
     return load_text(text, overrides, where=str(path))
 
 

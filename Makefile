@@ -1,0 +1,62 @@
+# Everything a person types. Each target builds the environment first; a second time that takes no time.
+
+STUDY ?= configs/digits.yaml
+ROOT ?= runs
+# Overrides of the study file, such as SET="train.steps=400 sampling.num_samples=200".
+SET ?=
+# Arguments for pytest, such as TESTS=tests/unit.
+TESTS ?=
+PORT ?= 5000
+VENV := .venv
+STAMP := $(VENV)/.installed
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help study plan ui test lint format bench env constraints apt clean
+
+help: ## Show this list.
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+study: env ## Run STUDY to its verdict, or what is left of it: minutes for the default, on two CPU cores.
+	@$(BIN)/dit study $(STUDY) --root $(ROOT) $(foreach override,$(SET),--set '$(override)')
+
+plan: env ## Print what STUDY costs: parameters, Gflops, memory and hours. Writes nothing.
+	@$(BIN)/dit plan $(STUDY) $(foreach override,$(SET),--set '$(override)')
+
+ui: env ## Open MLflow on the results below ROOT, at http://127.0.0.1:PORT.
+	@test -f $(ROOT)/mlflow.db || { echo "make: no results below $(ROOT); run 'make study' first" >&2; exit 2; }
+	$(BIN)/mlflow server --backend-store-uri sqlite:///$(abspath $(ROOT))/mlflow.db --port $(PORT)
+
+test: lint ## Check the code and run all tests: under ten minutes on two CPU cores.
+	$(BIN)/python -m pytest $(TESTS)
+
+lint: env ## Check style, types and who imports whom.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+format: env ## Bring the code into its standard form.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: env ## Measure speed against plain references; writes JSON and a table.
+	$(BIN)/python -m bench
+
+env: $(STAMP) ## Build the environment in .venv from constraints.txt, by hash.
+
+$(STAMP): constraints.txt pyproject.toml
+	@.ci/setup $(VENV)
+	@touch $@
+
+constraints: env ## Resolve the dependencies anew; rewrites constraints.txt.
+	$(BIN)/uv pip compile --universal --generate-hashes --extra dev --no-header --no-annotate pyproject.toml -o constraints.txt
+
+apt: ## Debian and Ubuntu, where `python3 -m venv` is missing: install it with the system's package manager.
+	$(if $(filter 0,$(shell id -u)),,sudo) apt-get update
+	$(if $(filter 0,$(shell id -u)),,sudo) apt-get install --yes --no-install-recommends python3 python3-venv
+
+clean: ## Remove the environment and all caches; results below ROOT stay.
+	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

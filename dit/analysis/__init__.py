@@ -1,0 +1,1 @@
+"""From records to a verdict, a price and a report. Torch-free."""

@@ -1,0 +1,74 @@
+"""Logarithmic axes for the report's charts: ranges with room for labels, ticks that read plainly, one layout."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+Figure = dict[str, Any]
+Range = tuple[float, float]
+"""An axis' ends as powers of ten."""
+
+PLOT_HEIGHT = 330
+"""Pixels between the y axis' ends."""
+
+
+def padded(values: Iterable[float], below: float, above: float) -> Range:
+    """log10 of the finite positive values' ends, with room of these shares of the span on both sides."""
+    logs = [math.log10(value) for value in values if value > 0 and math.isfinite(value)] or [0.0]
+    span = max(max(logs) - min(logs), 0.1)
+    return min(logs) - below * span, max(logs) + above * span
+
+
+def log_layout(x_title: str, y_title: str, x_range: Range, y_range: Range) -> Figure:
+    """Two logarithmic axes on a ground that lets the page's colours through."""
+    axis = {
+        "type": "log",
+        "gridcolor": "@grid",
+        "linecolor": "@axis",
+        "zeroline": False,
+        "showline": True,
+        "ticks": "outside",
+        "tickcolor": "@axis",
+        "fixedrange": False,
+        "automargin": True,
+        "minor": {"showgrid": False},
+    }
+    return {
+        "height": PLOT_HEIGHT + 110,
+        "margin": {"l": 56, "r": 16, "t": 44, "b": 52},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"family": "system-ui, sans-serif", "size": 13, "color": "@ink"},
+        "hoverlabel": {"bgcolor": "@surface", "bordercolor": "@axis", "font": {"color": "@ink"}},
+        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "font": {"size": 12}},
+        "xaxis": axis | {"title": {"text": x_title, "standoff": 8}, "range": list(x_range)} | log_ticks(x_range),
+        "yaxis": axis | {"title": {"text": y_title, "standoff": 8}, "range": list(y_range)} | log_ticks(y_range),
+    }
+
+
+def log_ticks(span: Range) -> Figure:
+    """Ticks at 1, 2 and 5 times a power of ten, or at the powers alone where those are many, written plainly."""
+    decades = span[1] - span[0]
+    factors = (1,) if decades > 4 else (1, 3) if decades > 2.2 else (1, 2, 5) if decades > 0.6 else range(1, 10)
+    ticks = [
+        factor * 10.0**power
+        for power in range(math.floor(span[0]), math.ceil(span[1]) + 1)
+        for factor in factors
+        if span[0] <= math.log10(factor * 10.0**power) <= span[1]
+    ]
+    return {"tickmode": "array", "tickvals": ticks, "ticktext": [short(tick) for tick in ticks]}
+
+
+def step_ticks(steps: Sequence[int]) -> Figure:
+    """A tick at each of these training steps."""
+    return {"tickmode": "array", "tickvals": list(steps), "ticktext": [short(step) for step in steps]}
+
+
+def short(value: float) -> str:
+    """`20k`, `1.5M`."""
+    for size, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.4g}{prefix}"
+    return f"{value:.4g}"

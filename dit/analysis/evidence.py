@@ -1,0 +1,135 @@
+"""What the report shows beside the numbers: sample grids, loss curves, and what the results were made from."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import math
+import struct
+from dataclasses import dataclass
+
+from dit import __version__, layout
+from dit.analysis.results import Results
+from dit.config import StudyConfig, digest
+from dit.errors import MissingError
+from dit.records import CheckpointMeta, DatasetManifest, SampleSetManifest
+from dit.storage import Store, read_record
+from dit.tracking.journal import Entry, points
+from dit.variants import ModelSpec
+
+LARGEST_GRID_BYTES = 400_000
+LARGEST_GRID_SIDE = 1024
+CURVE_POINTS = 300
+"""A loss curve is drawn through this many means at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """A preview of a sample set, ready for an <img>."""
+
+    source: str
+    """A data URI."""
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Everything but the metrics; a part that the store no longer has is left out of the report."""
+
+    grids: dict[tuple[str, int], Grid]
+    """(variant, step) -> preview."""
+    losses: dict[str, list[tuple[float, float]]]
+    """Variant -> (step, training loss), thinned."""
+    samples: dict[tuple[str, int], SampleSetManifest]
+    dataset: DatasetManifest | None
+    code_versions: tuple[str, ...]
+    """Of the programs that trained the evaluated checkpoints."""
+
+
+def inputs_hash(results: Results, store: Store) -> str:
+    """Changes when anything does that the report is made from; reads no image."""
+    config = results.config
+    journals = [layout.journal(config, spec) for spec in config.specs]
+    manifests = [_sample_set(config, store, variant.spec, record.step) for variant, record in results.rows()]
+    return digest(
+        {
+            "program": __version__,
+            "study": config.to_yaml(),
+            "trained": [_hash(variant.train.to_json()) for variant in results.variants],
+            "metrics": [_hash(record.to_json()) for _, record in results.rows()],
+            "samples": [_hash(manifest.to_json()) if manifest else None for manifest in manifests],
+            "journals": [store.size(key) if store.exists(key) else None for key in journals],
+        }
+    )
+
+
+def load_evidence(results: Results, store: Store) -> Evidence:
+    """Read what is there."""
+    config = results.config
+    grids, samples = {}, {}
+    versions: set[str] = set()
+    for variant, record in results.rows():
+        place = variant.spec.name, record.step
+        key = layout.sample_grid(config, variant.spec, record.step)
+        if store.exists(key):
+            grids[place] = embed(store.read(key))
+        if manifest := _sample_set(config, store, variant.spec, record.step):
+            samples[place] = manifest
+        meta_key = f"{layout.checkpoint(config, variant.spec, record.step)}/{layout.META}"
+        if meta := read_record(store, meta_key, CheckpointMeta):
+            versions.add(meta.code_version)
+    return Evidence(
+        grids=grids,
+        losses={spec.name: curve for spec in config.specs if (curve := _loss_curve(config, store, spec))},
+        samples=samples,
+        dataset=read_record(store, f"{layout.dataset(config)}/{layout.MANIFEST}", DatasetManifest),
+        code_versions=tuple(sorted(versions)),
+    )
+
+
+def embed(png: bytes) -> Grid:
+    """A PNG as a data URI; one too large for a page becomes a smaller JPEG."""
+    width, height = struct.unpack(">II", png[16:24])
+    if len(png) <= LARGEST_GRID_BYTES:
+        return Grid(_data_uri("png", png), width, height)
+    from PIL import Image
+
+    with Image.open(io.BytesIO(png)) as image:
+        image.thumbnail((LARGEST_GRID_SIDE, LARGEST_GRID_SIDE), Image.Resampling.LANCZOS)
+        smaller = io.BytesIO()
+        image.convert("RGB").save(smaller, "JPEG", quality=88)
+        return Grid(_data_uri("jpeg", smaller.getvalue()), image.width, image.height)
+
+
+def thin(points: list[tuple[int, float]], most: int = CURVE_POINTS) -> list[tuple[float, float]]:
+    """Means of neighbouring points, so many in one that at most `most` are left."""
+    size = -(-len(points) // most)
+    runs = [points[i : i + size] for i in range(0, len(points), size)] if points else []
+    return [(sum(step for step, _ in run) / len(run), sum(value for _, value in run) / len(run)) for run in runs]
+
+
+def _sample_set(config: StudyConfig, store: Store, spec: ModelSpec, step: int) -> SampleSetManifest | None:
+    return read_record(store, f"{layout.samples(config, spec, step)}/{layout.MANIFEST}", SampleSetManifest)
+
+
+def _loss_curve(config: StudyConfig, store: Store, spec: ModelSpec) -> list[tuple[float, float]]:
+    """From the journal; where a restart logged a step again, the later value counts."""
+    try:
+        lines = store.read(layout.journal(config, spec)).splitlines()
+    except MissingError:
+        return []
+    entries = [entry for line in lines if (entry := Entry.from_line(line))]
+    losses = {
+        point.step: point.value for point in points(entries) if point.key == "loss" and math.isfinite(point.value)
+    }
+    return thin(sorted(losses.items()))
+
+
+def _data_uri(kind: str, data: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

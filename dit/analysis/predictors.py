@@ -1,0 +1,128 @@
+"""Which axis a metric follows: linear fits of its logarithm on log Gflops and on log parameters, compared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Vector = NDArray[np.float64]
+
+DRAWS = 4000
+SMALLEST_SHARE = 0.01
+"""A replicate below this share of its value is raised to it, so that its logarithm exists."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """log metric = intercept + slope x log predictor, by least squares over the variants."""
+
+    slope: float
+    """Exponent of the power law: negative where the metric falls as the predictor grows."""
+    intercept: float
+    slope_low: float
+    slope_high: float
+    r2: float
+    loo_rmse: float | None
+    """Root mean square error, in log units, for each variant from a fit to the others; None where it is undefined."""
+    spearman: float
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Both fits, and by how much more of the metric's variance Gflops explain than parameters do."""
+
+    gflops: Fit
+    parameters: Fit
+    difference: float
+    """R² with log Gflops less R² with log parameters; its sign is that of the difference in residual error."""
+    low: float
+    high: float
+
+
+def compare(
+    gflops: Sequence[float],
+    parameters: Sequence[float],
+    values: Sequence[float],
+    replicates: Sequence[Sequence[float]],
+    confidence: float,
+) -> Comparison:
+    """Fit and compare; all sequences are over variants, `replicates` holding each one's bootstrap replicates.
+
+    The intervals come from a joint bootstrap: each draw takes one replicate of every variant, independently, and
+    fits both lines to them. `values` and both predictors must be positive.
+    """
+    log_gflops, log_parameters = np.log(np.asarray(gflops)), np.log(np.asarray(parameters))
+    point = np.log(np.asarray(values, dtype=np.float64))
+    draws = _draw(values, replicates)
+    tails = [(1 - confidence) / 2, (1 + confidence) / 2]
+    differences = _r2(log_gflops, draws) - _r2(log_parameters, draws)
+    low, high = np.quantile(differences, tails)
+    first, second = _fit(log_gflops, point, draws, tails), _fit(log_parameters, point, draws, tails)
+    return Comparison(first, second, first.r2 - second.r2, float(low), float(high))
+
+
+def _draw(values: Sequence[float], replicates: Sequence[Sequence[float]]) -> NDArray[np.float64]:
+    """Log replicates [DRAWS, variants]; a fixed seed, so that a verdict can be repeated."""
+    generator = np.random.default_rng(0)
+    columns = [
+        generator.choice(np.maximum(np.asarray(own, dtype=np.float64), SMALLEST_SHARE * value), size=DRAWS)
+        for value, own in zip(values, replicates, strict=True)
+    ]
+    draws: NDArray[np.float64] = np.log(np.stack(columns, axis=1))
+    return draws
+
+
+def _fit(x: Vector, y: Vector, draws: NDArray[np.float64], tails: list[float]) -> Fit:
+    slope = float(_slope(x, y[None])[0])
+    low, high = np.quantile(_slope(x, draws), tails)
+    return Fit(
+        slope=slope,
+        intercept=float(y.mean() - slope * x.mean()),
+        slope_low=float(low),
+        slope_high=float(high),
+        r2=float(_r2(x, y[None])[0]),
+        loo_rmse=_leave_one_out(x, y, slope),
+        spearman=float(_correlation(_ranks(x), _ranks(y)[None])[0]),
+    )
+
+
+def _slope(x: Vector, rows: NDArray[np.float64]) -> Vector:
+    centred = x - x.mean()
+    spread = centred @ centred
+    slopes: Vector = rows @ centred / spread if spread else np.zeros(len(rows))
+    return slopes
+
+
+def _correlation(x: Vector, rows: NDArray[np.float64]) -> Vector:
+    """Pearson's correlation of `x` with each row; 0 where either does not vary."""
+    centred = x - x.mean()
+    deviations = rows - rows.mean(axis=1, keepdims=True)
+    spread = np.sqrt((centred @ centred) * (deviations**2).sum(axis=1))
+    correlation: Vector = np.divide(deviations @ centred, spread, out=np.zeros(len(rows)), where=spread > 0)
+    return correlation
+
+
+def _r2(x: Vector, rows: NDArray[np.float64]) -> Vector:
+    return _correlation(x, rows) ** 2
+
+
+def _leave_one_out(x: Vector, y: Vector, slope: float) -> float | None:
+    """By the hat matrix: a variant's residual when it is left out is its residual over 1 minus its leverage."""
+    centred = x - x.mean()
+    spread = centred @ centred
+    leverage = 1 / len(x) + (centred**2 / spread if spread else 0.0)
+    if np.any(leverage > 1 - 1e-9):
+        return None
+    residuals = y - y.mean() - slope * centred
+    return float(np.sqrt(np.mean((residuals / (1 - leverage)) ** 2)))
+
+
+def _ranks(values: Vector) -> Vector:
+    """Ranks from 0; equal values share their mean rank."""
+    below = (values[None, :] < values[:, None]).sum(axis=1)
+    equal = (values[None, :] == values[:, None]).sum(axis=1)
+    ranks: Vector = below + (equal - 1) / 2
+    return ranks

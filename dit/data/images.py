@@ -1,0 +1,53 @@
+"""Image files into uint8 arrays, cropped as ADM crops them."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from dit.errors import DataError
+
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"})
+
+UInt8Array = npt.NDArray[np.uint8]
+
+# What Pillow raises on bytes that are no image, or only part of one.
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+
+
+class CorruptImageError(DataError):
+    """An image file that cannot be decoded."""
+
+
+def decode_image(data: bytes, image_size: int, channels: int, name: str) -> UInt8Array:
+    """Decode and crop an image file to [image_size, image_size, channels], RGB or grey.
+
+    Raises CorruptImageError, which names the image, for bytes that are no whole image.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            converted = image.convert("RGB" if channels == 3 else "L")
+        cropped = centre_crop(converted, image_size)
+    except _UNREADABLE as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise CorruptImageError(f"{name}: cannot be read as an image: {reason}") from None
+    return np.asarray(cropped, dtype=np.uint8).reshape(image_size, image_size, channels)
+
+
+def centre_crop(image: Image.Image, size: int) -> Image.Image:
+    """ADM's crop (Dhariwal & Nichol 2021): halve by boxes while twice too large, bicubic to the short side, centre.
+
+    The halving averages whole pixels, so that a large photograph is not aliased by the bicubic step.
+    """
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    width, height = round(image.width * scale), round(image.height * scale)
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (width - size) // 2, (height - size) // 2
+    return image.crop((left, top, left + size, top + size))

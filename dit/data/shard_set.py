@@ -1,0 +1,180 @@
+"""A prepared dataset, read by position: verified once, then gathered out of memory-mapped shards."""
+
+from __future__ import annotations
+
+import math
+import mmap
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+from numpy.lib.stride_tricks import as_strided
+
+from dit import layout
+from dit.config import StudyConfig
+from dit.data.shards import ALIGNMENT, ShardIndex, read_header
+from dit.data.verify import Expected, verify_files
+from dit.errors import DataError, MismatchError, MissingError
+from dit.records import DatasetManifest, ShardRecord
+from dit.storage import Store, read_record
+from dit.storage_base import local_errors
+
+# Remote shards are fetched this many at a time.
+_DOWNLOADS = 8
+
+
+class MappedShard:
+    """One local shard: any samples' values by one vectorised copy out of the mapped tar."""
+
+    def __init__(self, path: Path, index: ShardIndex, views: int, name: str) -> None:
+        """`views` is in how many equal parts a sample's values are read: 2 for an image and its mirror image."""
+        with local_errors(path), open(path, "rb") as file:
+            _check_header(file, index, name)
+            mapped = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.uint8)
+        row = index.sample_bytes // views
+        # All begin at multiples of this, so that one overlapping view has a row for each place where values can begin,
+        # and numpy's indexing by rows is a gather at arbitrary offsets.
+        unit = math.gcd(ALIGNMENT, row)
+        if int(index.offsets.max()) + index.sample_bytes > mapped.size or (index.offsets % unit).any():
+            raise DataError(f"{name}: its index points outside of it; delete both and run `dit prepare` again")
+        self._rows = as_strided(mapped, ((mapped.size - row) // unit + 1, row), (unit, 1), writeable=False)
+        self._first = index.offsets // unit
+        self._view_units = row // unit
+
+    def gather(self, samples: npt.NDArray[np.int64], views: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        """Bytes [N, row] of the given view of the given samples."""
+        rows: npt.NDArray[np.uint8] = self._rows[self._first[samples] + views * self._view_units]
+        return rows
+
+
+class ShardSet:
+    """All samples of a dataset, numbered through its shards."""
+
+    def __init__(self, manifest: DatasetManifest, paths: list[Path], indices: list[ShardIndex]) -> None:
+        """Map shards that are verified; `open` is the way to get one."""
+        self.manifest = manifest
+        self.labels = np.concatenate([index.labels for index in indices]).astype(np.int64)
+        """[count] class of every sample."""
+        self.is_pixels = indices[0].dtype == np.uint8
+        """Whether samples are images uint8 [C, H, W], or posterior moments float16 [M, 2C, h, w]."""
+        _check_shapes(manifest, indices)
+        self._views = 1 if self.is_pixels else indices[0].shape[0]
+        self._shape = indices[0].shape if self.is_pixels else indices[0].shape[1:]
+        self._dtype = indices[0].dtype
+        self._ends = np.cumsum([len(index.labels) for index in indices])
+        self._shards = [
+            MappedShard(path, index, self._views, shard.name)
+            for path, index, shard in zip(paths, indices, manifest.shards, strict=True)
+        ]
+
+    @classmethod
+    def open(cls, store: Store, config: StudyConfig, *, show_progress: bool = True) -> Self:
+        """The study's dataset, with local copies of remote shards; every copy is hashed once, before its first use.
+
+        Raises MissingError when it is not prepared, MismatchError for one made by another configuration, DataError
+        naming the first shard that is truncated or altered.
+        """
+        manifest = read_manifest(store, config)
+        if manifest is None:
+            raise MissingError(
+                f"{store.url}/{layout.dataset(config)}: no complete dataset; run `dit prepare` with this study first"
+            )
+        folder = layout.dataset(config)
+
+        def fetch(numbered: tuple[int, ShardRecord]) -> tuple[Expected, Expected]:
+            number, shard = numbered
+            tar, index = f"{folder}/{shard.name}", f"{folder}/{layout.shard_index(number)}"
+            return (
+                Expected(tar, store.local(tar, shard.sha256), shard.sha256, shard.bytes),
+                Expected(index, store.local(index, shard.index_sha256), shard.index_sha256),
+            )
+
+        with ThreadPoolExecutor(_DOWNLOADS) as pool:
+            fetched = list(pool.map(fetch, enumerate(manifest.shards)))
+        verify_files([file for pair in fetched for file in pair], show=show_progress)
+        indices = [ShardIndex.read(index.path, index.name) for _, index in fetched]
+        return cls(manifest, [tar.path for tar, _ in fetched], indices)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def gather(
+        self, indices: npt.NDArray[np.int64], mirrored: npt.NDArray[np.bool_]
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+        """Values and labels of the samples at `indices` [N], of the mirror image where `mirrored` [N].
+
+        Values are moments float16 [N, 2C, h, w] or pixels uint8 [N, C, H, W]. Nothing may be mirrored in a dataset of
+        moments that was prepared without mirror images.
+        """
+        stored = mirrored & (not self.is_pixels)
+        values = self._gather_bytes(indices, stored.astype(np.int64)).view(self._dtype).reshape(-1, *self._shape)
+        if self.is_pixels and mirrored.any():
+            values[mirrored] = values[mirrored][..., ::-1]
+        return values, self.labels[indices]
+
+    def images(self, batch: int) -> Iterator[tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]]:
+        """A pixel dataset's images uint8 [N, H, W, C] and labels [N], once each, in the shards' order.
+
+        An autoencoder's dataset does not hold its images: `sources.iter_source_images` reads them again.
+        """
+        if not self.is_pixels:
+            raise DataError(
+                f"dataset {self.manifest.name}: its shards hold latents, not images; read them at the source"
+            )
+        for start in range(0, len(self), batch):
+            chosen = np.arange(start, min(start + batch, len(self)))
+            pixels, labels = self.gather(chosen, np.zeros(len(chosen), dtype=np.bool_))
+            yield np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)), labels
+
+    def _gather_bytes(self, indices: npt.NDArray[np.int64], views: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        shard_of = np.searchsorted(self._ends, indices, side="right")
+        local = indices - np.concatenate([[0], self._ends])[shard_of]
+        if len(self._shards) == 1:
+            return self._shards[0].gather(local, views)
+        order = np.argsort(shard_of, kind="stable")
+        touched, starts = np.unique(shard_of[order], return_index=True)
+        out: npt.NDArray[np.uint8] | None = None
+        for shard, positions in zip(touched, np.split(order, starts[1:]), strict=True):
+            rows = self._shards[shard].gather(local[positions], views[positions])
+            out = np.empty((len(indices), rows.shape[1]), dtype=np.uint8) if out is None else out
+            out[positions] = rows
+        return out if out is not None else np.empty((0, 0), dtype=np.uint8)
+
+
+def read_manifest(store: Store, config: StudyConfig) -> DatasetManifest | None:
+    """The dataset's manifest, None while there is none; MismatchError for one made by another configuration."""
+    key = f"{layout.dataset(config)}/{layout.MANIFEST}"
+    manifest = read_record(store, key, DatasetManifest)
+    if manifest is not None and manifest.config_hash != config.dataset_hash():
+        raise MismatchError(
+            f"{store.url}/{key}: made by dataset configuration {manifest.config_hash}, this study's is"
+            f" {config.dataset_hash()}; use another root or prepare it again"
+        )
+    return manifest
+
+
+def _check_header(file: Any, index: ShardIndex, name: str) -> None:
+    """The first sample's own header must say what the index says of all."""
+    # Tar puts an array at a multiple of 512; its header fills what lies between that and the values.
+    file.seek((int(index.offsets[0]) - 1) // 512 * 512)
+    try:
+        _, shape, dtype = read_header(file)
+    except ValueError:
+        shape, dtype = (), np.dtype(np.void)
+    if (shape, dtype, file.tell()) != (index.shape, index.dtype, int(index.offsets[0])):
+        raise DataError(f"{name}: its index belongs to another shard; delete both and run `dit prepare` again")
+
+
+def _check_shapes(manifest: DatasetManifest, indices: list[ShardIndex]) -> None:
+    """Shards must agree with each other and with the manifest on what a sample is and how many there are."""
+    channels, size = manifest.latent_channels, manifest.latent_size
+    is_pixels = not manifest.codec_sha256
+    shape = (channels, size, size) if is_pixels else (1 + manifest.mirror, 2 * channels, size, size)
+    dtype = np.dtype(np.uint8 if is_pixels else "<f2")
+    for index, shard in zip(indices, manifest.shards, strict=True):
+        labels_fit = index.labels.min() >= 0 and index.labels.max() < manifest.classes
+        if (index.shape, index.dtype, len(index.labels)) != (shape, dtype, shard.count) or not labels_fit:
+            raise DataError(f"{shard.name}: not the samples that the manifest describes; prepare the dataset again")

@@ -1,0 +1,137 @@
+"""The shard format: a WebDataset tar, and beside it an index of where each sample's array begins."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+import numpy as np
+import numpy.typing as npt
+from webdataset.writer import TarWriter
+
+from dit.errors import DataError
+
+MOMENTS = "moments.npy"
+PIXELS = "pixels.npy"
+LABEL = "cls"
+# Tar members begin at multiples of 512 bytes, and numpy pads its header to a multiple of 64.
+ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """Where a shard's samples are and what they are; all samples have one shape and type."""
+
+    keys: npt.NDArray[np.bytes_]
+    """[N] UTF-8."""
+    labels: npt.NDArray[np.int32]
+    """[N]"""
+    offsets: npt.NDArray[np.int64]
+    """[N] first byte of the array's values in the tar, past numpy's header; a multiple of ALIGNMENT."""
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def sample_bytes(self) -> int:
+        """Bytes of one sample's values."""
+        return int(np.prod(self.shape)) * self.dtype.itemsize
+
+    def to_bytes(self) -> bytes:
+        """An npz of little-endian arrays, equal bytes for equal indices."""
+        buffer = io.BytesIO()
+        np.savez(
+            buffer,
+            keys=self.keys,
+            labels=self.labels.astype("<i4"),
+            offsets=self.offsets.astype("<i8"),
+            shape=np.array(self.shape, dtype="<i8"),
+            dtype=np.array(self.dtype.str.encode()),
+        )
+        return buffer.getvalue()
+
+    @classmethod
+    def read(cls, file: Path | BinaryIO, where: str) -> Self:
+        """Parse what `to_bytes` wrote; DataError naming the file for anything else."""
+        try:
+            with np.load(file, allow_pickle=False) as arrays:
+                return cls(
+                    keys=arrays["keys"],
+                    labels=arrays["labels"],
+                    offsets=arrays["offsets"],
+                    shape=tuple(int(side) for side in arrays["shape"]),
+                    dtype=np.dtype(arrays["dtype"].item().decode()),
+                )
+        except (ValueError, KeyError, EOFError, OSError, TypeError) as error:
+            raise DataError(f"{where}: not a shard index ({error}); delete it and run `dit prepare` again") from None
+
+
+class ShardWriter:
+    """Writes one shard; the same samples give the same bytes on every machine."""
+
+    def __init__(self, path: Path, member: str) -> None:
+        self._path, self._member = path, member
+        self._file = open(path, "wb")  # noqa: SIM115 (closed by __exit__)
+        self._tar = TarWriter(self._file, mtime=0)
+        self._keys: list[str] = []
+        self._labels: list[int] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._tar.close()
+        finally:
+            self._file.close()
+
+    def add(self, key: str, label: int, values: npt.NDArray[Any]) -> None:
+        """Append one sample."""
+        self._tar.write({"__key__": key, self._member: np.ascontiguousarray(values), LABEL: str(label)})
+        self._keys.append(key)
+        self._labels.append(label)
+
+    def index(self) -> ShardIndex:
+        """The finished shard's index, from the offsets that the tar itself holds; after leaving the context."""
+        offsets, shape, dtype = scan(self._path, self._member)
+        keys = np.array([key.encode() for key in self._keys])
+        return ShardIndex(keys, np.array(self._labels, dtype=np.int32), offsets, shape, dtype)
+
+
+def scan(path: Path, member: str) -> tuple[npt.NDArray[np.int64], tuple[int, ...], np.dtype[Any]]:
+    """Offsets of the values in all members `*.<member>` of a tar, and the shape and type that they share."""
+    offsets: list[int] = []
+    headers: set[tuple[int, tuple[int, ...], np.dtype[Any]]] = set()
+    with open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
+        starts = [info.offset_data for info in archive if info.name.endswith(f".{member}")]
+        for start in starts:
+            file.seek(start)
+            headers.add(read_header(file))
+            offsets.append(file.tell())
+    if len(headers) != 1:
+        raise DataError(f"{path}: samples of {len(headers)} shapes or types, a shard holds one")
+    _, shape, dtype = headers.pop()
+    return np.array(offsets, dtype=np.int64), shape, dtype
+
+
+def read_header(file: BinaryIO) -> tuple[int, tuple[int, ...], np.dtype[Any]]:
+    """Length, shape and type of a numpy file's header, which ends where the file then stands; ValueError for none."""
+    start = file.tell()
+    version = np.lib.format.read_magic(file)
+    if version != (1, 0):
+        raise ValueError(f"numpy file format {version}")
+    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
+    if fortran_order:
+        raise ValueError("Fortran order")
+    return file.tell() - start, shape, dtype
+
+
+def join_labels(indices: Sequence[ShardIndex]) -> npt.NDArray[np.int64]:
+    """Labels of all shards' samples, in order, as torch wants them."""
+    return np.concatenate([index.labels for index in indices]).astype(np.int64)

@@ -1,0 +1,93 @@
+"""Where images come from: digits, a folder or tar files, listed in a fixed shuffled order."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from dit.config import DatasetConfig, FolderSource, StudyConfig, TarSource
+from dit.data.images import CorruptImageError, UInt8Array
+from dit.data.items import Item, Source, file_loader, is_image, load_ahead
+from dit.data.keys import readable, unique_keys
+from dit.data.tar_source import open_tars
+from dit.errors import InputError, MissingError
+from dit.storage_base import local_errors
+
+
+def open_source(dataset: DatasetConfig) -> Source:
+    """List the source's images and shuffle them by `dataset.shuffle_seed`.
+
+    Raises MissingError when it is not there, InputError when it does not hold `dataset.classes` classes.
+    """
+    source = _unordered(dataset)
+    if len(source.class_names) != dataset.classes:
+        raise InputError(
+            f"dataset.classes={dataset.classes}, but the source has {len(source.class_names)} classes;"
+            " correct the study file or the source's path"
+        )
+    order = np.random.Generator(np.random.PCG64(dataset.shuffle_seed)).permutation(len(source.items))
+    items = [source.items[i] for i in order]
+    return Source(source.kind, source.class_names, items, source.load)
+
+
+def iter_source_images(config: StudyConfig) -> Iterator[tuple[str, UInt8Array, int]]:
+    """Key, cropped image [image_size, image_size, channels] and label of every readable image, in the shards' order.
+
+    The images as they were before any codec, for reference statistics. Raises as `open_source`.
+    """
+    source = open_source(config.dataset)
+    for item, image in load_ahead(source, source.items):
+        if not isinstance(image, CorruptImageError):
+            yield item.key, image, item.label
+
+
+def _unordered(dataset: DatasetConfig) -> Source:
+    match dataset.source:
+        case FolderSource():
+            return _folder(dataset, dataset.source)
+        case TarSource():
+            return open_tars(dataset, dataset.source)
+        case _:
+            return _digits()
+
+
+def _digits() -> Source:
+    """scikit-learn's digits: grey levels 0..16 on 8x8 pixels, spread over 0..255."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
+    items = [Item(f"digit-{i:04d}", int(label), f"digit-{i:04d}", "", i) for i, label in enumerate(digits.target)]
+    return Source("digits", tuple(str(name) for name in digits.target_names), items, lambda item: images[item.offset])
+
+
+def _folder(dataset: DatasetConfig, config: FolderSource) -> Source:
+    """Class folders in sorted order, as torchvision's ImageFolder numbers them; images at any depth below them."""
+    root = Path(config.path).expanduser()
+    if not root.is_dir():
+        raise MissingError(f"dataset.source.path: {root} is no folder; put the images there, one folder per class")
+    with local_errors(root):
+        class_names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and entry.name[0] != ".")
+        found = [(label, path) for label, name in enumerate(class_names) for path in _images_below(root / name)]
+    stems = [(class_names[label], os.path.splitext(path)[0].split("/", 1)[1]) for label, path in found]
+    items = [
+        Item(key, label, readable(path), str(root / path))
+        for key, (label, path) in zip(unique_keys(stems), found, strict=True)
+    ]
+    return Source("folder", tuple(map(readable, class_names)), items, file_loader(dataset))
+
+
+def _images_below(folder: Path) -> list[str]:
+    """Paths relative to the folder's parent, sorted; InputError when there are none."""
+    paths = [
+        os.path.relpath(os.path.join(place, name), folder.parent)
+        for place, _, names in os.walk(folder, followlinks=True)
+        for name in names
+        if is_image(name)
+    ]
+    if not paths:
+        raise InputError(f"{folder}: a class folder without images; fill or remove it")
+    return sorted(paths)

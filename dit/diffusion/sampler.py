@@ -1,0 +1,151 @@
+"""Reverse diffusion: ancestral DDPM with learned variance, DDIM, and classifier-free guidance over both.
+
+Nothing is clipped: latents are not bounded. Shapes: N batch, C channels, H and W sides of the latent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dit.config import SamplingConfig
+from dit.diffusion.schedule import Schedule
+
+Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(x_NCHW, t_N in training steps, y_N) -> [N, 2C, H, W]: predicted noise, then the variance's position v."""
+
+NoiseSource = Callable[[int], Tensor]
+"""0 -> the initial noise x_T [N, C, H, W]; i -> the noise of the i-th reverse step, counted from 1."""
+
+NO_GUIDANCE = 1.0
+_FIRST_CHANNELS = 3
+_REVERSE = ("reverse_mean_coef1", "reverse_mean_coef2", "posterior_log_variance_clipped", "log_betas")
+_PREDICT = ("sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod")
+
+
+class Progress(Protocol):
+    """What `sample` reports to, such as a progress bar."""
+
+    def advance(self, n: int = 1) -> None:
+        """`n` more reverse steps are done."""
+
+
+class Reverse(NamedTuple):
+    """The Gaussian p(x_{t-1} | x_t), each [N, C, H, W]."""
+
+    mean: Tensor
+    log_variance: Tensor
+
+
+def p_mean_variance(schedule: Schedule, output_N2CHW: Tensor, x_t_NCHW: Tensor, k_N: Tensor) -> Reverse:
+    """The model's reverse step from x_t (DDPM eq. 11 with Nichol & Dhariwal eq. 15).
+
+    `k_N` int64 are steps of this chain, not of the training chain.
+    """
+    return _reverse(tuple(schedule.gather(_REVERSE, k_N)), output_N2CHW, x_t_NCHW)
+
+
+def predict_x0(schedule: Schedule, x_t_NCHW: Tensor, k_N: Tensor, noise_NCHW: Tensor) -> Tensor:
+    """The data that x_t would come from if `noise_NCHW` were its noise; the inverse of `losses.diffuse`."""
+    recip, recipm1 = schedule.gather(_PREDICT, k_N)
+    return recip * x_t_NCHW - recipm1 * noise_NCHW
+
+
+@torch.inference_mode()
+def sample(
+    denoise: Denoiser,
+    schedule: Schedule,
+    noise: NoiseSource,
+    labels_N: Tensor,
+    config: SamplingConfig,
+    null_label: int,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Latents x_0 [N, C, H, W], float32, on the device of the noise.
+
+    `schedule` is the training chain, or that chain respaced to `config.steps` already. At guidance 1.0 the model sees
+    the batch once, without a null half. Raises ConfigError where the chain cannot be respaced to `config.steps`.
+    """
+    chain = schedule.respaced(config.steps, ddim=config.sampler == "ddim")
+    x_NCHW = noise(0).float()
+    predict = _guided(denoise, labels_N.to(x_NCHW.device), config, null_label)
+    advance = _ddim(chain, config.eta) if config.sampler == "ddim" else _ancestral(chain)
+    timesteps = torch.from_numpy(chain.timestep_map).to(x_NCHW.device)
+    last = len(chain) - 1
+    for i, k in enumerate(range(last, -1, -1), start=1):
+        output_N2CHW = predict(x_NCHW, timesteps[k])
+        x_NCHW, scale = advance(output_N2CHW, x_NCHW, k)
+        if scale is not None:
+            x_NCHW = torch.addcmul(x_NCHW, scale, noise(i))
+        if progress is not None:
+            progress.advance()
+    return x_NCHW
+
+
+def guide(output_2N: Tensor, scale: float, channels: int) -> Tensor:
+    """Classifier-free guidance (Ho & Salimans 2022) of the first `channels` of the predicted noise.
+
+    `output_2N` [2N, 2C, H, W] holds the conditional half, then the unconditional one. All other channels, the variance's
+    among them, are the conditional half's.
+    """
+    conditional, unconditional = output_2N.chunk(2)
+    guided = torch.lerp(unconditional[:, :channels], conditional[:, :channels], scale)
+    return torch.cat([guided, conditional[:, channels:]], dim=1)
+
+
+def _guided(
+    denoise: Denoiser, labels_N: Tensor, config: SamplingConfig, null_label: int
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """(x_NCHW, scalar training step) -> float32 output [N, 2C, H, W] with the guidance that is asked for."""
+    if config.cfg_scale == NO_GUIDANCE:
+        return lambda x, t: denoise(x, t.expand(len(x)), labels_N).float()
+    labels_2N = torch.cat([labels_N, torch.full_like(labels_N, null_label)])
+
+    def predict(x_NCHW: Tensor, t: Tensor) -> Tensor:
+        output_2N = denoise(torch.cat([x_NCHW, x_NCHW]), t.expand(len(labels_2N)), labels_2N).float()
+        channels = x_NCHW.shape[1]
+        guided = channels if config.guided_channels == "all" else min(_FIRST_CHANNELS, channels)
+        return guide(output_2N, config.cfg_scale, guided)
+
+    return predict
+
+
+_Advance = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor | None]]
+"""(output, x_t, step) -> mean of x_{t-1} and the factor of fresh noise, None where there is none."""
+
+
+def _ancestral(chain: Schedule) -> _Advance:
+    coefficients = np.stack([getattr(chain, name) for name in _REVERSE], axis=1).tolist()
+
+    def advance(output_N2CHW: Tensor, x_t_NCHW: Tensor, k: int) -> tuple[Tensor, Tensor | None]:
+        mean, log_variance = _reverse(coefficients[k], output_N2CHW, x_t_NCHW)
+        return mean, torch.exp(0.5 * log_variance) if k > 0 else None
+
+    return advance
+
+
+def _ddim(chain: Schedule, eta: float) -> _Advance:
+    """Song et al. 2021, eq. 12 and 16; at eta 0 without noise."""
+    bar, previous = chain.alphas_cumprod, chain.alphas_cumprod_prev
+    sigma = eta * np.sqrt((1 - previous) / (1 - bar)) * np.sqrt(1 - bar / previous)
+    signal = np.sqrt(previous / bar)
+    direction = np.sqrt(1 - previous - sigma**2) - signal * np.sqrt(1 - bar)
+    coefficients = np.stack([signal, direction, sigma], axis=1).tolist()
+
+    def advance(output_N2CHW: Tensor, x_t_NCHW: Tensor, k: int) -> tuple[Tensor, Tensor | None]:
+        signal_k, direction_k, sigma_k = coefficients[k]
+        epsilon = output_N2CHW.chunk(2, dim=1)[0]
+        return signal_k * x_t_NCHW + direction_k * epsilon, x_t_NCHW.new_tensor(sigma_k) if sigma_k else None
+
+    return advance
+
+
+def _reverse(coefficients: tuple[Tensor, ...] | list[float], output_N2CHW: Tensor, x_t_NCHW: Tensor) -> Reverse:
+    from_x, from_noise, low, high = coefficients
+    epsilon, v = output_N2CHW.chunk(2, dim=1)
+    mean = from_x * x_t_NCHW - from_noise * epsilon
+    return Reverse(mean, low + (0.5 * (v + 1)) * (high - low))

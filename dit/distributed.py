@@ -1,0 +1,175 @@
+"""From the environment to rank, world size and device, and the few collectives that stages use.
+
+WORLD_SIZE alone decides whether this process is one of several: a PyTorchJob sets it without LOCAL_RANK, torchrun sets
+both. torch is imported when a session begins, so that a stage that is already complete never pays for it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import lru_cache
+from itertools import count
+from typing import TYPE_CHECKING, TypeVar
+
+from dit.errors import ConfigError, DitError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from torch.distributed.distributed_c10d import Store
+
+T = TypeVar("T")
+
+COLLECTIVE_TIMEOUT = "DIT_COLLECTIVE_TIMEOUT"
+DEFAULT_TIMEOUT_SECONDS = 600
+_session_numbers = count()
+
+
+def environment_world_size() -> int:
+    """How many processes the launcher started; 1 without a launcher. ConfigError for a value that is no count."""
+    return _environment("WORLD_SIZE", 1, minimum=1)
+
+
+def environment_rank() -> int:
+    """This process's number among them; 0 without a launcher."""
+    return _environment("RANK", 0) if environment_world_size() > 1 else 0
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among the processes of a stage, and what they do together.
+
+    At world size 1 every collective returns at once. Collectives raise DitError through `session` when a rank is lost.
+    """
+
+    rank: int
+    world_size: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the rank that writes, logs and draws."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Wait for all ranks, for DIT_COLLECTIVE_TIMEOUT seconds at most."""
+        self.maximum(0)
+
+    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
+        """Replace `tensor` by its sum over ranks, in place, on whatever device it lies."""
+        if self.world_size > 1:
+            import torch.distributed as dist
+
+            dist.all_reduce(tensor)
+        return tensor
+
+    def maximum(self, value: int) -> int:
+        """The largest `value` of all ranks. It passes between hosts and does not wait for an accelerator."""
+        if self.world_size == 1:
+            return value
+        import torch
+        import torch.distributed as dist
+
+        largest = torch.tensor(value, dtype=torch.int64)
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+        return int(largest)
+
+    def broadcast(self, obj: T) -> T:
+        """Rank 0's object, on every rank."""
+        if self.world_size == 1:
+            return obj
+        import torch.distributed as dist
+
+        box = [obj]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+
+@contextmanager
+def session(device: str = "auto") -> Iterator[Ranks]:
+    """Join the other processes, if there are any, and leave them at the end; sessions may follow one another.
+
+    `device` is auto (CUDA where there is one), cpu or cuda. Collectives of tensors on the host go through gloo, those
+    on the GPU through NCCL. A rank that does not answer for DIT_COLLECTIVE_TIMEOUT seconds (600) fails the others.
+
+    Raises ConfigError for an environment that does not add up, DitError when another rank is lost.
+    """
+    world_size, rank = environment_world_size(), environment_rank()
+    local_rank = _environment("LOCAL_RANK", 0)
+    timeout = timedelta(seconds=_environment(COLLECTIVE_TIMEOUT, DEFAULT_TIMEOUT_SECONDS, minimum=1))
+    if rank >= world_size:
+        raise ConfigError(f"RANK={rank} is not below WORLD_SIZE={world_size}; start all ranks with the same launcher")
+    ranks = Ranks(rank, world_size, local_rank, _device(device, local_rank))
+    if world_size == 1:
+        yield ranks
+        return
+
+    import torch.distributed as dist
+
+    try:
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if ranks.device.type == "cuda" else "gloo",
+            store=_fresh_store(timeout),
+            rank=rank,
+            world_size=world_size,
+            timeout=timeout,
+        )
+        yield ranks
+    except RuntimeError as error:
+        if not _lost_contact(error):
+            raise
+        raise DitError(
+            f"lost contact with the other ranks ({str(error).splitlines()[0][:200]}); the first rank that failed says"
+            " why, and the same command goes on where it stopped"
+        ) from error
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _environment(name: str, default: int, minimum: int = 0) -> int:
+    text = os.environ.get(name, "").strip() or str(default)
+    if not text.isdecimal() or int(text) < minimum:
+        raise ConfigError(f"{name}={text}: must be a whole number of at least {minimum}; correct or unset it")
+    return int(text)
+
+
+def _device(kind: str, local_rank: int) -> torch.device:
+    import torch
+
+    if kind == "cpu" or (kind == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    available = torch.cuda.device_count()
+    if local_rank >= available:
+        raise ConfigError(
+            f"LOCAL_RANK={local_rank}, but this machine offers {available} CUDA devices;"
+            " start at most one process for each"
+        )
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+def _fresh_store(timeout: timedelta) -> Store:
+    """Keys of its own for each session: addresses that an earlier group left in the store lead nowhere."""
+    from torch.distributed.distributed_c10d import PrefixStore
+
+    return PrefixStore(f"dit-session-{next(_session_numbers)}", _rendezvous(timeout))
+
+
+@lru_cache(maxsize=1)
+def _rendezvous(timeout: timedelta) -> Store:
+    from torch.distributed.rendezvous import rendezvous
+
+    store: Store = next(rendezvous("env://", timeout=timeout))[0]
+    return store
+
+
+def _lost_contact(error: RuntimeError) -> bool:
+    from torch.distributed import DistError
+
+    return isinstance(error, DistError) or "gloo" in str(error).lower()

@@ -1,0 +1,62 @@
+"""Numbers as people read them, in one place. Torch-free."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+ABSENT = "–"
+
+
+def format_count(count: int) -> str:
+    """`675,129,632`."""
+    return f"{count:,}"
+
+
+def format_number(value: float) -> str:
+    """Four significant digits: `0.1234`, `12.34`, `12,340`; very small or large ones as `1.2e-05`."""
+    if not math.isfinite(value) or value == 0:
+        return f"{value:g}"
+    if 1e-4 <= abs(value) < 1e9:
+        digits = max(0, 3 - math.floor(math.log10(abs(value))))
+        return f"{value:,.{digits}f}"
+    return f"{value:.3g}"
+
+
+def format_duration(seconds: float) -> str:
+    """Two units at most: `12 ms`, `5.2 s`, `1m 02s`, `1h 02m`, `3d 04h`."""
+    if seconds < 0.9995:
+        return f"{seconds * 1e3:.0f} ms"
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60}m {whole % 60:02d}s"
+    minutes = round(seconds / 60)
+    if minutes < 1440:
+        return f"{minutes // 60}h {minutes % 60:02d}m"
+    hours = round(seconds / 3600)
+    return f"{hours // 24}d {hours % 24:02d}h"
+
+
+def format_bytes(count: float) -> str:
+    """`512 B`, `1.5 KiB`, `2.7 GiB`."""
+    units = ("B", "KiB", "MiB", "GiB", "TiB")
+    power = min(int(math.log(max(count, 1), 1024) + 1e-4), len(units) - 1)
+    return f"{count / 1024**power:.{1 if power else 0}f} {units[power]}"
+
+
+def format_rate(per_second: float, unit: str) -> str:
+    """`1,234 images/s`, `0.0813 steps/s`."""
+    return f"{per_second:,.0f} {unit}/s" if per_second >= 100 else f"{per_second:.3g} {unit}/s"
+
+
+def format_share(done: int, total: int, unit: str) -> str:
+    """`80/800 steps (10 %)`."""
+    percent = f" ({100 * done // total} %)" if total > 0 else ""
+    return f"{format_count(done)}/{format_count(total)} {unit}{percent}"
+
+
+def format_info(info: Mapping[str, float | str]) -> list[str]:
+    """`loss 0.1234` for each entry."""
+    return [f"{name} {value if isinstance(value, str) else format_number(value)}" for name, value in info.items()]

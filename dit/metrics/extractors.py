@@ -1,0 +1,120 @@
+"""Images to features, through torch-fidelity's registry of extractors.
+
+Shapes: N images, H x W pixels, D feature dimensions, K classes.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import pickle
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from dit.compute import autocast, matmul_precision
+from dit.console import Progress
+from dit.distributed import Ranks
+from dit.errors import MismatchError
+from dit.metrics import digits
+from dit.metrics.fidelity import create_feature_extractor
+
+Precision = Literal["fp32", "bf16"]
+Images = npt.NDArray[np.uint8]
+
+INCEPTION = "inception-v3-compat"
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What an extractor sees in N images: features [N, D] and class logits [N, K], float32, on the CPU."""
+
+    features: Tensor
+    logits: Tensor
+
+
+class Extractor:
+    """A feature extractor on a device."""
+
+    def __init__(self, name: str, sha256: str, module: nn.Module, device: torch.device, precision: Precision) -> None:
+        version = importlib.metadata.version("torch-fidelity")
+        self.evaluator = f"torch-fidelity {version} {name} {precision}, weights {sha256[:8]}"
+        self.sha256 = sha256
+        self.precision = precision
+        self._device = device
+        # With channels innermost a CPU is half as fast again, and a GPU's tensor cores need no transposition.
+        to: Any = module.to  # torch leaves this argument out of its types
+        self._module: nn.Module = to(device=device, memory_format=torch.channels_last)
+        self._channels = 3 if name == INCEPTION else 1
+        matmul_precision("fp32", device)
+        self.dimensions, self.classes = self._widths()
+
+    @torch.inference_mode()
+    def __call__(self, images_NHWC: Images) -> Features:
+        """Features of one batch; grey images are shown to an RGB extractor as RGB."""
+        shape = (*images_NHWC.shape[:3], self._channels)
+        pixels = torch.from_numpy(np.broadcast_to(images_NHWC, shape).copy()).to(self._device).permute(0, 3, 1, 2)
+        with autocast(self.precision, self._device):
+            features, logits = self._module(pixels)
+        return Features(features.float().cpu(), logits.float().cpu())
+
+    def _widths(self) -> tuple[int, int]:
+        seen = self(np.zeros((1, 8, 8, self._channels), dtype=np.uint8))
+        return seen.features.shape[1], seen.logits.shape[1]
+
+
+def open_inception(path: Path, sha256: str, device: torch.device, precision: Precision) -> Extractor:
+    """InceptionV3 of 2015 in torch-fidelity's port, with these weights: 2048 pooled features, 1008 unbiased logits.
+
+    MismatchError for a file that does not hold them.
+    """
+    try:
+        # torch-fidelity unpickles whatever it is given; a file that loads here holds tensors and nothing else.
+        torch.load(path, weights_only=True, map_location="meta")
+        module = _create(INCEPTION, ["2048", "logits_unbiased"], path)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise MismatchError(f"{path}: not the weights of torch-fidelity's InceptionV3: {reason}") from None
+    return Extractor(INCEPTION, sha256, module, device, precision)
+
+
+def open_digits(path: Path, sha256: str, device: torch.device, precision: Precision) -> Extractor:
+    """The classifier of digits that was trained on the dataset: 64 features, 10 logits."""
+    module = _create(digits.NAME, [digits.FEATURES, digits.LOGITS], path)
+    return Extractor(digits.NAME, sha256, module, device, precision)
+
+
+def extract(
+    extractor: Extractor,
+    shares: Iterable[tuple[int, Images]],
+    total: int,
+    ranks: Ranks,
+    batch: int,
+    progress: Progress | None = None,
+) -> Features:
+    """Features of `total` images, of which each rank gives its own share, as (number of the first, images).
+
+    Every rank gets all features. Every image must be given by exactly one rank.
+    """
+    features = torch.zeros(total, extractor.dimensions)
+    logits = torch.zeros(total, extractor.classes)
+    for first, images in shares:
+        for start in range(0, len(images), batch):
+            seen = extractor(images[start : start + batch])
+            rows = slice(first + start, first + start + len(seen.features))
+            features[rows], logits[rows] = seen.features, seen.logits
+            if progress is not None:
+                progress.advance(len(seen.features))
+    return Features(ranks.all_reduce_sum(features), ranks.all_reduce_sum(logits))
+
+
+def _create(name: str, layers: list[str], path: Path) -> nn.Module:
+    module: nn.Module = create_feature_extractor(
+        name, layers, cuda=False, feature_extractor_weights_path=str(path), verbose=False
+    )
+    return module

@@ -1,0 +1,216 @@
+"""The diffusion transformer with adaLN-Zero blocks (Peebles & Xie 2023, section 3.2).
+
+Parameter names and shapes are those of the public checkpoints. Shapes: N batch, C channels, H and W sides of the latent,
+T tokens, D hidden size, K heads, E head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from dit.errors import MismatchError
+from dit.model.embeddings import LabelEmbedder, PatchEmbedder, TimestepEmbedder, position_table, unpatchify
+from dit.variants import MLP_RATIO, InputSpec, ModelSpec
+
+AttentionKernel = Literal["auto", "sdpa", "plain"]
+
+_NORM_EPS = 1e-6
+_EMBEDDING_STD = 0.02
+_DEFAULT_SEED = 0
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over all tokens."""
+
+    def __init__(self, hidden: int, heads: int, kernel: AttentionKernel) -> None:
+        super().__init__()
+        self.heads, self.kernel = heads, kernel
+        self.qkv = nn.Linear(hidden, 3 * hidden)
+        self.proj = nn.Linear(hidden, hidden)
+
+    def forward(self, x_NTD: Tensor) -> Tensor:
+        """[N, T, D] -> [N, T, D]."""
+        qkv_NT3KE = self.qkv(x_NTD).unflatten(-1, (3, self.heads, -1))
+        attend = _sdpa if self._fused(x_NTD) else _plain
+        mixed_NTD: Tensor = self.proj(attend(qkv_NT3KE))
+        return mixed_NTD
+
+    def _fused(self, x_NTD: Tensor) -> bool:
+        # On a CPU two plain products are as fast as the fused kernel or faster at the sizes met here, and the fused one
+        # loses by far under set_float32_matmul_precision("medium") and in bf16, as its blocks bypass oneDNN's kernels.
+        return self.kernel == "sdpa" or (self.kernel == "auto" and x_NTD.is_cuda)
+
+
+class Mlp(nn.Module):
+    """Two linear layers around GELU in its tanh form."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(hidden, MLP_RATIO * hidden)
+        self.fc2 = nn.Linear(MLP_RATIO * hidden, hidden)
+
+    def forward(self, x_NTD: Tensor) -> Tensor:
+        """[N, T, D] -> [N, T, D]."""
+        out_NTD: Tensor = self.fc2(F.gelu(self.fc1(x_NTD), approximate="tanh"))
+        return out_NTD
+
+
+class Block(nn.Module):
+    """Attention and MLP, each shifted, scaled and gated by the condition."""
+
+    def __init__(self, hidden: int, heads: int, kernel: AttentionKernel) -> None:
+        super().__init__()
+        self.attn = Attention(hidden, heads, kernel)
+        self.mlp = Mlp(hidden)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden, 6 * hidden))
+
+    def forward(self, x_NTD: Tensor, c_ND: Tensor) -> Tensor:
+        """Tokens [N, T, D], condition [N, D] -> tokens [N, T, D]."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = _chunks(self.adaLN_modulation(c_ND), 6)
+        x_NTD = torch.addcmul(x_NTD, gate1, self.attn(_modulated_norm(x_NTD, shift1, scale1)))
+        return torch.addcmul(x_NTD, gate2, self.mlp(_modulated_norm(x_NTD, shift2, scale2)))
+
+
+class FinalLayer(nn.Module):
+    """The last modulated norm and the linear map to noise and variance."""
+
+    def __init__(self, hidden: int, values: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(hidden, values)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden, 2 * hidden))
+
+    def forward(self, x_NTD: Tensor, c_ND: Tensor) -> Tensor:
+        """Tokens [N, T, D], condition [N, D] -> a patch's values per token, [N, T, values]."""
+        shift, scale = _chunks(self.adaLN_modulation(c_ND), 2)
+        values_NTO: Tensor = self.linear(_modulated_norm(x_NTD, shift, scale))
+        return values_NTO
+
+
+class DiT(nn.Module):
+    """Predicts, from a noisy latent, its step and its label, the noise and the variance of the step back.
+
+    Weights start as `initialise(0)` leaves them; on the meta device nothing is drawn. Raises ConfigError where the
+    patch does not divide the latent.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        inputs: InputSpec,
+        *,
+        attention: AttentionKernel = "auto",
+        activation_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.spec, self.inputs = spec, inputs
+        self.null_label = inputs.classes
+        self.activation_checkpointing = activation_checkpointing
+        device = torch.get_default_device()
+        # Built without memory first, so that the layers do not draw initial values that are never used.
+        with torch.device("meta"):
+            self.x_embedder = PatchEmbedder(inputs.channels, spec.patch, spec.hidden)
+            self.t_embedder = TimestepEmbedder(spec.hidden)
+            self.y_embedder = LabelEmbedder(inputs.classes, spec.hidden)
+            self.pos_embed = nn.Parameter(torch.empty(1, spec.tokens(inputs), spec.hidden), requires_grad=False)
+            self.blocks = nn.ModuleList(Block(spec.hidden, spec.heads, attention) for _ in range(spec.depth))
+            self.final_layer = FinalLayer(spec.hidden, spec.patch**2 * 2 * inputs.channels)
+        self.to_empty(device=device)
+        if device.type != "meta":
+            self.initialise(_DEFAULT_SEED)
+
+    def forward(self, x_NCHW: Tensor, t_N: Tensor, y_N: Tensor) -> Tensor:
+        """Noisy latents, training steps and labels (`null_label` for none) -> [N, 2C, H, W]: noise, then variance."""
+        c_ND = self.t_embedder(t_N) + self.y_embedder(y_N)
+        x_NTD = self.x_embedder(x_NCHW) + self.pos_embed
+        for block in self.blocks:
+            if self.activation_checkpointing and self.training:
+                x_NTD = checkpoint(block, x_NTD, c_ND, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x_NTD = block(x_NTD, c_ND)
+        return unpatchify(self.final_layer(x_NTD, c_ND), self.spec.patch)
+
+    @torch.no_grad()
+    def initialise(self, seed: int) -> None:
+        """Draw the paper's initial weights, the same on every device; the output is then exactly 0.
+
+        Xavier-uniform linear layers (the patch embedding as the linear map it is), N(0, 0.02) label table and timestep
+        MLP, zero biases, modulations and head: every block starts as the identity.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in self.named_parameters():
+            if name == "pos_embed":
+                parameter.copy_(position_table(self.spec.hidden, self.inputs.size // self.spec.patch))
+            elif name.endswith("bias") or "adaLN_modulation" in name or name.startswith("final_layer"):
+                parameter.zero_()
+            else:
+                drawn = torch.empty(parameter.shape)
+                if name.startswith(("y_embedder", "t_embedder")):
+                    drawn.normal_(std=_EMBEDDING_STD, generator=generator)
+                else:
+                    nn.init.xavier_uniform_(drawn.flatten(1), generator=generator)
+                parameter.copy_(drawn)
+
+    @classmethod
+    def from_weights(
+        cls,
+        spec: ModelSpec,
+        inputs: InputSpec,
+        weights: Mapping[str, Tensor],
+        *,
+        attention: AttentionKernel = "auto",
+    ) -> DiT:
+        """A model in evaluation mode around the given tensors, which it takes as they are, without a copy.
+
+        Raises MismatchError, naming the tensor, where one is missing, unknown or of another shape.
+        """
+        with torch.device("meta"):
+            model = cls(spec, inputs, attention=attention)
+        problem = mismatch(model.state_dict(), weights)
+        if problem:
+            raise MismatchError(f"weights do not fit {spec.name}: {problem}")
+        model.load_state_dict(dict(weights), assign=True)
+        return model.eval()
+
+
+def mismatch(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str | None:
+    """What keeps `given` from being loaded strictly where `expected` is, as a phrase; None when it fits."""
+    for problem, names in (
+        ("lacks", expected.keys() - given.keys()),
+        ("does not know", given.keys() - expected.keys()),
+    ):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            return f"it {problem} {min(names)}{more}" 
+    for name, tensor in expected.items():
+        if tensor.shape != given[name].shape:
+            return f"{name} has shape {list(given[name].shape)}, needed is {list(tensor.shape)}"
+    return None
+
+
+def _chunks(modulation_ND: Tensor, parts: int) -> tuple[Tensor, ...]:
+    """[N, parts * D] -> `parts` tensors [N, 1, D]."""
+    return modulation_ND.unflatten(1, (parts, 1, -1)).unbind(1)
+
+
+def _modulated_norm(x_NTD: Tensor, shift_N1D: Tensor, scale_N1D: Tensor) -> Tensor:
+    """Layer norm whose affine map is the condition's."""
+    return torch.addcmul(shift_N1D, F.layer_norm(x_NTD, x_NTD.shape[-1:], eps=_NORM_EPS), 1 + scale_N1D)
+
+
+def _sdpa(qkv_NT3KE: Tensor) -> Tensor:
+    q, k, v = qkv_NT3KE.transpose(1, 3).unbind(2)
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def _plain(qkv_NT3KE: Tensor) -> Tensor:
+    n, t, _, heads, size = qkv_NT3KE.shape
+    # One copy to contiguous heads instead of one for each of q, k and v.
+    q, k, v = qkv_NT3KE.permute(2, 0, 3, 1, 4).reshape(3, n * heads, t, size).unbind(0)
+    weights = torch.bmm(q * size**-0.5, k.transpose(1, 2)).softmax(dim=-1)
+    return torch.bmm(weights, v).unflatten(0, (n, heads)).transpose(1, 2).flatten(2)

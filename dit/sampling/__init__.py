@@ -1,0 +1,1 @@
+"""Sample sets: the noise and labels behind them, the model that draws them, their files and previews."""

@@ -1,0 +1,102 @@
+"""Draws images: a checkpoint's model, or any other denoiser, through the study's sampler and decoder.
+
+Shape letters: N samples, C latent channels, H and W latent height and width.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dit.codec import Codec
+from dit.compute import autocast, matmul_precision
+from dit.config import StudyConfig
+from dit.diffusion.sampler import Denoiser, Progress, sample
+from dit.diffusion.schedule import linear_schedule
+from dit.errors import DivergedError
+from dit.model.transformer import DiT
+from dit.sampling.noise import NoiseStream, sample_labels
+from dit.sampling.sets import Drawn, Labels
+from dit.variants import ModelSpec
+
+
+class Generator:
+    """A denoiser with the study's sampler, noise, labels and decoder; `draw` makes any of the set's samples."""
+
+    def __init__(self, config: StudyConfig, denoise: Denoiser, codec: Codec, device: torch.device, batch: int) -> None:
+        self._sampling, self._inputs = config.sampling, config.dataset.inputs
+        self._denoise, self._codec = denoise, codec
+        self._device, self._batch = device, batch
+        self._schedule = linear_schedule()
+        self.labels: Labels = sample_labels(config.sampling, self._inputs.classes)
+
+    def draw(self, indices: Sequence[int], progress: Progress | None = None) -> Drawn:
+        """Images and latents of these samples, in batches of equal size; `progress` counts images.
+
+        Raises DivergedError when the model's output is not finite.
+        """
+        started = time.perf_counter()
+        latents, images = [], []
+        for batch in np.array_split(np.asarray(indices), -(-len(indices) // self._batch)):
+            latents_NCHW = self._latents(batch, progress)
+            images.append(self._codec.decode(latents_NCHW))
+            latents.append(latents_NCHW.cpu().numpy())
+        return Drawn(np.concatenate(images), np.concatenate(latents), time.perf_counter() - started)
+
+    def _latents(self, indices: Labels, progress: Progress | None) -> Tensor:
+        labels_N = torch.from_numpy(self.labels[indices])
+        steps = None if progress is None else _ImagesDone(progress, len(indices), self._sampling.steps)
+        with NoiseStream(self._sampling, indices.tolist(), self._inputs, self._device) as noise:
+            null_label = self._inputs.classes
+            latents = sample(self._denoise, self._schedule, noise, labels_N, self._sampling, null_label, steps)
+        if not bool(torch.isfinite(latents).all()):
+            raise DivergedError(
+                "samples are not finite: the checkpoint's weights are not, or sampling.precision is too narrow for"
+                " them; look at the training's loss, or set sampling.precision=fp32"
+            )
+        return latents
+
+
+class _ImagesDone:
+    """Turns reverse steps of a batch into a count of images, so that a long batch shows its progress."""
+
+    def __init__(self, progress: Progress, images: int, steps: int) -> None:
+        self._progress, self._images, self._steps = progress, images, steps
+        self._step = self._shown = 0
+
+    def advance(self, n: int = 1) -> None:
+        """`n` more reverse steps are done."""
+        self._step += n
+        done = self._images * self._step // self._steps
+        self._progress.advance(done - self._shown)
+        self._shown = done
+
+
+def trained(
+    config: StudyConfig, spec: ModelSpec, weights: Mapping[str, Tensor], device: torch.device, *, compiled: bool
+) -> Denoiser:
+    """A variant's model with these weights, loaded strictly, ready to denoise at the study's sampling precision."""
+    precision = config.sampling.precision
+    matmul_precision(precision, device)
+    model = DiT(spec, config.dataset.inputs, attention=config.fit_for(spec).attention)
+    model.load_state_dict(dict(weights), strict=True)
+    model.to(device).eval().requires_grad_(False)
+    if compiled:
+        for block in model.blocks:
+            block.compile()
+
+    def denoise(x_NCHW: Tensor, t_N: Tensor, y_N: Tensor) -> Tensor:
+        with autocast(precision, device):
+            output: Tensor = model(x_NCHW, t_N, y_N)
+        return output.float()
+
+    return denoise
+
+
+def untrained(x_NCHW: Tensor, t_N: Tensor, y_N: Tensor) -> Tensor:  # noqa: ARG001
+    """What a DiT answers before its first step: zero, because its last layer starts there (paper, section 3.2)."""
+    return torch.cat([torch.zeros_like(x_NCHW)] * 2, dim=1)

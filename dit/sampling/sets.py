@@ -1,0 +1,175 @@
+"""The files of a sample set: parts that any process may make, and a manifest that joins them. Torch-free.
+
+A part holds a fixed number of images, whatever the number of processes. Its record, written after it, marks it
+complete; the manifest, written after all of them, does so for the set.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from dit import layout
+from dit.config import StudyConfig
+from dit.errors import DataError, MismatchError, MissingError
+from dit.records import FileEntry, SamplePartRecord, SampleSetManifest
+from dit.storage import Store, read_record, sha256_file, write_record
+from dit.variants import ModelSpec
+
+PART_IMAGES = 250
+
+Images = npt.NDArray[np.uint8]
+Labels = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """What the sampler and the decoder made: images [N, H, W, C], and the latents [N, c, h, w] behind them."""
+
+    images: Images
+    latents: npt.NDArray[np.float32]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class SampleSet:
+    """The samples of one checkpoint under one protocol: where they lie and what they must have been made from."""
+
+    store: Store
+    config: StudyConfig
+    spec: ModelSpec
+    step: int
+
+    @property
+    def folder(self) -> str:
+        """Key of the set's folder."""
+        return layout.samples(self.config, self.spec, self.step)
+
+    @property
+    def config_hash(self) -> str:
+        """What every part and the manifest must carry."""
+        return self.config.sampling_hash(self.spec)
+
+    @property
+    def parts(self) -> range:
+        """Numbers of all parts."""
+        return range(-(-self.config.sampling.num_samples // PART_IMAGES))
+
+    def indices(self, part: int) -> range:
+        """Which samples a part holds."""
+        return range(part * PART_IMAGES, min((part + 1) * PART_IMAGES, self.config.sampling.num_samples))
+
+    def manifest(self) -> SampleSetManifest | None:
+        """The manifest of a complete set, None of another; MismatchError when another configuration made it."""
+        key = f"{self.folder}/{layout.MANIFEST}"
+        manifest = read_record(self.store, key, SampleSetManifest)
+        if manifest is not None:
+            self._check_hash(key, manifest.config_hash)
+        return manifest
+
+    def required_manifest(self) -> SampleSetManifest:
+        """As `manifest`; MissingError, naming the command that makes it, when the set is not complete."""
+        manifest = self.manifest()
+        if manifest is None:
+            raise MissingError(
+                f"{self.store.url}/{self.folder}: no complete sample set of {self.spec.name} at step {self.step};"
+                f" run `dit sample` with --variant {self.spec.name} --step {self.step}"
+            )
+        return manifest
+
+    def finished_parts(self, checkpoint_sha256: str) -> dict[int, SamplePartRecord]:
+        """Records of the parts that were drawn from these weights; those of other weights count as not made."""
+        keys = set(self.store.list(self.folder))
+        finished = {}
+        for part in self.parts:
+            key = f"{self.folder}/{layout.sample_part_record(part)}"
+            record = read_record(self.store, key, SamplePartRecord) if key in keys else None
+            if record is None:
+                continue
+            self._check_hash(key, record.config_hash)
+            if record.checkpoint_sha256 == checkpoint_sha256:
+                finished[part] = record
+        return finished
+
+    def write_part(self, part: int, drawn: Drawn, labels: Labels, checkpoint_sha256: str, decoder: str) -> None:
+        """Store one part's images, labels and latent statistics, then its record."""
+        buffer = io.BytesIO()
+        np.savez(buffer, images=drawn.images, labels=labels)
+        entry = self.store.write(f"{self.folder}/{layout.sample_part(part)}", buffer.getvalue())
+        latents = drawn.latents.astype(np.float64)
+        record = SamplePartRecord(
+            config_hash=self.config_hash,
+            checkpoint_sha256=checkpoint_sha256,
+            decoder=decoder,
+            file=entry,
+            count=len(drawn.images),
+            values_per_channel=latents[:, 0].size,
+            latent_sum=tuple(latents.sum(axis=(0, 2, 3))),
+            latent_square_sum=tuple((latents**2).sum(axis=(0, 2, 3))),
+            seconds=drawn.seconds,
+        )
+        write_record(self.store, f"{self.folder}/{layout.sample_part_record(part)}", record)
+
+    def all_parts(self, checkpoint_sha256: str) -> list[SamplePartRecord]:
+        """Records of all parts, in order; DataError when parts are missing."""
+        finished = self.finished_parts(checkpoint_sha256)
+        missing = [part for part in self.parts if part not in finished]
+        if missing:
+            raise DataError(
+                f"{self.store.url}/{self.folder}: {len(missing)} of {len(self.parts)} parts are missing, the first is"
+                f" {layout.sample_part(missing[0])}; run the same command again"
+            )
+        return [finished[part] for part in self.parts]
+
+    def write_manifest(self, records: Sequence[SamplePartRecord], others: Sequence[FileEntry]) -> None:
+        """Mark the set complete; `others` are its files besides the parts."""
+        values = sum(record.values_per_channel for record in records)
+        mean = np.sum([record.latent_sum for record in records], axis=0) / values
+        square = np.sum([record.latent_square_sum for record in records], axis=0) / values
+        manifest = SampleSetManifest(
+            study=self.config.study,
+            variant=self.spec.name,
+            step=self.step,
+            config_hash=self.config_hash,
+            checkpoint_sha256=records[0].checkpoint_sha256,
+            num_samples=sum(record.count for record in records),
+            image_size=self.config.dataset.image_size,
+            channels=self.read_part(records[0].file)[0].shape[-1],
+            decoder=records[0].decoder,
+            seconds=sum(record.seconds for record in records),
+            latent_mean=tuple(mean),
+            latent_std=tuple(np.sqrt(np.maximum(square - mean**2, 0))),
+            files=(*(record.file for record in records), *others),
+        )
+        write_record(self.store, f"{self.folder}/{layout.MANIFEST}", manifest)
+
+    def read(self, manifest: SampleSetManifest) -> Iterator[tuple[Images, Labels]]:
+        """Images [n, H, W, C] and labels [n] of one part after the other; DataError names a damaged one."""
+        for part in self.parts:
+            yield self.read_part(manifest.files[part])
+
+    def read_part(self, entry: FileEntry) -> tuple[Images, Labels]:
+        """Images and labels of the part in this file, its SHA-256 checked."""
+        key = f"{self.folder}/{entry.name}"
+        path = self.store.local(key, entry.sha256)
+        damaged = f"{self.store.url}/{key}: damaged; remove {self.store.url}/{self.folder} and run `dit sample` again"
+        # A file store hands out the file as it is.
+        if sha256_file(path) != entry.sha256:
+            raise DataError(damaged)
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return arrays["images"], arrays["labels"]
+        except (KeyError, ValueError, zipfile.BadZipFile) as error:
+            raise DataError(f"{damaged} ({error})") from error
+
+    def _check_hash(self, key: str, made_with: str) -> None:
+        if made_with != self.config_hash:
+            raise MismatchError(
+                f"{self.store.url}/{key}: made with configuration {made_with}, this study is {self.config_hash}:"
+                " dataset, train or sampling keys differ; restore them, or use another study name or root"
+            )

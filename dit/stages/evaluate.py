@@ -1,0 +1,138 @@
+"""Evaluate: sample sets into metrics with intervals, one record for each checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from dit import layout
+from dit.config import StudyConfig
+from dit.console import progress, say
+from dit.errors import MismatchError
+from dit.formatting import format_number
+from dit.records import Estimate, MetricsRecord, SampleSetManifest
+from dit.sampling.sets import PART_IMAGES, Images, SampleSet
+from dit.storage import Store, read_record, write_record
+from dit.variants import ModelSpec
+
+if TYPE_CHECKING:
+    from dit.distributed import Ranks
+    from dit.metrics.extractors import Features
+    from dit.metrics.yardstick import Yardstick
+    from dit.tracking import Tracker
+
+
+def run(config: StudyConfig, store: Store, variant: str, step: int | None = None) -> list[MetricsRecord]:
+    """Measure the samples of one checkpoint, or, without a step, of every evaluated one.
+
+    Raises MissingError when samples, dataset, extractor weights or reference are not there, MismatchError when another
+    configuration made them, DataError when a file of theirs is damaged.
+    """
+    spec = config.spec(variant)
+    steps = config.evaluation.at_steps if step is None else (step,)
+    found = {number: _read(config, store, spec, number) for number in steps}
+    pending = [number for number, record in found.items() if record is None]
+    if pending:
+        found |= _evaluate(config, store, spec, pending)
+    return [record for record in found.values() if record is not None]
+
+
+def _read(config: StudyConfig, store: Store, spec: ModelSpec, step: int) -> MetricsRecord | None:
+    """A checkpoint's metrics, None where there are none; MismatchError when another configuration made them."""
+    key = layout.metrics(config, spec, step)
+    record = read_record(store, key, MetricsRecord)
+    expected = config.evaluation_hash(spec)
+    if record is not None and record.config_hash != expected:
+        raise MismatchError(
+            f"{store.url}/{key}: made with configuration {record.config_hash}, this study is {expected}: dataset,"
+            " train, sampling or evaluation keys differ; restore them, or use another study name or root"
+        )
+    return record
+
+
+def _evaluate(config: StudyConfig, store: Store, spec: ModelSpec, steps: list[int]) -> dict[int, MetricsRecord | None]:
+    sets = [SampleSet(store, config, spec, step) for step in steps]
+    manifests = [sample_set.required_manifest() for sample_set in sets]
+    store.check_writable()
+    # These imports take seconds, which a study that is complete, or not ready, need not wait for.
+    from dit.compute import tune_process
+    from dit.distributed import session
+    from dit.metrics.folder import ReferenceFolder
+    from dit.metrics.yardstick import find_inputs, open_yardstick
+    from dit.sampling.noise import sample_labels
+    from dit.tracking import open_tracker
+
+    inputs = find_inputs(config, store)
+    labels = sample_labels(config.sampling, config.dataset.classes)
+    tune_process(config.fit_for(spec).threads)
+    with session() as ranks, open_tracker(config, store, spec, enabled=ranks.is_main) as tracker:
+        yardstick = open_yardstick(ReferenceFolder(config, store, ranks), inputs, manifests[0].decoder)
+        for sample_set, manifest in zip(sets, manifests, strict=True):
+            seen = _features(sample_set, manifest, yardstick, ranks)
+            if ranks.is_main:
+                metrics, replicates = yardstick.judge.measure(seen, labels)
+                record = _record(sample_set, manifest, yardstick, metrics, replicates)
+                _log(record, layout.protocol(config.sampling), tracker)
+                write_record(store, layout.metrics(config, spec, sample_set.step), record)
+            ranks.barrier()
+    return {step: _read(config, store, spec, step) for step in steps}
+
+
+def _features(sample_set: SampleSet, manifest: SampleSetManifest, yardstick: Yardstick, ranks: Ranks) -> Features:
+    """Features of all samples, extracted by all ranks."""
+    from dit.metrics.extractors import extract
+
+    config, spec = sample_set.config, sample_set.spec
+    mine = sample_set.parts[ranks.rank :: ranks.world_size]
+    images = sum(len(sample_set.indices(part)) for part in mine)
+    with progress(f"features {spec.name} step {sample_set.step}", images, "images", enabled=ranks.is_main) as bar:
+
+        def shares() -> Iterator[tuple[int, Images]]:
+            for part in mine:
+                yield part * PART_IMAGES, sample_set.read_part(manifest.files[part])[0]
+
+        batch = config.fit_for(spec).feature_batch
+        return extract(yardstick.extractor, shares(), manifest.num_samples, ranks, batch, bar)
+
+
+def _record(
+    sample_set: SampleSet,
+    manifest: SampleSetManifest,
+    yardstick: Yardstick,
+    metrics: dict[str, Estimate],
+    replicates: Iterable[float],
+) -> MetricsRecord:
+    config, spec = sample_set.config, sample_set.spec
+    return MetricsRecord(
+        study=config.study,
+        variant=spec.name,
+        step=sample_set.step,
+        config_hash=config.evaluation_hash(spec),
+        science_hash=config.science_hash(),
+        dataset_content=yardstick.dataset_content,
+        metric=config.evaluation.metric,
+        metrics=metrics,
+        replicates=tuple(replicates),
+        confidence=config.evaluation.confidence,
+        num_samples=manifest.num_samples,
+        sampling=config.sampling.model_dump(mode="json"),
+        decoder=manifest.decoder,
+        evaluator=yardstick.extractor.evaluator,
+        reference=yardstick.reference.source,
+        reference_sha256=yardstick.reference.source_sha256,
+        extractor_sha256=yardstick.extractor.sha256,
+        noise_floor=yardstick.noise_floor,
+        parameters=spec.parameters(config.dataset.inputs),
+        gflops=spec.gflops(config.dataset.inputs),
+    )
+
+
+def _log(record: MetricsRecord, protocol: str, tracker: Tracker) -> None:
+    # The tracker keeps a name's first point of a step, so numbers of another protocol need names of their own.
+    points: dict[str, float] = {}
+    for name, metric in record.metrics.items():
+        points |= {name: metric.value, f"{name}_low": metric.low, f"{name}_high": metric.high}
+    tracker.metrics(record.step, {f"{protocol}/{name}": value for name, value in points.items()})
+    shown = record.metrics[record.metric]
+    low, high = format_number(shown.low), format_number(shown.high)
+    say(f"{record.variant} step {record.step}: {record.metric} {format_number(shown.value)} [{low}, {high}]")

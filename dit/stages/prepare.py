@@ -1,0 +1,192 @@
+"""Images into a dataset of shards: in parts, on any number of machines, restartable after each shard."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from dit import layout
+from dit.codec import Codec, encoder_sha256, open_codec
+from dit.config import StudyConfig
+from dit.console import progress, say
+from dit.data.encoding import Loaded, write_shard
+from dit.data.items import Item, Source, load_ahead
+from dit.data.merge import merge_shards, shard_total
+from dit.data.shard_set import read_manifest
+from dit.data.sources import open_source
+from dit.errors import InputError, MismatchError
+from dit.records import DatasetManifest, ShardRecord, SourceRecord
+from dit.storage import Store, read_record, write_record
+
+_REQUESTS = 16
+
+
+def parse_part(text: str) -> tuple[int, int]:
+    """`3/16` as (3, 16); InputError unless it is part k of n with 1 <= k <= n."""
+    match = re.fullmatch(r"(\d+)/(\d+)", text.strip())
+    part, parts = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 1 <= part <= parts:
+        raise InputError(f"--part {text}: must read k/n with k from 1 to n, such as 3/16")
+    return part, parts
+
+
+def run(
+    config: StudyConfig, store: Store, part: tuple[int, int] | None = None, merge: bool = True
+) -> DatasetManifest | None:
+    """Make the dataset's shards, or those of part (k, n) only; without a part, merge them as well.
+
+    Returns the manifest when the dataset is complete, None otherwise. Whatever is complete already is left as it is.
+    Raises InputErrors before any work, DataError for corrupt images beyond the limit, StoreError for a full disk.
+    """
+    manifest = _complete(config, store)
+    if manifest is None:
+        _Preparation.begin(config, store).make(part or (1, 1))
+        if part is None and merge:
+            manifest = merge_shards(config, store)
+            say(f"{layout.dataset(config)}: {manifest.count} images in {len(manifest.shards)} shards")
+    return manifest
+
+
+def merge(config: StudyConfig, store: Store) -> DatasetManifest:
+    """Join the shards that all parts have made; see `merge_shards` for what is checked."""
+    return _complete(config, store) or merge_shards(config, store)
+
+
+def _complete(config: StudyConfig, store: Store) -> DatasetManifest | None:
+    """The manifest, unless a shard that it names has since gone or changed its size."""
+    manifest = read_manifest(store, config)
+    if manifest is None:
+        return None
+    folder = layout.dataset(config)
+    with ThreadPoolExecutor(_REQUESTS) as pool:
+        numbers = range(len(manifest.shards))
+        whole = list(pool.map(lambda number: _is_whole(store, folder, number, manifest.shards[number]), numbers))
+    return manifest if all(whole) else None
+
+
+def _is_whole(store: Store, folder: str, number: int, shard: ShardRecord) -> bool:
+    tar, index = f"{folder}/{layout.shard(number)}", f"{folder}/{layout.shard_index(number)}"
+    return store.exists(tar) and store.size(tar) == shard.bytes and store.exists(index)
+
+
+@dataclass(frozen=True)
+class _Preparation:
+    """A source and a codec, agreed with all other parts, and the shards they are to become."""
+
+    config: StudyConfig
+    store: Store
+    source: Source
+    source_sha256: str
+    codec_sha256: str
+
+    @classmethod
+    def begin(cls, config: StudyConfig, store: Store) -> _Preparation:
+        """Check all that a user can have got wrong, and agree with the other parts on the source."""
+        codec_sha256 = encoder_sha256(config.dataset)
+        source = open_source(config.dataset)
+        store.check_writable()
+        preparation = cls(config, store, source, source.sha256(), codec_sha256)
+        preparation._agree()
+        return preparation
+
+    def _agree(self) -> None:
+        """Write down what this part sees, or compare it with what another part saw."""
+        key = f"{self._folder}/{layout.SOURCE}"
+        ours = SourceRecord(
+            kind=self.source.kind,
+            sha256=self.source_sha256,
+            items=len(self.source.items),
+            class_names=self.source.class_names,
+        )
+        theirs = read_record(self.store, key, SourceRecord)
+        if theirs is None:
+            write_record(self.store, key, ours)
+        elif theirs != ours:
+            raise MismatchError(
+                f"{self.store.url}/{key}: begun from source {theirs.sha256[:12]} of {theirs.items} images, here it is"
+                f" {ours.sha256[:12]} of {ours.items}; give all parts the same source, or delete the folder"
+            )
+
+    def make(self, part: tuple[int, int]) -> None:
+        """Make every shard of the part that is not complete yet."""
+        numbers = range(part[0] - 1, shard_total(len(self.source.items), self.config), part[1])
+        todo = self._unfinished(numbers)
+        total = sum(len(self._items(number)) for number in numbers)
+        left = sum(len(self._items(number)) for number in todo)
+        if not todo:
+            return
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        codec = open_codec(self.config.dataset, device, decoding=False, batch=self.config.fit.decode_batch)
+        # One sequence over all shards, so that decoding goes on while a shard is sent to the store.
+        loaded = load_ahead(self.source, [item for number in todo for item in self._items(number)])
+        description = f"prepare {self.config.dataset.name}"
+        with progress(description, total=total, unit="images", completed=total - left) as bar:
+            for number in todo:
+                self._make_shard(number, islice(loaded, len(self._items(number))), codec, bar.advance)
+
+    def _unfinished(self, numbers: range) -> list[int]:
+        """Shards to make: those without a record, and those with corrupt images if these are too many to accept."""
+        with ThreadPoolExecutor(_REQUESTS) as pool:
+            records = dict(zip(numbers, pool.map(self._finished, numbers), strict=True))
+        corrupt = sum(len(record.corrupt) for record in records.values() if record)
+        # The images may have been repaired since.
+        again = corrupt > self.config.dataset.max_corrupt_fraction * len(self.source.items)
+        return [number for number, record in records.items() if record is None or (again and record.corrupt)]
+
+    def _finished(self, number: int) -> ShardRecord | None:
+        """A shard's record when it is complete; MismatchError when something else made it."""
+        record = read_record(self.store, f"{self._folder}/{layout.shard_record(number)}", ShardRecord)
+        if record is None or not _is_whole(self.store, self._folder, number, record):
+            return None
+        ours = (self.config.dataset_hash(), self.source_sha256, self.codec_sha256)
+        theirs = (record.config_hash, record.source_sha256, record.codec_sha256)
+        for what, mine, other in zip(("configuration", "source", "codec weights"), ours, theirs, strict=True):
+            if mine != other:
+                raise MismatchError(
+                    f"{self.store.url}/{self._folder}/{layout.shard(number)}: made with {what} {other[:12] or 'none'},"
+                    f" here it is {mine[:12] or 'none'}; use the same, or delete the folder"
+                )
+        return record
+
+    def _make_shard(self, number: int, loaded: Iterator[Loaded], codec: Codec, on_batch: Callable[[int], None]) -> None:
+        config, folder = self.config, self._folder
+        with tempfile.TemporaryDirectory(prefix="dit-prepare-") as scratch:
+            path = Path(scratch) / layout.shard(number)
+            content = write_shard(path, loaded, codec, config.dataset, config.fit.decode_batch, on_batch)
+            for error in content.corrupt:
+                say(f"left out: {error}")
+            tar = self.store.upload(path, f"{folder}/{layout.shard(number)}")
+        index = self.store.write(f"{folder}/{layout.shard_index(number)}", content.index.to_bytes())
+        record = ShardRecord(
+            name=layout.shard(number),
+            bytes=tar.bytes,
+            sha256=tar.sha256,
+            index_sha256=index.sha256,
+            count=len(content.index.labels),
+            first_item=number * config.dataset.samples_per_shard,
+            items=len(self._items(number)),
+            corrupt=content.corrupt_names,
+            label_counts=content.label_counts,
+            channel_sum=tuple(content.sums.total.tolist()),
+            channel_square_sum=tuple(content.sums.square.tolist()),
+            values_per_channel=content.sums.values,
+            source_sha256=self.source_sha256,
+            codec_sha256=codec.weights_sha256,
+            config_hash=config.dataset_hash(),
+        )
+        write_record(self.store, f"{folder}/{layout.shard_record(number)}", record)
+
+    def _items(self, number: int) -> list[Item]:
+        per_shard = self.config.dataset.samples_per_shard
+        return list(self.source.items[number * per_shard : (number + 1) * per_shard])
+
+    @property
+    def _folder(self) -> str:
+        return layout.dataset(self.config)

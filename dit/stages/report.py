@@ -1,0 +1,57 @@
+"""The last stage: judge the claims and write the report, for people and for programs."""
+
+from __future__ import annotations
+
+from dit import layout
+from dit.analysis.evidence import inputs_hash, load_evidence
+from dit.analysis.results import Results, load_results
+from dit.analysis.tables import runs_csv
+from dit.config import StudyConfig
+from dit.records import ReportRecord
+from dit.storage import Store, read_record, write_record
+
+__all__ = ["load_results", "run"]
+
+
+def run(config: StudyConfig, store: Store) -> ReportRecord:
+    """Write `report/{report.html, runs.csv, verdict.json}` and log them to the study's run; done already, return.
+
+    Raises MissingError naming the first variant and step without a result, MismatchError for results that were made
+    by another configuration or cannot be compared.
+    """
+    results = load_results(config, store)
+    inputs = inputs_hash(results, store)
+    done = read_record(store, layout.report_record(config), ReportRecord)
+    if done and done.config_hash == inputs and _complete(config, store, done):
+        return done
+    pages = _pages(results, store)
+    folder = layout.report(config)
+    files = tuple(store.write(f"{folder}/{name}", data) for name, data in pages.items())
+    _track(config, store, results, pages)
+    record = ReportRecord(study=config.study, config_hash=inputs, files=files)
+    write_record(store, layout.report_record(config), record)
+    return record
+
+
+def _complete(config: StudyConfig, store: Store, done: ReportRecord) -> bool:
+    return all(store.exists(f"{layout.report(config)}/{entry.name}") for entry in done.files)
+
+
+def _pages(results: Results, store: Store) -> dict[str, bytes]:
+    from dit.analysis.report import render
+
+    return {
+        layout.REPORT_PAGE: render(results, load_evidence(results, store)),
+        layout.REPORT_RUNS: runs_csv(results),
+        layout.REPORT_VERDICT: results.verdict.to_json(),
+    }
+
+
+def _track(config: StudyConfig, store: Store, results: Results, pages: dict[str, bytes]) -> None:
+    """Put the report into the study's parent run."""
+    from dit.tracking import open_tracker
+
+    with open_tracker(config, store, None) as tracker:
+        tracker.tags({f"claim_{claim.number}": claim.verdict for claim in results.verdict.claims})
+        for name, data in pages.items():
+            tracker.artifact(name, data)

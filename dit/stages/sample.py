@@ -1,0 +1,147 @@
+"""Sample: checkpoints into sets of images, the same noise and labels for every variant and checkpoint.
+
+Any number of processes share the work by parts; what an earlier launch finished is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dit import layout
+from dit.config import StudyConfig
+from dit.console import progress, say
+from dit.errors import MissingError
+from dit.formatting import format_rate
+from dit.records import DatasetManifest, SamplePartRecord, SampleSetManifest
+from dit.sampling.sets import PART_IMAGES, Drawn, SampleSet
+from dit.storage import Store, read_record
+from dit.variants import ModelSpec
+
+if TYPE_CHECKING:
+    from dit.distributed import Ranks
+    from dit.sampling.generate import Generator
+    from dit.tracking import Tracker
+
+
+def run(config: StudyConfig, store: Store, variant: str, step: int | None = None) -> list[SampleSetManifest]:
+    """Draw the sample set of one checkpoint, or, without a step, of every evaluated one.
+
+    Raises MissingError when a checkpoint or the decoder's weights are not there, MismatchError when another
+    configuration made them, DivergedError when a model's samples are not finite.
+    """
+    spec = config.spec(variant)
+    steps = config.evaluation.at_steps if step is None else (step,)
+    sets = [SampleSet(store, config, spec, number) for number in steps]
+    pending = [sample_set for sample_set in sets if sample_set.manifest() is None]
+    if pending:
+        _check_inputs(config, store, spec, [sample_set.step for sample_set in pending])
+        _draw_sets(config, store, spec, pending)
+    return [sample_set.required_manifest() for sample_set in sets]
+
+
+def export_adm(config: StudyConfig, store: Store, variant: str, step: int, path: str | Path) -> None:
+    """Write a complete sample set as the npz of the ADM evaluator; MissingError when it is not complete."""
+    from dit.sampling.adm import write_npz
+
+    sample_set = SampleSet(store, config, config.spec(variant), step)
+    manifest = sample_set.required_manifest()
+    write_npz(Path(path), sample_set.read(manifest), manifest.num_samples, manifest.image_size)
+    say(f"{path}: {manifest.num_samples} images of {sample_set.spec.name} at step {step}")
+
+
+def _check_inputs(config: StudyConfig, store: Store, spec: ModelSpec, steps: Sequence[int]) -> None:
+    """Everything that can be missing, before a model is built."""
+    from dit.codec import check_codec
+    from dit.training.checkpoint import list_checkpoints, read_meta
+
+    complete = list_checkpoints(store, config, spec)
+    for step in steps:
+        if step not in complete:
+            known = ", ".join(map(str, complete)) or "none"
+            raise MissingError(
+                f"{store.url}/{layout.checkpoints(config, spec)}: {spec.name} has no complete checkpoint at step {step}"
+                f" (complete are: {known}); run `dit train` with --variant {spec.name}"
+            )
+        read_meta(store, config, spec, step)
+    check_codec(config.dataset)
+    store.check_writable()
+
+
+def _draw_sets(config: StudyConfig, store: Store, spec: ModelSpec, sets: Sequence[SampleSet]) -> None:
+    from dit.codec import open_codec
+    from dit.compute import tune_process
+    from dit.distributed import session
+    from dit.sampling.generate import Generator, trained
+    from dit.tracking import open_tracker
+    from dit.training.checkpoint import load_weights
+    from dit.training.trainer import compiles
+
+    fit = config.fit_for(spec)
+    tune_process(fit.threads)
+    with session() as ranks, open_tracker(config, store, spec, enabled=ranks.is_main) as tracker:
+        compiled = compiles(fit, ranks)
+        codec = open_codec(config.dataset, ranks.device, decoding=True, batch=fit.decode_batch)
+        decoder = f"{codec.name} {codec.weights_sha256[:12]}".strip()
+        for sample_set in sets:
+            weights, sha256 = load_weights(store, config, spec, sample_set.step, config.sampling.weights)
+            denoise = trained(config, spec, weights, ranks.device, compiled=compiled)
+            generator = Generator(config, denoise, codec, ranks.device, fit.sample_batch)
+            _draw_parts(sample_set, generator, sha256, decoder, ranks)
+            ranks.barrier()
+            if ranks.is_main:
+                _finish(sample_set, sha256, tracker)
+            ranks.barrier()
+
+
+def _draw_parts(sample_set: SampleSet, generator: Generator, sha256: str, decoder: str, ranks: Ranks) -> None:
+    """This rank's share of the parts that are not there yet."""
+    finished = ranks.broadcast(list(sample_set.finished_parts(sha256)))
+    mine = [part for part in sample_set.parts if part not in finished][ranks.rank :: ranks.world_size]
+    todo = sum(len(sample_set.indices(part)) for part in mine)
+    done = sum(len(sample_set.indices(part)) for part in finished) // ranks.world_size
+    title = f"sample {sample_set.spec.name} step {sample_set.step}"
+    if ranks.world_size > 1:
+        title += f" (process 1 of {ranks.world_size})"
+    # Several small parts share a batch; noise and labels belong to the samples, so the images stay the same.
+    size = max(1, sample_set.config.fit_for(sample_set.spec).sample_batch // PART_IMAGES)
+    with progress(title, done + todo, "images", done, enabled=ranks.is_main) as bar:
+        for group in (mine[start : start + size] for start in range(0, len(mine), size)):
+            indices = [index for part in group for index in sample_set.indices(part)]
+            drawn = generator.draw(indices, bar)
+            first = 0
+            for part in group:
+                own = sample_set.indices(part)
+                rows = slice(first, first + len(own))
+                seconds = drawn.seconds * len(own) / len(indices)
+                piece = Drawn(drawn.images[rows], drawn.latents[rows], seconds)
+                sample_set.write_part(part, piece, generator.labels[own.start : own.stop], sha256, decoder)
+                first += len(own)
+
+
+def _finish(sample_set: SampleSet, sha256: str, tracker: Tracker) -> None:
+    """Preview and manifest, once all parts are there."""
+    config, store, spec, step = sample_set.config, sample_set.store, sample_set.spec, sample_set.step
+    records = sample_set.all_parts(sha256)
+    png = _preview(sample_set, records)
+    entry = store.write(layout.sample_grid(config, spec, step), png)
+    sample_set.write_manifest(records, [entry])
+    tracker.image("samples", step, png)
+    images, seconds = config.sampling.num_samples, sum(record.seconds for record in records)
+    rate = format_rate(images / seconds, "images")
+    say(f"{spec.name} step {step}: {images} samples, {rate}, {store.url}/{sample_set.folder}/{entry.name}")
+
+
+def _preview(sample_set: SampleSet, records: Sequence[SamplePartRecord]) -> bytes:
+    from dit.sampling import grid
+    from dit.sampling.noise import sample_labels
+
+    dataset = sample_set.config.dataset
+    manifest = read_record(sample_set.store, f"{layout.dataset(sample_set.config)}/{layout.MANIFEST}", DatasetManifest)
+    names = manifest.class_names if manifest else [str(label) for label in range(dataset.classes)]
+    labels = sample_labels(sample_set.config.sampling, dataset.classes)
+    rows = grid.choose(labels, dataset.classes)
+    needed = sorted({index // PART_IMAGES for row in rows for index in row})
+    parts = {part: sample_set.read_part(records[part].file)[0] for part in needed}
+    return grid.render([[(parts[i // PART_IMAGES][i % PART_IMAGES], names[labels[i]]) for i in row] for row in rows])

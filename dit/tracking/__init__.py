@@ -1,0 +1,14 @@
+"""Parameters, metrics and artifacts of runs: to a journal on disk first, from there to MLflow by a process apart.
+
+    with open_tracker(config, store, spec, enabled=ranks.is_main) as tracker:
+        tracker.params({"depth": spec.depth})
+        tracker.metrics(step, {"loss": loss})
+
+Importing this imports neither mlflow nor torch.
+"""
+
+from dit.tracking.journal import Point
+from dit.tracking.service import flush, reconcile
+from dit.tracking.tracker import Tracker, open_tracker, read_points
+
+__all__ = ["Point", "Tracker", "flush", "open_tracker", "read_points", "reconcile"]

@@ -1,0 +1,223 @@
+"""The journal: every point, parameter, artifact and status of a run, one JSON line each, appended to a local file.
+
+It is the truth; a tracking server is a view of it. A line is in the operating system's hands when `append` returns,
+so that the death of the process loses none. Several processes may append to one journal.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import secrets
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast, get_args
+
+from dit.errors import StoreError
+from dit.storage_base import exclusive, local_errors
+
+Kind = Literal["run", "metrics", "params", "tags", "artifact", "image", "status"]
+_KINDS = frozenset(get_args(Kind))
+_TAIL_BYTES = 1 << 16
+
+
+class Point(NamedTuple):
+    """One value of one metric."""
+
+    key: str
+    step: int
+    value: float
+    time: int
+    """Milliseconds since 1970 at which it was measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line. `values` holds what its kind calls for.
+
+    run: id, name, hash, tags (the first line); metrics, params, tags: key -> value; artifact, image: name, sha256;
+    status: status, writer, and error where there was one.
+    """
+
+    kind: Kind
+    values: Mapping[str, Any]
+    step: int | None = None
+    time: int = field(default_factory=lambda: time.time_ns() // 1_000_000)
+    """Milliseconds since 1970."""
+
+    def to_line(self) -> bytes:
+        """The line, with its end."""
+        tree: dict[str, Any] = {"kind": self.kind, "time": self.time}
+        if self.step is not None:
+            tree["step"] = self.step
+        return json.dumps({**tree, "values": dict(self.values)}, separators=(",", ":")).encode() + b"\n"
+
+    @classmethod
+    def from_line(cls, line: bytes) -> Entry | None:
+        """None for a line that is damaged or of a kind that this program does not know."""
+        try:
+            tree = json.loads(line)
+            kind, values, stamp = tree["kind"], tree["values"], tree["time"]
+        except (ValueError, KeyError, TypeError):
+            return None
+        if kind not in _KINDS or not isinstance(values, dict):
+            return None
+        return cls(cast(Kind, kind), values, tree.get("step"), stamp)
+
+
+class Journal:
+    """A journal's file. Every method raises StoreError where the disk fails."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        with local_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(path, "ab+", buffering=0)  # noqa: SIM115 - closed by close()
+
+    def append(self, *entries: Entry) -> None:
+        """Add lines; all or, when the disk is full, none."""
+        self._append(b"".join(entry.to_line() for entry in entries))
+
+    def absorb(self, data: bytes) -> None:
+        """Add those whole lines of another copy of this journal that it does not hold yet."""
+        own = set(_whole_lines(self.path.read_bytes()))
+        self._append(b"".join(line for line in _whole_lines(data) if line not in own))
+
+    def header(self) -> Entry:
+        """The first line."""
+        found = read_header(self.path)
+        if found is None:
+            raise StoreError(
+                f"{self.path}: the journal was removed or damaged while it was written; run the step again"
+            )
+        return found
+
+    def sync(self) -> None:
+        """Let the disk have what the operating system holds, so that a power cut loses nothing either."""
+        with local_errors(self.path):
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Flush to the disk and close."""
+        with self._lock:
+            if not self._file.closed:
+                self.sync()
+                self._file.close()
+
+    def _append(self, data: bytes) -> None:
+        if not data:
+            return
+        with self._lock, local_errors(self.path), _locked(self._file.fileno()):
+            size = _mend(self._file.fileno())
+            try:
+                if self._file.write(data) != len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                os.ftruncate(self._file.fileno(), size)
+                raise
+
+
+def open_journal(path: Path, identity: str, header: Mapping[str, Any], copy: bytes | None = None) -> Journal:
+    """The journal at this path, begun with `header` where there is none.
+
+    `copy` is what the store holds of it, empty for nothing; None says that the path itself lies in the store. What is
+    of another identity, left by a run whose configuration was changed before it completed anything, or is no longer in
+    the store, is moved aside: its points and the new ones are not one curve.
+    """
+    with exclusive(path.with_name(f".{path.name}.lock")), local_errors(path):
+        stored = path.read_bytes() if path.is_file() else b""
+        found, theirs = header_of(stored), header_of(stored if copy is None else copy)
+        usable = theirs if theirs is not None and theirs.values["hash"] == identity else None
+        if found is not None and (usable is None or usable.values["id"] != found.values["id"]):
+            path.rename(aside(path, found))
+        journal = Journal(path)
+        if usable is None:
+            journal.append(Entry("run", {"id": secrets.token_hex(8), "hash": identity, **header}))
+        elif copy:
+            journal.absorb(copy)
+    return journal
+
+
+def read_header(path: Path) -> Entry | None:
+    """The first line of the journal at this path; None where there is no journal."""
+    try:
+        with open(path, "rb") as file:
+            return header_of(file.readline())
+    except FileNotFoundError:
+        return None
+
+
+def header_of(data: bytes) -> Entry | None:
+    """The first line of a journal; None where there is no whole one."""
+    line = data.partition(b"\n")[0] if b"\n" in data else b""
+    entry = Entry.from_line(line)
+    return entry if entry is not None and entry.kind == "run" else None
+
+
+def aside(path: Path, header: Entry) -> Path:
+    """Where a journal goes that must make room for another; it is shipped from there all the same."""
+    return path.with_name(f"{path.stem}-{header.values['id']}{path.suffix}")
+
+
+def read_entries(path: Path, offset: int = 0) -> list[tuple[Entry, int]]:
+    """The whole lines from this offset on, each with the offset of its end; none where there is no file.
+
+    A line that is still being written is left for the next call; a damaged one is skipped.
+    """
+    with local_errors(path):
+        try:
+            with open(path, "rb") as file:
+                file.seek(offset)
+                data = file.read()
+        except FileNotFoundError:
+            return []
+    found = []
+    for line in _whole_lines(data):
+        offset += len(line)
+        entry = Entry.from_line(line)
+        if entry is not None:
+            found.append((entry, offset))
+    return found
+
+
+def points(entries: Iterable[Entry]) -> Iterator[Point]:
+    """The metric points among these entries, in their order."""
+    for entry in entries:
+        if entry.kind == "metrics" and entry.step is not None:
+            for key, value in entry.values.items():
+                yield Point(key, entry.step, float(value), entry.time)
+
+
+def _whole_lines(data: bytes) -> list[bytes]:
+    return data[: data.rfind(b"\n") + 1].splitlines(keepends=True)
+
+
+@contextmanager
+def _locked(handle: int) -> Iterator[None]:
+    # Without locks, lines stay whole as long as one process writes.
+    with suppress(OSError):
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_UN)
+
+
+def _mend(handle: int) -> int:
+    """Cut off a last line that has no end, left by a process that died while it wrote; the size after that."""
+    size = os.fstat(handle).st_size
+    end = size
+    while end and os.pread(handle, 1, end - 1) != b"\n":
+        start = max(0, end - _TAIL_BYTES)
+        end = start + os.pread(handle, end - start, start).rfind(b"\n") + 1
+    if end != size:
+        os.ftruncate(handle, end)
+    return end

@@ -1,0 +1,130 @@
+"""Starting the shipper, and waiting for it. Knows no MLflow: only the shipper's own process pays for its import."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import dit
+from dit.console import say
+from dit.errors import StoreError
+from dit.tracking.journal import read_header
+from dit.tracking.lease import is_held
+from dit.tracking.places import RunFolder, StudyFolder
+from dit.tracking.state import drain_mark, read_shipped, read_shipper, shipper_lock, waiting, waiting_in
+from dit.tracking.target import Target
+
+TARGET_VARIABLE = "DIT_TRACKING_TARGET"
+_SUPERVISE_SECONDS = 30.0
+_POLL_SECONDS = 0.05
+_LOG_BYTES = 1 << 20
+# A child that nobody waits for would be reported as a leak when its handle is collected.
+_children: list[subprocess.Popen[bytes]] = []
+
+
+class Shipping:
+    """What a tracker has to do with the shipper: have one, and wait for it at the end."""
+
+    def __init__(self, study: StudyFolder, run: RunFolder, target: Target) -> None:
+        self._study, self._run, self._target = study, run, target
+        self._checked = time.monotonic()
+        self._complained = False
+        start_shipper(study, target)
+
+    def run_id(self) -> str | None:
+        """The MLflow run that this journal is shipped to, once there is one."""
+        header = read_header(self._run.journal)
+        return read_shipped(self._run, header.values["id"], self._target).run_id if header else None
+
+    def keep_alive(self) -> None:
+        """Now and then, replace a shipper that died and say, once, that it cannot ship."""
+        if time.monotonic() - self._checked < _SUPERVISE_SECONDS:
+            return
+        self._checked = time.monotonic()
+        start_shipper(self._study, self._target)
+        self._complain()
+
+    def wait(self, seconds: float, *, hopeful: bool) -> None:
+        """Wait until everything of this run has arrived; unless `hopeful`, only while that is about to happen."""
+        deadline = time.monotonic() + seconds
+        while waiting_in(self._run, self._target, live=self._run.is_live()):
+            state = read_shipper(self._study, self._target)
+            on_its_way = state is not None and state.reached and state.error is None
+            if time.monotonic() >= deadline or not (hopeful or on_its_way):
+                self._complain()
+                return
+            time.sleep(_POLL_SECONDS)
+
+    def _complain(self) -> None:
+        state = read_shipper(self._study, self._target)
+        if state and state.error and not self._complained:
+            self._complained = True
+            complain(self._study, self._target, state.error)
+
+
+def start_shipper(study: StudyFolder, target: Target) -> None:
+    """See to it that a shipper serves this study. Raises StoreError when none can be started.
+
+    It outlives this process and what this process is part of: the next stage finds it running, and a killed one is
+    still told to the server.
+    """
+    _children[:] = [child for child in _children if child.poll() is None]
+    if is_held(shipper_lock(study, target)):
+        return
+    scratch = study.state / "tmp"
+    log = study.state / "shipper.log"
+    try:
+        scratch.mkdir(parents=True, exist_ok=True)
+        with open(log, "ab") as output:
+            if output.tell() > _LOG_BYTES:
+                output.truncate(0)
+            child = subprocess.Popen(
+                [sys.executable, "-m", "dit.tracking.shipper", str(study.path)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                # Whatever folder this process stands in may be gone before the shipper is.
+                cwd=study.path,
+                env=_environment(target, scratch),
+                start_new_session=True,
+            )
+    except OSError as error:
+        raise StoreError(f"{log}: cannot start the tracking process: {error.strerror}; run the step again") from error
+    _children.append(child)
+
+
+def drain(study: StudyFolder, target: Target, timeout: float) -> int:
+    """Let the shipper ship everything and go; how much still waits when it has, or after `timeout` seconds."""
+    left = waiting(study, target)
+    if not left and not is_held(shipper_lock(study, target)):
+        return 0
+    drain_mark(study, target).touch()
+    deadline = time.monotonic() + timeout
+    while left and time.monotonic() < deadline:
+        start_shipper(study, target)
+        time.sleep(_POLL_SECONDS)
+        left = waiting(study, target)
+    return left
+
+
+def complain(study: StudyFolder, target: Target, error: str) -> None:
+    """Say in one line that points wait, where, and what becomes of them."""
+    say(
+        f"tracking: {target.address}: {error}; {waiting(study, target)} lines wait in {study.path}"
+        " and are shipped as soon as it answers, by this command or a later one"
+    )
+
+
+def _environment(target: Target, scratch: Path) -> dict[str, str]:
+    package_root = str(Path(dit.__file__).parents[1])
+    search_path = os.environ.get("PYTHONPATH")
+    return os.environ | {
+        TARGET_VARIABLE: target.to_json(),
+        "PYTHONPATH": f"{package_root}{os.pathsep}{search_path}" if search_path else package_root,
+        # An orchestrator's own temporary folder goes with it.
+        "TMPDIR": str(scratch),
+        "OMP_NUM_THREADS": "1",
+    }

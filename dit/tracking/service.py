@@ -1,0 +1,50 @@
+"""What is done about a study's journals when no tracker is open: see that all is shipped, and no dead run lives on."""
+
+from __future__ import annotations
+
+from dit.config import StudyConfig
+from dit.storage import Store
+from dit.storage_base import local_errors
+from dit.tracking.launch import complain, drain, start_shipper
+from dit.tracking.lease import is_held
+from dit.tracking.places import study_folder
+from dit.tracking.state import read_shipper, shipper_lock, waiting
+from dit.tracking.target import resolve_target
+from dit.tracking.writers import close_dead_writers
+
+
+def reconcile(config: StudyConfig, store: Store, *, ask_server: bool = False) -> None:
+    """Have runs of killed processes set KILLED, and lines that wait shipped; returns at once.
+
+    Where nothing is left to do this costs a few reads of small files. `ask_server` also ends runs of this study
+    whose process died on another machine and whose heartbeat stopped.
+    """
+    study = study_folder(config, store)
+    with local_errors(study.path):
+        for run in study.runs():
+            close_dead_writers(run)
+        if config.tracking.kind == "none":
+            return
+        target = resolve_target(config, store)
+        if ask_server or waiting(study, target):
+            study.state.mkdir(parents=True, exist_ok=True)
+            start_shipper(study, target)
+
+
+def flush(config: StudyConfig, store: Store, timeout: float = 30.0) -> bool:
+    """Wait until all that was logged on this machine has arrived; False, and one line, when it has not in time.
+
+    The shipper, which otherwise waits a while for the next stage, ends.
+    """
+    reconcile(config, store)
+    if config.tracking.kind == "none":
+        return True
+    study, target = study_folder(config, store), resolve_target(config, store)
+    with local_errors(study.path):
+        if not waiting(study, target) and not is_held(shipper_lock(study, target)):
+            return True
+        left = drain(study, target, timeout)
+        if left:
+            state = read_shipper(study, target)
+            complain(study, target, (state and state.error) or f"nothing arrived within {timeout:g} s")
+    return left == 0

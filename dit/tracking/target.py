@@ -1,0 +1,83 @@
+"""Which MLflow server, or database, a study's runs are shipped to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+from dit.config import StudyConfig
+from dit.errors import InputError
+from dit.storage import Store
+from dit.tracking.places import local_root
+
+URI_VARIABLE = "MLFLOW_TRACKING_URI"
+DATABASE = "mlflow.db"
+ARTIFACTS = "mlartifacts"
+_SQLITE = "sqlite:///"
+
+
+@dataclass(frozen=True)
+class Target:
+    """An MLflow server or database, and the experiment there."""
+
+    uri: str
+    experiment: str
+    study: str
+    description: str
+    artifacts: str | None
+    """Where a new experiment keeps artifacts; None leaves that to the server."""
+    store: str
+    """Address of the study's store, where run ids are recorded."""
+
+    @property
+    def digest(self) -> str:
+        """Tells targets apart in file names."""
+        return hashlib.sha256(f"{self.uri} {self.experiment}".encode()).hexdigest()[:12]
+
+    @property
+    def address(self) -> str:
+        """The URI as people may see it, without a password."""
+        parts = urlsplit(self.uri)
+        if not parts.password:
+            return self.uri
+        return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+    def to_json(self) -> str:
+        """For the shipper's environment."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Target:
+        """What `to_json` wrote."""
+        return cls(**json.loads(text))
+
+
+def resolve_target(config: StudyConfig, store: Store) -> Target:
+    """The study's `tracking.uri`, else MLFLOW_TRACKING_URI, else a database in the root (or, for S3, in the cache).
+
+    Raises InputError for a folder, which MLflow no longer tracks into.
+    """
+    root = local_root(store)
+    uri = config.tracking.uri or os.environ.get(URI_VARIABLE) or _SQLITE + str(root / DATABASE)
+    if uri.startswith(_SQLITE):
+        database = Path(uri.removeprefix(_SQLITE)).absolute()
+        uri, root = _SQLITE + str(database), database.parent
+    elif not re.match(r"[a-z][a-z0-9+.-]+:", uri) or uri.startswith("file:"):
+        raise InputError(
+            f"tracking.uri={uri}: MLflow keeps no runs in folders any more; give sqlite:///{uri}/{DATABASE} or a server"
+        )
+    experiment = config.tracking.experiment or config.study
+    over_http = uri.startswith(("http://", "https://", "databricks"))
+    return Target(
+        uri=uri,
+        experiment=experiment,
+        study=config.study,
+        description=config.description,
+        artifacts=None if over_http else (root / ARTIFACTS / experiment).as_uri(),
+        store=store.url,
+    )

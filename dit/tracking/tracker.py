@@ -1,0 +1,213 @@
+"""What a stage logs to: one call, one line in the journal; shipping is another process's work.
+
+Nothing here talks to a tracking server or imports its library, so that no state of the server can slow a step down.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+
+from dit.config import StudyConfig
+from dit.errors import DitError, StoreError
+from dit.storage import Store
+from dit.storage_base import local_errors, place_file
+from dit.tracking.journal import Entry, Journal, Kind, Point, open_journal, points, read_entries
+from dit.tracking.launch import Shipping
+from dit.tracking.mirror import Mirror
+from dit.tracking.places import RunFolder, run_folder, study_folder
+from dit.tracking.target import resolve_target
+from dit.tracking.writers import Status, Writer, close_dead_writers
+from dit.variants import ModelSpec
+
+_CLOSE_SECONDS = 20.0
+_SYNC_SECONDS = 60.0
+_ERROR_LENGTH = 500
+
+
+class Tracker:
+    """Logs to one run. Safe to call from several threads.
+
+    A point is named by its metric and step, and the first one stands: what a resumed training computes again is not
+    logged again. A metric that depends on a protocol, such as a number of samples, has to carry it in its name.
+    """
+
+    @property
+    def run_id(self) -> str | None:
+        """The MLflow run; None until the server has been reached for the first time."""
+        return None
+
+    def params(self, values: Mapping[str, object]) -> None:
+        """Log what the run was made with. A value that changes later is kept as a tag beside the first one."""
+
+    def tags(self, values: Mapping[str, object]) -> None:
+        """Set tags; the latest value stands."""
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Log points of this step. Not a number and infinity are points, too."""
+
+    def artifact(self, name: str, data: bytes) -> None:
+        """Keep a file with the run, under a relative path; the latest content stands."""
+
+    def image(self, name: str, step: int, png: bytes) -> None:
+        """Keep a PNG with the run, shown per step."""
+
+    def sync(self) -> None:
+        """Make what was logged outlive this machine; call it before a checkpoint is completed.
+
+        Bounded in time. A store that does not answer is said, not raised: the checkpoint itself will find out.
+        """
+
+
+class JournalTracker(Tracker):
+    """A tracker that writes a journal. Every method raises StoreError where the disk fails."""
+
+    def __init__(self, run: RunFolder, journal: Journal, mirror: Mirror, shipping: Shipping | None) -> None:
+        self._run, self._journal, self._mirror, self._shipping = run, journal, mirror, shipping
+        self._lock = threading.Lock()
+        self._steps: dict[str, set[int]] = {}
+        self._values: dict[tuple[object, ...], str] = {}
+        for entry, _ in read_entries(journal.path):
+            self._remember(entry)
+
+    @property
+    def run_id(self) -> str | None:
+        """See Tracker."""
+        return self._shipping.run_id() if self._shipping else None
+
+    def params(self, values: Mapping[str, object]) -> None:
+        """See Tracker."""
+        self._log_changes("params", values)
+
+    def tags(self, values: Mapping[str, object]) -> None:
+        """See Tracker."""
+        self._log_changes("tags", values)
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """See Tracker."""
+        with self._lock:
+            new = {key: float(value) for key, value in values.items() if step not in self._steps.get(key, ())}
+            if new:
+                self._log(Entry("metrics", new, step))
+        if self._shipping:
+            self._shipping.keep_alive()
+
+    def artifact(self, name: str, data: bytes) -> None:
+        """See Tracker."""
+        self._log_file("artifact", name, None, data)
+
+    def image(self, name: str, step: int, png: bytes) -> None:
+        """See Tracker."""
+        self._log_file("image", name, step, png)
+
+    def sync(self) -> None:
+        """See Tracker."""
+        self._journal.sync()
+        self._mirror.push(self._journal, _SYNC_SECONDS)
+
+    def close(self) -> None:
+        """Finish the journal, then wait for its copy in the store and for the shipper, both within bounds."""
+        self._journal.close()
+        self._mirror.push(self._journal, _CLOSE_SECONDS)
+        if self._shipping:
+            # A journal in the store's folder can be shipped by any later process; one in the cache dies with a pod.
+            self._shipping.wait(_CLOSE_SECONDS, hopeful=self._mirror.is_needed)
+
+    def _log_changes(self, kind: Kind, values: Mapping[str, object]) -> None:
+        with self._lock:
+            new = {key: str(value) for key, value in values.items() if self._values.get((kind, key)) != str(value)}
+            if new:
+                self._log(Entry(kind, new))
+
+    def _log_file(self, kind: Kind, name: str, step: int | None, data: bytes) -> None:
+        digest = hashlib.sha256(data).hexdigest()
+        with self._lock:
+            if self._values.get((kind, name, step)) == digest:
+                return
+            with local_errors(path := self._run.files / digest):
+                place_file(path, lambda file: file.write(data) and None)
+            self._log(Entry(kind, {"name": name, "sha256": digest}, step))
+
+    def _log(self, entry: Entry) -> None:
+        self._journal.append(entry)
+        self._remember(entry)
+
+    def _remember(self, entry: Entry) -> None:
+        if entry.kind == "metrics" and entry.step is not None:
+            for key in entry.values:
+                self._steps.setdefault(key, set()).add(entry.step)
+        elif entry.kind in ("params", "tags"):
+            self._values.update({(entry.kind, key): value for key, value in entry.values.items()})
+        elif entry.kind in ("artifact", "image"):
+            self._values[entry.kind, entry.values["name"], entry.step] = entry.values["sha256"]
+
+
+@contextmanager
+def open_tracker(
+    config: StudyConfig, store: Store, spec: ModelSpec | None, *, enabled: bool = True
+) -> Iterator[Tracker]:
+    """Continue, or begin, the run of a variant, or with None of the study, for as long as the body runs.
+
+    The run ends FINISHED, FAILED with the error's line, or KILLED when a signal ended the body. `enabled=False` logs
+    nothing, for all ranks but the first. Without MLflow (tracking.kind none) there is the journal alone.
+
+    Raises InputError for a tracking address that cannot work and StoreError where the disk or the store fails; never
+    because of a tracking server.
+    """
+    if not enabled:
+        yield Tracker()
+        return
+    target = resolve_target(config, store) if config.tracking.kind == "mlflow" else None
+    run, study = run_folder(config, store, spec), study_folder(config, store)
+    with local_errors(run.path):
+        if spec is not None:
+            # The parent run of all variants, which nothing else may have begun.
+            _open_journal(config, store, None)[0].close()
+        journal, mirror = _open_journal(config, store, spec)
+        writer = Writer(run, journal)
+        shipping = Shipping(study, run, target) if target else None
+        tracker = JournalTracker(run, journal, mirror, shipping)
+    try:
+        yield tracker
+    except BaseException as problem:
+        with suppress(StoreError):
+            writer.end(*_outcome(problem))
+            tracker.close()
+        raise
+    writer.end("FINISHED")
+    tracker.close()
+
+
+def read_points(config: StudyConfig, store: Store, spec: ModelSpec | None) -> list[Point]:
+    """Every metric point of a variant, or with None of the study, in the order of logging; empty without a journal.
+
+    This machine's journal where it has one, which may be newer than the store's copy of it.
+    """
+    run = run_folder(config, store, spec)
+    if run.journal.exists():
+        return list(points(entry for entry, _ in read_entries(run.journal)))
+    copy = Mirror(store, run).fetch() or b""
+    return list(points(entry for line in copy.splitlines() if (entry := Entry.from_line(line))))
+
+
+def _open_journal(config: StudyConfig, store: Store, spec: ModelSpec | None) -> tuple[Journal, Mirror]:
+    run = run_folder(config, store, spec)
+    identity = config.training_hash(spec) if spec else config.study
+    header = {"study": config.study, "variant": spec.name if spec else None}
+    mirror = Mirror(store, run)
+    close_dead_writers(run)
+    journal = open_journal(run.journal, identity, header, mirror.fetch())
+    mirror.push(journal, _SYNC_SECONDS)
+    return journal, mirror
+
+
+def _outcome(problem: BaseException) -> tuple[Status, str | None]:
+    if isinstance(problem, SystemExit) and not problem.code:
+        return "FINISHED", None
+    if not isinstance(problem, Exception):
+        return "KILLED", None
+    line = " ".join(str(problem).split())
+    text = line if isinstance(problem, DitError) else f"{type(problem).__name__}: {line}"
+    return "FAILED", text[:_ERROR_LENGTH]

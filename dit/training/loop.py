@@ -1,0 +1,122 @@
+"""The loop around the step: data in, losses out, checkpoints at their steps, an orderly stop when asked."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from dit import __version__, layout
+from dit.console import Progress
+from dit.distributed import Ranks
+from dit.errors import DivergedError, StoppedError
+from dit.records import CheckpointMeta
+from dit.training.checkpoint import list_checkpoints
+from dit.training.health import HealthLog, NonFinite, first_nonfinite
+from dit.training.plan import TrainPlan
+from dit.training.signals import StopRequest
+from dit.training.telemetry import Telemetry
+from dit.training.trainer import Trainer
+from dit.training.writer import CheckpointWriter
+
+if TYPE_CHECKING:
+    from dit.data.loader import StepBatch
+
+POLL_SECONDS = 0.05
+
+
+class TrainingLoop:
+    """Drives a trainer through a plan's steps. Every rank runs it; only rank 0 has a writer."""
+
+    def __init__(
+        self, plan: TrainPlan, ranks: Ranks, trainer: Trainer, telemetry: Telemetry, writer: CheckpointWriter | None
+    ) -> None:
+        self.plan, self.ranks, self.trainer = plan, ranks, trainer
+        self.telemetry, self._writer = telemetry, writer
+
+    def run(self, batches: Iterable[StepBatch], stop: StopRequest, bar: Progress) -> None:
+        """Train on every batch.
+
+        Raises DivergedError at a value that is not finite, StoppedError after the checkpoint that a signal asked for,
+        and whatever the data or the store raise.
+        """
+        for batch in batches:
+            self.trainer.step(batch)
+            bar.advance(1)
+            step = self.trainer.steps_done
+            signal_number = stop.agreed(self.ranks)
+            ends = bool(signal_number) or step == self.plan.stop_step
+            if ends or step % self.plan.fit.log_every == 0:
+                self._log(step, bar)
+            if ends or self._is_checkpoint(step):
+                self._checkpoint(step)
+            if self._writer is not None:
+                self._writer.poll()
+            if signal_number:
+                self._stop(step, signal_number)
+        self._settle()
+
+    def _is_checkpoint(self, step: int) -> bool:
+        return step % self.plan.fit.checkpoint_every == 0 or step in self.plan.milestones
+
+    def _log(self, step: int, bar: Progress) -> None:
+        rows = self.trainer.window.read()
+        self._require_finite(first_nonfinite(rows))
+        self.telemetry.log(step, rows)
+        self.trainer.window.clear()
+        bar.advance(0, loss=self.telemetry.loss)
+
+    def _checkpoint(self, step: int) -> None:
+        """Copy and begin to write, once it is certain that nothing in it is spoiled."""
+        self._require_finite(first_nonfinite(self.trainer.window.read()))
+        if not self.trainer.is_finite():
+            self._require_finite(NonFinite(step, "a weight"))
+        if self._writer is not None:
+            self._writer.save(self.trainer.files(), self._meta(step))
+
+    def _meta(self, step: int) -> CheckpointMeta:
+        plan = self.plan
+        return CheckpointMeta(
+            study=plan.config.study,
+            variant=plan.spec.name,
+            step=step,
+            config_hash=plan.config.training_hash(plan.spec),
+            dataset_content=plan.dataset_content,
+            precision=plan.config.train.precision,
+            world_size=self.ranks.world_size,
+            code_version=__version__,
+            finite=True,
+            files=(),
+            loss=self.telemetry.loss,
+            images_per_second=self.telemetry.images_per_second,
+            train_seconds=self.telemetry.train_seconds,
+        )
+
+    def _require_finite(self, found: NonFinite | None) -> None:
+        """Stop when something is not; all ranks find the same, because losses and gradients are summed over ranks."""
+        if found is None:
+            return
+        self._settle()
+        plan = self.plan
+        good = [step for step in list_checkpoints(plan.store, plan.config, plan.spec) if step < found.step]
+        last = f"is {layout.checkpoint(plan.config, plan.spec, good[-1])}" if good else "does not exist"
+        message = (
+            f"{plan.spec.name}: step {found.step}: {found.term} is not finite; the last good checkpoint {last};"
+            " look at the data and train.precision, or lower train.learning_rate under another study name"
+        )
+        if self.ranks.is_main:
+            HealthLog(plan.store, layout.health(plan.config, plan.spec)).add(found.event(message))
+        raise DivergedError(message)
+
+    def _stop(self, step: int, signal_number: int) -> None:
+        self._settle()
+        raise StoppedError(
+            f"{self.plan.spec.name}: stopped by a signal at step {step}, whose checkpoint is written;"
+            " the same command goes on from there",
+            signal_number,
+        )
+
+    def _settle(self) -> None:
+        """All ranks wait for rank 0's writer, in short collectives: no timeout bounds a long upload."""
+        while self.ranks.maximum(int(self._writer is not None and self._writer.poll())):
+            time.sleep(POLL_SECONDS)

@@ -1,0 +1,74 @@
+"""Losses and rates of a training, from windows of steps to what is logged and recorded."""
+
+from __future__ import annotations
+
+import math
+import resource
+import statistics
+import time
+from collections.abc import Sequence
+
+import torch
+
+from dit.compute import peak_flops
+from dit.distributed import Ranks
+from dit.tracking import Tracker
+from dit.training.plan import TrainPlan
+from dit.training.window import StepLosses
+
+# A multiply-accumulate is two FLOPs, and the backward pass costs twice the forward pass.
+TRAINING_FLOPS_PER_MAC = 2 * 3
+
+
+class Telemetry:
+    """Logs windows of steps and keeps what the records need. Time counts from construction."""
+
+    def __init__(self, plan: TrainPlan, ranks: Ranks, tracker: Tracker) -> None:
+        self._ranks, self._tracker = ranks, tracker
+        self._global_batch = plan.config.train.global_batch
+        self._image_flops = TRAINING_FLOPS_PER_MAC * plan.spec.macs(plan.config.dataset.inputs)
+        self._peak = peak_flops(ranks.device) if ranks.is_main else None
+        self._resume = plan.resume
+        self._rates: list[float] = []
+        self.loss = plan.resume.loss if plan.resume else math.nan
+        """Mean over the newest window."""
+        self._began = self._window_began = time.perf_counter()
+
+    def log(self, step: int, rows: Sequence[StepLosses]) -> None:
+        """Log the means over a window that ends at `step`, and the rate since the window before."""
+        now = time.perf_counter()
+        rate = len(rows) * self._global_batch / (now - self._window_began)
+        self._rates.append(rate)
+        self.loss = statistics.fmean(row.total for row in rows)
+        values = {
+            "loss": self.loss,
+            "loss_mse": statistics.fmean(row.mse for row in rows),
+            "loss_vb": statistics.fmean(row.vb for row in rows),
+            "grad_norm": statistics.fmean(row.grad_norm for row in rows),
+            "images_per_second": rate,
+            "memory_bytes": float(self.peak_memory_bytes),
+        }
+        if self._peak is not None:
+            values["mfu"] = rate * self._image_flops / (self._peak * self._ranks.world_size)
+        self._tracker.metrics(step, values)
+        self._window_began = now
+
+    @property
+    def images_per_second(self) -> float:
+        """Median over this launch's windows without the first, in which caches are cold and kernels compiled."""
+        if not self._rates:
+            return self._resume.images_per_second if self._resume else 0.0
+        return statistics.median(self._rates[1:] or self._rates)
+
+    @property
+    def train_seconds(self) -> float:
+        """Time in the loop, over all launches that led here."""
+        before = self._resume.train_seconds if self._resume else 0.0
+        return before + time.perf_counter() - self._began
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        """The most memory that tensors held on the GPU, or, without one, that the process held."""
+        if self._ranks.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._ranks.device)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

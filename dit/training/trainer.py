@@ -1,0 +1,150 @@
+"""One training step: the global batch in, one update of weights and average out, whatever it is laid out on.
+
+Shape letters: N samples, C channels, H and W latent height and width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import get_total_norm
+
+from dit import layout
+from dit.compute import autocast, can_compile, matmul_precision
+from dit.config import FitConfig, TrainConfig
+from dit.diffusion.losses import diffuse, training_losses
+from dit.diffusion.schedule import linear_schedule
+from dit.distributed import Ranks
+from dit.errors import ConfigError, MismatchError
+from dit.model.transformer import DiT, mismatch
+from dit.training.ema import Ema
+from dit.training.optimizer import build_optimizer, expected_tensors, load_optimizer, optimizer_tensors
+from dit.training.window import LossWindow
+from dit.variants import InputSpec, ModelSpec
+
+if TYPE_CHECKING:
+    from dit.data.loader import StepBatch
+
+
+class Trainer:
+    """A model with its average and optimizer, on this rank's device.
+
+    The gradient is the mean over the global batch: each micro-batch adds its sum of losses, divided by the global
+    batch. So neither the micro-batch (the last may be smaller) nor the world size changes a result beyond float error.
+    Losses and norms stay on the device, in `window`, until it is read: a step waits for nothing.
+    """
+
+    def __init__(self, spec: ModelSpec, inputs: InputSpec, train: TrainConfig, fit: FitConfig, ranks: Ranks) -> None:
+        matmul_precision(train.precision, ranks.device)
+        self.train, self.ranks = train, ranks
+        self.steps_done = 0
+        self.window = LossWindow(ranks)
+        share = train.global_batch // ranks.world_size
+        self._micro_batch = min(fit.micro_batch or share, share)
+        self._schedule = linear_schedule()
+        with torch.device("meta"):
+            self.model = DiT(
+                spec, inputs, attention=fit.attention, activation_checkpointing=fit.activation_checkpointing
+            )
+        self.model.to_empty(device=ranks.device).train()
+        self.model.initialise(train.seed)
+        self.ema = Ema(self.model, train.ema_decay)
+        self.optimizer = build_optimizer(self.model, train)
+        if compiles(fit, ranks):
+            compile_blocks(self.model)
+        self._ddp = self._replicate(accumulates=self._micro_batch < share)
+        self._trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    def step(self, batch: StepBatch) -> None:
+        """One update from this rank's slice of the global batch (CPU or device tensors)."""
+        losses_2 = torch.zeros(2, device=self.ranks.device)
+        for micro, synchronise in self._micro_batches(batch):
+            with synchronise:
+                losses_2 += self._accumulate(*micro)
+        grad_norm = get_total_norm([parameter.grad for parameter in self._trained if parameter.grad is not None])
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.ema.update()
+        self.steps_done += 1
+        self.window.add(self.steps_done, losses_2, grad_norm)
+
+    def files(self) -> dict[str, dict[str, Tensor]]:
+        """The live tensors of a checkpoint, by file and name."""
+        return {
+            layout.RAW_WEIGHTS: {name: parameter.detach() for name, parameter in self.model.named_parameters()},
+            layout.EMA_WEIGHTS: self.ema.tensors,
+            layout.OPTIMIZER: optimizer_tensors(self.model, self.optimizer),
+        }
+
+    def load(self, step: int, where: str, files: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Go back to a checkpoint, strictly: MismatchError for any tensor missing, unexpected or of another shape."""
+        expected: dict[str, Mapping[str, Tensor]] = {**self.files(), layout.OPTIMIZER: expected_tensors(self.model)}
+        for name, tensors in expected.items():
+            if problem := mismatch(tensors, files.get(name, {})):
+                raise MismatchError(f"{where}/{name}: does not fit {self.model.spec.name}: {problem}")
+        self.model.load_state_dict(dict(files[layout.RAW_WEIGHTS]), strict=True)
+        self.ema.load(files[layout.EMA_WEIGHTS])
+        load_optimizer(self.model, self.optimizer, files[layout.OPTIMIZER])
+        self.steps_done = step
+
+    @torch.no_grad()
+    def is_finite(self) -> bool:
+        """Whether weights, average and optimizer state are finite; one pass over them, on the device."""
+        tensors = [tensor for named in self.files().values() for tensor in named.values()]
+        return bool(torch.isfinite(get_total_norm(tensors, float("inf"))))
+
+    def _accumulate(self, x0_NCHW: Tensor, t_N: Tensor, noise_NCHW: Tensor, y_N: Tensor) -> Tensor:
+        """Add a micro-batch's gradient; its (mse, vb), summed over samples and divided by the global batch."""
+        x_NCHW = diffuse(self._schedule, x0_NCHW, t_N, noise_NCHW)
+        with autocast(self.train.precision, self.ranks.device):
+            output = (self._ddp or self.model)(x_NCHW, t_N, y_N)
+        mse_N, vb_N = training_losses(self._schedule, output, x0_NCHW, x_NCHW, t_N, noise_NCHW)
+        losses_2 = torch.stack([mse_N.sum(), vb_N.sum()]) / self.train.global_batch
+        # DDP averages gradients over ranks; the factor turns that average back into the sum.
+        torch.autograd.backward(losses_2.sum() * self.ranks.world_size)
+        return losses_2.detach()
+
+    def _micro_batches(self, batch: StepBatch) -> Iterator[tuple[tuple[Tensor, ...], AbstractContextManager[None]]]:
+        """Device slices of the batch, each with the context in which its gradient is computed."""
+        tensors = [self._to_device(tensor) for tensor in (batch.x0_NCHW, batch.t_N, batch.noise_NCHW, batch.y_N)]
+        slices = list(zip(*(torch.split(tensor, self._micro_batch) for tensor in tensors), strict=True))
+        for index, micro in enumerate(slices):
+            # Ranks exchange gradients once a step, during the last backward pass.
+            is_last = index == len(slices) - 1
+            yield micro, nullcontext() if is_last or self._ddp is None else self._ddp.no_sync()
+
+    def _to_device(self, tensor: Tensor) -> Tensor:
+        if self.ranks.device.type == "cpu" or tensor.device == self.ranks.device:
+            return tensor
+        # A copy from page-locked memory is queued behind the running kernels instead of waiting for them.
+        return tensor.pin_memory().to(self.ranks.device, non_blocking=True)
+
+    def _replicate(self, *, accumulates: bool) -> DistributedDataParallel | None:
+        """DDP, because it sends gradients while the backward pass still computes others; None for a single rank."""
+        if self.ranks.world_size == 1:
+            return None
+        return DistributedDataParallel(
+            self.model,
+            device_ids=[self.ranks.device] if self.ranks.device.type == "cuda" else None,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+            static_graph=not accumulates,  # which does not go together with no_sync
+        )
+
+
+def compiles(fit: FitConfig, ranks: Ranks) -> bool:
+    """Whether torch.compile is used: with auto, on a GPU; ConfigError where it is asked for and cannot work."""
+    if fit.compile == "on" and not can_compile():
+        raise ConfigError("fit.compile=on needs a C++ compiler (CXX or g++) on the PATH; install one or choose auto")
+    return fit.compile == "on" or (fit.compile == "auto" and ranks.device.type == "cuda" and can_compile())
+
+
+def compile_blocks(model: DiT) -> None:
+    """Compile block by block: all share one compilation, and DDP keeps its overlap with the backward pass."""
+    for block in model.blocks:
+        block.compile()

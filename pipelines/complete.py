@@ -1,0 +1,77 @@
+"""Whether a study is complete in a store, told from records alone: no torch, no kfp, milliseconds.
+
+It is when each step's records are there, carry this configuration's hash, and the files they list have the sizes they
+give. Checksums are verified by the stage that reads a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain
+
+from dit import layout
+from dit.config import StudyConfig
+from dit.records import CheckpointMeta, DatasetManifest, MetricsRecord, SampleSetManifest, TrainRecord
+from dit.storage import Store, read_record
+from dit.variants import ModelSpec
+
+File = tuple[str, int]
+"""Key and bytes."""
+Files = list[File] | None
+"""What a record vouches for; None where the record is missing or another configuration's."""
+
+
+def study_complete(config: StudyConfig, store: Store) -> bool:
+    """Whether every step before the report is complete; MismatchError for a record of another schema version."""
+    variants = (_variant(config, store, spec) for spec in config.specs)
+    found = chain([_dataset(config, store)], *variants)
+    return all(files is not None and _in_place(store, files) for files in found)
+
+
+def _variant(config: StudyConfig, store: Store, spec: ModelSpec) -> Iterator[Files]:
+    yield _training(config, store, spec)
+    for step in sorted({*config.evaluation.at_steps, config.train.steps}):
+        yield _checkpoint(config, store, spec, step)
+    for step in config.evaluation.at_steps:
+        yield _samples(config, store, spec, step)
+        yield _metrics(config, store, spec, step)
+
+
+def _dataset(config: StudyConfig, store: Store) -> Files:
+    folder = layout.dataset(config)
+    record = read_record(store, f"{folder}/{layout.MANIFEST}", DatasetManifest)
+    if record is None or record.config_hash != config.dataset_hash():
+        return None
+    return [(f"{folder}/{shard.name}", shard.bytes) for shard in record.shards]
+
+
+def _training(config: StudyConfig, store: Store, spec: ModelSpec) -> Files:
+    record = read_record(store, layout.train_record(config, spec), TrainRecord)
+    if record is None or record.config_hash != config.training_hash(spec) or record.steps < config.train.steps:
+        return None
+    return []
+
+
+def _checkpoint(config: StudyConfig, store: Store, spec: ModelSpec, step: int) -> Files:
+    folder = layout.checkpoint(config, spec, step)
+    record = read_record(store, f"{folder}/{layout.META}", CheckpointMeta)
+    if record is None or record.config_hash != config.training_hash(spec):
+        return None
+    return [(f"{folder}/{file.name}", file.bytes) for file in record.files]
+
+
+def _samples(config: StudyConfig, store: Store, spec: ModelSpec, step: int) -> Files:
+    folder = layout.samples(config, spec, step)
+    record = read_record(store, f"{folder}/{layout.MANIFEST}", SampleSetManifest)
+    if record is None or record.config_hash != config.sampling_hash(spec):
+        return None
+    return [(f"{folder}/{file.name}", file.bytes) for file in record.files]
+
+
+def _metrics(config: StudyConfig, store: Store, spec: ModelSpec, step: int) -> Files:
+    record = read_record(store, layout.metrics(config, spec, step), MetricsRecord)
+    return None if record is None or record.config_hash != config.evaluation_hash(spec) else []
+
+
+def _in_place(store: Store, files: list[File]) -> bool:
+    return all(store.exists(key) and store.size(key) == size for key, size in files)

@@ -1,0 +1,56 @@
+"""What import-linter cannot see: which libraries a module loads when it runs, and names that would shadow others."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+HEAVY = {"torch", "kfp", "mlflow", "boto3", "diffusers", "webdataset", "torch_fidelity", "sklearn"}
+LIGHT = (
+    "dit.cli",
+    "dit.config",
+    "dit.console",
+    "dit.errors",
+    "dit.layout",
+    "dit.records",
+    "dit.storage",
+    "dit.study_file",
+    "dit.tracking",
+    "dit.variants",
+    "dit.analysis.tables",
+    "dit.stages.train",
+    "dit.stages.sample",
+    "dit.stages.evaluate",
+    "dit.stages.report",
+    "pipelines.complete",
+    "pipelines.local",
+    "pipelines.step",
+)
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_a_module_that_a_process_may_not_need_loads_nothing_heavy(module: str) -> None:
+    code = f"import sys, {module}; print(*({HEAVY!r} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_the_folder_called_mlflow_holds_no_module() -> None:
+    """A package of that name would shadow the library."""
+    assert list((ROOT / "mlflow").glob("*.py")) == []
+
+
+def test_files_stay_readable() -> None:
+    files = [path for folder in ("dit", "pipelines", "bench") for path in (ROOT / folder).rglob("*.py")]
+    long = {str(path.relative_to(ROOT)): lines for path in files if (lines := len(path.read_text().splitlines())) > 350}
+    assert long == {}
+
+
+def test_test_modules_have_names_of_their_own() -> None:
+    """Without packages, pytest takes two files of one name for the same module."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(set(names)) == sorted(names)

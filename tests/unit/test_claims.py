@@ -1,0 +1,236 @@
+"""The verdicts, on the paper's own numbers and under changes that must not, or must, alter them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dit.analysis.claims import NOISE_SHARE, judge
+from dit.analysis.published import paper
+from dit.errors import MismatchError, MissingError
+from dit.records import Claim, Estimate, MetricsRecord
+from dit.variants import InputSpec, resolve
+
+LATENT = InputSpec(channels=4, size=32, classes=1000)
+STUDIED = ("DiT-B/2", "DiT-L/2", "DiT-XL/2", "DiT-XL/4")
+
+
+def record(variant: str, value: float, spread: float = 0.01, **changes: object) -> MetricsRecord:
+    """A metric with an interval of +-2 spreads (relative) and normal replicates of that spread."""
+    spec = resolve(variant)
+    noise = np.random.default_rng(len(variant)).standard_normal(200)
+    fields: dict[str, object] = {
+        "study": "s",
+        "variant": variant,
+        "step": 400_000,
+        "config_hash": variant,
+        "science_hash": "same",
+        "dataset_content": "same",
+        "metric": "fid",
+        "metrics": {"fid": Estimate(value=value, low=value * (1 - 2 * spread), high=value * (1 + 2 * spread))},
+        "replicates": tuple(value * (1 + spread * (noise - noise.mean()))),
+        "confidence": 0.95,
+        "num_samples": 50_000,
+        "sampling": {},
+        "decoder": "ft-mse",
+        "evaluator": "torch-fidelity",
+        "reference": "dataset",
+        "reference_sha256": "same",
+        "extractor_sha256": "same",
+        "noise_floor": 309.0,
+        "parameters": spec.parameters(LATENT),
+        "gflops": spec.gflops(LATENT),
+    }
+    return MetricsRecord.model_validate(fields | changes)
+
+
+def published(variants: tuple[str, ...] | None = None, spread: float = 0.001) -> list[MetricsRecord]:
+    models = paper().models
+    return [record(name, models[name].fid_400k, spread) for name in variants or models]
+
+
+def claims(records: list[MetricsRecord]) -> tuple[Claim, ...]:
+    return judge("s", records).claims
+
+
+def verdicts(records: list[MetricsRecord]) -> list[str]:
+    return [claim.verdict for claim in claims(records)]
+
+
+def with_value(records: list[MetricsRecord], variant: str, value: float, spread: float = 0.001) -> list[MetricsRecord]:
+    return [record(own.variant, value, spread) if own.variant == variant else own for own in records]
+
+
+@pytest.mark.parametrize("variants", [None, STUDIED], ids=["all 12 models", "the four of the study"])
+def test_the_papers_numbers_support_all_three_claims(variants: tuple[str, ...] | None) -> None:
+    assert verdicts(published(variants)) == ["supported"] * 3
+
+
+def test_the_papers_numbers_show_gflops_to_be_the_better_predictor() -> None:
+    numbers = claims(published())[2].numbers
+    assert numbers["gflops"]["r2"] > numbers["parameters"]["r2"]
+    assert numbers["gflops"]["loo_rmse"] < numbers["parameters"]["loo_rmse"]
+    assert numbers["gflops"]["spearman"] < numbers["parameters"]["spearman"] < 0
+    assert numbers["low"] <= numbers["difference"] <= numbers["high"]
+
+
+def test_fits_agree_with_numpys_least_squares() -> None:
+    records = published(STUDIED)
+    x = np.log([own.parameters for own in records])
+    y = np.log([own.metrics["fid"].value for own in records])
+    slope, intercept = np.polyfit(x, y, 1)
+    left_out = []
+    for i in range(len(x)):
+        keep = np.arange(len(x)) != i
+        left_out.append(y[i] - np.polyval(np.polyfit(x[keep], y[keep], 1), x[i]))
+    fit = claims(records)[2].numbers["parameters"]
+    assert fit["slope"] == pytest.approx(slope)
+    assert fit["intercept"] == pytest.approx(intercept)
+    assert fit["r2"] == pytest.approx(np.corrcoef(x, y)[0, 1] ** 2)
+    assert fit["loo_rmse"] == pytest.approx(np.sqrt(np.mean(np.square(left_out))), rel=1e-6)
+
+
+def test_an_overlap_is_named_with_its_numbers() -> None:
+    first, second, _ = claims(with_value(published(STUDIED), "DiT-XL/2", 23.0, spread=0.02))
+    assert first.verdict == "undetermined"
+    assert "DiT-XL/2 23.00 [22.08, 23.92] and DiT-L/2 23.33 [23.28, 23.38]" in first.reason
+    assert second.verdict == "supported"
+
+
+def test_a_larger_model_wholly_above_contradicts_claim_1() -> None:
+    first = claims(with_value(published(STUDIED), "DiT-L/2", 60.0))[0]
+    assert first.verdict == "contradicted"
+    assert "DiT-L/2 60.00 [59.88, 60.12] and DiT-B/2 43.47" in first.reason
+
+
+def test_a_larger_patch_wholly_below_contradicts_claim_2() -> None:
+    assert claims(with_value(published(STUDIED), "DiT-XL/4", 10.0))[1].verdict == "contradicted"
+
+
+def test_a_metric_that_follows_parameters_contradicts_claim_3() -> None:
+    records = [record(name, 300.0 * (resolve(name).parameters(LATENT) / 3e7) ** -0.5) for name in paper().models]
+    records = [own for own in records if own.metrics["fid"].high < NOISE_SHARE * 309]
+    third = claims(records)[2]
+    assert third.verdict == "contradicted"
+    assert third.numbers["high"] < 0
+
+
+def test_a_metric_that_rises_with_gflops_contradicts_claim_3() -> None:
+    records = [record(name, 20 * resolve(name).gflops(LATENT) ** 0.4) for name in STUDIED]
+    assert claims(records)[2].verdict == "contradicted"
+
+
+def test_a_model_no_better_than_noise_leaves_every_claim_that_uses_it_open() -> None:
+    records = with_value(published(STUDIED), "DiT-XL/4", 250.0)
+    first, second, third = claims(records)
+    assert first.verdict == "supported", "claim 1 compares patch 2 only"
+    for claim in (second, third):
+        assert claim.verdict == "undetermined"
+        assert "DiT-XL/4 is no better than noise" in claim.reason
+        assert "250" in claim.reason
+        assert "309" in claim.reason
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0])
+def test_a_number_that_is_none_leaves_the_claims_open(value: float) -> None:
+    assert verdicts(with_value(published(STUDIED), "DiT-XL/2", value)) == ["undetermined"] * 3
+
+
+def test_too_few_variants_are_said_to_be_too_few() -> None:
+    first, second, third = claims(published(("DiT-XL/2",)))
+    assert {first.verdict, second.verdict, third.verdict} == {"undetermined"}
+    assert "Too few variants" in first.reason
+    assert "Too few variants" in second.reason
+    assert "Too few variants: 1" in third.reason
+
+
+def test_one_patch_size_cannot_tell_gflops_from_parameters() -> None:
+    first, second, third = claims(published(("DiT-S/2", "DiT-B/2", "DiT-L/2", "DiT-XL/2")))
+    assert (first.verdict, second.verdict, third.verdict) == ("supported", "undetermined", "undetermined")
+    assert "two patch sizes" in third.reason
+
+
+def test_the_last_step_that_all_variants_reached_is_judged() -> None:
+    early = [own.model_copy(update={"step": 100_000}) for own in published(STUDIED)]
+    late = published(STUDIED)[:-1]
+    assert judge("s", early + late).step == 100_000
+    with pytest.raises(MissingError, match="share no evaluated step"):
+        judge("s", [early[0], late[1]])
+
+
+@pytest.mark.parametrize("field", ["science_hash", "dataset_content", "reference_sha256", "extractor_sha256"])
+def test_what_cannot_be_compared_is_refused_by_name(field: str) -> None:
+    records = published(STUDIED)
+    records[1] = records[1].model_copy(update={field: "other"})
+    with pytest.raises(MismatchError, match=rf"has {field} (other|same), DiT-\S+ has {field} (other|same)|{field}"):
+        judge("s", records)
+
+
+def test_the_verdict_says_what_its_intervals_leave_out() -> None:
+    notes = " ".join(judge("s", published(STUDIED)).notes)
+    assert "another seed" in notes
+    assert "19.5, 18.1" in notes
+
+
+values = st.lists(st.floats(5, 200), min_size=4, max_size=4)
+spreads = st.lists(st.floats(0.001, 0.2), min_size=4, max_size=4)
+
+
+def study_of(sizes: list[float], widths: list[float]) -> list[MetricsRecord]:
+    return [record(name, size, width) for name, size, width in zip(STUDIED, sizes, widths, strict=True)]
+
+
+@given(values, spreads, st.permutations(range(4)))
+@settings(max_examples=25, deadline=None)
+def test_the_order_of_the_records_does_not_matter(sizes: list[float], widths: list[float], order: list[int]) -> None:
+    records = study_of(sizes, widths)
+    assert judge("s", [records[i] for i in order]) == judge("s", records)
+
+
+@given(values, spreads, st.floats(0.1, 10))
+@settings(max_examples=25, deadline=None)
+def test_the_unit_of_the_metric_does_not_matter(sizes: list[float], widths: list[float], factor: float) -> None:
+    records = study_of(sizes, widths)
+    scaled = [
+        own.model_copy(
+            update={
+                "metrics": {
+                    "fid": Estimate(**{k: v * factor for k, v in own.metrics["fid"].model_dump().items()}),
+                },
+                "replicates": tuple(value * factor for value in own.replicates),
+                "noise_floor": own.noise_floor * factor,
+            }
+        )
+        for own in records
+    ]
+    assert verdicts(scaled) == verdicts(records)
+
+
+@given(values, spreads, st.floats(1, 8))
+@settings(max_examples=40, deadline=None)
+def test_more_uncertainty_never_settles_a_claim(sizes: list[float], widths: list[float], factor: float) -> None:
+    narrow, wide = study_of(sizes, widths), study_of(sizes, [min(width * factor, 0.45) for width in widths])
+    for before, after in zip(claims(narrow)[:2], claims(wide)[:2], strict=True):
+        assert after.verdict in (before.verdict, "undetermined")
+    assert "supported" not in verdicts(wide)[2:] or verdicts(narrow)[2] == "supported"
+
+
+@given(values, spreads)
+@settings(max_examples=25, deadline=None)
+def test_exchanging_two_models_turns_support_into_contradiction(sizes: list[float], widths: list[float]) -> None:
+    records = study_of(sizes, widths)
+    fine, coarse = records[2], records[3]
+    exchanged = [
+        *records[:2],
+        fine.model_copy(update={"metrics": coarse.metrics, "replicates": coarse.replicates}),
+        coarse.model_copy(update={"metrics": fine.metrics, "replicates": fine.replicates}),
+    ]
+    opposite = {"supported": "contradicted", "contradicted": "supported", "undetermined": "undetermined"}
+    assert verdicts(exchanged)[1] == opposite[verdicts(records)[1]]
+
+
+def test_widening_the_papers_intervals_leaves_claim_3_open() -> None:
+    assert verdicts(published(STUDIED, spread=0.02))[2] == "supported"
+    assert verdicts(published(STUDIED, spread=0.4))[2] == "undetermined"

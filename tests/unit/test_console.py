@@ -1,0 +1,316 @@
+"""What people see: bars on a terminal, plain lines elsewhere, and work that goes on when nobody looks any more."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from dit import console
+from dit.formatting import format_bytes, format_count, format_duration, format_number, format_rate
+
+WORK = """
+    import sys, time
+    from dit.console import progress, say
+    say("before")
+    with progress("train S/2", 100, "steps", completed=40) as bar:
+        for step in range(60):
+            bar.advance(loss=0.125)
+            time.sleep(0.01)
+    say("after")
+"""
+
+
+@dataclass
+class Terminal:
+    """A terminal of 100 columns, and what has been drawn on it."""
+
+    master: int
+    slave: int
+
+    @property
+    def name(self) -> str:
+        return os.ttyname(self.slave)
+
+    def text(self) -> str:
+        """All that was drawn so far, without colours."""
+        os.close(self.slave)
+        drawn = b""
+        while True:
+            try:
+                chunk = os.read(self.master, 1 << 16)
+            except OSError:  # Linux's way to say that the last writer is gone
+                break
+            if not chunk:
+                break
+            drawn += chunk
+        return re.sub(r"\x1b\[[0-9;]*[mKA]", "", drawn.decode()).replace("\r", "\n")
+
+
+@pytest.fixture
+def terminal() -> Iterator[Terminal]:
+    master, slave = pty.openpty()
+    os.set_blocking(master, True)
+    subprocess.run(["stty", "cols", "100", "rows", "30"], stdin=slave, check=True)
+    yield Terminal(master, slave)
+    os.close(master)
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DIT_TTY", "COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "PYTHONIOENCODING"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+
+
+def command(code: str) -> list[str]:
+    return [sys.executable, "-c", textwrap.dedent(code)]
+
+
+def piped(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(code), capture_output=True, text=True, stdin=subprocess.DEVNULL, env={**os.environ, **environment}
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (format_count(675129632), "675,129,632"),
+        (format_number(0.0), "0"),
+        (format_number(0.123456), "0.1235"),
+        (format_number(118.6432), "118.6"),
+        (format_number(-12345.6), "-12,346"),
+        (format_number(1.234e-7), "1.23e-07"),
+        (format_number(float("nan")), "nan"),
+        (format_duration(0.0123), "12 ms"),
+        (format_duration(5.21), "5.2 s"),
+        (format_duration(59.99), "1m 00s"),
+        (format_duration(62), "1m 02s"),
+        (format_duration(3599.9), "1h 00m"),
+        (format_duration(3725), "1h 02m"),
+        (format_duration(86399), "1d 00h"),
+        (format_duration(3 * 86400 + 4 * 3600), "3d 04h"),
+        (format_bytes(512), "512 B"),
+        (format_bytes(1023), "1023 B"),
+        (format_bytes(1536), "1.5 KiB"),
+        (format_bytes(2**20), "1.0 MiB"),
+        (format_bytes(2.7 * 2**30), "2.7 GiB"),
+        (format_bytes(5e15), "4547.5 TiB"),
+        (format_rate(1234.4, "images"), "1,234 images/s"),
+        (format_rate(0.08131, "steps"), "0.0813 steps/s"),
+    ],
+)
+def test_numbers_read_well(text: str, expected: str) -> None:
+    assert text == expected
+
+
+def test_without_a_terminal_a_short_task_is_one_line_on_stderr() -> None:
+    result = piped(WORK)
+    assert result.stdout == "before\nafter\n"
+    assert re.fullmatch(
+        r"train S/2: 100/100 steps \(100 %\), [\d.]+ steps/s, took [\d.]+ (s|ms), loss 0\.1250\n", result.stderr
+    )
+
+
+def test_without_a_terminal_a_long_task_is_a_line_for_every_tenth(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console, "_LINE_SECONDS", 0.0)
+    with console.progress("sample", 1000, "images") as bar:
+        for _ in range(1000):
+            bar.advance()
+    lines = capsys.readouterr().err.splitlines()
+    assert [re.findall(r"\((\d+) %\)", line)[0] for line in lines] == [*map(str, range(10, 101, 10)), "100"]
+    assert all("left" in line for line in lines[:9])
+
+
+def test_without_a_terminal_silence_does_not_last(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console, "_SILENCE_SECONDS", 0.0)
+    with console.progress("train", 400_000, "steps") as bar:
+        bar.advance(loss=1.5)
+        assert re.search(r"1/400,000 steps \(0 %\), .* left, loss 1\.500", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(("completed", "enabled"), [(5, True), (0, False)])
+def test_nothing_is_said_of_nothing(completed: int, enabled: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    with console.progress("train", 5, "steps", completed, enabled=enabled) as bar:
+        if not enabled:
+            bar.advance(5, loss=0.5)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_work_that_fails_is_not_reported_as_done(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        with console.progress("train", 5, "steps") as bar:
+            bar.advance()
+            raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        fail()
+    assert capsys.readouterr().err == ""
+
+
+def test_threads_count_together(capsys: pytest.CaptureFixture[str]) -> None:
+    with console.progress("encode", 4000, "images") as bar:
+        threads = [threading.Thread(target=lambda: [bar.advance(codec="vae") for _ in range(1000)]) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert "4,000/4,000 images (100 %)" in capsys.readouterr().err
+
+
+def test_a_table_without_a_terminal_is_aligned_text(capsys: pytest.CaptureFixture[str]) -> None:
+    rows: list[list[console.Cell]] = [["DiT-XL/2", 675129632, 19.5], ["S/2", 7, None]]
+    console.table(["variant", "parameters", "fid"], rows, title="Results")
+    assert capsys.readouterr().out.splitlines() == [
+        "Results",
+        "variant    parameters    fid",
+        "DiT-XL/2  675,129,632  19.50",
+        "S/2                 7      –",
+    ]
+
+
+def test_a_bar_shows_rate_time_left_and_loss(terminal: Terminal, tmp_path: Path) -> None:
+    with open(tmp_path / "out", "w") as out:
+        subprocess.run(command(WORK), stdin=terminal.slave, stdout=out, stderr=terminal.slave, check=True)
+    drawn = terminal.text()
+    assert (tmp_path / "out").read_text() == "before\nafter\n", "results that are redirected stay whole"
+    assert re.search(r"train S/2 .* \d+/100 [\d.]+ steps/s .* left .*loss 0\.1250", drawn)
+    assert re.search(r"100/100 .*took", drawn)
+    assert "?25l" not in drawn, "a hidden cursor would stay hidden after a kill"
+
+
+def test_lines_go_above_the_bar_on_the_same_terminal(terminal: Terminal) -> None:
+    code = """
+        from dit.console import progress, say, table
+        with progress("outer", 2, "stages") as outer:
+            outer.advance()
+            with progress("inner", 3, "steps") as inner:
+                inner.advance(3)
+                say("a line [in] between")
+            outer.advance()
+        table(["name", "count"], [["x", 1234567]])
+    """
+    subprocess.run(command(code), stdin=terminal.slave, stdout=terminal.slave, stderr=terminal.slave, check=True)
+    drawn = [line.rstrip() for line in terminal.text().splitlines()]
+    assert "a line [in] between" in drawn
+    assert any(re.search(r"outer .*2/2", line) for line in drawn)
+    assert any(re.search(r"inner .*3/3", line) for line in drawn)
+    assert any(re.search(r"x +1,234,567", line) for line in drawn)
+
+
+def test_a_child_behind_pipes_draws_on_the_terminal_it_is_told_of(terminal: Terminal) -> None:
+    parent = f"""
+        import subprocess, sys
+        from dit.console import share_terminal
+        share_terminal()
+        child = subprocess.run([sys.executable, "-c", {textwrap.dedent(WORK)!r}], capture_output=True,
+                               stdin=subprocess.DEVNULL, text=True)
+        print(repr((child.returncode, child.stdout, child.stderr)))
+    """
+    result = subprocess.run(
+        command(parent), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=terminal.slave, text=True, check=True
+    )
+    assert result.stdout == "(0, 'before\\nafter\\n', '')\n"
+    assert re.search(r"train S/2 .*/100 .*steps/s .*loss 0\.1250", terminal.text())
+
+
+@pytest.mark.parametrize("name", ["/dev/pts/none", "/dev/null"])
+def test_a_terminal_that_is_none_gives_plain_lines(name: str) -> None:
+    result = piped(WORK, DIT_TTY=name)
+    assert "\x1b" not in result.stderr
+    assert "100/100 steps (100 %)" in result.stderr
+
+
+def test_a_dumb_terminal_gives_plain_lines(terminal: Terminal) -> None:
+    subprocess.run(
+        command(WORK),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=terminal.slave,
+        env={**os.environ, "TERM": "dumb"},
+        check=True,
+    )
+    assert re.fullmatch(r"train S/2: 100/100 steps .*\n+", terminal.text())
+
+
+def test_work_goes_on_when_the_terminal_goes_away(tmp_path: Path) -> None:
+    code = f"""
+        import sys
+        from pathlib import Path
+        from dit.console import progress, say
+        with progress("train", 2, "steps") as bar:
+            bar.advance()
+            print("drawn", flush=True)
+            sys.stdin.readline()
+            bar.advance()
+        with progress("sample", 2, "images") as bar:
+            bar.advance(2)
+        Path({str(tmp_path / "result")!r}).write_text("done")
+    """
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        command(code), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=slave, text=True, start_new_session=True
+    )
+    os.close(slave)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "drawn\n"
+    os.close(master)
+    process.communicate("\n")
+    assert process.returncode == 0
+    assert (tmp_path / "result").read_text() == "done"
+
+
+def test_work_goes_on_when_nobody_reads(tmp_path: Path) -> None:
+    code = f"""
+        import sys
+        from pathlib import Path
+        from dit.console import say, table
+        sys.stdin.readline()
+        say("to nobody")
+        table(["a"], [[1]])
+        Path({str(tmp_path / "result")!r}).write_text("done")
+    """
+    process = subprocess.Popen(
+        command(code), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdin is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    process.stdin.write("\n")
+    process.stdin.close()
+    errors = process.stderr.read()
+    process.stderr.close()
+    assert process.wait() == 0, errors
+    assert errors == ""
+    assert (tmp_path / "result").read_text() == "done"
+
+
+def test_work_goes_on_with_closed_streams_and_poor_encodings(tmp_path: Path) -> None:
+    code = f"""
+        from dit.console import progress, say, table
+        with progress("Fréchet", 1, "images") as bar:
+            bar.advance()
+        say("Fréchet")
+        table(["Fréchet"], [[None]])
+        open({str(tmp_path / "result")!r}, "w").close()
+    """
+    result = piped(code, PYTHONIOENCODING="ascii")
+    assert result.stdout.split() == ["Fr?chet", "Fr?chet", "?"], result.stderr
+    (tmp_path / "result").unlink()
+    subprocess.run(["sh", "-c", 'exec "$@" >&- 2>&-', "sh", *command(code)], check=True)
+    assert (tmp_path / "result").exists()

@@ -1,0 +1,224 @@
+"""Order and randomness of training batches: the same run at any number of processes, from any step."""
+
+from __future__ import annotations
+
+import pickle
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from dataset_fixtures import digits_study, latent_study, write_latents
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dit.config import TrainConfig
+from dit.data.draws import Purpose, normals
+from dit.data.loader import BatchMaker, StepBatch, TrainingStream
+from dit.data.shard_set import ShardSet
+from dit.errors import DataError
+from dit.stages import prepare
+from dit.storage import open_store
+
+FIELDS = ("x0_NCHW", "t_N", "noise_NCHW", "y_N")
+
+
+@pytest.fixture(scope="module")
+def latents(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        config, store = latent_study(), open_store(tmp_path_factory.mktemp("root"))
+        write_latents(store, config, 50)
+        return ShardSet.open(store, config)
+
+
+def stream(shards: ShardSet, train: TrainConfig, rank: int = 0, world: int = 1, start: int = 0, stop: int = 5, prefetch: int = 2) -> list[StepBatch]:  # fmt: skip
+    with TrainingStream(
+        shards, train, rank=rank, world_size=world, start_step=start, stop_step=stop, prefetch=prefetch
+    ) as batches:
+        return list(batches)
+
+
+def equal(one: StepBatch, other: StepBatch) -> bool:
+    return one.step == other.step and all(torch.equal(getattr(one, name), getattr(other, name)) for name in FIELDS)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    world=st.sampled_from([1, 2, 3, 4, 8]),
+    share=st.integers(1, 40),
+    start=st.integers(0, 200),
+    epochs=st.integers(1, 3),
+    seed=st.integers(0, 2**40),
+)
+def test_every_sample_once_an_epoch_across_ranks_and_restarts(
+    latents: ShardSet, world: int, share: int, start: int, epochs: int, seed: int
+) -> None:
+    batch, count = world * share, len(latents)
+    train = TrainConfig(steps=1, global_batch=batch, seed=seed)
+    # From the first epoch that begins at or after the start; a restart at another world size lies in between.
+    first = -(-start * batch // count) * count
+    steps = range(start + 1, (first + epochs * count) // batch + 2)
+    restart = steps.start + len(steps) // 2
+    seen = []
+    for step in steps:
+        ranks = world if step < restart else 1
+        seen += [BatchMaker(latents, train, rank=r, world_size=ranks).samples(step) for r in range(ranks)]
+    run = np.concatenate(seen)[first - start * batch :]
+    for epoch in range(epochs):
+        assert sorted(run[epoch * count : (epoch + 1) * count]) == list(range(count))
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_ranks_together_see_the_batch_that_one_process_sees(latents: ShardSet, world: int) -> None:
+    train = TrainConfig(steps=5, global_batch=24, seed=3)
+    whole = stream(latents, train)
+    parts = [stream(latents, train, rank, world) for rank in range(world)]
+    for step, batch in enumerate(whole):
+        for name in FIELDS:
+            joined = torch.cat([getattr(part[step], name) for part in parts])
+            assert torch.equal(joined, getattr(batch, name)), name
+
+
+def test_a_resume_continues_as_if_it_had_not_stopped(latents: ShardSet) -> None:
+    train = TrainConfig(steps=30, global_batch=16)
+    whole = stream(latents, train, stop=30)
+    assert [batch.step for batch in whole] == list(range(1, 31))
+    for start in (1, 13, 29):
+        assert all(
+            equal(a, b) for a, b in zip(whole[start:], stream(latents, train, start=start, stop=30), strict=True)
+        )
+    assert stream(latents, train, start=30, stop=30) == []
+
+
+def test_prefetching_changes_nothing(latents: ShardSet) -> None:
+    train = TrainConfig(steps=5, global_batch=16)
+    in_line, ahead = (stream(latents, train, prefetch=prefetch) for prefetch in (0, 3))
+    assert all(equal(a, b) for a, b in zip(in_line, ahead, strict=True))
+
+
+def test_seeds_steps_and_epochs_differ(latents: ShardSet) -> None:
+    batches = stream(latents, TrainConfig(steps=40, global_batch=25), stop=4)
+    other = stream(latents, TrainConfig(steps=40, global_batch=25, seed=1), stop=4)
+    for a, b in [(batches[0], batches[1]), (batches[0], other[0]), (batches[0], batches[2])]:
+        assert not any(torch.equal(getattr(a, name), getattr(b, name)) for name in FIELDS)
+    maker = BatchMaker(latents, TrainConfig(steps=40, global_batch=50), rank=0, world_size=1)
+    assert maker.samples(1).tolist() != maker.samples(2).tolist()
+
+
+def test_batches_are_what_training_expects(latents: ShardSet) -> None:
+    train = TrainConfig(steps=400, global_batch=48, label_drop=0.25)
+    batches = stream(latents, train, stop=200)
+    t, y = torch.cat([b.t_N for b in batches]), torch.cat([b.y_N for b in batches])
+    noise = torch.cat([b.noise_NCHW for b in batches])
+    assert batches[0].x0_NCHW.shape == batches[0].noise_NCHW.shape == (48, 4, 2, 2)
+    assert {b.x0_NCHW.dtype for b in batches} == {b.noise_NCHW.dtype for b in batches} == {torch.float32}
+    assert t.dtype == y.dtype == torch.int64
+    assert (int(t.min()), int(t.max())) == (0, 999)
+    assert abs(t.double().mean() - 499.5) < 12
+    assert abs((y == 3).double().mean() - 0.25) < 0.02
+    assert set(y.tolist()) == {0, 1, 2, 3}
+    assert abs(noise.mean()) < 0.01
+    assert abs(noise.std() - 1) < 0.01
+    assert not stream(latents, TrainConfig(steps=9, global_batch=48, label_drop=0.0), stop=9)[5].y_N.eq(3).any()
+
+
+def test_latents_are_scaled_draws_from_the_posterior_of_image_or_mirror_image(latents: ShardSet) -> None:
+    train = TrainConfig(steps=9999, global_batch=50, label_drop=0.0)
+    maker = BatchMaker(latents, train, rank=0, world_size=1)
+    stored = [latents.gather(np.arange(50), np.full(50, view))[0].astype(np.float64) for view in (False, True)]
+    mean, std = (np.stack(part) for part in zip(*((m[:, :4], np.exp(m[:, 4:] / 2)) for m in stored), strict=True))
+    chose_mirror, normalised = [], []
+    for step in range(1, 121):
+        where, batch = maker.samples(step), maker.batch(step)
+        assert torch.equal(batch.y_N, torch.from_numpy(latents.labels[where]))
+        z = (batch.x0_NCHW.numpy() / 0.18215 - mean[:, where]) / std[:, where]
+        view = np.square(z).sum(axis=(2, 3, 4)).argmin(axis=0)
+        chose_mirror.append(view.mean())
+        normalised.append(z[view, np.arange(50)])
+    assert abs(np.mean(chose_mirror) - 0.5) < 0.03
+    # Picking the nearer of two posteriors trims the tails a little.
+    assert abs(np.std(normalised) - 1) < 0.05
+    assert not torch.equal(maker.batch(1).noise_NCHW, torch.from_numpy(normalised[0]).float())
+
+
+def test_a_dataset_without_mirror_images_is_read_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIT_CACHE", str(tmp_path / "cache"))
+    config, store = digits_study(), open_store(tmp_path / "root")
+    prepare.run(config, store)
+    shards = ShardSet.open(store, config)
+    train = TrainConfig(steps=20, global_batch=128)
+    maker = BatchMaker(shards, train, rank=0, world_size=1)
+    for step in (1, 15):
+        pixels, _ = shards.gather(maker.samples(step), np.zeros(128, dtype=bool))
+        assert np.array_equal(maker.batch(step).x0_NCHW.numpy(), (pixels / np.float32(127.5) - 1).astype(np.float32))
+
+
+@given(st.integers(0, 60), st.integers(1, 60), st.integers(0, 2**63))
+@settings(deadline=None)
+def test_normals_of_a_sample_do_not_depend_on_the_slice(start: int, length: int, seed: int) -> None:
+    whole = normals(seed, Purpose.NOISE, 7, range(120), (3,))
+    assert np.array_equal(
+        normals(seed, Purpose.NOISE, 7, range(start, start + length), (3,)), whole[start : start + length]
+    )
+
+
+def test_an_error_in_the_background_reaches_the_consumer_whole(latents: ShardSet) -> None:
+    class Damaged:
+        manifest = latents.manifest
+        is_pixels = False
+
+        def __len__(self) -> int:
+            return 50
+
+        def gather(self, indices: object, mirrored: object) -> None:
+            raise DataError("shard-00001.tar: damaged")
+
+    batches = TrainingStream(
+        Damaged(),
+        TrainConfig(steps=3),
+        rank=0,
+        world_size=1,
+        start_step=0,
+        stop_step=3,
+        prefetch=2,  # type: ignore[arg-type]
+    )
+    with pytest.raises(DataError, match="shard-00001") as caught:
+        next(iter(batches))
+    assert str(pickle.loads(pickle.dumps(caught.value))) == "shard-00001.tar: damaged"
+
+
+def test_stopping_early_leaves_no_thread(latents: ShardSet) -> None:
+    before = threading.active_count()
+    train = TrainConfig(steps=10_000, global_batch=16)
+    for batch in (batches := TrainingStream(
+        latents, train, rank=0, world_size=1, start_step=0, stop_step=10_000, prefetch=2
+    )):  # fmt: skip
+        if batch.step == 3:
+            break
+    batches.close()
+    batches.close()
+    assert threading.active_count() == before
+    unused = TrainingStream(latents, train, rank=0, world_size=1, start_step=0, stop_step=10, prefetch=2)
+    unused.close()
+    assert threading.active_count() == before
+
+
+def test_the_thread_stays_a_bounded_number_of_batches_ahead(latents: ShardSet) -> None:
+    made: list[int] = []
+
+    class Counting(ShardSet):
+        def gather(self, indices, mirrored):  # type: ignore[no-untyped-def]
+            made.append(1)
+            return latents.gather(indices, mirrored)
+
+    counting = Counting.__new__(Counting)
+    counting.__dict__.update(latents.__dict__)
+    with TrainingStream(
+        counting, TrainConfig(steps=99, global_batch=8), rank=0, world_size=1, start_step=0, stop_step=99, prefetch=3
+    ) as batches:
+        next(iter(batches))
+        time.sleep(0.3)
+        assert len(made) <= 1 + 3 + 1

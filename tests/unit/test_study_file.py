@@ -1,0 +1,208 @@
+"""The study file: what is written comes back, what is wrong is one line that names the key."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dit.config import StudyConfig
+from dit.errors import ConfigError, MissingError
+from dit.study_file import load, load_text
+from dit.variants import VARIANTS, resolve
+
+MINIMAL: dict[str, Any] = {
+    "study": "small",
+    "dataset": {
+        "name": "pictures",
+        "source": {"kind": "folder", "path": "/data"},
+        "codec": {"kind": "vae", "weights": "/vae"},
+        "image_size": 256,
+        "classes": 1000,
+    },
+    "variants": ["DiT-S/8", "DiT-XL/2"],
+    "train": {"steps": 100},
+    "evaluation": {"at_steps": [50, 100]},
+}
+
+
+def tree(**changes: Any) -> dict[str, Any]:
+    """MINIMAL with dotted keys, `__` for the dot, replaced."""
+    result = copy.deepcopy(MINIMAL)
+    for path, value in changes.items():
+        *parents, last = path.split("__")
+        node = result
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = value
+    return result
+
+
+def parse(overrides: list[str] | None = None, **changes: Any) -> StudyConfig:
+    return load_text(yaml.safe_dump(tree(**changes)), overrides or [], where="a.yaml")
+
+
+steps = st.integers(1, 10**7)
+studies = st.builds(
+    tree,
+    variants=st.lists(st.sampled_from([name for name in VARIANTS if name.startswith("DiT-")]), min_size=1, unique=True),
+    train__steps=st.just(10**7),
+    train__global_batch=st.integers(1, 4096),
+    train__learning_rate=st.floats(1e-8, 10, allow_nan=False),
+    train__seed=st.integers(0, 2**31),
+    train__precision=st.sampled_from(["fp32", "tf32", "bf16"]),
+    sampling__cfg_scale=st.floats(0, 20, allow_nan=False),
+    sampling__sampler=st.sampled_from(["ddpm", "ddim"]),
+    evaluation__at_steps=st.lists(steps, min_size=1, max_size=5, unique=True).map(sorted),
+    dataset__mirror=st.booleans(),
+    description=st.text(st.characters(codec="utf-8", categories=("L", "N", "P", "S", "Zs")), max_size=30),
+)
+
+
+@given(studies)
+def test_what_show_prints_reads_back_to_an_equal_study(study: dict[str, Any]) -> None:
+    config = load_text(yaml.safe_dump(study, allow_unicode=True))
+    again = load_text(config.to_yaml())
+    assert again == config
+    assert [again.evaluation_hash(spec) for spec in again.specs] == [config.evaluation_hash(s) for s in config.specs]
+
+
+@given(st.floats(1e-12, 1e3, allow_nan=False))
+def test_a_number_means_the_same_in_the_file_and_behind_set(rate: float) -> None:
+    in_file = parse(train__learning_rate=rate)
+    assert parse([f"train.learning_rate={rate!r}"]) == in_file
+    assert parse([f"train.learning_rate={rate:.17e}"]).train.learning_rate == rate
+
+
+@pytest.mark.parametrize("text", ["1e-4", "1.0e-4", "0.0001", "1E-4", "+1e-4"])
+def test_every_way_to_write_a_small_number_is_a_number(text: str) -> None:
+    assert parse([f"train.learning_rate={text}"]).train.learning_rate == 1e-4
+
+
+def test_later_overrides_win_and_reach_new_sections() -> None:
+    config = parse(["train.steps=200", "fit.micro_batch=16", "train.steps=300", "variants=[DiT-B/2]"])
+    assert (config.train.steps, config.fit.micro_batch, config.variants) == (300, 16, ("DiT-B/2",))
+
+
+def test_a_slug_is_as_good_as_a_name() -> None:
+    assert parse(variants=["dit-xl-2"]).variants == ("DiT-XL/2",)
+    assert parse().spec("dit-s-8") == resolve("DiT-S/8")
+
+
+def test_fit_of_one_variant_replaces_the_common_keys() -> None:
+    config = parse(fit={"micro_batch": 32, "threads": 2}, fit_by_variant={"DiT-XL/2": {"micro_batch": 8}})
+    small, large = config.specs
+    assert (config.fit_for(small).micro_batch, config.fit_for(large).micro_batch) == (32, 8)
+    assert config.fit_for(large).threads == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        ({"fit__micro_batch": 8}, True),
+        ({"tracking__kind": "none"}, True),
+        ({"plan__count": 64}, True),
+        ({"dataset__source__path": "/elsewhere"}, True),
+        ({"train__steps": 1000}, True),
+        ({"train__seed": 1}, False),
+        ({"train__precision": "bf16"}, False),
+        ({"dataset__codec__scale_factor": 0.2}, False),
+    ],
+)
+def test_only_science_enters_the_training_hash(change: dict[str, Any], same: bool) -> None:
+    before, after = parse(), parse(**change)
+    assert (before.training_hash(before.specs[0]) == after.training_hash(after.specs[0])) is same
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"train__stepps": 3}, "train.stepps: unknown key (did you mean train.steps?)"),
+        ({"trian__steps": 3}, "trian: unknown key (did you mean train?)"),
+        ({"dataset__source__pth": "/x"}, "dataset.source.pth: unknown key"),
+        ({"train__steps": 0}, "train.steps=0"),
+        ({"train__steps": "many"}, "train.steps='many'"),
+        ({"train__learning_rate": -1}, "train.learning_rate=-1"),
+        ({"train__label_drop": 1.0}, "train.label_drop=1.0"),
+        ({"train__precision": "fp16"}, "train.precision='fp16'"),
+        ({"sampling__steps": 1001}, "sampling.steps=1001"),
+        ({"evaluation__at_steps": []}, "evaluation.at_steps"),
+        ({"evaluation__at_steps": [100, 50]}, "steps must ascend"),
+        ({"evaluation__at_steps": [200]}, "train.steps=100 never reaches"),
+        ({"study": "My Study"}, "study='My Study'"),
+        ({"variants": ["DiT-M/2"]}, "'DiT-M/2' is not a known variant"),
+        ({"variants": ["DiT-S/8", "dit-s-8"]}, "named twice"),
+        ({"variants": []}, "variants"),
+        ({"dataset__image_size": 250}, "image_size=250 is not divisible by 8"),
+        ({"dataset__image_size": 232}, "29, which 8 does not divide"),
+        ({"dataset__codec": {"kind": "vqgan"}}, "dataset.codec"),
+        ({"fit_by_variant": {"DiT-L/2": {}}}, "'DiT-L/2', which is not among variants"),
+        ({"fit_by_variant": {"DiT-S/8": {"micro_bach": 3}}}, "micro_bach"),
+        ({"evaluation__extractor": "digits"}, "evaluation.extractor=digits needs"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_it(change: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(**change)
+    message = str(caught.value)
+    assert message.startswith("a.yaml: ")
+    assert named in message
+    assert "\n" not in message
+
+
+KEYS = st.sampled_from(
+    ["study", "dataset", "dataset.source", "dataset.codec.kind", "variants", "variants.0", "train.steps", "train.betas"]
+    + ["evaluation.at_steps", "evaluation.reference", "fit", "fit_by_variant.DiT-S/8", "fit_by_variant", "tracking.uri"]
+)
+TYPED = st.text(st.characters(exclude_categories=("C", "Zl", "Zp")), max_size=12)
+
+
+@given(st.lists(st.one_of(st.builds("{}={}".format, KEYS, TYPED), TYPED), max_size=3))
+def test_any_override_gives_a_study_or_one_line(overrides: list[str]) -> None:
+    try:
+        parse(overrides)
+    except ConfigError as error:
+        assert str(error).splitlines() == [str(error)]
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("study: [", "not YAML"),
+        ("just words", "must be a mapping"),
+        ("study: a\nstudy: b\n", "'study' is given twice"),
+        ("!!python/object:os.system {}", "not YAML"),
+    ],
+)
+def test_what_is_no_study_is_one_line(text: str, named: str) -> None:
+    with pytest.raises(ConfigError, match=named) as caught:
+        load_text(text, where="a.yaml")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("override", ["train.steps", "=3", "study.name=x", "train.steps=[", "train.steps=: :"])
+def test_a_mistake_in_an_override_names_the_override(override: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse([override])
+    assert f"--set {override}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_and_a_folder_are_one_line(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.yaml", tmp_path):
+        with pytest.raises(MissingError, match=str(path)) as caught:
+            load(path)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_no_text_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "binary.yaml"
+    path.write_bytes(b"\x80\x81\xff")
+    with pytest.raises(ConfigError, match=str(path)) as caught:
+        load(path)
+    assert "\n" not in str(caught.value)
