@@ -13,6 +13,7 @@ RAW_WEIGHTS = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 JOURNAL = "metrics.jsonl"
 TRACKING_STATE = "tracking"
+TRACKING_RUN = "tracking.json"
 REPORT_PAGE = "report.html"
 REPORT_RUNS = "runs.csv"
 REPORT_VERDICT = "verdict.json"
@@ -81,7 +82,7 @@ def health(config: StudyConfig, spec: ModelSpec) -> str:
 
 def tracking_run(config: StudyConfig, spec: ModelSpec | None) -> str:
     """The MLflow run that a variant, or with None the study, logs to."""
-    return f"{variant(config, spec) if spec else study(config)}/tracking.json"
+    return f"{variant(config, spec) if spec else study(config)}/{TRACKING_RUN}"
 
 
 def journal(config: StudyConfig, spec: ModelSpec | None) -> str:

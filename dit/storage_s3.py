@@ -12,6 +12,7 @@ import mimetypes
 import os
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BufferedRandom
@@ -31,7 +32,7 @@ from dit.storage_s3_errors import endpoint, s3_errors
 
 PART_BYTES = 64 << 20
 _PARTS_AT_ONCE = 4
-_BODY_ATTEMPTS = 4
+_BODY_WAITS = (0.3, 1.0, 3.0)
 _SHA256 = "sha256"
 
 
@@ -84,16 +85,13 @@ class S3Store(Store):
     def read(self, key: str) -> bytes:
         """See Store."""
         with s3_errors(f"{self.url}/{key}"):
-            for attempt in range(1, _BODY_ATTEMPTS + 1):
-                body = self._client.get_object(Bucket=self.bucket, Key=self._name(key))["Body"]
-                try:
+            for seconds in _BODY_WAITS:
+                body = self._body(key)
+                # boto3 repeats a request that fails, but not one whose answer breaks off.
+                with suppress(HTTPClientError, IncompleteReadError, TransportError):
                     return bytes(body.read())
-                except (HTTPClientError, IncompleteReadError, TransportError):
-                    # boto3 repeats a request that fails, but not one whose answer breaks off.
-                    if attempt == _BODY_ATTEMPTS:
-                        raise
-                    time.sleep(0.2 * 2**attempt)
-        raise AssertionError("the loop returns or raises")
+                time.sleep(seconds)
+            return bytes(self._body(key).read())
 
     def write(self, key: str, data: bytes) -> FileEntry:
         """See Store."""
@@ -175,6 +173,9 @@ class S3Store(Store):
                 # One by one: not every server of the protocol takes the checksum that a bulk request needs.
                 self._client.delete_object(Bucket=self.bucket, Key=self._name(key))
 
+    def _body(self, key: str) -> Any:
+        return self._client.get_object(Bucket=self.bucket, Key=self._name(key))["Body"]
+
     def _head(self, key: str) -> _Object:
         name = self._name(key)
         with s3_errors(f"{self.url}/{key}"):
@@ -230,7 +231,7 @@ def _new_client(process: int, environment: frozenset[tuple[str, str]], patient: 
         # Many servers of the protocol know nothing of the newer checksums; bodies are signed by their SHA-256 anyway.
         settings["request_checksum_calculation"] = os.environ.get("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
         settings["response_checksum_validation"] = os.environ.get("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
-    attempts = int(_positive("AWS_MAX_ATTEMPTS", 9)) if patient else 3
+    attempts = math.ceil(_positive("AWS_MAX_ATTEMPTS", 9)) if patient else 3
     config = Config(
         connect_timeout=min(5.0, seconds),
         read_timeout=seconds if patient else min(8.0, seconds),

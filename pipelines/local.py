@@ -19,6 +19,7 @@ from dit.config import StudyConfig
 from dit.console import say, share_terminal
 from dit.storage import Store, cache_dir, open_store
 from dit.storage_file import FileStore
+from dit.tracking import flush, reconcile
 from pipelines import complete
 from pipelines.leash import Leash
 from pipelines.terminal import StepLog
@@ -37,6 +38,7 @@ def run(study: Path | str, root: str, overrides: list[str]) -> None:
         importlib.import_module("dit.stages.report").run(config, store)
     else:
         _run_pipeline(config, store)
+    flush(config, store)
     show_results(config, store)
 
 
@@ -65,10 +67,12 @@ def _run_pipeline(config: StudyConfig, store: Store) -> None:
             if caught:
                 _end_by(caught[0])
         except RuntimeError:
-            importlib.import_module("dit.tracking").reconcile(config, store)
             if caught:
                 _end_by(caught[0])
             raise steps.failure(str(log_path)) from None
+        finally:
+            # A step that was killed could not end its own run.
+            reconcile(config, store)
 
 
 def _end_by(number: int) -> None:

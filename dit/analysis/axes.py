@@ -10,6 +10,10 @@ Figure = dict[str, Any]
 Range = tuple[float, float]
 """An axis' ends as powers of ten."""
 
+NARROW = 0.35
+"""Below so many decades plotly's own ticks read better."""
+_FACTORS: tuple[tuple[float, Sequence[int]], ...] = ((3.5, (1,)), (1.3, (1, 3)), (0.6, (1, 2, 5)), (0, range(1, 10)))
+"""Decades on the axis -> ticks in each."""
 PLOT_HEIGHT = 330
 """Pixels between the y axis' ends."""
 
@@ -33,11 +37,12 @@ def log_layout(x_title: str, y_title: str, x_range: Range, y_range: Range) -> Fi
         "tickcolor": "@axis",
         "fixedrange": False,
         "automargin": True,
+        "tickangle": 0,
         "minor": {"showgrid": False},
     }
     return {
         "height": PLOT_HEIGHT + 110,
-        "margin": {"l": 56, "r": 16, "t": 44, "b": 52},
+        "margin": {"l": 56, "r": 24, "t": 44, "b": 52},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "font": {"family": "system-ui, sans-serif", "size": 13, "color": "@ink"},
@@ -49,9 +54,11 @@ def log_layout(x_title: str, y_title: str, x_range: Range, y_range: Range) -> Fi
 
 
 def log_ticks(span: Range) -> Figure:
-    """Ticks at 1, 2 and 5 times a power of ten, or at the powers alone where those are many, written plainly."""
+    """Ticks at powers of ten and, the shorter the axis, at ever more multiples of them, written plainly."""
     decades = span[1] - span[0]
-    factors = (1,) if decades > 4 else (1, 3) if decades > 2.2 else (1, 2, 5) if decades > 0.6 else range(1, 10)
+    if decades < NARROW:
+        return {"nticks": 5}
+    factors = next(factors for wide, factors in _FACTORS if decades > wide)
     ticks = [
         factor * 10.0**power
         for power in range(math.floor(span[0]), math.ceil(span[1]) + 1)

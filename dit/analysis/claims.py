@@ -32,7 +32,15 @@ SCOPE = (
 )
 Pair = tuple[MetricsRecord, MetricsRecord]
 """(said to be better, said to be worse)."""
-_MUST_AGREE = ("science_hash", "dataset_content", "metric", "reference_sha256", "extractor_sha256")
+_MUST_AGREE = (
+    "science_hash",
+    "dataset_content",
+    "metric",
+    "decoder",
+    "evaluator",
+    "reference_sha256",
+    "extractor_sha256",
+)
 
 
 def judge(study: str, records: Sequence[MetricsRecord]) -> Verdict:

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from dit import __version__, layout
 from dit.analysis.results import Results
 from dit.config import StudyConfig, digest
-from dit.errors import MissingError
 from dit.records import CheckpointMeta, DatasetManifest, SampleSetManifest
 from dit.storage import Store, read_record
-from dit.tracking.journal import Entry, points
+from dit.tracking import read_points
 from dit.variants import ModelSpec
 
 LARGEST_GRID_BYTES = 400_000
@@ -51,7 +50,6 @@ class Evidence:
 def inputs_hash(results: Results, store: Store) -> str:
     """Changes when anything does that the report is made from; reads no image."""
     config = results.config
-    journals = [layout.journal(config, spec) for spec in config.specs]
     manifests = [_sample_set(config, store, variant.spec, record.step) for variant, record in results.rows()]
     return digest(
         {
@@ -60,7 +58,6 @@ def inputs_hash(results: Results, store: Store) -> str:
             "trained": [_hash(variant.train.to_json()) for variant in results.variants],
             "metrics": [_hash(record.to_json()) for _, record in results.rows()],
             "samples": [_hash(manifest.to_json()) if manifest else None for manifest in manifests],
-            "journals": [store.size(key) if store.exists(key) else None for key in journals],
         }
     )
 
@@ -115,16 +112,8 @@ def _sample_set(config: StudyConfig, store: Store, spec: ModelSpec, step: int) -
 
 
 def _loss_curve(config: StudyConfig, store: Store, spec: ModelSpec) -> list[tuple[float, float]]:
-    """From the journal; where a restart logged a step again, the later value counts."""
-    try:
-        lines = store.read(layout.journal(config, spec)).splitlines()
-    except MissingError:
-        return []
-    entries = [entry for line in lines if (entry := Entry.from_line(line))]
-    losses = {
-        point.step: point.value for point in points(entries) if point.key == "loss" and math.isfinite(point.value)
-    }
-    return thin(sorted(losses.items()))
+    points = read_points(config, store, spec)
+    return thin([(point.step, point.value) for point in points if point.key == "loss" and math.isfinite(point.value)])
 
 
 def _data_uri(kind: str, data: bytes) -> str:

@@ -140,6 +140,7 @@ def _line(points: Sequence[Point], name: str) -> Figure:
     return {
         "type": "scatter",
         "mode": "lines+markers",
+        "cliponaxis": False,
         "name": name,
         "x": [point.x for point in points],
         "y": [point.estimate.value for point in points],

@@ -16,6 +16,7 @@ from dit.records import MetricsRecord
 
 Facts = list[tuple[str, str]]
 
+_WEIGHTS = {"ema": "EMA", "raw": "raw"}
 _GUIDED = {"first3": "the first 3 channels", "all": "all channels"}
 
 
@@ -72,7 +73,7 @@ def _samples(config: StudyConfig, record: MetricsRecord) -> str:
     )
     eta = f" with eta {sampling.eta:g}" if sampling.sampler == "ddim" else ""
     return (
-        f"{format_count(record.num_samples)} images of every checkpoint's {sampling.weights} weights:"
+        f"{format_count(record.num_samples)} images of every checkpoint's {_WEIGHTS[sampling.weights]} weights:"
         f" {sampling.steps} {sampling.sampler.upper()} steps{eta}, {guidance}, {sampling.labels} labels,"
         f" {sampling.precision}, seed {sampling.seed}, decoder {record.decoder}. Image i has the same noise and label"
         " for every variant and checkpoint."
@@ -90,7 +91,9 @@ def _metric(config: StudyConfig, record: MetricsRecord) -> Facts:
         ),
         (
             "Interval",
-            f"{record.confidence:.0%}, by bootstrap over the sampled images, {config.evaluation.resamples} resamples.",
+            f"{record.confidence:.0%}, by bootstrap over the sampled images: {config.evaluation.resamples} resamples,"
+            " centred on the value. That a finite number of images makes a Fréchet distance a little too large holds"
+            " for all variants alike.",
         ),
         (
             "Noise floor",

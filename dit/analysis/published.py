@@ -75,9 +75,9 @@ def paper() -> Paper:
 
 
 def seed_note() -> str:
-    """How far apart repeated trainings fall in the paper's setting, as one sentence."""
+    """How far apart trainings of one model fall in the paper's setting, as one sentence."""
     repeats = "; ".join(
         f"{variant} {', '.join(f'{value:g}' for value in values)}"
         for variant, values in paper().seed_variance_400k.items()
     )
-    return f"Repeated trainings of the same model gave, at 400,000 steps, FID of {repeats}."
+    return f"On ImageNet, 400,000 steps with another seed or framework gave FID of {repeats}."

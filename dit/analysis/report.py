@@ -17,7 +17,7 @@ from dit.analysis.axes import Figure
 from dit.analysis.evidence import Evidence, Grid
 from dit.analysis.provenance import provenance
 from dit.analysis.results import Results
-from dit.analysis.tables import result_table, training_table
+from dit.analysis.tables import Table, result_table, training_table
 from dit.analysis.text import metric_name
 from dit.console import Cell
 from dit.formatting import ABSENT, format_count, format_number
@@ -66,7 +66,7 @@ def render(results: Results, evidence: Evidence) -> bytes:
         charts=charts,
         figures=script_json({chart.id: chart.figure for chart in charts}),
         grids=_grids(results, evidence),
-        results_table=result_table(results),
+        results_table=result_table(results, others=True),
         training_table=training_table(results),
         provenance=provenance(results, evidence),
         study_yaml=results.config.to_yaml(),
@@ -90,28 +90,30 @@ def script_json(value: Any) -> Markup:
     return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
 
 
-def claim_table(claim: Claim) -> tuple[list[str], list[list[Cell]]] | None:
+def claim_table(claim: Claim) -> Table | None:
     """A claim's numbers as columns and rows; None where there is nothing to list."""
     numbers = claim.numbers
     if "gflops" in numbers:
-        rows: list[list[Cell]] = []
-        for name, key in (("log Gflops", "gflops"), ("log parameters", "parameters")):
-            fit = numbers[key]
-            slope = f"{fit['slope']:.3f} [{fit['slope_low']:.3f}, {fit['slope_high']:.3f}]"
-            rows.append([name, fit["r2"], fit["loo_rmse"], fit["spearman"], slope])
-        return ["Predictor", "R²", "Leave-one-out error (log)", "Spearman", "Exponent"], rows
+        fits = [numbers["gflops"], numbers["parameters"]]
+        slopes = [f"{fit['slope']:.3f} [{fit['slope_low']:.3f}, {fit['slope_high']:.3f}]" for fit in fits]
+        rows: list[list[Cell]] = [
+            ["R²", *(fit["r2"] for fit in fits)],
+            ["Error of a variant left out (log)", *(fit["loo_rmse"] for fit in fits)],
+            ["Spearman's correlation", *(fit["spearman"] for fit in fits)],
+            ["Exponent", *slopes],
+        ]
+        return ["The distance over", "log Gflops", "log parameters"], rows
     if pairs := numbers.get("pairs"):
-        columns = ["Should be better", "", "Should be worse", "", "Intervals"]
         words = {"as claimed": "apart, as claimed", "overlap": "overlap", "reversed": "apart, reversed"}
-        return columns, [
-            [*_with_interval(pair["better"]), *_with_interval(pair["worse"]), words[pair["outcome"]]] for pair in pairs
+        return ["Should be better", "Should be worse", "Intervals"], [
+            [_with_interval(pair["better"]), _with_interval(pair["worse"]), words[pair["outcome"]]] for pair in pairs
         ]
     return None
 
 
-def _with_interval(numbers: dict[str, Any]) -> list[Cell]:
+def _with_interval(numbers: dict[str, Any]) -> str:
     value, low, high = (format_number(numbers[key]) for key in ("value", "low", "high"))
-    return [numbers["variant"], f"{value} [{low}, {high}]"]
+    return f"{numbers['variant']} {value} [{low}, {high}]"
 
 
 def _charts(results: Results, evidence: Evidence) -> list[Chart]:

@@ -41,18 +41,21 @@ _PLAN_COLUMNS = {
 _STYLES = {"supported": "bold green", "contradicted": "bold red", "undetermined": "bold yellow"}
 
 
-def result_table(results: Results) -> Table:
-    """Columns and rows, one row per variant and checkpoint."""
+def result_table(results: Results, others: bool = False) -> Table:
+    """Columns and rows, one row per variant and checkpoint; with `others`, the secondary metrics too."""
     confidence = next(record.confidence for _, record in results.rows())
     metric = metric_name(results.verdict.metric)
+    names = _secondary(results) if others else []
     columns = ["Variant", "Parameters", "Gflops", "Steps", "Images/s", metric, f"{confidence:.0%} interval"]
     rows: list[list[Cell]] = []
     for variant, record in results.rows():
         estimate = primary(record)
         span = f"{format_number(estimate.low)} to {format_number(estimate.high)}"
         rate = variant.train.images_per_second
-        rows.append([record.variant, record.parameters, record.gflops, record.step, rate, estimate.value, span])
-    return columns, rows
+        row: list[Cell] = [record.variant, record.parameters, record.gflops, record.step, rate, estimate.value, span]
+        secondary = [record.metrics.get(name) for name in names]
+        rows.append([*row, *(other.value if other else None for other in secondary)])
+    return columns + [metric_name(name) for name in names], rows
 
 
 def training_table(results: Results) -> Table:
@@ -69,7 +72,7 @@ def training_table(results: Results) -> Table:
 
 def runs_csv(results: Results) -> bytes:
     """`runs.csv`: every number of every checkpoint, and where it lies below the store's root."""
-    names = sorted({name for _, record in results.rows() for name in record.metrics} - {results.verdict.metric})
+    names = _secondary(results)
     columns = ["study", "variant", "parameters", "gflops", "tokens", "step", "images_per_second", "train_seconds"]
     columns += ["metric", "value", "low", "high", "confidence", "num_samples"]
     columns += [f"{name}{suffix}" for name in names for suffix in ("", "_low", "_high")]
@@ -164,6 +167,10 @@ def _show_verdict(verdict: Verdict) -> None:
         out.print(Text(f"   {claim.reason}"))
     for note in verdict.notes:
         out.print(Text(note, style="dim"))
+
+
+def _secondary(results: Results) -> list[str]:
+    return sorted({name for _, record in results.rows() for name in record.metrics} - {results.verdict.metric})
 
 
 def _plan_row(variant: VariantPlan, count: int) -> list[Cell]:

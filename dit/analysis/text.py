@@ -10,8 +10,8 @@ _METRICS = {
     "fd_digits": "Fréchet distance (digits)",
     "isc": "Inception Score",
     "kid": "KID",
-    "precision": "precision",
-    "recall": "recall",
+    "precision": "Precision",
+    "recall": "Recall",
 }
 
 

@@ -133,9 +133,12 @@ class TrainingStream:
         self.close()
 
     def __iter__(self) -> Iterator[StepBatch]:
+        """Yield each step's batch once; a stream is used for one pass."""
         if self._thread is None:
             for step in self._steps:
                 yield self._maker.batch(step)
+            return
+        if self._closed.is_set():
             return
         self._thread.start()
         try:

@@ -64,7 +64,9 @@ class ShardSet:
         self._views = 1 if self.is_pixels else indices[0].shape[0]
         self._shape = indices[0].shape if self.is_pixels else indices[0].shape[1:]
         self._dtype = indices[0].dtype
+        self._row_bytes = indices[0].sample_bytes // self._views
         self._ends = np.cumsum([len(index.labels) for index in indices])
+        self._starts = np.concatenate([[0], self._ends])
         self._shards = [
             MappedShard(path, index, self._views, shard.name)
             for path, index, shard in zip(paths, indices, manifest.shards, strict=True)
@@ -131,17 +133,15 @@ class ShardSet:
 
     def _gather_bytes(self, indices: npt.NDArray[np.int64], views: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
         shard_of = np.searchsorted(self._ends, indices, side="right")
-        local = indices - np.concatenate([[0], self._ends])[shard_of]
+        local = indices - self._starts[shard_of]
         if len(self._shards) == 1:
             return self._shards[0].gather(local, views)
+        rows = np.empty((len(indices), self._row_bytes), dtype=np.uint8)
         order = np.argsort(shard_of, kind="stable")
-        touched, starts = np.unique(shard_of[order], return_index=True)
-        out: npt.NDArray[np.uint8] | None = None
-        for shard, positions in zip(touched, np.split(order, starts[1:]), strict=True):
-            rows = self._shards[shard].gather(local[positions], views[positions])
-            out = np.empty((len(indices), rows.shape[1]), dtype=np.uint8) if out is None else out
-            out[positions] = rows
-        return out if out is not None else np.empty((0, 0), dtype=np.uint8)
+        borders = np.flatnonzero(np.diff(shard_of[order])) + 1
+        for positions in np.split(order, borders) if len(order) else ():
+            rows[positions] = self._shards[shard_of[positions[0]]].gather(local[positions], views[positions])
+        return rows
 
 
 def read_manifest(store: Store, config: StudyConfig) -> DatasetManifest | None:

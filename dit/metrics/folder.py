@@ -32,9 +32,13 @@ class ReferenceFolder:
     store: Store
     ranks: Ranks
 
+    def has(self, key: str) -> bool:
+        """Whether there is something at `key`; the first rank's answer."""
+        return self.ranks.broadcast(self.store.exists(key))
+
     def kept(self, key: str, cls: type[RecordT], make: Callable[[], RecordT | None]) -> RecordT:
         """The record at `key`. Where there is none, all ranks call `make`, and what the first one made is written."""
-        if not self.ranks.broadcast(self.store.exists(key)):
+        if not self.has(key):
             made = make()
             if self.ranks.is_main and made is not None:
                 write_record(self.store, key, made)

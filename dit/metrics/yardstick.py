@@ -5,7 +5,6 @@ Made by the first evaluation that needs them, kept beside the dataset, and the s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,13 +12,14 @@ import numpy as np
 from safetensors.torch import save
 
 from dit import layout
-from dit.codec import check_codec, open_codec
+from dit.codec import open_codec
 from dit.config import AdmReference, StudyConfig, digest
 from dit.console import progress, say
 from dit.data.sources import iter_source_images, open_source
+from dit.distributed import Ranks
 from dit.errors import MissingError
 from dit.metrics import digits
-from dit.metrics.extractors import Extractor, Images, extract, open_digits, open_inception
+from dit.metrics.extractors import Extractor, Features, extract, open_digits, open_inception
 from dit.metrics.folder import ReferenceFolder
 from dit.metrics.measure import Judge
 from dit.metrics.reference import Reference, from_adm, from_source
@@ -35,13 +35,18 @@ NOISE_IMAGES = 1000
 
 @dataclass(frozen=True)
 class Inputs:
-    """Files from outside that a yardstick is made with; None where the study needs none."""
+    """What a yardstick is made with that no evaluation makes."""
 
-    manifest: DatasetManifest
+    dataset: DatasetManifest
     inception: tuple[Path, str] | None
-    """InceptionV3's weights and their SHA-256."""
+    """InceptionV3's weights and their SHA-256; None where another extractor is used."""
     adm: tuple[Path, str] | None
-    """ADM's reference file and its SHA-256."""
+    """ADM's reference file and its SHA-256; None where the dataset is the reference."""
+
+    @property
+    def source_sha256(self) -> str:
+        """Of what the reference is made from."""
+        return self.adm[1] if self.adm else self.dataset.source_sha256
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,7 @@ class Yardstick:
     judge: Judge
     reference: ReferenceRecord
     noise_floor: float
+    """The distance of what an untrained model samples."""
     dataset_content: str
 
 
@@ -72,88 +78,89 @@ def open_yardstick(folder: ReferenceFolder, inputs: Inputs, decoder: str) -> Yar
 
     Raises MissingError when the dataset's images or the decoder are needed to make it and are not there.
     """
-    evaluation, device = folder.config.evaluation, folder.ranks.device
-    if inputs.inception:
-        extractor = open_inception(*inputs.inception, device, evaluation.extractor_precision)
-    else:
-        file = _digits_classifier(folder).file
-        extractor = open_digits(folder.path(file), file.sha256, device, evaluation.extractor_precision)
-    record = _reference(folder, inputs, extractor)
-    judge = Judge(Reference.from_file(folder.path(record.file), record.count), evaluation, device)
-    floor = _noise_floor(folder, extractor, judge, {"reference": record.config_hash, "decoder": decoder})
-    return Yardstick(extractor, judge, record, floor.value, inputs.manifest.content_hash())
-
-
-def _digits_classifier(folder: ReferenceFolder) -> ExtractorRecord:
-    def make() -> ExtractorRecord | None:
-        if not folder.ranks.is_main:
-            return None
-        _, images, labels = zip(*iter_source_images(folder.config), strict=True)
-        weights, accuracy, tests = digits.train(np.stack(images), np.array(labels))
-        file = folder.add("extractor-digits", ".safetensors", save(weights))
-        say(f"digits extractor: reads {accuracy:.1%} of the {tests} digits right that it was not trained on")
-        return ExtractorRecord(
-            config_hash=folder.config.dataset_hash(), file=file, test_accuracy=accuracy, test_images=tests
-        )
-
-    return folder.kept(layout.trained_extractor(folder.config), ExtractorRecord, make)
-
-
-def _reference(folder: ReferenceFolder, inputs: Inputs, extractor: Extractor) -> ReferenceRecord:
-    config, ranks, batch = folder.config, folder.ranks, folder.config.fit.feature_batch
-    source_sha256 = inputs.adm[1] if inputs.adm else inputs.manifest.source_sha256
-    config_hash = digest([config.dataset_hash(), source_sha256, extractor.sha256, extractor.precision])
-
-    def make() -> ReferenceRecord | None:
-        if inputs.adm:
-            source = inputs.adm[0].name
-            reference = from_adm(inputs.adm[0], extractor, ranks, batch)
-        else:
-            reference = from_source(open_source(config.dataset), extractor, ranks, batch)
-            source = f"{config.dataset.name}, {reference.count} images"
-        if not ranks.is_main:
-            return None
-        return ReferenceRecord(
-            config_hash=config_hash,
-            source=source,
-            source_sha256=source_sha256,
-            extractor=extractor.evaluator,
-            extractor_sha256=extractor.sha256,
-            count=reference.count,
-            features=0 if reference.features is None else len(reference.features),
-            file=folder.add("statistics", ".npz", reference.to_bytes()),
-        )
-
-    return folder.kept(layout.reference_statistics(config, config_hash), ReferenceRecord, make)
-
-
-def _noise_floor(
-    folder: ReferenceFolder, extractor: Extractor, judge: Judge, measured: dict[str, str]
-) -> NoiseFloorRecord:
-    """The distance of what a model would sample that had learned nothing, under the study's sampler and decoder."""
     config, ranks = folder.config, folder.ranks
-    config_hash = digest({**measured, "sampling": config.sampling.model_dump(mode="json")})
-    total = min(config.sampling.num_samples, NOISE_IMAGES)
+    extractor = _open_extractor(folder, inputs)
+    reference_hash = digest([config.dataset_hash(), inputs.source_sha256, extractor.sha256, extractor.precision])
+    floor_hash = digest([reference_hash, decoder, config.sampling.model_dump(mode="json")])
+    floor_key = layout.noise_floor(config, floor_hash)
+    # That the decoder is missing must show before hours of reference features, not after them.
+    noise = None if folder.has(floor_key) else _noise_generator(config, ranks)
 
-    def make() -> NoiseFloorRecord:
-        check_codec(config.dataset)
-        codec = open_codec(config.dataset, ranks.device, decoding=True, batch=config.fit.decode_batch)
-        generator = Generator(config, untrained, codec, ranks.device, config.fit.sample_batch)
-        starts = range(ranks.rank * PART_IMAGES, total, ranks.world_size * PART_IMAGES)
+    reference_key = layout.reference_statistics(config, reference_hash)
+    record = folder.kept(
+        reference_key, ReferenceRecord, lambda: _make_reference(folder, inputs, extractor, reference_hash)
+    )
+    judge = Judge(Reference.from_file(folder.path(record.file), record.count), config.evaluation, ranks.device)
 
-        def shares() -> Iterator[tuple[int, Images]]:
-            mine = [range(start, min(start + PART_IMAGES, total)) for start in starts]
-            with progress("noise floor", sum(map(len, mine)), "images", enabled=ranks.is_main) as bar:
-                for indices in mine:
-                    yield indices.start, generator.draw(indices, bar).images
-
-        seen = extract(extractor, shares(), total, ranks, config.fit.feature_batch)
+    def make_floor() -> NoiseFloorRecord:
+        images = min(config.sampling.num_samples, NOISE_IMAGES)
+        seen = _noise_features(folder, noise or _noise_generator(config, ranks), extractor, images)
         return NoiseFloorRecord(
-            config_hash=config_hash,
+            config_hash=floor_hash,
             metric=config.evaluation.metric,
             value=judge.distance(seen.features),
-            num_samples=total,
-            decoder=measured["decoder"],
+            num_samples=images,
+            decoder=decoder,
         )
 
-    return folder.kept(layout.noise_floor(config, config_hash), NoiseFloorRecord, make)
+    floor = folder.kept(floor_key, NoiseFloorRecord, make_floor)
+    return Yardstick(extractor, judge, record, floor.value, inputs.dataset.content_hash())
+
+
+def _open_extractor(folder: ReferenceFolder, inputs: Inputs) -> Extractor:
+    device, precision = folder.ranks.device, folder.config.evaluation.extractor_precision
+    if inputs.inception:
+        return open_inception(*inputs.inception, device, precision)
+    key = layout.trained_extractor(folder.config)
+    file = folder.kept(key, ExtractorRecord, lambda: _train_digits(folder) if folder.ranks.is_main else None).file
+    return open_digits(folder.path(file), file.sha256, device, precision)
+
+
+def _train_digits(folder: ReferenceFolder) -> ExtractorRecord:
+    _, images, labels = zip(*iter_source_images(folder.config), strict=True)
+    weights, accuracy, tests = digits.train(np.stack(images), np.array(labels))
+    say(f"digits extractor: reads {accuracy:.1%} of the {tests} digits right that it was not trained on")
+    return ExtractorRecord(
+        config_hash=folder.config.dataset_hash(),
+        file=folder.add("extractor-digits", ".safetensors", save(weights)),
+        test_accuracy=accuracy,
+        test_images=tests,
+    )
+
+
+def _make_reference(
+    folder: ReferenceFolder, inputs: Inputs, extractor: Extractor, config_hash: str
+) -> ReferenceRecord | None:
+    config, ranks, batch = folder.config, folder.ranks, folder.config.fit.feature_batch
+    if inputs.adm:
+        reference, source = from_adm(inputs.adm[0], extractor, ranks, batch), inputs.adm[0].name
+    else:
+        reference = from_source(open_source(config.dataset), extractor, ranks, batch)
+        source = f"{config.dataset.name}, {reference.count} images"
+    if not ranks.is_main:
+        return None
+    return ReferenceRecord(
+        config_hash=config_hash,
+        source=source,
+        source_sha256=inputs.source_sha256,
+        extractor=extractor.evaluator,
+        extractor_sha256=extractor.sha256,
+        count=reference.count,
+        features=0 if reference.features is None else len(reference.features),
+        file=folder.add("statistics", ".npz", reference.to_bytes()),
+    )
+
+
+def _noise_generator(config: StudyConfig, ranks: Ranks) -> Generator:
+    codec = open_codec(config.dataset, ranks.device, decoding=True, batch=config.fit.decode_batch)
+    return Generator(config, untrained, codec, ranks.device, config.fit.sample_batch)
+
+
+def _noise_features(folder: ReferenceFolder, noise: Generator, extractor: Extractor, images: int) -> Features:
+    """Features of what a model would sample that had learned nothing, under the study's sampler and decoder."""
+    ranks = folder.ranks
+    starts = range(ranks.rank * PART_IMAGES, images, ranks.world_size * PART_IMAGES)
+    mine = [range(start, min(start + PART_IMAGES, images)) for start in starts]
+    with progress("noise floor", sum(map(len, mine)), "images", enabled=ranks.is_main) as bar:
+        shares = ((indices.start, noise.draw(indices, bar).images) for indices in mine)
+        return extract(extractor, shares, images, ranks, folder.config.fit.feature_batch)

@@ -53,7 +53,6 @@ def export_adm(config: StudyConfig, store: Store, variant: str, step: int, path:
 
 def _check_inputs(config: StudyConfig, store: Store, spec: ModelSpec, steps: Sequence[int]) -> None:
     """Everything that can be missing, before a model is built."""
-    from dit.codec import check_codec
     from dit.training.checkpoint import list_checkpoints, read_meta
 
     complete = list_checkpoints(store, config, spec)
@@ -65,7 +64,6 @@ def _check_inputs(config: StudyConfig, store: Store, spec: ModelSpec, steps: Seq
                 f" (complete are: {known}); run `dit train` with --variant {spec.name}"
             )
         read_meta(store, config, spec, step)
-    check_codec(config.dataset)
     store.check_writable()
 
 
@@ -82,6 +80,7 @@ def _draw_sets(config: StudyConfig, store: Store, spec: ModelSpec, sets: Sequenc
     tune_process(fit.threads)
     with session() as ranks, open_tracker(config, store, spec, enabled=ranks.is_main) as tracker:
         compiled = compiles(fit, ranks)
+        # First, because its weights may be missing.
         codec = open_codec(config.dataset, ranks.device, decoding=True, batch=fit.decode_batch)
         decoder = f"{codec.name} {codec.weights_sha256[:12]}".strip()
         for sample_set in sets:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast, get_args
 
 from dit.errors import StoreError
+from dit.layout import TRACKING_STATE
 from dit.storage_base import exclusive, local_errors
 
 Kind = Literal["run", "metrics", "params", "tags", "artifact", "image", "status"]
@@ -131,7 +132,7 @@ def open_journal(path: Path, identity: str, header: Mapping[str, Any], copy: byt
     of another identity, left by a run whose configuration was changed before it completed anything, or is no longer in
     the store, is moved aside: its points and the new ones are not one curve.
     """
-    with exclusive(path.with_name(f".{path.name}.lock")), local_errors(path):
+    with exclusive(path.parent / TRACKING_STATE / "journal.lock"), local_errors(path):
         stored = path.read_bytes() if path.is_file() else b""
         found, theirs = header_of(stored), header_of(stored if copy is None else copy)
         usable = theirs if theirs is not None and theirs.values["hash"] == identity else None

@@ -8,7 +8,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -111,6 +112,9 @@ class Sink:
             there = [Path(file.path).name for file in self._client.list_artifacts(run_id, "images")]
             if not any(file.startswith(mark) and file.endswith(".webp") for file in there):
                 image = _decode(png)
+                if image is None:
+                    sys.stderr.write(f"refused: image {name} of step {step}: not a PNG\n")
+                    return
                 self._client.log_image(run_id, image, key=key, step=step, timestamp=time_ms, synchronous=True)
 
     def set_status(self, run_id: str, status: Status, time_ms: int, error: str | None) -> None:
@@ -170,7 +174,7 @@ class Sink:
             if error.error_code not in _REFUSED:
                 raise
         for item in items:
-            with self._refusals(run_id, repr(item), (lambda item=item: instead(item)) if instead else None):
+            with self._refusals(run_id, str(item), partial(instead, item) if instead else None):
                 send([item])
 
     @contextmanager
@@ -200,3 +204,28 @@ class Sink:
 def metric_name(name: str) -> str:
     """The name with what MLflow does not allow in it replaced by an underscore."""
     return re.sub(r"[^\w\-./ :]", "_", name, flags=re.ASCII)
+
+
+def _batches(items: Sequence[ItemT], size: int) -> Iterator[Sequence[ItemT]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def _decode(png: bytes) -> PIL.Image.Image | None:
+    try:
+        image = PIL.Image.open(io.BytesIO(png))
+        image.load()
+    except (OSError, SyntaxError):
+        return None
+    return image
+
+
+def _now() -> str:
+    return str(time.time_ns() // 1_000_000)
+
+
+def _alone(target: Target) -> AbstractContextManager[None]:
+    """Two processes that make the same database at the same moment would break it."""
+    if not target.uri.startswith(_SQLITE):
+        return nullcontext()
+    return exclusive(Path(f"{target.uri.removeprefix(_SQLITE)}.lock"))

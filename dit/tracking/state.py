@@ -17,6 +17,7 @@ from dit.tracking.journal import read_entries, read_header
 from dit.tracking.lease import is_held
 from dit.tracking.places import RunFolder, StudyFolder
 from dit.tracking.target import Target
+from dit.tracking.writers import Status
 
 
 class TrackingRun(Record):
@@ -38,9 +39,9 @@ class Shipped:
     """Bytes of the journal whose points, parameters and tags have arrived."""
     owed: list[dict[str, Any]] = field(default_factory=list)
     """Artifacts and images among them that have not."""
-    status: str | None = None
+    status: Status | None = None
     """Last set on the server."""
-    ended: str | None = None
+    ended: Status | None = None
     """Status with which the latest writer ended."""
     ended_at: int = 0
     """Milliseconds since 1970."""

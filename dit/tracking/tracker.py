@@ -9,6 +9,8 @@ import hashlib
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
+from typing import BinaryIO
 
 from dit.config import StudyConfig
 from dit.errors import DitError, StoreError
@@ -69,8 +71,8 @@ class JournalTracker(Tracker):
         self._lock = threading.Lock()
         self._steps: dict[str, set[int]] = {}
         self._values: dict[tuple[object, ...], str] = {}
-        for entry, _ in read_entries(journal.path):
-            self._remember(entry)
+        self._read_until = 0
+        self._catch_up()
 
     @property
     def run_id(self) -> str | None:
@@ -88,9 +90,10 @@ class JournalTracker(Tracker):
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """See Tracker."""
         with self._lock:
+            self._catch_up()
             new = {key: float(value) for key, value in values.items() if step not in self._steps.get(key, ())}
             if new:
-                self._log(Entry("metrics", new, step))
+                self._journal.append(Entry("metrics", new, step))
         if self._shipping:
             self._shipping.keep_alive()
 
@@ -117,22 +120,26 @@ class JournalTracker(Tracker):
 
     def _log_changes(self, kind: Kind, values: Mapping[str, object]) -> None:
         with self._lock:
+            self._catch_up()
             new = {key: str(value) for key, value in values.items() if self._values.get((kind, key)) != str(value)}
             if new:
-                self._log(Entry(kind, new))
+                self._journal.append(Entry(kind, new))
 
     def _log_file(self, kind: Kind, name: str, step: int | None, data: bytes) -> None:
         digest = hashlib.sha256(data).hexdigest()
         with self._lock:
+            self._catch_up()
             if self._values.get((kind, name, step)) == digest:
                 return
             with local_errors(path := self._run.files / digest):
-                place_file(path, lambda file: file.write(data) and None)
-            self._log(Entry(kind, {"name": name, "sha256": digest}, step))
+                place_file(path, partial(_write, data))
+            self._journal.append(Entry(kind, {"name": name, "sha256": digest}, step))
 
-    def _log(self, entry: Entry) -> None:
-        self._journal.append(entry)
-        self._remember(entry)
+    def _catch_up(self) -> None:
+        """Learn what the journal holds: from before, from here, and what others have added meanwhile."""
+        for entry, end in read_entries(self._journal.path, self._read_until):
+            self._remember(entry)
+            self._read_until = end
 
     def _remember(self, entry: Entry) -> None:
         if entry.kind == "metrics" and entry.step is not None:
@@ -160,23 +167,25 @@ def open_tracker(
         yield Tracker()
         return
     target = resolve_target(config, store) if config.tracking.kind == "mlflow" else None
-    run, study = run_folder(config, store, spec), study_folder(config, store)
+    run = run_folder(config, store, spec)
     with local_errors(run.path):
+        writer = Writer(run)
         if spec is not None:
             # The parent run of all variants, which nothing else may have begun.
             _open_journal(config, store, None)[0].close()
         journal, mirror = _open_journal(config, store, spec)
-        writer = Writer(run, journal)
-        shipping = Shipping(study, run, target) if target else None
+        writer.begin(journal)
+        shipping = Shipping(study_folder(config, store), run, target) if target else None
         tracker = JournalTracker(run, journal, mirror, shipping)
     try:
         yield tracker
     except BaseException as problem:
+        # What went wrong first is what the user has to hear of.
         with suppress(StoreError):
-            writer.end(*_outcome(problem))
+            writer.end(journal, *_outcome(problem))
             tracker.close()
         raise
-    writer.end("FINISHED")
+    writer.end(journal, "FINISHED")
     tracker.close()
 
 
@@ -201,6 +210,10 @@ def _open_journal(config: StudyConfig, store: Store, spec: ModelSpec | None) -> 
     journal = open_journal(run.journal, identity, header, mirror.fetch())
     mirror.push(journal, _SYNC_SECONDS)
     return journal, mirror
+
+
+def _write(data: bytes, file: BinaryIO) -> None:
+    file.write(data)
 
 
 def _outcome(problem: BaseException) -> tuple[Status, str | None]:

@@ -12,17 +12,19 @@ Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
 
 class Writer:
-    """This process as a writer of a run's journal, from construction until `end`, or until it dies."""
+    """This process as a writer of a run's journal; it counts as living from construction until `end`, or its death."""
 
-    def __init__(self, run: RunFolder, journal: Journal) -> None:
-        self._journal = journal
+    def __init__(self, run: RunFolder) -> None:
         self._lease = Lease.new(run.writers)
-        self._journal.append(_status("RUNNING", self._lease.name))
 
-    def end(self, status: Status, error: str | None = None) -> None:
-        """Say in the journal how it ended, and no longer count as living."""
+    def begin(self, journal: Journal) -> None:
+        """Say in the journal that the run goes on."""
+        journal.append(_status("RUNNING", self._lease.name))
+
+    def end(self, journal: Journal, status: Status, error: str | None = None) -> None:
+        """Say in the journal how it ended."""
         try:
-            self._journal.append(_status(status, self._lease.name, error))
+            journal.append(_status(status, self._lease.name, error))
         finally:
             self._lease.release(remove=True)
 

@@ -27,6 +27,7 @@ from dit.records import Estimate, MetricsRecord, SampleSetManifest, TrainRecord,
 from dit.stages import report
 from dit.storage import Store, open_store, write_record
 from dit.study_file import load_text
+from dit.tracking import open_tracker
 from dit.variants import ModelSpec
 
 STUDY = """
@@ -128,11 +129,9 @@ def fill(store: Store, config: StudyConfig) -> None:
     """Everything that the stages before the report write, as far as it reads it."""
     for spec in config.specs:
         write_record(store, layout.train_record(config, spec), train_record(config, spec))
-        lines = [
-            {"kind": "metrics", "time": 0, "step": step, "values": {"loss": 1 / step, "grad_norm": 1.0}}
-            for step in range(100, 1000, 100)
-        ]
-        store.write(layout.journal(config, spec), b"".join(json.dumps(line).encode() + b"\n" for line in lines))
+        with open_tracker(config, store, spec) as tracker:
+            for step in range(100, 1000, 100):
+                tracker.metrics(step, {"loss": 1 / step, "grad_norm": 1.0})
         for step in config.evaluation.at_steps:
             write_record(store, layout.metrics(config, spec, step), metrics_record(config, spec, step))
             folder = layout.samples(config, spec, step)
@@ -167,7 +166,7 @@ class Page(HTMLParser):
         if tag == "script":
             self.scripts.append("")
 
-    def handle_endtag(self, tag: str) -> None:
+    def handle_endtag(self, _tag: str) -> None:
         self._inside = ""
 
     def handle_data(self, data: str) -> None:
@@ -309,7 +308,7 @@ def test_a_complete_report_is_left_alone_until_its_inputs_change(store: Store) -
     changed = metrics_record(config, spec, 400_000, num_samples=49_999)
     write_record(store, layout.metrics(config, spec, 400_000), changed)
     assert report.run(config, store).config_hash != first.config_hash
-    assert "49,999" in page.read_text() or "verdict" in page.read_text()
+    assert "verdict" in page.read_text()
 
 
 def test_a_report_with_a_lost_page_is_made_again(store: Store) -> None:
@@ -369,7 +368,7 @@ def test_a_store_without_previews_and_journals_still_gives_a_report(store: Store
     config = study()
     fill(store, config)
     for spec in config.specs:
-        store.delete(layout.journal(config, spec))
+        store.delete(layout.tracking(config, spec))
         for step in config.evaluation.at_steps:
             store.delete(layout.samples(config, spec, step))
     report.run(config, store)

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -42,6 +43,7 @@ class Seen:
     method: str
     path: str
     headers: dict[str, str]
+    connection: int
 
 
 @dataclass
@@ -97,7 +99,8 @@ def proxy(server: tuple[str, int]) -> Iterator[Proxy]:
 
         def _pass(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            proxy.seen.append(Seen(self.command, self.path, {k.lower(): v for k, v in self.headers.items()}))
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            proxy.seen.append(Seen(self.command, self.path, headers, self.client_address[1]))
             if any(fault(self) for fault in list(proxy.faults)):
                 return
             upstream = http.client.HTTPConnection(*proxy.upstream)
@@ -307,6 +310,8 @@ def test_a_local_copy_is_made_once_and_follows_its_object(store: S3Store, proxy:
 def test_many_processes_that_need_one_file_download_it_once(store: S3Store, proxy: Proxy) -> None:
     content = os.urandom(3 << 20)
     store.write("shard.tar", content)
+    # Slow enough for all to ask before the first has its copy.
+    proxy.faults.append(lambda handler: handler.command == "GET" and bool(time.sleep(1)))
     code = """
         import sys
         from dit.storage_s3 import S3Store
@@ -499,12 +504,15 @@ def test_a_setting_that_makes_no_sense(name: str, value: str, monkeypatch: pytes
     one_line(caught)
 
 
-def test_a_forked_process_uses_its_own_connections(store: S3Store) -> None:
+def test_a_forked_process_uses_its_own_connections(store: S3Store, proxy: Proxy) -> None:
     store.write("key", b"value")
-    context = multiprocessing.get_context("fork")
-    with context.Pool(2) as pool:
-        results = [pool.apply_async(store.read, ("key",)) for _ in range(8)]
-        assert {result.get(60) for result in results} == {store.read("key")}
+    of_parent = {request.connection for request in proxy.seen}
+    proxy.seen.clear()
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        assert pool.map(store.read, ["key"] * 4) == [b"value"] * 4
+    assert len(proxy.seen) == 4
+    assert of_parent.isdisjoint(request.connection for request in proxy.seen)
+    assert store.read("key") == b"value"
 
 
 def test_stores_and_errors_pass_between_processes(store: S3Store) -> None:

@@ -12,10 +12,11 @@ import pytest
 
 from dit import layout
 from dit.config import StudyConfig
-from dit.errors import ConfigError, DataError, DivergedError, InputError, MismatchError, MissingError
-from dit.records import HealthEvent, TrainRecord
+from dit.errors import ConfigError, DataError, DivergedError, InputError, MismatchError, MissingError, StoreError
+from dit.records import FileEntry, HealthEvent, TrainRecord
 from dit.stages import prepare, train
 from dit.storage import Store, open_store, read_record
+from dit.storage_file import FileStore
 from dit.study_file import load
 from dit.tracking import read_points
 from dit.training.checkpoint import list_checkpoints, read_meta
@@ -208,7 +209,7 @@ def test_another_recipe_is_refused_before_work(store: Store, straight: tuple[Stu
     store.write(record_key(config), record)
 
 
-def test_shards_that_changed_under_a_training_are_refused(store: Store, tmp_path: Path) -> None:
+def test_shards_that_changed_under_a_training_are_refused(store: Store) -> None:
     config = study("shards", "train.steps=8")
     train.run(config, store, VARIANT)
     spec = config.spec(VARIANT)
@@ -235,10 +236,15 @@ def test_unknown_variant_is_refused(store: Store) -> None:
         train.run(study("variant"), store, "mini-M/2")
 
 
-def test_store_that_cannot_be_written_is_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse() -> None:
-        raise InputError("read-only")
+class ReadOnly(FileStore):
+    """A store whose files can be read only."""
 
-    monkeypatch.setattr(store, "check_writable", refuse)
-    with pytest.raises(InputError, match="read-only"):
-        train.run(study("readonly"), store, VARIANT)
+    def write(self, key: str, data: bytes) -> FileEntry:
+        raise StoreError(f"{key}: {len(data)} bytes refused")
+
+
+def test_store_that_cannot_be_written_is_refused(store: Store) -> None:
+    assert isinstance(store, FileStore)
+    with pytest.raises(InputError, match="cannot write"):
+        train.run(study("readonly"), ReadOnly(store.root), VARIANT)
+    assert not store.list("studies/readonly")

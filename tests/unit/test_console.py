@@ -26,6 +26,7 @@ WORK = """
         for step in range(60):
             bar.advance(loss=0.125)
             time.sleep(0.01)
+        say("within")
     say("after")
 """
 
@@ -67,7 +68,7 @@ def terminal() -> Iterator[Terminal]:
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("DIT_TTY", "COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "PYTHONIOENCODING"):
+    for name in ("DIT_TTY", "COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "PYTHONIOENCODING", "PYTHONUNBUFFERED"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm")
 
@@ -116,7 +117,7 @@ def test_numbers_read_well(text: str, expected: str) -> None:
 
 def test_without_a_terminal_a_short_task_is_one_line_on_stderr() -> None:
     result = piped(WORK)
-    assert result.stdout == "before\nafter\n"
+    assert result.stdout == "before\nwithin\nafter\n"
     assert re.fullmatch(
         r"train S/2: 100/100 steps \(100 %\), [\d.]+ steps/s, took [\d.]+ (s|ms), loss 0\.1250\n", result.stderr
     )
@@ -187,7 +188,7 @@ def test_a_bar_shows_rate_time_left_and_loss(terminal: Terminal, tmp_path: Path)
     with open(tmp_path / "out", "w") as out:
         subprocess.run(command(WORK), stdin=terminal.slave, stdout=out, stderr=terminal.slave, check=True)
     drawn = terminal.text()
-    assert (tmp_path / "out").read_text() == "before\nafter\n", "results that are redirected stay whole"
+    assert (tmp_path / "out").read_text() == "before\nwithin\nafter\n", "results that are redirected stay whole"
     assert re.search(r"train S/2 .* \d+/100 [\d.]+ steps/s .* left .*loss 0\.1250", drawn)
     assert re.search(r"100/100 .*took", drawn)
     assert "?25l" not in drawn, "a hidden cursor would stay hidden after a kill"
@@ -224,7 +225,7 @@ def test_a_child_behind_pipes_draws_on_the_terminal_it_is_told_of(terminal: Term
     result = subprocess.run(
         command(parent), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=terminal.slave, text=True, check=True
     )
-    assert result.stdout == "(0, 'before\\nafter\\n', '')\n"
+    assert result.stdout == "(0, 'before\\nwithin\\nafter\\n', '')\n"
     assert re.search(r"train S/2 .*/100 .*steps/s .*loss 0\.1250", terminal.text())
 
 
@@ -274,7 +275,9 @@ def test_work_goes_on_when_the_terminal_goes_away(tmp_path: Path) -> None:
     assert (tmp_path / "result").read_text() == "done"
 
 
-def test_work_goes_on_when_nobody_reads(tmp_path: Path) -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_work_goes_on_when_nobody_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unbuffered: str) -> None:
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
     code = f"""
         import sys
         from pathlib import Path

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,10 +36,22 @@ def latents(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
         return ShardSet.open(store, config)
 
 
-def stream(shards: ShardSet, train: TrainConfig, rank: int = 0, world: int = 1, start: int = 0, stop: int = 5, prefetch: int = 2) -> list[StepBatch]:  # fmt: skip
-    with TrainingStream(
+def stream(
+    shards: ShardSet,
+    train: TrainConfig,
+    ranks: tuple[int, int] = (0, 1),
+    start: int = 0,
+    stop: int = 5,
+    prefetch: int = 2,
+) -> TrainingStream:
+    rank, world = ranks
+    return TrainingStream(
         shards, train, rank=rank, world_size=world, start_step=start, stop_step=stop, prefetch=prefetch
-    ) as batches:
+    )
+
+
+def batches_of(shards: ShardSet, train: TrainConfig, **more: Any) -> list[StepBatch]:
+    with stream(shards, train, **more) as batches:
         return list(batches)
 
 
@@ -74,8 +88,8 @@ def test_every_sample_once_an_epoch_across_ranks_and_restarts(
 @pytest.mark.parametrize("world", [2, 4])
 def test_ranks_together_see_the_batch_that_one_process_sees(latents: ShardSet, world: int) -> None:
     train = TrainConfig(steps=5, global_batch=24, seed=3)
-    whole = stream(latents, train)
-    parts = [stream(latents, train, rank, world) for rank in range(world)]
+    whole = batches_of(latents, train)
+    parts = [batches_of(latents, train, ranks=(rank, world)) for rank in range(world)]
     for step, batch in enumerate(whole):
         for name in FIELDS:
             joined = torch.cat([getattr(part[step], name) for part in parts])
@@ -84,24 +98,24 @@ def test_ranks_together_see_the_batch_that_one_process_sees(latents: ShardSet, w
 
 def test_a_resume_continues_as_if_it_had_not_stopped(latents: ShardSet) -> None:
     train = TrainConfig(steps=30, global_batch=16)
-    whole = stream(latents, train, stop=30)
+    whole = batches_of(latents, train, stop=30)
     assert [batch.step for batch in whole] == list(range(1, 31))
     for start in (1, 13, 29):
         assert all(
-            equal(a, b) for a, b in zip(whole[start:], stream(latents, train, start=start, stop=30), strict=True)
+            equal(a, b) for a, b in zip(whole[start:], batches_of(latents, train, start=start, stop=30), strict=True)
         )
-    assert stream(latents, train, start=30, stop=30) == []
+    assert batches_of(latents, train, start=30, stop=30) == []
 
 
 def test_prefetching_changes_nothing(latents: ShardSet) -> None:
     train = TrainConfig(steps=5, global_batch=16)
-    in_line, ahead = (stream(latents, train, prefetch=prefetch) for prefetch in (0, 3))
+    in_line, ahead = (batches_of(latents, train, prefetch=prefetch) for prefetch in (0, 3))
     assert all(equal(a, b) for a, b in zip(in_line, ahead, strict=True))
 
 
 def test_seeds_steps_and_epochs_differ(latents: ShardSet) -> None:
-    batches = stream(latents, TrainConfig(steps=40, global_batch=25), stop=4)
-    other = stream(latents, TrainConfig(steps=40, global_batch=25, seed=1), stop=4)
+    batches = batches_of(latents, TrainConfig(steps=40, global_batch=25), stop=4)
+    other = batches_of(latents, TrainConfig(steps=40, global_batch=25, seed=1), stop=4)
     for a, b in [(batches[0], batches[1]), (batches[0], other[0]), (batches[0], batches[2])]:
         assert not any(torch.equal(getattr(a, name), getattr(b, name)) for name in FIELDS)
     maker = BatchMaker(latents, TrainConfig(steps=40, global_batch=50), rank=0, world_size=1)
@@ -110,7 +124,7 @@ def test_seeds_steps_and_epochs_differ(latents: ShardSet) -> None:
 
 def test_batches_are_what_training_expects(latents: ShardSet) -> None:
     train = TrainConfig(steps=400, global_batch=48, label_drop=0.25)
-    batches = stream(latents, train, stop=200)
+    batches = batches_of(latents, train, stop=200)
     t, y = torch.cat([b.t_N for b in batches]), torch.cat([b.y_N for b in batches])
     noise = torch.cat([b.noise_NCHW for b in batches])
     assert batches[0].x0_NCHW.shape == batches[0].noise_NCHW.shape == (48, 4, 2, 2)
@@ -122,7 +136,7 @@ def test_batches_are_what_training_expects(latents: ShardSet) -> None:
     assert set(y.tolist()) == {0, 1, 2, 3}
     assert abs(noise.mean()) < 0.01
     assert abs(noise.std() - 1) < 0.01
-    assert not stream(latents, TrainConfig(steps=9, global_batch=48, label_drop=0.0), stop=9)[5].y_N.eq(3).any()
+    assert not batches_of(latents, TrainConfig(steps=9, global_batch=48, label_drop=0.0), stop=9)[5].y_N.eq(3).any()
 
 
 def test_latents_are_scaled_draws_from_the_posterior_of_image_or_mirror_image(latents: ShardSet) -> None:
@@ -166,59 +180,39 @@ def test_normals_of_a_sample_do_not_depend_on_the_slice(start: int, length: int,
 
 
 def test_an_error_in_the_background_reaches_the_consumer_whole(latents: ShardSet) -> None:
-    class Damaged:
-        manifest = latents.manifest
-        is_pixels = False
+    def gather(*_: object) -> None:
+        raise DataError("shard-00001.tar: damaged")
 
-        def __len__(self) -> int:
-            return 50
-
-        def gather(self, indices: object, mirrored: object) -> None:
-            raise DataError("shard-00001.tar: damaged")
-
-    batches = TrainingStream(
-        Damaged(),
-        TrainConfig(steps=3),
-        rank=0,
-        world_size=1,
-        start_step=0,
-        stop_step=3,
-        prefetch=2,  # type: ignore[arg-type]
-    )
+    damaged = copy.copy(latents)
+    damaged.gather = gather  # type: ignore[method-assign,assignment]
     with pytest.raises(DataError, match="shard-00001") as caught:
-        next(iter(batches))
+        next(iter(stream(damaged, TrainConfig(steps=3))))
     assert str(pickle.loads(pickle.dumps(caught.value))) == "shard-00001.tar: damaged"
 
 
 def test_stopping_early_leaves_no_thread(latents: ShardSet) -> None:
     before = threading.active_count()
     train = TrainConfig(steps=10_000, global_batch=16)
-    for batch in (batches := TrainingStream(
-        latents, train, rank=0, world_size=1, start_step=0, stop_step=10_000, prefetch=2
-    )):  # fmt: skip
+    batches = stream(latents, train, stop=10_000)
+    for batch in batches:
         if batch.step == 3:
             break
     batches.close()
     batches.close()
-    assert threading.active_count() == before
-    unused = TrainingStream(latents, train, rank=0, world_size=1, start_step=0, stop_step=10, prefetch=2)
-    unused.close()
+    stream(latents, train).close()
     assert threading.active_count() == before
 
 
 def test_the_thread_stays_a_bounded_number_of_batches_ahead(latents: ShardSet) -> None:
     made: list[int] = []
 
-    class Counting(ShardSet):
-        def gather(self, indices, mirrored):  # type: ignore[no-untyped-def]
-            made.append(1)
-            return latents.gather(indices, mirrored)
+    def gather(*arguments: Any) -> Any:
+        made.append(1)
+        return latents.gather(*arguments)
 
-    counting = Counting.__new__(Counting)
-    counting.__dict__.update(latents.__dict__)
-    with TrainingStream(
-        counting, TrainConfig(steps=99, global_batch=8), rank=0, world_size=1, start_step=0, stop_step=99, prefetch=3
-    ) as batches:
+    counting = copy.copy(latents)
+    counting.gather = gather  # type: ignore[method-assign]
+    with stream(counting, TrainConfig(steps=99, global_batch=8), stop=99, prefetch=3) as batches:
         next(iter(batches))
         time.sleep(0.3)
         assert len(made) <= 1 + 3 + 1

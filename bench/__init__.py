@@ -1,0 +1,1 @@
+"""Benchmarks: each row against a plain reference in the same run."""

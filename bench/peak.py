@@ -1,0 +1,21 @@
+"""The machine's matrix product rate, measured: the ceiling under which every other figure stands."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from dit.compute import matmul_peak
+
+
+def measure() -> dict[str, Any]:
+    """FLOP/s of square products, fp32 and bf16, on the GPU where there is one."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return {
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "matmul_fp32_tflops": round(matmul_peak(device, torch.float32) / 1e12, 3),
+        "matmul_bf16_tflops": round(matmul_peak(device, torch.bfloat16) / 1e12, 3),
+    }

@@ -1,0 +1,67 @@
+"""Sampler with guidance: ours against the textbook's loop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from bench.harness import Row
+from bench.textbook import TextbookDiT, textbook_sample
+from bench.timing import seconds_per_call
+from bench.train import SETTINGS
+from dit.compute import matmul_precision, tune_process
+from dit.config import SamplingConfig
+from dit.diffusion.sampler import sample
+from dit.diffusion.schedule import linear_schedule
+from dit.model.transformer import DiT
+from dit.variants import InputSpec, ModelSpec, resolve
+
+STEPS = {"mini-XL/2": 50, "DiT-S/2": 10}
+BATCH = {"mini-XL/2": 64, "DiT-S/2": 4}
+GUIDANCE = 4.0
+
+
+def measure(variant: str, side: str) -> dict[str, Any]:
+    """Images per second at the variant's number of steps, guided."""
+    spec, inputs = resolve(variant), SETTINGS[variant][0]
+    steps, batch = STEPS[variant], BATCH[variant]
+    labels = torch.arange(batch) % inputs.classes
+    if side == "textbook":
+        shape = (spec.depth, spec.hidden, spec.heads, spec.patch, inputs.channels, inputs.size, inputs.classes)
+        plain = TextbookDiT(*shape).eval()
+        seconds = seconds_per_call(
+            lambda: textbook_sample(plain, labels, steps, GUIDANCE, inputs.classes, inputs.size), calls=3, warmup=1
+        )
+    else:
+        seconds = _ours(spec, inputs, labels, steps)
+    return {"rate": batch / seconds}
+
+
+def _ours(spec: ModelSpec, inputs: InputSpec, labels: torch.Tensor, steps: int) -> float:
+    tune_process()
+    matmul_precision("fp32", torch.device("cpu"))
+    model = DiT(spec, inputs).eval()
+    config = SamplingConfig(steps=steps, cfg_scale=GUIDANCE)
+    shape = (len(labels), inputs.channels, inputs.size, inputs.size)
+    schedule = linear_schedule()
+
+    def draw() -> None:
+        sample(model, schedule, lambda _: torch.randn(shape), labels, config, model.null_label)
+
+    return seconds_per_call(draw, calls=3, warmup=1)
+
+
+def rows() -> list[Row]:
+    """The tiny model and S/2."""
+    aims = {"mini-XL/2": 2.5, "DiT-S/2": 2.0}
+    return [
+        Row(
+            f"guided sampling, {variant}, fp32, {STEPS[variant]} steps",
+            "images/s",
+            __name__,
+            {side: {"variant": variant, "side": side} for side in ("textbook", "ours")},
+            aim,
+        )
+        for variant, aim in aims.items()
+    ]

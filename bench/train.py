@@ -1,0 +1,112 @@
+"""Training step: forward, loss, backward, AdamW, EMA; ours against the textbook's, and ours with one part left out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from bench.harness import Row
+from bench.textbook import TextbookDiT, TextbookTrainer
+from bench.timing import seconds_per_call
+from dit.compute import matmul_peak, tune_process
+from dit.config import FitConfig, TrainConfig
+from dit.data.loader import StepBatch
+from dit.distributed import session
+from dit.training.trainer import Trainer
+from dit.variants import InputSpec, ModelSpec, resolve
+
+# Variant -> latent, batch, timed steps: about a second or less a step on two cores.
+SETTINGS: dict[str, tuple[InputSpec, int, int]] = {
+    "mini-XL/2": (InputSpec(1, 8, 10), 128, 40),
+    "DiT-S/2": (InputSpec(4, 32, 1000), 8, 8),
+    "DiT-B/2": (InputSpec(4, 32, 1000), 4, 5),
+}
+WARMUP = 3
+PARTS = ("allocator", "matmul", "attention", "optimizer", "average")
+
+
+def measure(variant: str, precision: str, side: str, left_out: str = "") -> dict[str, Any]:
+    """Steps per second. `left_out` names the one of PARTS that is put back to torch's default."""
+    spec = resolve(variant)
+    inputs, batch, calls = SETTINGS[variant]
+    torch.manual_seed(0)
+    data = (
+        torch.randn(batch, inputs.channels, inputs.size, inputs.size),
+        torch.randint(1000, (batch,)),
+        torch.randint(inputs.classes, (batch,)),
+        torch.randn(batch, inputs.channels, inputs.size, inputs.size),
+    )
+    if side == "textbook":
+        shape = (spec.depth, spec.hidden, spec.heads, spec.patch, inputs.channels, inputs.size, inputs.classes)
+        plain = TextbookTrainer(TextbookDiT(*shape), precision)
+        seconds = seconds_per_call(lambda: plain.step(*data), calls=calls, warmup=WARMUP)
+    else:
+        seconds = _ours(spec, inputs, data, precision, compiled=side == "compiled", left_out=left_out, calls=calls)
+    flops = 6 * spec.macs(inputs) * batch
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    # The peak is read after the timing: a probe before it would warm up what the step is to be timed with.
+    peak = matmul_peak(torch.device("cpu"), dtype)
+    return {"rate": 1 / seconds, "beside": {"of matmul peak": f"{flops / seconds / peak:.0%}"}}
+
+
+def _ours(
+    spec: ModelSpec,
+    inputs: InputSpec,
+    data: tuple[torch.Tensor, ...],
+    precision: str,
+    *,
+    compiled: bool,
+    left_out: str,
+    calls: int,
+) -> float:
+    if left_out != "allocator":
+        tune_process()
+    x0, t, y, noise = data
+    batch = StepBatch(x0_NCHW=x0, t_N=t, noise_NCHW=noise, y_N=y, step=1)
+    train = TrainConfig.model_validate({"steps": 1, "global_batch": len(x0), "precision": precision})
+    attention = "sdpa" if left_out == "attention" else "auto"
+    fit = FitConfig.model_validate({"compile": "on" if compiled else "off", "attention": attention})
+    with session("cpu") as ranks:
+        trainer = Trainer(spec, inputs, train, fit, ranks)
+        if left_out == "matmul":
+            torch.set_float32_matmul_precision("highest")
+        if left_out == "optimizer":
+            trainer.optimizer = torch.optim.AdamW(trainer.model.parameters(), lr=1e-4, weight_decay=0)
+        if left_out == "average":
+            trainer.ema.update = lambda: _loop_average(trainer)  # type: ignore[method-assign]
+
+        def step() -> None:
+            trainer.step(batch)
+            trainer.window.read()
+            trainer.window.clear()
+
+        return seconds_per_call(step, calls=calls, warmup=WARMUP)
+
+
+@torch.no_grad()
+def _loop_average(trainer: Trainer) -> None:
+    for average, parameter in zip(trainer.ema.tensors.values(), trainer.model.parameters(), strict=True):
+        average.mul_(0.9999).add_(parameter, alpha=1 - 0.9999)
+
+
+def _row(variant: str, precision: str, target: float) -> Row:
+    sides = {
+        side: {"variant": variant, "precision": precision, "side": side} for side in ("textbook", "eager", "compiled")
+    }
+    return Row(f"training step, {variant}, {precision}", "steps/s", __name__, sides, target)
+
+
+def rows() -> list[Row]:
+    """Both precisions of three sizes, and what each part gives at S/2."""
+    aims = {"mini-XL/2": (2.0, 3.0), "DiT-S/2": (2.0, 1.6), "DiT-B/2": (1.8, 1.3)}
+    compared = [_row(v, p, aim) for v, pair in aims.items() for p, aim in zip(("fp32", "bf16"), pair, strict=True)]
+    whole = {"variant": "DiT-S/2", "precision": "fp32", "side": "eager"}
+    parts = {f"without {part}": {**whole, "left_out": part} for part in PARTS}
+    tiny = {"variant": "mini-XL/2", "precision": "fp32", "side": "eager"}
+    tiny_parts = {f"without {part}": {**tiny, "left_out": part} for part in PARTS}
+    return [
+        *compared,
+        Row("what each part gives, DiT-S/2, fp32", "steps/s", __name__, {"all": whole, **parts}),
+        Row("what each part gives, mini-XL/2, fp32", "steps/s", __name__, {"all": tiny, **tiny_parts}),
+    ]

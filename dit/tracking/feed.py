@@ -1,0 +1,173 @@
+"""One journal on its way to one MLflow run."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from dit import layout
+from dit.storage import Store, write_record
+from dit.tracking.journal import Entry, Journal, Kind, points, read_entries
+from dit.tracking.mirror import Mirror
+from dit.tracking.places import RunFolder, local_root
+from dit.tracking.sink import JOURNAL_TAG, PARENT_TAG, STUDY_TAG, RunGoneError, Sink, metric_name
+from dit.tracking.state import Shipped, TrackingRun, read_shipped, write_shipped
+from dit.tracking.target import Target
+from dit.tracking.writers import Status
+
+_ENTRIES_PER_ROUND = 1000
+_ROOT_TAG = "dit.root"
+_VARIANT_TAG = "dit.variant"
+_HASH_TAG = "dit.training_hash"
+_NOTE_TAG = "mlflow.note.content"
+
+
+class Feed:
+    """Ships one journal. Its methods raise whatever the server's or the store's way to fail is; call them again."""
+
+    def __init__(self, run: RunFolder, path: Path, header: Entry, target: Target, store: Store) -> None:
+        self.run, self._path, self._header = run, path, header.values
+        self._target, self._store = target, store
+        self._shipped = read_shipped(run, self._header["id"], target)
+        self._there: set[tuple[str, int]] = set()
+        self._compared_until = 0
+
+    @property
+    def run_id(self) -> str | None:
+        """The MLflow run, once there is one."""
+        return self._shipped.run_id
+
+    @property
+    def ended(self) -> tuple[int, Status | None]:
+        """When (in ms) and how the latest writer ended; (0, None) while none has."""
+        return self._shipped.ended_at, self._shipped.ended
+
+    def ship(self, sink: Sink, parent: str | None) -> None:
+        """Send what the journal has gained, artifacts left out; `parent` is the MLflow run above this one."""
+        try:
+            if self._shipped.run_id is None:
+                self._adopt(sink, parent)
+            entries = read_entries(self._path, self._shipped.offset)
+            for start in range(0, len(entries), _ENTRIES_PER_ROUND):
+                self._send(sink, entries[start : start + _ENTRIES_PER_ROUND])
+        except RunGoneError:
+            # Somebody deleted the run or replaced the server's database: the next call sends all to a new run.
+            self._shipped = Shipped()
+            self._save()
+
+    def settle(self, sink: Sink, *, live: bool, ended: tuple[int, Status | None]) -> None:
+        """Set the run's status: RUNNING while it is live, else how and when it ended."""
+        shipped = self._shipped
+        wanted: Status = "RUNNING" if live else ended[1] or "KILLED"
+        if shipped.run_id and wanted != shipped.status:
+            sink.set_status(shipped.run_id, wanted, ended[0] or _now(), shipped.error if wanted == "FAILED" else None)
+            shipped.status = wanted
+            self._save()
+
+    def ship_files(self, sink: Sink) -> None:
+        """Send the artifacts and images that are owed."""
+        mirror = Mirror(self._store, self.run)
+        while self._shipped.owed and self._shipped.run_id:
+            item = self._shipped.owed[0]
+            data = mirror.fetch_file(self.run.files / item["sha256"])
+            if not data:
+                sys.stderr.write(f"lost: {item['name']}: its bytes {item['sha256']} are nowhere\n")
+            elif item["step"] is None:
+                sink.log_artifact(self._shipped.run_id, item["name"], data)
+            else:
+                sink.log_image(self._shipped.run_id, item["name"], (item["step"], item["time"]), data)
+            del self._shipped.owed[0]
+            self._save()
+
+    def beat(self, sink: Sink) -> None:
+        """Tell the server that the run lives."""
+        if self._shipped.run_id:
+            sink.beat(self._shipped.run_id)
+
+    def _send(self, sink: Sink, entries: Sequence[tuple[Entry, int]]) -> None:
+        shipped, run_id = self._shipped, self._shipped.run_id or ""
+        fresh = [
+            point
+            for entry, end in entries
+            for point in points([entry])
+            if end > self._compared_until or (metric_name(point.key), point.step) not in self._there
+        ]
+        sink.log_points(run_id, fresh)
+        sink.log_params(run_id, _merged(entries, "params"))
+        sink.set_tags(run_id, _merged(entries, "tags"))
+        for entry, _ in entries:
+            _note(shipped, entry)
+        shipped.offset = entries[-1][1]
+        self._save()
+
+    def _adopt(self, sink: Sink, parent: str | None) -> None:
+        """Find the run that this journal belongs to, or make it."""
+        header, study = self._header, {STUDY_TAG: self._target.study}
+        if header["variant"]:
+            identity = {JOURNAL_TAG: header["id"]}
+            tags = {_VARIANT_TAG: header["variant"], _HASH_TAG: header["hash"], **study}
+            tags |= {PARENT_TAG: parent} if parent else {}
+        else:
+            # Machines that begin a study at the same moment have a journal each, but must share the parent run.
+            root = hashlib.sha256(self._target.store.encode()).hexdigest()[:12]
+            identity = {**study, _ROOT_TAG: root}
+            tags = {_NOTE_TAG: self._target.description}
+        found = sink.find_run(identity)
+        if found is None:
+            found = sink.create_run(header["variant"] or self._target.study, identity, tags)
+        else:
+            self._compare(sink, found)
+        self._shipped = Shipped(run_id=found)
+        self._save()
+        if self._path == self.run.journal:
+            self._record(sink, found)
+
+    def _compare(self, sink: Sink, run_id: str) -> None:
+        """Take over, from a run that exists already, the points that were lost with another machine's disk.
+
+        What is on the server is not sent again, whatever its time; what this journal lacks is added to it, so that a
+        resumed training does not log it a second time.
+        """
+        own = {(metric_name(point.key), point.step) for point in points(e for e, _ in read_entries(self._path))}
+        lost: dict[tuple[str, int], Entry] = {}
+        for point in sink.history(run_id):
+            self._there.add((point.key, point.step))
+            if (point.key, point.step) not in own:
+                entry = Entry("metrics", {point.key: point.value}, point.step, point.time)
+                lost.setdefault((point.key, point.step), entry)
+        journal = Journal(self._path)
+        journal.append(*lost.values())
+        journal.close()
+        self._compared_until = self._path.stat().st_size
+
+    def _record(self, sink: Sink, run_id: str) -> None:
+        record = TrackingRun(
+            journal=self._header["id"], run_id=run_id, experiment_id=sink.experiment_id, uri=self._target.address
+        )
+        folder = self.run.path.relative_to(local_root(self._store)).as_posix()
+        write_record(self._store, f"{folder}/{layout.TRACKING_RUN}", record)
+
+    def _save(self) -> None:
+        write_shipped(self.run, self._header["id"], self._target, self._shipped)
+
+
+def _merged(entries: Sequence[tuple[Entry, int]], kind: Kind) -> dict[str, str]:
+    return {key: value for entry, _ in entries if entry.kind == kind for key, value in entry.values.items()}
+
+
+def _note(shipped: Shipped, entry: Entry) -> None:
+    """Remember what an entry leaves to be done apart from the batches: files and the final status."""
+    values = entry.values
+    if entry.kind in ("artifact", "image"):
+        item = {"name": values["name"], "step": entry.step, "time": entry.time, "sha256": values["sha256"]}
+        same = [old for old in shipped.owed if (old["name"], old["step"]) == (item["name"], item["step"])]
+        shipped.owed = [old for old in shipped.owed if old not in same] + [item]
+    elif entry.kind == "status" and values["status"] != "RUNNING" and entry.time >= shipped.ended_at:
+        shipped.ended, shipped.ended_at, shipped.error = values["status"], entry.time, values.get("error")
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000

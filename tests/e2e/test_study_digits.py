@@ -1,0 +1,220 @@
+"""The digits study in small, as a user starts it: through the pipeline, to a verdict, and again after anything."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+OVERRIDES = (
+    "variants=[mini-S/2, mini-B/2]",
+    "train.steps=40",
+    "train.global_batch=32",
+    "evaluation.at_steps=[20,40]",
+    "evaluation.resamples=20",
+    "sampling.steps=5",
+    "sampling.num_samples=60",
+    "fit.checkpoint_every=4",
+    "fit.log_every=4",
+)
+STEPS = 8
+
+
+@dataclass
+class Study:
+    """A small study in a folder of its own; `mark` is found in the environment of each of its processes."""
+
+    root: Path
+    mark: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def start(self, *overrides: str) -> subprocess.Popen[str]:
+        settings = [word for override in (*OVERRIDES, *overrides) for word in ("--set", override)]
+        return subprocess.Popen(
+            [sys.executable, "-m", "dit", "study", "configs/digits.yaml", "--root", str(self.root), *settings],
+            cwd=REPOSITORY,
+            env=os.environ | {"TEST_MARK": self.mark, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, *overrides: str) -> tuple[int, str, str]:
+        process = self.start(*overrides)
+        output, errors = process.communicate(timeout=280)
+        return process.returncode, output, errors
+
+    def steps_under_way(self) -> list[int]:
+        """Processes of the study that run a step of the pipeline."""
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                marked = self.mark.encode() in (folder / "environ").read_bytes()
+                if marked and b"kfp.dsl.executor_main" in (folder / "cmdline").read_bytes().replace(b"sh\0-ec", b""):
+                    found.append(int(folder.name))
+            except OSError:
+                continue
+        return found
+
+    def files(self, below: str = "") -> dict[str, int]:
+        """Every file's time of change, but for what tracking keeps."""
+        paths = [path for path in (self.root / below).rglob("*") if path.is_file()]
+        return {str(path.relative_to(self.root)): path.stat().st_mtime_ns for path in paths}
+
+    def values(self) -> dict[str, float]:
+        """The primary metric of each checkpoint."""
+        records = [json.loads(path.read_bytes()) for path in (self.root / "studies").glob("*/*/metrics/*.json")]
+        return {f"{r['variant']} {r['step']}": r["metrics"][r["metric"]]["value"] for r in records}
+
+
+def wait_until(condition: object, process: subprocess.Popen[str], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@contextmanager
+def no_survivors(study: Study) -> Iterator[None]:
+    """Afterwards, soon, no step of the study is alive."""
+    yield
+    deadline = time.monotonic() + 25
+    while study.steps_under_way():
+        assert time.monotonic() < deadline, study.steps_under_way()
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, str]:
+    """An undisturbed study and what it printed."""
+    study = Study(tmp_path_factory.mktemp("study") / "runs")
+    code, output, errors = study.run()
+    assert code == 0, errors
+    return study, output
+
+
+def test_it_ends_with_the_table_the_verdict_and_where_to_look(finished: tuple[Study, str]) -> None:
+    study, output = finished
+    assert [line for line in output.splitlines() if line.startswith(f"{STEPS}/{STEPS} ")] == [f"{STEPS}/{STEPS} report"]
+    _, _, end = output.partition(f"{STEPS}/{STEPS} report")
+    for named in ("mini-S/2", "mini-B/2", "1.", "2.", "3.", "make ui"):
+        assert named in end
+    report = study.root / "studies/digits/report"
+    for name in ("report.html", "runs.csv"):
+        assert str(report / name) in end
+        assert (report / name).stat().st_size > 0
+    with open(report / "runs.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["variant"], row["step"]) for row in rows] == [
+        (variant, step) for variant in ("mini-S/2", "mini-B/2") for step in ("20", "40")
+    ]
+    assert {f"{row['variant']} {row['step']}": float(row["value"]) for row in rows} == study.values()
+    claims = json.loads((report / "verdict.json").read_bytes())["claims"]
+    assert [claim["number"] for claim in claims] == [1, 2, 3]
+
+
+def test_the_platform_stays_out_of_sight(finished: tuple[Study, str]) -> None:
+    study, output = finished
+    for noise in ("KFP", "Streamed logs", "Executing task", "\x1b", "\x1e"):
+        assert noise not in output
+    assert "KFP Executor" in (study.root / "logs/digits.log").read_text()
+
+
+def test_every_run_is_finished_in_mlflow(finished: tuple[Study, str]) -> None:
+    from mlflow import MlflowClient
+
+    study, _ = finished
+    client = MlflowClient(f"sqlite:///{study.root}/mlflow.db")
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    runs = client.search_runs(experiments)
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert len(runs) == 3
+    for run in runs:
+        if run.data.params.get("variant"):
+            points = client.get_metric_history(run.info.run_id, "loss")
+            steps = [point.step for point in points]
+            assert steps == sorted(set(steps))
+            assert steps[-1] == 40
+
+
+def test_a_second_time_finds_everything_complete(finished: tuple[Study, str]) -> None:
+    study, output = finished
+    before = study.files("studies") | study.files("datasets") | study.files("logs")
+    code, again, errors = study.run()
+    assert (code, errors) == (0, "")
+    assert study.files("studies") | study.files("datasets") | study.files("logs") == before
+    assert again.strip().splitlines()[-5:] == output.strip().splitlines()[-5:]
+
+
+def test_interrupted_at_any_moment_it_goes_on(finished: tuple[Study, str], tmp_path: Path) -> None:
+    """Ctrl-C, the death of the starter, and of all processes at once: the end is that of the undisturbed study."""
+    study, moment = Study(tmp_path / "runs"), random.Random(os.urandom(8))
+    checkpoints = study.root / "studies/digits"
+
+    def trains(slug: str) -> bool:
+        return any(checkpoints.glob(f"{slug}/checkpoints/*/meta.json"))
+
+    with no_survivors(study):
+        process = study.start()
+        wait_until(lambda: trains("mini-s-2"), process)
+        time.sleep(moment.uniform(0, 2))
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert errors.splitlines()[-1].startswith("dit: interrupted")
+        assert "Traceback" not in errors
+    with no_survivors(study):
+        process = study.start()
+        wait_until(study.steps_under_way, process)
+        time.sleep(moment.uniform(0, 6))
+        process.kill()
+        process.communicate()
+    process = study.start()
+    wait_until(lambda: trains("mini-b-2"), process)
+    time.sleep(moment.uniform(0, 4))
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+    code, _, errors = study.run()
+    assert code == 0, errors
+    assert study.values() == pytest.approx(finished[0].values(), rel=1e-4)
+
+
+def test_a_step_that_fails_is_one_line_with_its_exit_code(finished: tuple[Study, str]) -> None:
+    """A sample set of another protocol lies where this study's metrics would come from."""
+    study, _ = finished
+    before = study.values()
+    code, _, errors = study.run("evaluation.resamples=21")
+    assert code == 2
+    assert len([line for line in errors.splitlines() if line.startswith("dit: ")]) == 1
+    assert errors.splitlines()[-1].startswith("dit: evaluate mini-S/2: ")
+    assert "Traceback" not in errors
+    assert study.values() == before
+
+
+def test_a_step_that_is_killed_fails_the_study(tmp_path: Path) -> None:
+    """As the kernel does where memory runs out."""
+    study = Study(tmp_path / "runs")
+    process = study.start()
+    wait_until(study.steps_under_way, process)
+    for number in study.steps_under_way():
+        os.kill(number, signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert errors.splitlines()[-1].startswith("dit: ")
+    assert str(study.root / "logs/digits.log") in errors
+    assert "Traceback" not in errors

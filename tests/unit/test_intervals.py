@@ -1,0 +1,88 @@
+"""Bootstrap intervals: what they contain, how they shrink, and that they are the same every time."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dit.metrics.frechet import FeatureSums, FrechetReference, FrechetResampler
+from dit.metrics.intervals import Replicates, centred, estimate, replicate, resampled_counts
+
+
+def mean_replicates(values: np.ndarray, resamples: int = 400, seed: int = 0) -> Replicates:
+    return replicate(lambda counts: float(counts @ values) / len(values), len(values), resamples, seed)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10_000), confidence=st.sampled_from([0.6, 0.9, 0.99]))
+def test_an_interval_contains_its_value(seed: int, confidence: float) -> None:
+    values = np.random.default_rng(seed).exponential(size=50)
+    found = estimate(float(values.mean()), mean_replicates(values, 50, seed), confidence)
+    assert found.low <= found.value <= found.high
+
+
+def test_every_draw_takes_as_many_images_as_there_are() -> None:
+    draws = list(resampled_counts(37, 20))
+    assert {int(counts.sum()) for counts in draws} == {37}
+    assert len({counts.tobytes() for counts in draws}) == 20
+
+
+def test_draws_are_a_function_of_the_seed() -> None:
+    values = np.random.default_rng(0).normal(size=100)
+    assert np.array_equal(mean_replicates(values, seed=1), mean_replicates(values, seed=1))
+    assert not np.array_equal(mean_replicates(values, seed=1), mean_replicates(values, seed=2))
+
+
+def test_four_times_the_images_halve_the_interval() -> None:
+    random = np.random.default_rng(0)
+    widths = []
+    for count in (500, 2000):
+        found = estimate(0.0, mean_replicates(random.normal(size=count)), 0.95)
+        widths.append(found.high - found.low)
+    assert widths[0] / widths[1] == pytest.approx(2, rel=0.2)
+
+
+def test_the_interval_of_a_mean_is_that_of_the_normal_law() -> None:
+    values = np.random.default_rng(0).normal(size=1000)
+    found = estimate(float(values.mean()), mean_replicates(values, 1000), 0.95)
+    assert (found.high - found.low) / 2 == pytest.approx(1.96 * values.std() / np.sqrt(1000), rel=0.1)
+
+
+def test_centring_takes_away_the_bias_that_drawing_again_adds_to_a_frechet_distance() -> None:
+    """Few images of many dimensions: uncentred, the whole interval would lie above the value."""
+    random = torch.Generator().manual_seed(0)
+    sums = FeatureSums(32)
+    sums.add(torch.randn(5000, 32, generator=random))
+    reference = FrechetReference(sums.gaussian())
+    images = torch.randn(100, 32, generator=random)
+    own = FeatureSums(32)
+    own.add(images)
+    value = reference.distance(own.gaussian())
+    resampler = FrechetResampler(reference, images)
+    raw = replicate(lambda counts: resampler.distance(torch.from_numpy(counts)), 100, 100)
+    assert np.quantile(raw, 0.025) > value
+    found = estimate(value, raw, 0.95)
+    assert found.low < value < found.high
+    assert centred(raw, value).mean() == pytest.approx(value)
+    assert centred(raw, value).std() == pytest.approx(raw.std())
+
+
+def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
+    """The distance of Gaussian features, of which each repetition sees others; its expectation is their mean."""
+    random = torch.Generator().manual_seed(0)
+    sums = FeatureSums(4)
+    sums.add(torch.randn(20_000, 4, generator=random))
+    reference = FrechetReference(sums.gaussian())
+    found = []
+    for seed in range(60):
+        images = torch.randn(300, 4, generator=random) + 0.5
+        own, resampler = FeatureSums(4), FrechetResampler(reference, images)
+        own.add(images)
+        raw = replicate(lambda c, r=resampler: r.distance(torch.from_numpy(c)), 300, 60, seed)  # type: ignore[misc]
+        found.append(estimate(reference.distance(own.gaussian()), raw, 0.9))
+    truth = np.mean([each.value for each in found])
+    covered = np.mean([each.low <= truth <= each.high for each in found])
+    assert 0.75 <= covered <= 1.0

@@ -1,0 +1,248 @@
+"""Preparation in one process: what is refused, what is counted, what is left as it is."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from dataset_fixtures import folder_study, image_folder, picture
+
+from dit import layout
+from dit.config import StudyConfig
+from dit.data.images import decode_image
+from dit.data.shard_set import ShardSet
+from dit.errors import DataError, DitError, InputError, MismatchError, MissingError
+from dit.stages import prepare
+from dit.storage import Store, open_store
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIT_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_store(tmp_path / "root")
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    return image_folder(tmp_path / "pictures", per_class=5)
+
+
+def files(store: Store) -> dict[str, bytes]:
+    return {key: store.read(key) for key in store.list()}
+
+
+def edit(store: Store, config: StudyConfig, name: str, **changes: Any) -> None:
+    key = f"{layout.dataset(config)}/{name}"
+    store.write(key, json.dumps(json.loads(store.read(key)) | changes).encode())
+
+
+def one_line(error: pytest.ExceptionInfo[DitError]) -> str:
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_every_image_arrives_under_its_name_and_label(store: Store, pictures: Path) -> None:
+    config = folder_study(pictures)
+    manifest = prepare.run(config, store)
+    assert manifest is not None
+    assert (manifest.count, manifest.corrupt, manifest.label_counts) == (15, 0, (5, 5, 5))
+    assert [shard.count for shard in manifest.shards] == [4, 4, 4, 3]
+    assert manifest.class_names == ("class-0", "class-1", "class-2")
+    images = np.concatenate([images for images, _ in ShardSet.open(store, config).images(6)])
+    labels = ShardSet.open(store, config).labels
+    expected = {
+        decode_image(path.read_bytes(), 16, 3, "").tobytes(): int(path.parent.name[-1]) for path in pictures.glob("*/*")
+    }
+    assert {image.tobytes(): label for image, label in zip(images, labels.tolist(), strict=True)} == expected
+    scaled = images / 127.5 - 1
+    assert np.allclose(manifest.latents.mean, scaled.mean(axis=(0, 1, 2)))
+    assert np.allclose(manifest.latents.std, scaled.std(axis=(0, 1, 2)))
+
+
+@pytest.mark.parametrize("text", ["0/0", "4/3", "0/3", "3", "a/b", "", "-1/3", "1/3/5", "1.0/2"])
+def test_impossible_parts_are_refused(text: str) -> None:
+    with pytest.raises(InputError, match="k/n"):
+        prepare.parse_part(text)
+    assert prepare.parse_part(" 3/16 ") == (3, 16)
+
+
+def test_parts_in_any_order_give_the_files_of_a_single_run(tmp_path: Path, store: Store, pictures: Path) -> None:
+    config = folder_study(pictures)
+    whole = prepare.run(config, store)
+    parted = open_store(tmp_path / "parted")
+    for part in (3, 1, 2):
+        assert prepare.run(config, parted, (part, 3)) is None
+    assert prepare.run(config, parted, (9, 9)) is None
+    assert prepare.merge(config, parted) == whole
+    assert files(parted) == files(store)
+
+
+def test_what_is_complete_is_left_alone_and_needs_no_source(store: Store, pictures: Path) -> None:
+    config = folder_study(pictures)
+    manifest = prepare.run(config, store)
+    times = {key: store.local(key).stat().st_mtime_ns for key in store.list()}
+    pictures.rename(pictures.with_name("gone"))
+    assert prepare.run(config, store) == prepare.run(config, store, (1, 2)) == prepare.merge(config, store) == manifest
+    assert {key: store.local(key).stat().st_mtime_ns for key in store.list()} == times
+
+
+def test_a_lost_or_cut_shard_is_made_again(store: Store, pictures: Path) -> None:
+    config = folder_study(pictures)
+    manifest, before = prepare.run(config, store), files(store)
+    store.delete(f"{layout.dataset(config)}/{layout.shard(1)}")
+    path = store.local(f"{layout.dataset(config)}/{layout.shard(2)}")
+    path.write_bytes(path.read_bytes()[:-1000])
+    assert prepare.run(config, store) == manifest
+    assert files(store) == before
+
+
+def test_a_restart_makes_only_what_is_missing(store: Store, pictures: Path) -> None:
+    config = folder_study(pictures)
+    prepare.run(config, store, (1, 2))
+    finished = [key for key in store.list() if "shard-" in key]
+    times = {key: store.local(key).stat().st_mtime_ns for key in finished}
+    time.sleep(0.01)
+    prepare.run(config, store)
+    assert {key: store.local(key).stat().st_mtime_ns for key in finished} == times
+
+
+def test_nothing_is_begun_when_the_input_is_wrong(store: Store, pictures: Path, tmp_path: Path) -> None:
+    absent = str(tmp_path / "absent")
+    for config in (
+        folder_study(absent),
+        folder_study(pictures, classes=2),
+        folder_study(pictures, codec={"kind": "vae", "weights": absent}),
+    ):
+        with pytest.raises(InputError) as error:
+            prepare.run(config, store)
+        assert one_line(error)
+        assert error.value.exit_code == 2
+    assert store.list() == []
+
+
+def test_corrupt_images_are_named_counted_and_left_out(
+    store: Store, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (pictures / "class-1" / "picture_1.JPEG").write_bytes(b"")
+    (pictures / "class-2" / "picture_2.png").write_bytes((pictures / "class-2" / "picture_2.png").read_bytes()[:60])
+    config = folder_study(pictures, max_corrupt_fraction=0.14)
+    manifest = prepare.run(config, store)
+    assert manifest is not None
+    assert (manifest.count, manifest.corrupt, manifest.label_counts) == (13, 2, (5, 4, 4))
+    names = sorted(name for shard in manifest.shards for name in shard.corrupt)
+    assert names == ["class-1/picture_1.JPEG", "class-2/picture_2.png"]
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in names)
+    assert len(ShardSet.open(store, config)) == 13
+
+
+def test_too_many_corrupt_images_fail_before_the_manifest_until_they_are_repaired(store: Store, pictures: Path) -> None:
+    bad = [pictures / "class-1" / "picture_1.JPEG", pictures / "class-2" / "picture_2.png"]
+    for path in bad:
+        path.write_bytes(b"not an image")
+    config = folder_study(pictures, max_corrupt_fraction=0.1)
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"2 of 15.*class-1/picture_1\.JPEG") as error:
+            prepare.run(config, store)
+        assert one_line(error)
+        assert error.value.exit_code == 1
+        assert not store.exists(f"{layout.dataset(config)}/{layout.MANIFEST}")
+    tolerant = prepare.run(folder_study(pictures, max_corrupt_fraction=0.2), store)
+    assert tolerant is not None
+    assert tolerant.corrupt == 2
+    store.delete(f"{layout.dataset(config)}/{layout.MANIFEST}")
+    for path in bad:
+        picture(5, 30, 30).save(path)
+    repaired = prepare.run(config, store)
+    assert repaired is not None
+    assert (repaired.count, repaired.corrupt) == (15, 0)
+
+
+def test_a_shard_without_any_readable_image_stops_the_step(store: Store, pictures: Path) -> None:
+    for path in pictures.glob("*/*"):
+        path.write_bytes(b"not an image")
+    with pytest.raises(DataError, match="none of 4 images"):
+        prepare.run(folder_study(pictures, max_corrupt_fraction=0.9), store)
+
+
+def test_merge_names_missing_shards(store: Store, pictures: Path) -> None:
+    config = folder_study(pictures)
+    with pytest.raises(MissingError, match="no part has been prepared"):
+        prepare.merge(config, store)
+    prepare.run(config, store, (2, 2))
+    with pytest.raises(MissingError, match=r"2 of 4 shards are missing: shard-00000\.tar, shard-00002\.tar") as error:
+        prepare.merge(config, store)
+    assert one_line(error)
+    assert not store.exists(f"{layout.dataset(config)}/{layout.MANIFEST}")
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"source_sha256": "f" * 64}, "sources"),
+        ({"codec_sha256": "e" * 64}, "codec"),
+        ({"config_hash": "d" * 12}, "conf"),
+    ],
+)
+def test_parts_of_different_origin_are_told_apart(
+    store: Store, pictures: Path, changes: dict[str, str], what: str
+) -> None:
+    config = folder_study(pictures)
+    prepare.run(config, store, merge=False)
+    edit(store, config, layout.shard_record(2), **changes)
+    with pytest.raises(MismatchError, match=f"{what}.*{next(iter(changes.values()))[:12]} made shard-00002") as error:
+        prepare.merge(config, store)
+    assert one_line(error)
+    with pytest.raises(MismatchError, match=f"shard-00002.*{next(iter(changes.values()))[:12]}"):
+        prepare.run(config, store)
+
+
+def test_a_part_that_sees_another_source_is_refused_before_work(store: Store, pictures: Path) -> None:
+    config = folder_study(pictures)
+    prepare.run(config, store, (1, 2))
+    before = files(store)
+    picture(1, 20, 20).save(pictures / "class-0" / "new.png")
+    with pytest.raises(MismatchError, match=r"of 15 images, here it is .* of 16") as error:
+        prepare.run(config, store, (2, 2))
+    assert one_line(error)
+    assert files(store) == before
+
+
+def test_doubles_are_found(store: Store, pictures: Path) -> None:
+    config = folder_study(pictures)
+    folder = layout.dataset(config)
+    prepare.run(config, store, merge=False)
+    good = files(store)
+    for name in (layout.shard, layout.shard_index, layout.shard_record):
+        store.write(f"{folder}/{name(4)}", good[f"{folder}/{name(1)}"])
+    with pytest.raises(DataError, match=r"shard-00004\.json is one too many"):
+        prepare.merge(config, store)
+    store.delete(f"{folder}/{layout.shard_record(4)}")
+    store.write(f"{folder}/{layout.shard_record(2)}", good[f"{folder}/{layout.shard_record(1)}"])
+    with pytest.raises(DataError, match="double or out of place"):
+        prepare.merge(config, store)
+    record = json.loads(good[f"{folder}/{layout.shard_record(2)}"])
+    original = json.loads(good[f"{folder}/{layout.shard_record(1)}"])
+    same = {key: original[key] for key in ("bytes", "sha256", "index_sha256", "label_counts")}
+    store.write(f"{folder}/{layout.shard_record(2)}", json.dumps(record | same).encode())
+    for name in (layout.shard, layout.shard_index):
+        store.write(f"{folder}/{name(2)}", good[f"{folder}/{name(1)}"])
+    with pytest.raises(DataError, match=r"shard-00002\.tar: key class-.* occurs in shard-00001\.tar too"):
+        prepare.merge(config, store)
+
+
+def test_a_truncated_shard_is_not_merged(store: Store, pictures: Path) -> None:
+    config = folder_study(pictures)
+    prepare.run(config, store, merge=False)
+    path = store.local(f"{layout.dataset(config)}/{layout.shard(1)}")
+    path.write_bytes(path.read_bytes()[:-512])
+    with pytest.raises(DataError, match=r"shard-00001\.tar: truncated"):
+        prepare.merge(config, store)
