@@ -1,4 +1,4 @@
-"""On a GPU: the paper's models at batch 256 in compiled bf16, as a share of the measured matmul peak; memory; sampling."""
+"""On a GPU: the paper's models, batch 256, compiled bf16, as a share of the measured matmul peak; memory; sampling."""
 
 from __future__ import annotations
 

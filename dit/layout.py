@@ -11,6 +11,7 @@ SOURCE = "source.json"
 EMA_WEIGHTS = "ema.safetensors"
 RAW_WEIGHTS = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
+STUDIES = "studies"
 JOURNAL = "metrics.jsonl"
 TRACKING_STATE = "tracking"
 TRACKING_RUN = "tracking.json"
@@ -52,7 +53,7 @@ def step_number(name: str) -> int | None:
 
 def study(config: StudyConfig) -> str:
     """Folder of everything but the dataset."""
-    return f"studies/{config.study}"
+    return f"{STUDIES}/{config.study}"
 
 
 def variant(config: StudyConfig, spec: ModelSpec) -> str:

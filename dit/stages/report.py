@@ -34,7 +34,8 @@ def run(config: StudyConfig, store: Store) -> ReportRecord:
 
 
 def _complete(config: StudyConfig, store: Store, done: ReportRecord) -> bool:
-    return all(store.exists(f"{layout.report(config)}/{entry.name}") for entry in done.files)
+    keys = ((f"{layout.report(config)}/{entry.name}", entry.bytes) for entry in done.files)
+    return all(store.exists(key) and store.size(key) == size for key, size in keys)
 
 
 def _pages(results: Results, store: Store) -> dict[str, bytes]:

@@ -14,12 +14,13 @@ from dit.errors import StoreError
 from dit.tracking.journal import read_header
 from dit.tracking.lease import is_held
 from dit.tracking.places import RunFolder, StudyFolder
-from dit.tracking.state import drain_mark, read_shipped, read_shipper, shipper_lock, waiting, waiting_in
+from dit.tracking.state import drain_mark, read_shipped, read_shipper, shipper_lock, waiting, waiting_in, write_target
 from dit.tracking.target import Target
 
 TARGET_VARIABLE = "DIT_TRACKING_TARGET"
 _SUPERVISE_SECONDS = 30.0
 _POLL_SECONDS = 0.05
+_START_SECONDS = 120.0
 _LOG_BYTES = 1 << 20
 # A child that nobody waits for would be reported as a leak when its handle is collected.
 _children: list[subprocess.Popen[bytes]] = []
@@ -78,6 +79,7 @@ def start_shipper(study: StudyFolder, target: Target) -> None:
     log = study.state / "shipper.log"
     try:
         scratch.mkdir(parents=True, exist_ok=True)
+        write_target(study, target)
         with open(log, "ab") as output:
             if output.tell() > _LOG_BYTES:
                 output.truncate(0)
@@ -97,15 +99,21 @@ def start_shipper(study: StudyFolder, target: Target) -> None:
 
 
 def drain(study: StudyFolder, target: Target, timeout: float) -> int:
-    """Let the shipper ship everything and go; how much still waits when it has, or after `timeout` seconds."""
+    """Let the shipper ship everything and go; how much still waits when it has, or when the time is over.
+
+    The `timeout` in seconds counts from the shipper's first contact with the server, or failure to get any: to start
+    takes it a while, the longer the busier the machine is.
+    """
     left = waiting(study, target)
     if not left and not is_held(shipper_lock(study, target)):
         return 0
     drain_mark(study, target).touch()
-    deadline = time.monotonic() + timeout
+    deadline, has_started = time.monotonic() + timeout + _START_SECONDS, False
     while left and time.monotonic() < deadline:
         start_shipper(study, target)
         time.sleep(_POLL_SECONDS)
+        if not has_started and read_shipper(study, target):
+            deadline, has_started = time.monotonic() + timeout, True
         left = waiting(study, target)
     return left
 

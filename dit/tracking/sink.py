@@ -20,7 +20,7 @@ from mlflow.exceptions import MlflowException
 
 from dit.storage_base import exclusive
 from dit.tracking.journal import Point
-from dit.tracking.target import Target
+from dit.tracking.target import SQLITE, Target
 from dit.tracking.writers import Status
 
 JOURNAL_TAG = "dit.journal"
@@ -30,7 +30,6 @@ PARENT_TAG = "mlflow.parentRunId"
 _ERROR_TAG = "error"
 _METRICS_PER_BATCH = 1000
 _TAGS_PER_BATCH = 100
-_SQLITE = "sqlite:///"
 # What the server will answer however often it is asked again.
 _REFUSED = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE"}
 ItemT = TypeVar("ItemT")
@@ -226,6 +225,6 @@ def _now() -> str:
 
 def _alone(target: Target) -> AbstractContextManager[None]:
     """Two processes that make the same database at the same moment would break it."""
-    if not target.uri.startswith(_SQLITE):
+    if not target.uri.startswith(SQLITE):
         return nullcontext()
-    return exclusive(Path(f"{target.uri.removeprefix(_SQLITE)}.lock"))
+    return exclusive(Path(f"{target.uri.removeprefix(SQLITE)}.lock"))

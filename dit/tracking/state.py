@@ -12,12 +12,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dit.layout import STUDIES, TRACKING_STATE
 from dit.records import Record
 from dit.tracking.journal import read_entries, read_header
 from dit.tracking.lease import is_held
 from dit.tracking.places import RunFolder, StudyFolder
 from dit.tracking.target import Target
 from dit.tracking.writers import Status
+
+_TARGET = "target.json"
 
 
 class TrackingRun(Record):
@@ -113,6 +116,19 @@ def waiting_in(run: RunFolder, target: Target, *, live: bool) -> int:
             unsettled = shipped.status in (None, "RUNNING") and not live
             count += lines + len(shipped.owed) + unsettled
     return count
+
+
+def write_target(study: StudyFolder, target: Target) -> None:
+    """Remember where the study is shipped to, for those who have no study file; a password is left out."""
+    path, tree = study.state / _TARGET, asdict(target) | {"uri": target.address}
+    if _read_json(path) != tree:
+        write_json(path, tree)
+
+
+def known_targets(root: Path) -> dict[StudyFolder, Target]:
+    """The studies below a root, and where each was shipped to, the latest first."""
+    paths = sorted(root.glob(f"{STUDIES}/*/{TRACKING_STATE}/{_TARGET}"), key=lambda path: -path.stat().st_mtime)
+    return {StudyFolder(path.parents[1]): Target(**_read_json(path)) for path in paths}
 
 
 def write_json(path: Path, tree: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from dit.tracking.places import local_root
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 DATABASE = "mlflow.db"
 ARTIFACTS = "mlartifacts"
-_SQLITE = "sqlite:///"
+SQLITE = "sqlite:///"
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,10 @@ def resolve_target(config: StudyConfig, store: Store) -> Target:
     Raises InputError for a folder, which MLflow no longer tracks into.
     """
     root = local_root(store)
-    uri = config.tracking.uri or os.environ.get(URI_VARIABLE) or _SQLITE + str(root / DATABASE)
-    if uri.startswith(_SQLITE):
-        database = Path(uri.removeprefix(_SQLITE)).absolute()
-        uri, root = _SQLITE + str(database), database.parent
+    uri = config.tracking.uri or os.environ.get(URI_VARIABLE) or SQLITE + str(root / DATABASE)
+    if uri.startswith(SQLITE):
+        database = Path(uri.removeprefix(SQLITE)).absolute()
+        uri, root = SQLITE + str(database), database.parent
     elif not re.match(r"[a-z][a-z0-9+.-]+:", uri) or uri.startswith("file:"):
         raise InputError(
             f"tracking.uri={uri}: MLflow keeps no runs in folders any more; give sqlite:///{uri}/{DATABASE} or a server"

@@ -77,11 +77,11 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
     sums.add(torch.randn(20_000, 4, generator=random))
     reference = FrechetReference(sums.gaussian())
     found = []
-    for seed in range(60):
+    for seed in range(40):
         images = torch.randn(300, 4, generator=random) + 0.5
         own, resampler = FeatureSums(4), FrechetResampler(reference, images)
         own.add(images)
-        raw = replicate(lambda c, r=resampler: r.distance(torch.from_numpy(c)), 300, 60, seed)  # type: ignore[misc]
+        raw = replicate(lambda c, r=resampler: r.distance(torch.from_numpy(c)), 300, 40, seed)  # type: ignore[misc]
         found.append(estimate(reference.distance(own.gaussian()), raw, 0.9))
     truth = np.mean([each.value for each in found])
     covered = np.mean([each.low <= truth <= each.high for each in found])

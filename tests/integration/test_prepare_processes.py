@@ -1,0 +1,136 @@
+"""Preparation as it runs in earnest: parts in processes of their own, killed, out of disk, with an autoencoder."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from dataset_fixtures import digits_study, folder_study, image_folder, save_autoencoder
+from safetensors.torch import load_file, save_file
+
+from dit import layout
+from dit.config import StudyConfig, TrainConfig
+from dit.data.loader import BatchMaker
+from dit.data.shard_set import ShardSet
+from dit.errors import DataError, StoreError
+from dit.stages import prepare
+from dit.storage import Store, open_store
+
+PART = """
+import sys
+from dit.stages import prepare
+from dit.storage import open_store
+from dit.study_file import load
+part = prepare.parse_part(sys.argv[3]) if len(sys.argv) > 3 else None
+prepare.run(load(sys.argv[1]), open_store(sys.argv[2]), part)
+"""
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIT_CACHE", str(tmp_path / "cache"))
+
+
+def start(tmp_path: Path, config: StudyConfig, root: Path, *part: str) -> subprocess.Popen[bytes]:
+    study = tmp_path / "study.yaml"
+    study.write_text(config.to_yaml())
+    scratch = tmp_path / f"scratch-{'-'.join(part).replace('/', '-')}"
+    scratch.mkdir()
+    environment = os.environ | {"TMPDIR": str(scratch), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-c", PART, str(study), str(root), *part], env=environment)
+
+
+def files(store: Store) -> dict[str, bytes]:
+    return {key: store.read(key) for key in store.list()}
+
+
+def test_parts_at_the_same_time_and_a_killed_one_give_the_bytes_of_a_single_run(tmp_path: Path) -> None:
+    config = digits_study(samples_per_shard=16)
+    single, parted = open_store(tmp_path / "single"), open_store(tmp_path / "parted")
+    killed, whole = (start(tmp_path, config, tmp_path / "parted", part) for part in ("1/2", "2/2"))
+    folder = layout.dataset(config)
+    while killed.poll() is None and not parted.exists(f"{folder}/{layout.shard_record(8)}"):
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL
+    assert whole.wait() == 0
+    records = [key for key in parted.list(folder) if key.endswith(".json")]
+    assert 57 < len(records) < 114
+    assert prepare.run(config, parted) == prepare.run(config, single)
+    assert files(parted) == files(single)
+
+
+def test_a_full_disk_harms_nothing_that_is_complete(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "root")
+    config = folder_study(image_folder(tmp_path / "pictures"), samples_per_shard=6)
+    prepare.run(config, store, (1, 2))
+    before = files(store)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, limits[1]))
+    try:
+        with pytest.raises(StoreError, match="run again") as error:
+            prepare.run(config, store)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert error.value.exit_code == 1
+    assert files(store) == before
+    assert prepare.run(config, store) is not None
+
+
+def vae_study(tmp_path: Path, weights: Path, **dataset: Any) -> StudyConfig:
+    pictures = tmp_path / "pictures"
+    if not pictures.exists():
+        image_folder(pictures, per_class=2)
+    codec = {"kind": "vae", "weights": str(weights), **dataset.pop("codec", {})}
+    return folder_study(pictures, image_size=32, codec=codec, **dataset)
+
+
+def test_latents_of_a_full_size_autoencoder_reach_training(tmp_path: Path) -> None:
+    model = save_autoencoder(tmp_path / "vae", channels=(128, 256, 512, 512))
+    assert sum(parameter.numel() for parameter in model.parameters()) == 83_653_863
+    store, config = open_store(tmp_path / "root"), vae_study(tmp_path, tmp_path / "vae")
+    manifest = prepare.run(config, store)
+    assert manifest is not None
+    assert (manifest.count, manifest.latent_channels, manifest.latent_size) == (6, 4, 4)
+    shards = ShardSet.open(store, config)
+    moments, _ = shards.gather(np.repeat(np.arange(6), 2), np.tile([False, True], 6))
+    assert (moments.shape, moments.dtype) == ((12, 8, 4, 4), np.float16)
+    draws = []
+    for step in range(1, 60):
+        maker = BatchMaker(shards, TrainConfig(steps=60, global_batch=48), rank=0, world_size=1)
+        draws.append(maker.batch(step).x0_NCHW)
+    latents = torch.cat(draws).transpose(0, 1).flatten(1).double()
+    assert np.allclose(manifest.latents.mean, latents.mean(dim=1), atol=0.01)
+    assert np.allclose(manifest.latents.std, latents.std(dim=1), rtol=0.05)
+
+
+def test_moments_that_are_not_finite_name_the_images(tmp_path: Path) -> None:
+    save_autoencoder(tmp_path / "vae")
+    path = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(path)
+    weights["quant_conv.weight"] *= 1e30
+    save_file(weights, path)
+    store, config = open_store(tmp_path / "root"), vae_study(tmp_path, tmp_path / "vae")
+    with pytest.raises(DataError, match=r"class-\d/picture_\d.*not finite"):
+        prepare.run(config, store)
+    assert not [key for key in store.list() if "shard" in key]
+
+
+def test_shards_of_two_autoencoders_do_not_mix(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        save_autoencoder(tmp_path / f"vae-{seed}", seed=seed)
+    store = open_store(tmp_path / "root")
+    prepare.run(vae_study(tmp_path, tmp_path / "vae-0"), store, (1, 2))
+    other = vae_study(tmp_path, tmp_path / "vae-1")
+    prepare.run(other, store, (2, 2))
+    with pytest.raises(Exception, match=r"different codec weights: .* made shard-0000"):
+        prepare.merge(other, store)

@@ -1,0 +1,189 @@
+import json
+import math
+import multiprocessing
+import os
+import resource
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from dit.errors import StoreError
+from dit.tracking.journal import Entry, Journal, Point, header_of, open_journal, points, read_entries, read_header
+from dit.tracking.lease import Lease, is_held
+
+HEADER = {"study": "s", "variant": "DiT-S/2"}
+
+
+def read_points(path):
+    return list(points(entry for entry, _ in read_entries(path)))
+
+
+def log(journal, step, **values):
+    journal.append(Entry("metrics", values, step, 1000 + step))
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "run" / "metrics.jsonl"
+
+
+def test_points_come_back_as_they_were_logged(path):
+    journal = open_journal(path, "hash", HEADER)
+    log(journal, 10, loss=0.1 + 0.2, norm=math.inf)
+    log(journal, 20, loss=math.nan)
+    journal.close()
+    first, second, third = read_points(path)
+    assert first == Point("loss", 10, 0.1 + 0.2, 1010)
+    assert second == Point("norm", 10, math.inf, 1010)
+    assert math.isnan(third.value)
+
+
+@pytest.mark.parametrize("torn", [b'{"kind":"metrics","time":1,"st', b"{", b"\0" * 200_000])
+def test_a_line_cut_short_is_ignored_and_then_removed(path, torn):
+    journal = open_journal(path, "hash", HEADER)
+    log(journal, 10, loss=1.0)
+    journal.close()
+    with open(path, "ab") as file:
+        file.write(torn)
+    assert [point.step for point in read_points(path)] == [10]
+    journal = open_journal(path, "hash", HEADER)
+    log(journal, 20, loss=2.0)
+    journal.close()
+    assert [point.step for point in read_points(path)] == [10, 20]
+    assert all(json.loads(line) for line in path.read_text().splitlines())
+
+
+def test_a_damaged_line_costs_no_other(path):
+    journal = open_journal(path, "hash", HEADER)
+    log(journal, 10, loss=1.0)
+    with open(path, "ab") as file:
+        file.write(b'not json\n{"kind":"of the future","time":1,"values":{}}\n[]\n')
+    log(journal, 20, loss=2.0)
+    assert [point.step for point in read_points(path)] == [10, 20]
+
+
+def test_reading_goes_on_where_it_stopped(path):
+    journal = open_journal(path, "hash", HEADER)
+    log(journal, 10, loss=1.0)
+    offset = read_entries(path)[-1][1]
+    assert read_entries(path, offset) == []
+    log(journal, 20, loss=2.0)
+    [(entry, end)] = read_entries(path, offset)
+    assert (entry.step, end) == (20, path.stat().st_size)
+
+
+def test_a_full_disk_is_an_error_and_leaves_whole_lines(path):
+    journal = open_journal(path, "hash", HEADER)
+    log(journal, 10, loss=1.0)
+    whole = path.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 20, hard))
+    try:
+        with pytest.raises(StoreError, match=r"metrics\.jsonl"):
+            log(journal, 20, loss=2.0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == whole
+    log(journal, 20, loss=2.0)
+    assert [point.step for point in read_points(path)] == [10, 20]
+
+
+def _write_many(path, name):
+    journal = open_journal(path, "hash", HEADER)
+    for step in range(200):
+        log(journal, step, **{name: float(step)})
+    journal.close()
+
+
+def test_several_processes_write_to_one_journal(path):
+    spawn = multiprocessing.get_context("fork")
+    writers = [spawn.Process(target=_write_many, args=(path, name)) for name in ("a", "b", "c")]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    found = read_points(path)
+    assert {name: [p.step for p in found if p.key == name] for name in "abc"} == {
+        name: list(range(200)) for name in "abc"
+    }
+    assert path.read_bytes().count(b'"kind":"run"') == 1
+
+
+def test_a_journal_of_another_configuration_is_moved_aside(path):
+    journal = open_journal(path, "old", HEADER)
+    log(journal, 10, loss=1.0)
+    journal.close()
+    log(open_journal(path, "new", HEADER), 10, loss=2.0)
+    assert [point.value for point in read_points(path)] == [2.0]
+    [aside] = [other for other in path.parent.glob("metrics-*.jsonl")]
+    assert [point.value for point in read_points(aside)] == [1.0]
+
+
+def test_copies_on_two_machines_are_joined(tmp_path):
+    first, second = tmp_path / "a" / "metrics.jsonl", tmp_path / "b" / "metrics.jsonl"
+    here = open_journal(first, "hash", HEADER, copy=b"")
+    log(here, 10, loss=1.0)
+    there = open_journal(second, "hash", HEADER, copy=first.read_bytes())
+    log(there, 20, loss=2.0)
+    log(here, 30, loss=3.0)
+    here.absorb(second.read_bytes())
+    here.absorb(second.read_bytes())
+    assert sorted(point.step for point in read_points(first)) == [10, 20, 30]
+    assert read_header(first) == read_header(second)
+
+
+def test_what_is_gone_from_the_store_is_not_continued(path):
+    journal = open_journal(path, "hash", HEADER, copy=b"")
+    log(journal, 10, loss=1.0)
+    journal.close()
+    copy = path.read_bytes()
+    assert [point.step for point in read_points_after_open(path, copy)] == [10]
+    assert read_points_after_open(path, b"") == []
+    assert header_of(path.read_bytes()) != header_of(copy)
+
+
+def read_points_after_open(path, copy):
+    open_journal(path, "hash", HEADER, copy=copy).close()
+    return read_points(path)
+
+
+def _holder(path):
+    code = (
+        "import sys, time, pathlib; from dit.tracking.lease import Lease\n"
+        "lease = Lease.take(pathlib.Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "held\n"
+    return holder
+
+
+def test_a_lease_ends_with_its_holder_however_that_dies(tmp_path):
+    path = tmp_path / "lease"
+    with _holder(path) as holder:
+        assert is_held(path)
+        assert Lease.take(path) is None
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+    assert not is_held(path)
+    lease = Lease.take(path)
+    assert is_held(path)
+    lease.release(remove=True)
+    assert not is_held(path)
+
+
+def test_a_forked_child_does_not_keep_its_parents_lease(tmp_path):
+    lease = Lease.new(tmp_path)
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(write)
+        os.read(read, 1)
+        os._exit(0)
+    assert is_held(lease.path)
+    lease.release()
+    assert not is_held(lease.path)
+    os.close(write)
+    os.close(read)
+    os.waitpid(child, 0)
