@@ -18,6 +18,7 @@ from dit.errors import ConfigError, DitError
 
 if TYPE_CHECKING:
     from dit.config import StudyConfig
+    from dit.records import TrainRecord
     from dit.storage import Store
 
 INTERRUPTED = 130
@@ -131,7 +132,9 @@ def train(study: Study, variants: Variants = None, overrides: Overrides = None, 
     from dit.stages import train as stage
 
     for variant in chosen:
-        stage.run(config, store, variant)
+        record = stage.run(config, store, variant)
+        if _is_first_rank():
+            _say_trained(record)
 
 
 @app.command()
@@ -275,6 +278,20 @@ def _open(study: Path, overrides: list[str] | None, root: str) -> tuple[StudyCon
 def _variants(config: StudyConfig, names: list[str] | None) -> list[str]:
     """The named variants, or all; ConfigError for one that the study does not have."""
     return [config.spec(name).name for name in names] if names else list(config.variants)
+
+
+def _say_trained(record: TrainRecord) -> None:
+    from dit.console import say
+    from dit.formatting import format_number, format_rate
+
+    say(
+        f"{record.variant}: trained to step {record.steps}, loss {format_number(record.final_loss)},"
+        f" {format_rate(record.images_per_second, 'images')}, checkpoints at {', '.join(map(str, record.checkpoints))}"
+    )
+
+
+def _is_first_rank() -> bool:
+    return os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1"
 
 
 def _part(text: str) -> tuple[int, int]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
+import sysconfig
 import time
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -17,6 +19,7 @@ Precision = Literal["fp32", "tf32", "bf16"]
 # glibc's mallopt parameters (malloc.h): above the threshold a block is mapped, and unmapped when freed.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 _KEPT_BYTES = 1 << 30
+_OLD_GLIBC_LIMIT = 32 << 20  # the most that glibc before 2.35 accepts for the mapping threshold
 _TOP_PAD_BYTES = 64 << 20
 
 # Relative error of a 512-term float32 product is 1e-7 to 1e-6; one that is rounded to bf16 inside, 1e-3.
@@ -25,6 +28,7 @@ _PROBE_SIDE = 512
 
 # Dense rates, FLOP/s, from the vendors' data sheets: name contained in torch's device name -> (bf16, tf32, fp32).
 _PEAKS: dict[str, tuple[float, float, float]] = {
+    "B200": (2250e12, 1125e12, 80e12),
     "H200": (989e12, 494e12, 67e12),
     "H100 PCIe": (756e12, 378e12, 51e12),
     "H100": (989e12, 494e12, 67e12),
@@ -46,7 +50,8 @@ def tune_process(threads: int | None = None) -> None:
     except (OSError, AttributeError):
         mallopt = None
     if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
+        if not mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES):
+            mallopt(_M_MMAP_THRESHOLD, _OLD_GLIBC_LIMIT)
         mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
         mallopt(_M_TOP_PAD, _TOP_PAD_BYTES)
     if threads is not None:
@@ -89,13 +94,15 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
 
 
 def can_compile() -> bool:
-    """Whether torch.compile finds the C++ compiler that it needs, on a CPU and, for Triton's launcher, on a GPU."""
-    return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "c++", "clang++") if name)
+    """Whether torch.compile finds the C++ compiler and Python headers that it needs, on a CPU and a GPU alike."""
+    compilers = (os.environ.get("CXX", ""), "g++", "c++", "clang++")
+    headers = Path(sysconfig.get_path("include"), "Python.h")
+    return headers.exists() and any(shutil.which(name) for name in compilers if name)
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of large square products here and now: the best of several, under the process's matrix precision."""
-    side, repeats = (8192, 10) if device.type == "cuda" else (2048, 5)
+    side, repeats = (8192, 10) if device.type == "cuda" else (1024, 20)
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     best = float("inf")
     for _ in range(repeats):

@@ -150,6 +150,15 @@ class SamplingConfig(Section):
     """Of the model's matrix products; the paper sampled with tf32. A CPU computes tf32 as fp32."""
     seed: int = Field(default=0, ge=0)
 
+    @model_validator(mode="after")
+    def _ddim_keeps_every_nth(self) -> SamplingConfig:
+        stride = -(-1000 // self.steps)
+        fewer = len(range(0, 1000, stride))
+        if self.sampler == "ddim" and fewer != self.steps:
+            more = len(range(0, 1000, stride - 1))
+            raise ValueError(f"steps={self.steps}: DDIM keeps every n-th of 1000 steps; nearest are {fewer} and {more}")
+        return self
+
 
 class DatasetReference(Section):
     """Reference statistics computed from the dataset's own images."""

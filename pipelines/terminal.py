@@ -80,7 +80,8 @@ class StepLog(io.TextIOBase):
 
     def _print(self, line: str, *, on_terminal: bool) -> None:
         if self._screen.is_terminal == on_terminal:
-            self._screen.print(line, markup=False, no_wrap=True, overflow="ellipsis")
+            # One line of a terminal, whatever its width; a file gets all of it.
+            self._screen.print(line, markup=False, no_wrap=on_terminal, overflow="ellipsis", crop=on_terminal)
 
     def _place(self) -> str:
         return f"{self._number:>{len(str(self._total))}}/{self._total}"

@@ -10,9 +10,9 @@ Figure = dict[str, Any]
 Range = tuple[float, float]
 """An axis' ends as powers of ten."""
 
-NARROW = 0.35
+NARROW = 0.5
 """Below so many decades plotly's own ticks read better."""
-_FACTORS: tuple[tuple[float, Sequence[int]], ...] = ((3.5, (1,)), (1.3, (1, 3)), (0.6, (1, 2, 5)), (0, range(1, 10)))
+_FACTORS: tuple[tuple[float, Sequence[int]], ...] = ((3.5, (1,)), (1.4, (1, 3)), (0.9, (1, 2, 5)), (0, (1, 2, 3, 5, 7)))
 """Decades on the axis -> ticks in each."""
 PLOT_HEIGHT = 330
 """Pixels between the y axis' ends."""

@@ -57,15 +57,15 @@ def training_losses(
 def _gaussian_kl(standardised_error: Tensor, raised: Tensor) -> Tensor:
     """KL(posterior || model) per value, in nats.
 
-    `standardised_error` is the distance of the means in posterior standard deviations, `raised` the model's log-variance
-    minus the posterior's. Written around expm1, as the two variances nearly agree at most steps.
+    `standardised_error` is the distance of the means in posterior standard deviations, `raised` the model's
+    log-variance minus the posterior's. Written around expm1, as the two variances nearly agree at most steps.
     """
     shrink = torch.expm1(-raised)
     return 0.5 * (raised + shrink + (1 + shrink) * standardised_error.square())
 
 
 def _discretised_nll(x0: Tensor, x0_error: Tensor, log_scale: Tensor) -> Tensor:
-    """-log of the probability that a Gaussian gives to x0's bin, in nats, for data of 256 values in [-1, 1] (DDPM eq. 13)."""
+    """Minus the log of the probability a Gaussian gives to x0's bin, in nats; 256 bins in [-1, 1] (DDPM eq. 13)."""
     inverse = torch.exp(-log_scale)
     below_upper = _normal_cdf(inverse * (x0_error + _HALF_BIN))
     below_lower = _normal_cdf(inverse * (x0_error - _HALF_BIN))
@@ -76,5 +76,5 @@ def _discretised_nll(x0: Tensor, x0_error: Tensor, log_scale: Tensor) -> Tensor:
 
 
 def _normal_cdf(x: Tensor) -> Tensor:
-    """Standard normal distribution function in Page's tanh approximation, which the published loss values were made with."""
+    """Standard normal distribution function, in the tanh approximation that published loss values were made with."""
     return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x.pow(3))))

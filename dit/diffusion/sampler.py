@@ -89,8 +89,8 @@ def sample(
 def guide(output_2N: Tensor, scale: float, channels: int) -> Tensor:
     """Classifier-free guidance (Ho & Salimans 2022) of the first `channels` of the predicted noise.
 
-    `output_2N` [2N, 2C, H, W] holds the conditional half, then the unconditional one. All other channels, the variance's
-    among them, are the conditional half's.
+    `output_2N` [2N, 2C, H, W] holds the conditional half, then the unconditional one. All other channels, the
+    variance's among them, are the conditional half's.
     """
     conditional, unconditional = output_2N.chunk(2)
     guided = torch.lerp(unconditional[:, :channels], conditional[:, :channels], scale)

@@ -1,7 +1,8 @@
 """The noise schedule, its respacing, and the coefficients that losses and samplers read from it.
 
 Everything is computed once in float64 with numpy; torch code takes float32 tables from `Schedule.table`, which are made
-once per device. Sources: Ho et al. 2020 (DDPM), Nichol & Dhariwal 2021 (learned range, respacing), Song et al. 2021 (DDIM).
+once per device. Sources: Ho et al. 2020 (DDPM), Nichol & Dhariwal 2021 (learned range, respacing), Song et al. 2021
+(DDIM).
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Schedule:
     @cached_property
     def alphas_cumprod(self) -> Float64:
         """Share of the signal's variance that is left at step k (DDPM eq. 4)."""
-        return np.cumprod(1 - self.betas)
+        return np.cumprod(1 - self.betas, dtype=np.float64)
 
     @cached_property
     def alphas_cumprod_prev(self) -> Float64:
@@ -80,7 +81,8 @@ class Schedule:
         """Its logarithm, with the second step's value at the first, whose own is minus infinity."""
         if len(self) == 1:
             return self.log_betas
-        return np.log(np.append(self.posterior_variance[1], self.posterior_variance[1:]))
+        clipped: Float64 = np.log(np.append(self.posterior_variance[1], self.posterior_variance[1:]))
+        return clipped
 
     @cached_property
     def log_betas(self) -> Float64:
@@ -110,19 +112,21 @@ class Schedule:
     @cached_property
     def posterior_precision_coef(self) -> Float64:
         """x_0's factor in the posterior's mean, in units of its standard deviation: what the KL term squares."""
-        return self.posterior_mean_coef1 * np.exp(-0.5 * self.posterior_log_variance_clipped)
+        return self.posterior_mean_coef1 / np.sqrt(np.exp(self.posterior_log_variance_clipped))
 
     def table(self, names: tuple[str, ...], device: torch.device) -> Tensor:
         """The named coefficients as one float32 tensor [len(names), K] on the device, made once."""
         found = self._tables.get((names, device))
         if found is None:
             rows = np.stack([getattr(self, name) for name in names])
-            found = self._tables[names, device] = torch.from_numpy(rows).float().to(device)
+            # A tensor born in inference mode could not take part in a later backward pass.
+            with torch.inference_mode(False):
+                found = self._tables[names, device] = torch.from_numpy(rows).float().to(device)
         return found
 
     def gather(self, names: tuple[str, ...], t_N: Tensor) -> Iterator[Tensor]:
         """Each named coefficient at the steps t_N (int64), shaped [N, 1, 1, 1]."""
-        return iter(self.table(names, t_N.device)[:, t_N].unflatten(1, (-1, 1, 1, 1)).unbind(0))
+        return iter(self.table(names, t_N.device)[:, t_N, None, None, None].unbind(0))
 
     def respaced(self, steps: int, *, ddim: bool = False) -> Schedule:
         """The chain of `steps` of these steps that has the same marginals at the steps it keeps.
@@ -130,6 +134,10 @@ class Schedule:
         Ancestral sampling keeps the first and the last step and spaces evenly between, rounding; DDIM keeps every n-th.
         Raises ConfigError where that is impossible.
         """
+        if not 1 <= steps <= len(self):
+            raise ConfigError(
+                f"sampling.steps={steps}: must be 1 to {len(self)}, the length of the chain it is taken from"
+            )
         kept = _every_nth(len(self), steps) if ddim else _evenly(len(self), steps)
         bar = self.alphas_cumprod[kept]
         return Schedule(betas=1 - bar / np.append(1.0, bar[:-1]), timestep_map=self.timestep_map[kept])
@@ -141,8 +149,6 @@ def linear_schedule(steps: int = TRAINING_STEPS) -> Schedule:
 
 
 def _evenly(length: int, steps: int) -> NDArray[np.int64]:
-    if not 1 <= steps <= length:
-        raise ConfigError(f"sampling.steps={steps}: a chain of {length} steps can be respaced to 1 to {length}")
     stride = (length - 1) / (steps - 1) if steps > 1 else 1.0
     # Summed up rather than multiplied out: published samplers do, and a tie can round the other way.
     return np.array([round(position) for position in accumulate(repeat(stride, steps - 1), initial=0.0)])
@@ -152,10 +158,9 @@ def _every_nth(length: int, steps: int) -> NDArray[np.int64]:
     stride = -(-length // steps)
     kept = np.arange(0, length, stride)
     if len(kept) != steps:
-        below = len(np.arange(0, length, stride))
-        above = len(np.arange(0, length, stride - 1)) if stride > 1 else length
+        more = len(range(0, length, stride - 1))
         raise ConfigError(
             f"sampling.steps={steps}: DDIM keeps every n-th of {length} steps, which never leaves {steps};"
-            f" nearest are {below} and {above}"
+            f" nearest are {len(kept)} and {more}"
         )
     return kept

@@ -1,7 +1,9 @@
 """The diffusion transformer with adaLN-Zero blocks (Peebles & Xie 2023, section 3.2).
 
-Parameter names and shapes are those of the public checkpoints. Shapes: N batch, C channels, H and W sides of the latent,
-T tokens, D hidden size, K heads, E head size.
+Parameter names and shapes are those of the public checkpoints.
+
+Shapes: N batch, C channels, H and W sides of the latent, T tokens, D hidden size, K heads, E head size, O a patch's
+output values.
 """
 
 from __future__ import annotations
@@ -14,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dit.errors import MismatchError
 from dit.model.embeddings import LabelEmbedder, PatchEmbedder, TimestepEmbedder, position_table, unpatchify
 from dit.variants import MLP_RATIO, InputSpec, ModelSpec
 
@@ -36,7 +37,7 @@ class Attention(nn.Module):
 
     def forward(self, x_NTD: Tensor) -> Tensor:
         """[N, T, D] -> [N, T, D]."""
-        qkv_NT3KE = self.qkv(x_NTD).unflatten(-1, (3, self.heads, -1))
+        qkv_NT3KE = self.qkv(x_NTD).view(*x_NTD.shape[:2], 3, self.heads, -1)
         attend = _sdpa if self._fused(x_NTD) else _plain
         mixed_NTD: Tensor = self.proj(attend(qkv_NT3KE))
         return mixed_NTD
@@ -156,27 +157,6 @@ class DiT(nn.Module):
                     nn.init.xavier_uniform_(drawn.flatten(1), generator=generator)
                 parameter.copy_(drawn)
 
-    @classmethod
-    def from_weights(
-        cls,
-        spec: ModelSpec,
-        inputs: InputSpec,
-        weights: Mapping[str, Tensor],
-        *,
-        attention: AttentionKernel = "auto",
-    ) -> DiT:
-        """A model in evaluation mode around the given tensors, which it takes as they are, without a copy.
-
-        Raises MismatchError, naming the tensor, where one is missing, unknown or of another shape.
-        """
-        with torch.device("meta"):
-            model = cls(spec, inputs, attention=attention)
-        problem = mismatch(model.state_dict(), weights)
-        if problem:
-            raise MismatchError(f"weights do not fit {spec.name}: {problem}")
-        model.load_state_dict(dict(weights), assign=True)
-        return model.eval()
-
 
 def mismatch(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str | None:
     """What keeps `given` from being loaded strictly where `expected` is, as a phrase; None when it fits."""
@@ -186,7 +166,7 @@ def mismatch(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str
     ):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            return f"it {problem} {min(names)}{more}" 
+            return f"it {problem} {min(names)}{more}"
     for name, tensor in expected.items():
         if tensor.shape != given[name].shape:
             return f"{name} has shape {list(given[name].shape)}, needed is {list(tensor.shape)}"
@@ -195,7 +175,7 @@ def mismatch(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str
 
 def _chunks(modulation_ND: Tensor, parts: int) -> tuple[Tensor, ...]:
     """[N, parts * D] -> `parts` tensors [N, 1, D]."""
-    return modulation_ND.unflatten(1, (parts, 1, -1)).unbind(1)
+    return modulation_ND.view(len(modulation_ND), parts, 1, -1).unbind(1)
 
 
 def _modulated_norm(x_NTD: Tensor, shift_N1D: Tensor, scale_N1D: Tensor) -> Tensor:
@@ -213,4 +193,4 @@ def _plain(qkv_NT3KE: Tensor) -> Tensor:
     # One copy to contiguous heads instead of one for each of q, k and v.
     q, k, v = qkv_NT3KE.permute(2, 0, 3, 1, 4).reshape(3, n * heads, t, size).unbind(0)
     weights = torch.bmm(q * size**-0.5, k.transpose(1, 2)).softmax(dim=-1)
-    return torch.bmm(weights, v).unflatten(0, (n, heads)).transpose(1, 2).flatten(2)
+    return torch.bmm(weights, v).view(n, heads, t, size).transpose(1, 2).flatten(2)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,10 +12,10 @@ from pathlib import Path
 import torch
 
 from dit import layout
-from dit.codec import Codec, encoder_sha256, open_codec
+from dit.codec import encoder_sha256, open_codec
 from dit.config import StudyConfig
 from dit.console import progress, say
-from dit.data.encoding import Loaded, write_shard
+from dit.data.encoding import ShardContent, write_shard
 from dit.data.items import Item, Source, load_ahead
 from dit.data.merge import merge_shards, shard_total
 from dit.data.shard_set import read_manifest
@@ -124,12 +123,25 @@ class _Preparation:
             return
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         codec = open_codec(self.config.dataset, device, decoding=False, batch=self.config.fit.decode_batch)
-        # One sequence over all shards, so that decoding goes on while a shard is sent to the store.
+        # One sequence over all shards, so that images are decoded while a shard ends and the next begins.
         loaded = load_ahead(self.source, [item for number in todo for item in self._items(number)])
         description = f"prepare {self.config.dataset.name}"
-        with progress(description, total=total, unit="images", completed=total - left) as bar:
+        with (
+            progress(description, total=total, unit="images", completed=total - left) as bar,
+            tempfile.TemporaryDirectory(prefix="dit-prepare-") as scratch,
+            ThreadPoolExecutor(1) as sender,
+        ):
+            sent: Future[None] | None = None
             for number in todo:
-                self._make_shard(number, islice(loaded, len(self._items(number))), codec, bar.advance)
+                path = Path(scratch) / layout.shard(number)
+                share = islice(loaded, len(self._items(number)))
+                batch = self.config.fit.decode_batch
+                content = write_shard(path, share, codec, self.config.dataset, batch, bar.advance)
+                if sent is not None:
+                    sent.result()
+                sent = sender.submit(self._send, number, path, content)
+            if sent is not None:
+                sent.result()
 
     def _unfinished(self, numbers: range) -> list[int]:
         """Shards to make: those without a record, and those with corrupt images if these are too many to accept."""
@@ -155,15 +167,14 @@ class _Preparation:
                 )
         return record
 
-    def _make_shard(self, number: int, loaded: Iterator[Loaded], codec: Codec, on_batch: Callable[[int], None]) -> None:
+    def _send(self, number: int, path: Path, content: ShardContent) -> None:
+        """Put a written shard into the store, its record last; runs beside the encoding of the next."""
         config, folder = self.config, self._folder
-        with tempfile.TemporaryDirectory(prefix="dit-prepare-") as scratch:
-            path = Path(scratch) / layout.shard(number)
-            content = write_shard(path, loaded, codec, config.dataset, config.fit.decode_batch, on_batch)
-            for error in content.corrupt:
-                say(f"left out: {error}")
-            tar = self.store.upload(path, f"{folder}/{layout.shard(number)}")
+        for error in content.corrupt:
+            say(f"left out: {error}")
+        tar = self.store.upload(path, f"{folder}/{layout.shard(number)}")
         index = self.store.write(f"{folder}/{layout.shard_index(number)}", content.index.to_bytes())
+        path.unlink()
         record = ShardRecord(
             name=layout.shard(number),
             bytes=tar.bytes,
@@ -178,7 +189,7 @@ class _Preparation:
             channel_square_sum=tuple(content.sums.square.tolist()),
             values_per_channel=content.sums.values,
             source_sha256=self.source_sha256,
-            codec_sha256=codec.weights_sha256,
+            codec_sha256=self.codec_sha256,
             config_hash=config.dataset_hash(),
         )
         write_record(self.store, f"{folder}/{layout.shard_record(number)}", record)

@@ -9,12 +9,15 @@ from dit.analysis.tables import runs_csv
 from dit.config import StudyConfig
 from dit.records import ReportRecord
 from dit.storage import Store, read_record, write_record
+from dit.tracking import flush, open_tracker, reconcile
 
 __all__ = ["load_results", "run"]
 
 
 def run(config: StudyConfig, store: Store) -> ReportRecord:
     """Write `report/{report.html, runs.csv, verdict.json}` and log them to the study's run; done already, return.
+
+    Ends when the tracking server has everything that the study logged here, or has been waited for in vain.
 
     Raises MissingError naming the first variant and step without a result, MismatchError for results that were made
     by another configuration or cannot be compared.
@@ -23,6 +26,7 @@ def run(config: StudyConfig, store: Store) -> ReportRecord:
     inputs = inputs_hash(results, store)
     done = read_record(store, layout.report_record(config), ReportRecord)
     if done and done.config_hash == inputs and _complete(config, store, done):
+        reconcile(config, store)
         return done
     pages = _pages(results, store)
     folder = layout.report(config)
@@ -30,6 +34,7 @@ def run(config: StudyConfig, store: Store) -> ReportRecord:
     _track(config, store, results, pages)
     record = ReportRecord(study=config.study, config_hash=inputs, files=files)
     write_record(store, layout.report_record(config), record)
+    flush(config, store)
     return record
 
 
@@ -50,8 +55,6 @@ def _pages(results: Results, store: Store) -> dict[str, bytes]:
 
 def _track(config: StudyConfig, store: Store, results: Results, pages: dict[str, bytes]) -> None:
     """Put the report into the study's parent run."""
-    from dit.tracking import open_tracker
-
     with open_tracker(config, store, None) as tracker:
         tracker.tags({f"claim_{claim.number}": claim.verdict for claim in results.verdict.claims})
         for name, data in pages.items():

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dit import layout
 from dit.storage import Store, write_record
-from dit.tracking.journal import Entry, Journal, Kind, points, read_entries
+from dit.tracking.journal import Entry, Journal, points, read_entries
 from dit.tracking.mirror import Mirror
 from dit.tracking.places import RunFolder, local_root
 from dit.tracking.sink import JOURNAL_TAG, PARENT_TAG, STUDY_TAG, RunGoneError, Sink, metric_name
@@ -96,10 +96,13 @@ class Feed:
             if end > self._compared_until or (metric_name(point.key), point.step) not in self._there
         ]
         sink.log_points(run_id, fresh)
-        sink.log_params(run_id, _merged(entries, "params"))
-        sink.set_tags(run_id, _merged(entries, "tags"))
         for entry, _ in entries:
-            _note(shipped, entry)
+            if entry.kind == "params":
+                sink.log_params(run_id, entry.values)
+            elif entry.kind == "tags":
+                sink.set_tags(run_id, entry.values)
+            else:
+                _note(shipped, entry)
         shipped.offset = entries[-1][1]
         self._save()
 
@@ -152,10 +155,6 @@ class Feed:
 
     def _save(self) -> None:
         write_shipped(self.run, self._header["id"], self._target, self._shipped)
-
-
-def _merged(entries: Sequence[tuple[Entry, int]], kind: Kind) -> dict[str, str]:
-    return {key: value for entry, _ in entries if entry.kind == kind for key, value in entry.values.items()}
 
 
 def _note(shipped: Shipped, entry: Entry) -> None:

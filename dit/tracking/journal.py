@@ -88,8 +88,7 @@ class Journal:
 
     def absorb(self, data: bytes) -> None:
         """Add those whole lines of another copy of this journal that it does not hold yet."""
-        own = set(_whole_lines(self.path.read_bytes()))
-        self._append(b"".join(line for line in _whole_lines(data) if line not in own))
+        self._append(missing(self.path.read_bytes(), data))
 
     def header(self) -> Entry:
         """The first line."""
@@ -165,6 +164,17 @@ def header_of(data: bytes) -> Entry | None:
 def aside(path: Path, header: Entry) -> Path:
     """Where a journal goes that must make room for another; it is shipped from there all the same."""
     return path.with_name(f"{path.stem}-{header.values['id']}{path.suffix}")
+
+
+def missing(own: bytes, other: bytes) -> bytes:
+    """The whole lines of another copy of a journal that this one does not hold."""
+    held = set(_whole_lines(own))
+    return b"".join(line for line in _whole_lines(other) if line not in held)
+
+
+def parse(data: bytes) -> list[Entry]:
+    """The entries of a journal's whole lines, without those that are damaged."""
+    return [entry for line in _whole_lines(data) if (entry := Entry.from_line(line))]
 
 
 def read_entries(path: Path, offset: int = 0) -> list[tuple[Entry, int]]:

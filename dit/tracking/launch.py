@@ -112,7 +112,8 @@ def drain(study: StudyFolder, target: Target, timeout: float) -> int:
     while left and time.monotonic() < deadline:
         start_shipper(study, target)
         time.sleep(_POLL_SECONDS)
-        if not has_started and read_shipper(study, target):
+        state = read_shipper(study, target)
+        if not has_started and state and (state.reached or state.error):
             deadline, has_started = time.monotonic() + timeout, True
         left = waiting(study, target)
     return left

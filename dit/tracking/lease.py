@@ -58,9 +58,10 @@ class Lease:
         """Free the lock; a second call does nothing."""
         if self._handle is None:
             return
-        if remove:
-            with suppress(OSError):
+        with suppress(OSError):
+            if remove:
                 self.path.unlink()
+            fcntl.flock(self._handle, fcntl.LOCK_UN)
         self.abandon()
 
     def abandon(self) -> None:

@@ -23,6 +23,8 @@ from dit.storage_file import FileStore
 from dit.tracking.lease import is_held
 from dit.variants import ModelSpec
 
+_TARGET = "target.json"
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -88,10 +90,21 @@ class StudyFolder:
         """Folder of the shipper's files."""
         return self.parent.state
 
+    @property
+    def target(self) -> Path:
+        """File that says where the study is shipped to."""
+        return self.state / _TARGET
+
     def runs(self) -> list[RunFolder]:
         """The study's run and the variants' that have a journal."""
         children = sorted({journal.parent for journal in self.path.glob(f"*/{layout.JOURNAL}")})
         return [run for run in [self.parent, *map(RunFolder, children)] if run.journals]
+
+
+def tracked_studies(root: Path) -> list[StudyFolder]:
+    """The studies below a root that were ever shipped, the latest first."""
+    paths = root.glob(f"{layout.STUDIES}/*/{layout.TRACKING_STATE}/{_TARGET}")
+    return [StudyFolder(path.parents[1]) for path in sorted(paths, key=lambda path: -path.stat().st_mtime)]
 
 
 def local_root(store: Store) -> Path:

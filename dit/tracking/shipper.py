@@ -59,6 +59,7 @@ class Shipper:
 
     def serve(self) -> bool:
         """Ship until nobody writes and nothing waits; False when it gave up on a server that does not answer."""
+        self._tell(None)
         busy = time.monotonic()
         while self._study.path.is_dir():
             signs, live = self._signs(), self._live()

@@ -12,15 +12,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dit.layout import STUDIES, TRACKING_STATE
 from dit.records import Record
 from dit.tracking.journal import read_entries, read_header
 from dit.tracking.lease import is_held
 from dit.tracking.places import RunFolder, StudyFolder
 from dit.tracking.target import Target
 from dit.tracking.writers import Status
-
-_TARGET = "target.json"
 
 
 class TrackingRun(Record):
@@ -120,15 +117,14 @@ def waiting_in(run: RunFolder, target: Target, *, live: bool) -> int:
 
 def write_target(study: StudyFolder, target: Target) -> None:
     """Remember where the study is shipped to, for those who have no study file; a password is left out."""
-    path, tree = study.state / _TARGET, asdict(target) | {"uri": target.address}
-    if _read_json(path) != tree:
-        write_json(path, tree)
+    tree = asdict(target) | {"uri": target.address}
+    if _read_json(study.target) != tree:
+        write_json(study.target, tree)
 
 
-def known_targets(root: Path) -> dict[StudyFolder, Target]:
-    """The studies below a root, and where each was shipped to, the latest first."""
-    paths = sorted(root.glob(f"{STUDIES}/*/{TRACKING_STATE}/{_TARGET}"), key=lambda path: -path.stat().st_mtime)
-    return {StudyFolder(path.parents[1]): Target(**_read_json(path)) for path in paths}
+def read_target(study: StudyFolder) -> Target:
+    """Where the study was shipped to the last time."""
+    return Target(**_read_json(study.target))
 
 
 def write_json(path: Path, tree: dict[str, Any]) -> None:

@@ -47,6 +47,11 @@ class Target:
             return self.uri
         return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
+    @property
+    def stays_here(self) -> bool:
+        """Whether runs stay on this machine although the study's results do not."""
+        return self.uri.startswith(SQLITE) and not self.store.startswith("file:")
+
     def to_json(self) -> str:
         """For the shipper's environment."""
         return json.dumps(asdict(self))

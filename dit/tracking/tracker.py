@@ -13,14 +13,26 @@ from functools import partial
 from typing import BinaryIO
 
 from dit.config import StudyConfig
+from dit.console import say
 from dit.errors import DitError, StoreError
 from dit.storage import Store
 from dit.storage_base import local_errors, place_file
-from dit.tracking.journal import Entry, Journal, Kind, Point, open_journal, points, read_entries
+from dit.tracking.journal import (
+    Entry,
+    Journal,
+    Kind,
+    Point,
+    header_of,
+    missing,
+    open_journal,
+    parse,
+    points,
+    read_entries,
+)
 from dit.tracking.launch import Shipping
 from dit.tracking.mirror import Mirror
-from dit.tracking.places import RunFolder, run_folder, study_folder
-from dit.tracking.target import resolve_target
+from dit.tracking.places import RunFolder, StudyFolder, run_folder, study_folder
+from dit.tracking.target import Target, resolve_target
 from dit.tracking.writers import Status, Writer, close_dead_writers
 from dit.variants import ModelSpec
 
@@ -175,7 +187,7 @@ def open_tracker(
             _open_journal(config, store, None)[0].close()
         journal, mirror = _open_journal(config, store, spec)
         writer.begin(journal)
-        shipping = Shipping(study_folder(config, store), run, target) if target else None
+        shipping = _ship(study_folder(config, store), run, target) if target else None
         tracker = JournalTracker(run, journal, mirror, shipping)
     try:
         yield tracker
@@ -192,13 +204,16 @@ def open_tracker(
 def read_points(config: StudyConfig, store: Store, spec: ModelSpec | None) -> list[Point]:
     """Every metric point of a variant, or with None of the study, in the order of logging; empty without a journal.
 
-    This machine's journal where it has one, which may be newer than the store's copy of it.
+    Of a remote store, this machine's points, which may be newer than the store's, come before those of others.
     """
     run = run_folder(config, store, spec)
-    if run.journal.exists():
-        return list(points(entry for entry, _ in read_entries(run.journal)))
-    copy = Mirror(store, run).fetch() or b""
-    return list(points(entry for line in copy.splitlines() if (entry := Entry.from_line(line))))
+    own = run.journal.read_bytes() if run.journal.exists() else b""
+    copy = Mirror(store, run).fetch()
+    if copy is not None:
+        ours, theirs = header_of(own), header_of(copy)
+        own = own if ours == theirs else b""
+        own += missing(own, copy)
+    return list(points(parse(own)))
 
 
 def _open_journal(config: StudyConfig, store: Store, spec: ModelSpec | None) -> tuple[Journal, Mirror]:
@@ -214,6 +229,15 @@ def _open_journal(config: StudyConfig, store: Store, spec: ModelSpec | None) -> 
 
 def _write(data: bytes, file: BinaryIO) -> None:
     file.write(data)
+
+
+def _ship(study: StudyFolder, run: RunFolder, target: Target) -> Shipping:
+    if target.stays_here and not study.target.exists():
+        say(
+            f"tracking: no server is set (tracking.uri or MLFLOW_TRACKING_URI); runs go to {target.uri}"
+            " on this machine, where `make ui` shows them"
+        )
+    return Shipping(study, run, target)
 
 
 def _outcome(problem: BaseException) -> tuple[Status, str | None]:

@@ -12,8 +12,8 @@ from dit.errors import DitError, InputError
 from dit.layout import TRACKING_RUN
 from dit.storage import open_store
 from dit.tracking.launch import complain, drain
-from dit.tracking.places import StudyFolder, local_root
-from dit.tracking.state import TrackingRun, known_targets, read_shipper, waiting
+from dit.tracking.places import StudyFolder, local_root, tracked_studies
+from dit.tracking.state import TrackingRun, read_shipper, read_target, waiting
 from dit.tracking.target import SQLITE, Target
 from dit.tracking.writers import close_dead_writers
 
@@ -26,7 +26,7 @@ def server_command(root: str, host: str, port: int) -> tuple[str, list[str]]:
 
     What waits to be shipped is shipped first. Raises InputError where nothing was tracked, or to a server only.
     """
-    studies = known_targets(local_root(open_store(root)))
+    studies = {study: read_target(study) for study in tracked_studies(local_root(open_store(root)))}
     if not studies:
         raise InputError(f"{root}: nothing was tracked below it; run a study first, such as make study")
     for study, target in studies.items():

@@ -27,7 +27,7 @@ class Telemetry:
         self._ranks, self._tracker = ranks, tracker
         self._global_batch = plan.config.train.global_batch
         self._image_flops = TRAINING_FLOPS_PER_MAC * plan.spec.macs(plan.config.dataset.inputs)
-        self._peak = peak_flops(ranks.device) if ranks.is_main else None
+        self._peak = peak_flops(ranks.device, plan.config.train.precision) if ranks.is_main else None
         self._resume = plan.resume
         self._rates: list[float] = []
         self.loss = plan.resume.loss if plan.resume else math.nan

@@ -68,17 +68,14 @@ def test_a_damaged_object_and_a_damaged_copy_are_named(bucket: Store, tmp_path: 
     prepare.run(config, bucket)
     ShardSet.open(bucket, config)
     key = f"{layout.dataset(config)}/{layout.shard(1)}"
-    record = f"{layout.dataset(config)}/{layout.MANIFEST}"
     copy = bucket.local(key)
     data = bytearray(copy.read_bytes())
     data[700] ^= 1
     copy.write_bytes(data)
     with pytest.raises(DataError, match=layout.shard(1)):
         ShardSet.open(bucket, config)
-    copy.unlink()
-    ShardSet.open(bucket, config)
     bucket.write(key, bytes(data))
+    copy.unlink()
     with pytest.raises(DataError, match=layout.shard(1)) as error:
         ShardSet.open(bucket, config)
     assert "\n" not in str(error.value)
-    assert bucket.exists(record)

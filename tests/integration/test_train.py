@@ -6,9 +6,11 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from dit import layout
 from dit.config import StudyConfig
@@ -30,12 +32,21 @@ SMALL = (
     "fit.checkpoint_every=2",
     "fit.keep_checkpoints=1",
     "fit.log_every=1",
+    "fit.threads=1",
     "tracking.kind=none",
 )
 
 
 def study(name: str, *overrides: str) -> StudyConfig:
     return load(ROOT / "configs" / "digits.yaml", [*SMALL, f"study={name}", *overrides])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _threads() -> Iterator[None]:
+    """Models this small gain nothing from threads; what a training sets must not outlive these tests."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

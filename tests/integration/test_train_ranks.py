@@ -10,10 +10,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from dit import layout
 from dit.config import StudyConfig
@@ -26,13 +27,14 @@ from dit.training.checkpoint import list_checkpoints, read_meta
 
 ROOT = Path(__file__).parents[2]
 VARIANT = "mini-S/2"
-STEPS = 120
+STEPS = 60
 OVERRIDES = (
     f"train.steps={STEPS}",
     "train.global_batch=12",
     "evaluation.at_steps=[4]",
     "fit.checkpoint_every=7",
     "fit.log_every=1",
+    "fit.threads=1",
     "tracking.kind=none",
 )
 TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--local-addr", "127.0.0.1")
@@ -43,6 +45,14 @@ Losses = dict[tuple[str, int], float]
 
 def study(name: str) -> StudyConfig:
     return load(ROOT / "configs" / "digits.yaml", [*OVERRIDES, f"study={name}"])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _threads() -> Iterator[None]:
+    """Models this small gain nothing from threads; what a training sets must not outlive these tests."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

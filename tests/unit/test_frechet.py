@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -76,7 +78,7 @@ def test_parts_add_up_to_the_whole(cuts: list[int], seed: int) -> None:
     data = features(100, 6, seed, shift=2)
     edges = [0, *sorted(cuts), 100]
     merged = FeatureSums(6)
-    for start, stop in zip(edges, edges[1:], strict=False):
+    for start, stop in pairwise(edges):
         part = FeatureSums(6)
         part.add(data[start:stop])
         merged.merge(part)
@@ -101,6 +103,8 @@ def test_one_image_has_no_covariance() -> None:
 def test_a_weighted_draw_is_the_distance_of_the_images_drawn(images: int) -> None:
     """With many images the dimensions' Gram matrix is used, with few the images'."""
     data, reference = features(images, 24, 0, shift=0.2), FrechetReference(gaussian(features(400, 24, 1)))
-    counts = torch.bincount(torch.randint(images, (images,), generator=torch.Generator().manual_seed(3)), minlength=images)
+    counts = torch.bincount(
+        torch.randint(images, (images,), generator=torch.Generator().manual_seed(3)), minlength=images
+    )
     expected = reference.distance(gaussian(data.repeat_interleave(counts, dim=0)))
     assert FrechetResampler(reference, data).distance(counts) == pytest.approx(expected, rel=1e-8)

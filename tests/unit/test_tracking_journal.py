@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from dit.errors import StoreError
-from dit.tracking.journal import Entry, Journal, Point, header_of, open_journal, points, read_entries, read_header
+from dit.tracking.journal import Entry, Point, header_of, open_journal, points, read_entries, read_header
 from dit.tracking.lease import Lease, is_held
 
 HEADER = {"study": "s", "variant": "DiT-S/2"}
@@ -175,15 +175,18 @@ def test_a_lease_ends_with_its_holder_however_that_dies(tmp_path):
 
 def test_a_forked_child_does_not_keep_its_parents_lease(tmp_path):
     lease = Lease.new(tmp_path)
-    read, write = os.pipe()
+    (ready, tell), (end, keep) = os.pipe(), os.pipe()
     child = os.fork()
     if child == 0:
-        os.close(write)
-        os.read(read, 1)
+        os.close(keep)
+        os.write(tell, b"x")
+        os.read(end, 1)
         os._exit(0)
+    os.read(ready, 1)
     assert is_held(lease.path)
-    lease.release()
+    lease.abandon()  # as the parent's death would, without freeing the lock for others
     assert not is_held(lease.path)
-    os.close(write)
-    os.close(read)
+    os.close(keep)
     os.waitpid(child, 0)
+    for handle in (ready, tell, end):
+        os.close(handle)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,15 @@ from dit.training.window import StepLosses
 STUDY = Path(__file__).parents[2] / "configs" / "digits.yaml"
 BATCH = 12
 ALONE = Ranks(0, 1, 0, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _threads() -> Iterator[None]:
+    """Models this small gain nothing from threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def study(*overrides: str) -> StudyConfig:

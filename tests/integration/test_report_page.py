@@ -1,0 +1,176 @@
+"""The page itself: complete, escaped, and alone."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+from PIL import Image
+from report_study import fill, read, study
+
+from dit import layout
+from dit.analysis.report import script_json
+from dit.analysis.results import load_results
+from dit.stages import report
+from dit.storage import Store, open_store
+from dit.study_file import load_text
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_store(tmp_path / "root")
+
+
+class Page(HTMLParser):
+    """The page's text, attributes and script elements, as a browser would find them."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.attributes: list[tuple[str, str, str]] = []
+        self.scripts: list[str] = []
+        self.styles: list[str] = []
+        self.text: list[str] = []
+        self.study = ""
+        self._inside = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._inside = tag
+        self.attributes += [(tag, key, value or "") for key, value in attrs]
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_endtag(self, _tag: str) -> None:
+        self._inside = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._inside == "script":
+            self.scripts[-1] += data
+        elif self._inside == "style":
+            self.styles.append(data)
+        else:
+            self.text.append(data)
+            self.study += data if self._inside == "pre" else ""
+
+    def figures(self) -> dict[str, Any]:
+        return dict(json.loads(self.scripts[0]))
+
+
+def test_a_complete_study_becomes_a_page_a_table_and_a_verdict(store: Store) -> None:
+    config = study()
+    fill(store, config)
+    record = report.run(config, store)
+    assert {entry.name for entry in record.files} == {"report.html", "runs.csv", "verdict.json"}
+    page = Page(read(store, config, "report.html"))
+    text = " ".join(" ".join(page.text).split())
+    for claim in load_results(config, store).verdict.claims:
+        assert claim.statement in text
+        assert claim.reason in text
+    for shown in ("decoder-of-the-test", "evaluator-of-the-test", "reference-of-the-test", config.science_hash()):
+        assert shown in text, "how each number was made"
+    assert load_text(page.study) == config
+
+
+def test_the_verdict_comes_before_everything_else(store: Store) -> None:
+    config = study()
+    fill(store, config)
+    report.run(config, store)
+    html = read(store, config, "report.html")
+    places = [html.index(mark) for mark in ('class="claims"', 'class="charts"', '<h2 id="samples-title"', "<pre>")]
+    assert places == sorted(places)
+
+
+def test_the_page_fetches_nothing_and_may_fetch_nothing(store: Store) -> None:
+    config = study()
+    fill(store, config)
+    report.run(config, store)
+    page = Page(read(store, config, "report.html"))
+    loads = [(tag, key, value) for tag, key, value in page.attributes if key in ("src", "href", "srcset", "data")]
+    assert loads
+    assert all(value.startswith("data:image/") for _, _, value in loads)
+    assert not any(word in css for css in page.styles for word in ("url(", "@import"))
+    policy = next(value for _, key, value in page.attributes if key == "content" and "default-src" in value)
+    assert "default-src 'none'" in policy
+    assert "http" not in policy
+
+
+def test_what_a_user_writes_stays_text(store: Store) -> None:
+    config = study()
+    fill(store, config)
+    report.run(config, store)
+    page = Page(read(store, config, "report.html"))
+    assert config.description in "".join(page.text)
+    assert not any("alert(1)" in script for script in page.scripts)
+    assert len(page.scripts) == 3
+
+
+def test_json_inside_a_script_element_cannot_end_it() -> None:
+    value = {"name": "</script><!--", "number": float("nan")}
+    text = str(script_json(value))
+    assert "<" not in text
+    assert json.loads(text) == {"name": "</script><!--", "number": None}
+
+
+def test_figures_are_valid_plotly_and_hold_every_variant(store: Store) -> None:
+    config = study()
+    fill(store, config)
+    report.run(config, store)
+    figures = Page(read(store, config, "report.html")).figures()
+    assert set(figures) == {"gflops", "parameters", "steps", "losses"}
+    for figure in figures.values():
+        plain = re.sub(r'"@[a-z0-9-]+"', '"#123456"', json.dumps(figure))
+        go.Figure(json.loads(plain))
+    for name in ("gflops", "parameters"):
+        labels = {label for trace in figures[name]["data"] for label in trace.get("text", [])}
+        assert labels == {"B/2", "L/2", "XL/2", "XL/4"}
+    ours = next(trace for trace in figures["steps"]["data"] if trace["name"] == "DiT-XL/2")
+    assert ours["x"] == [100_000, 400_000]
+    assert ours["error_y"]["array"] == pytest.approx([0.02 * y for y in ours["y"]])
+    assert {trace["name"] for trace in figures["losses"]["data"]} == set(config.variants)
+
+
+@pytest.mark.parametrize(("dataset", "classes", "beside"), [("pictures", 10, False), ("imagenet256", 1000, True)])
+def test_the_papers_numbers_stand_beside_ours_on_imagenet_only(
+    store: Store, dataset: str, classes: int, beside: bool
+) -> None:
+    config = study(dataset, classes)
+    fill(store, config)
+    report.run(config, store)
+    page = Page(read(store, config, "report.html"))
+    names = [trace["name"] for figure in page.figures().values() for trace in figure["data"]]
+    assert any(name.startswith("paper") for name in names) is beside
+    assert ("2212.09748" in "".join(page.text)) is beside
+
+
+def test_a_store_without_previews_and_journals_still_gives_a_report(store: Store) -> None:
+    config = study()
+    fill(store, config)
+    for spec in config.specs:
+        store.delete(layout.journal(config, spec))
+        for step in config.evaluation.at_steps:
+            store.delete(layout.samples(config, spec, step))
+    report.run(config, store)
+    page = Page(read(store, config, "report.html"))
+    assert "losses" not in page.figures()
+    assert not [tag for tag, _, _ in page.attributes if tag == "img"]
+
+
+def test_a_preview_too_large_for_a_page_is_made_smaller(store: Store) -> None:
+    config = study()
+    fill(store, config)
+    noise = np.random.default_rng(0).integers(0, 255, (2048, 2048, 3), dtype=np.uint8)
+    image = io.BytesIO()
+    Image.fromarray(noise).save(image, "PNG")
+    store.write(layout.sample_grid(config, config.specs[0], 400_000), image.getvalue())
+    report.run(config, store)
+    page = Page(read(store, config, "report.html"))
+    sources = [value for tag, key, value in page.attributes if (tag, key) == ("img", "src")]
+    assert len(sources) == 8
+    assert max(map(len, sources)) < 1_500_000

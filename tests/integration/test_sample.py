@@ -1,0 +1,287 @@
+"""Sampling as a stage: the same images however the work is split or interrupted, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sample_fixtures import ROOT, STEP, VARIANT, small_study, write_checkpoint
+from torch import Tensor
+
+from dit import layout
+from dit.codec import Pixels
+from dit.config import StudyConfig
+from dit.errors import DataError, DivergedError, InputError, MismatchError, MissingError
+from dit.records import SampleSetManifest
+from dit.sampling.generate import Generator, untrained
+from dit.sampling.sets import PART_IMAGES, SampleSet
+from dit.stages import sample
+from dit.storage import Store, open_store
+
+Array = np.ndarray[Any, np.dtype[Any]]
+CPU = torch.device("cpu")
+
+
+def sample_set(store: Store, config: StudyConfig) -> SampleSet:
+    return SampleSet(store, config, config.spec(VARIANT), STEP)
+
+
+def images_of(store: Store, config: StudyConfig) -> tuple[Array, Array]:
+    found = sample_set(store, config)
+    images, labels = zip(*found.read(found.required_manifest()), strict=True)
+    return np.concatenate(images), np.concatenate(labels)
+
+
+def fresh(folder: Path, config: StudyConfig, **checkpoint: Any) -> Store:
+    store = open_store(folder)
+    write_checkpoint(store, config, **checkpoint)
+    return store
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, StudyConfig, SampleSetManifest]:
+    """A set drawn by one process without interruption."""
+    config = small_study()
+    store = fresh(tmp_path_factory.mktemp("whole"), config)
+    return store, config, sample.run(config, store, VARIANT)[0]
+
+
+def same(one: tuple[Array, Array], other: tuple[Array, Array]) -> bool:
+    """Equal labels, and images that differ where float error crossed a rounding step at most."""
+    difference = np.abs(one[0].astype(int) - other[0].astype(int))
+    return np.array_equal(one[1], other[1]) and difference.max() <= 1 and (difference > 0).mean() < 0.001
+
+
+def test_the_manifest_tells_what_was_drawn(whole: tuple[Store, StudyConfig, SampleSetManifest]) -> None:
+    store, config, manifest = whole
+    images, labels = images_of(store, config)
+    assert images.shape == (560, 8, 8, 1)
+    assert images.dtype == np.uint8
+    assert labels.tolist() == [i % 10 for i in range(560)]
+    assert (manifest.variant, manifest.step, manifest.num_samples) == (VARIANT, STEP, 560)
+    assert len({image.tobytes() for image in images}) == 560
+    # Pixels are latents cut to [-1, 1]; where few are cut, the statistics agree.
+    assert len(manifest.latent_mean) == 1
+    assert manifest.latent_std[0] > 0
+    folder = layout.samples(config, config.spec(VARIANT), STEP)
+    assert {entry.name for entry in manifest.files} == {
+        "part-00000.npz", "part-00001.npz", "part-00002.npz", "grid.png"
+    }  # fmt: skip
+    assert all(store.size(f"{folder}/{entry.name}") == entry.bytes for entry in manifest.files)
+    with Image.open(store.local(layout.sample_grid(config, config.spec(VARIANT), STEP))) as grid:
+        assert grid.size[1] > grid.size[0] > 500
+
+
+def all_is_noise(x_NCHW: Tensor, t_N: Tensor, y_N: Tensor) -> Tensor:  # noqa: ARG001
+    """A denoiser that takes everything for noise, so that samples come out small."""
+    return torch.cat([x_NCHW, torch.zeros_like(x_NCHW)], dim=1)
+
+
+def test_pixels_are_the_latents_rounded_as_the_paper_does() -> None:
+    """127.5 x + 128, cut to [0, 255], decimals dropped."""
+    config = small_study()
+    drawn = Generator(config, all_is_noise, Pixels(), CPU, 8).draw(range(20))
+    expected = np.clip(127.5 * drawn.latents + 128, 0, 255).astype(np.uint8)
+    assert np.array_equal(drawn.images, expected.transpose(0, 2, 3, 1))
+    assert ((drawn.images > 0) & (drawn.images < 255)).mean() > 0.3
+
+
+def test_an_untrained_model_samples_what_the_paper_code_does_from_zeros() -> None:
+    """Latents of deviation about 218, the signature of weights that were never loaded (250 steps, 4 channels)."""
+    config = small_study("sampling.steps=250")
+    drawn = Generator(config, untrained, Pixels(), CPU, 100).draw(range(100))
+    assert drawn.latents.std() == pytest.approx(218, rel=0.03)
+
+
+def test_a_complete_set_is_found_without_torch(whole: tuple[Store, StudyConfig, SampleSetManifest]) -> None:
+    store, config, manifest = whole
+    code = f"""
+        import sys
+        from dit.stages import sample
+        from dit.storage import open_store
+        from dit.study_file import load_text
+        found = sample.run(load_text({config.to_yaml()!r}), open_store({store.url!r}), {VARIANT!r})
+        assert "torch" not in sys.modules and "mlflow" not in sys.modules
+        print(found[0].checkpoint_sha256)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == manifest.checkpoint_sha256
+
+
+@pytest.mark.parametrize("batch", [90, 560])
+def test_any_batch_draws_the_same_images(
+    tmp_path: Path, whole: tuple[Store, StudyConfig, SampleSetManifest], batch: int
+) -> None:
+    config = small_study(f"fit.sample_batch={batch}")
+    store = fresh(tmp_path, config)
+    manifest = sample.run(config, store, VARIANT)[0]
+    assert same(images_of(store, config), images_of(*whole[:2]))
+    assert manifest.latent_mean == pytest.approx(whole[2].latent_mean, rel=1e-4, abs=1e-4)
+    assert manifest.latent_std == pytest.approx(whole[2].latent_std, rel=1e-4)
+
+
+def test_a_smaller_set_is_the_beginning_of_a_larger(
+    tmp_path: Path, whole: tuple[Store, StudyConfig, SampleSetManifest]
+) -> None:
+    config = small_study("sampling.num_samples=30")
+    store = fresh(tmp_path, config)
+    sample.run(config, store, VARIANT)
+    images, labels = images_of(*whole[:2])
+    assert same(images_of(store, config), (images[:30], labels[:30]))
+
+
+def launch(store: Store, config: StudyConfig, folder: Path, ranks: int = 1) -> subprocess.Popen[str]:
+    study = folder / "study.yaml"
+    study.write_text(config.to_yaml())
+    command = [sys.executable, "-m", "dit", "sample", str(study), "--variant", VARIANT, "--root", store.url]
+    if ranks > 1:
+        command[1:3] = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m", "dit"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    return errors
+
+
+def test_two_processes_draw_the_same_images(
+    tmp_path: Path, whole: tuple[Store, StudyConfig, SampleSetManifest]
+) -> None:
+    config = small_study()
+    store = fresh(tmp_path / "root", config)
+    finish(launch(store, config, tmp_path, ranks=2))
+    assert same(images_of(store, config), images_of(*whole[:2]))
+
+
+def test_a_killed_launch_keeps_its_parts_and_the_next_draws_the_rest(
+    tmp_path: Path,
+) -> None:
+    # Slow enough to be killed between two parts.
+    config = small_study("sampling.steps=400")
+    store = fresh(tmp_path / "root", config)
+    folder = layout.samples(config, config.spec(VARIANT), STEP)
+    first = f"{folder}/{layout.sample_part_record(0)}"
+    process = launch(store, config, tmp_path)
+    while not store.exists(first) and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert sample_set(store, config).manifest() is None
+    before = {key: store.read(key) for key in store.list(folder) if key.endswith(".json")}
+    assert first in before
+
+    sample.run(config, store, VARIANT)
+    assert {key: store.read(key) for key in before} == before
+    assert images_of(store, config)[0].shape == (560, 8, 8, 1)
+
+
+def test_parts_of_other_weights_are_drawn_again(tmp_path: Path) -> None:
+    config = small_study()
+    store = fresh(tmp_path, config, seed=1)
+    sample.run(config, store, VARIANT)
+    other = images_of(store, config)
+    store.delete(f"{layout.samples(config, config.spec(VARIANT), STEP)}/{layout.MANIFEST}")
+    write_checkpoint(store, config, seed=0)
+    manifest = sample.run(config, store, VARIANT)[0]
+    assert not same(images_of(store, config), other)
+    assert len(sample_set(store, config).finished_parts(manifest.checkpoint_sha256)) == 3
+
+
+def test_a_missing_checkpoint_is_named_with_the_command_that_makes_it(tmp_path: Path) -> None:
+    config = small_study()
+    store = fresh(tmp_path, config, step=2)
+    with pytest.raises(MissingError, match=rf"{VARIANT} has no complete checkpoint at step {STEP}.*: 2\).*dit train"):
+        sample.run(config, store, VARIANT)
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:
+    store = fresh(tmp_path, small_study())
+    with pytest.raises(MismatchError):
+        sample.run(small_study("train.learning_rate=0.5"), store, VARIANT)
+
+
+def test_samples_of_another_recipe_are_refused(whole: tuple[Store, StudyConfig, SampleSetManifest]) -> None:
+    other = small_study("train.learning_rate=0.5")
+    with pytest.raises(MismatchError, match=f"{whole[2].config_hash}.*{other.sampling_hash(other.spec(VARIANT))}"):
+        sample.run(other, whole[0], VARIANT)
+
+
+def test_samples_that_are_not_finite_stop_the_stage(tmp_path: Path) -> None:
+    config = small_study()
+    store = fresh(tmp_path, config, scale=1e30)
+    with pytest.raises(DivergedError, match="not finite"):
+        sample.run(config, store, VARIANT)
+    assert sample_set(store, config).manifest() is None
+
+
+def test_a_damaged_part_is_named(tmp_path: Path) -> None:
+    config = small_study("sampling.num_samples=10")
+    store = fresh(tmp_path, config)
+    sample.run(config, store, VARIANT)
+    key = f"{sample_set(store, config).folder}/{layout.sample_part(0)}"
+    store.write(key, store.read(key)[:-1] + b"x")
+    with pytest.raises(DataError, match=r"part-00000\.npz.*dit sample"):
+        images_of(store, config)
+
+
+def test_an_unwritable_store_is_found_out_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = small_study()
+    store = fresh(tmp_path, config)
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    # The tests may run as root, whom no permission stops.
+    monkeypatch.setattr("dit.storage_file.place_file", refuse)
+    with pytest.raises(InputError, match="not writable"):
+        sample.run(config, store, VARIANT)
+
+
+def test_guidance_changes_the_samples_and_their_folder(tmp_path: Path) -> None:
+    drawn = []
+    for overrides in ((), ("sampling.cfg_scale=4.0",), ("sampling.sampler=ddim",)):
+        config = small_study("sampling.num_samples=10", *overrides)
+        store = fresh(tmp_path, config)
+        sample.run(config, store, VARIANT)
+        drawn.append(images_of(store, config)[0].tobytes())
+    assert len(set(drawn)) == 3
+    folders = {key.split("/")[5] for key in store.list("studies") if "/samples/" in key}
+    assert len(folders) == 3
+
+
+def test_adms_file_holds_the_samples_in_order(
+    tmp_path: Path, whole: tuple[Store, StudyConfig, SampleSetManifest]
+) -> None:
+    store, config, _ = whole
+    sample.export_adm(config, store, VARIANT, STEP, tmp_path / "adm.npz")
+    images, labels = images_of(store, config)
+    with np.load(tmp_path / "adm.npz", allow_pickle=False) as arrays:
+        assert np.array_equal(arrays["arr_0"], images.repeat(3, axis=3))
+        assert np.array_equal(arrays["arr_1"], labels)
+
+
+def test_an_export_needs_a_complete_set(tmp_path: Path) -> None:
+    config = small_study()
+    with pytest.raises(MissingError, match=f"dit sample.*--variant {VARIANT} --step {STEP}"):
+        sample.export_adm(config, open_store(tmp_path), VARIANT, STEP, tmp_path / "adm.npz")
+
+
+def test_part_records_add_up(whole: tuple[Store, StudyConfig, SampleSetManifest]) -> None:
+    store, config, manifest = whole
+    folder = layout.samples(config, config.spec(VARIANT), STEP)
+    records = [json.loads(store.read(f"{folder}/{layout.sample_part_record(part)}")) for part in range(3)]
+    assert [record["count"] for record in records] == [PART_IMAGES, PART_IMAGES, 60]
+    assert manifest.seconds == pytest.approx(sum(record["seconds"] for record in records))

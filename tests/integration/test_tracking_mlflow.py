@@ -1,0 +1,374 @@
+"""From a stage's calls to what MLflow's own client finds: databases, a server over HTTP, kills and outages."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import pytest
+from mlflow import MlflowClient
+from PIL import Image
+
+from dit import layout, study_file
+from dit.config import StudyConfig
+from dit.errors import DataError
+from dit.storage import Store, open_store, read_record
+from dit.tracking import flush, open_tracker, read_points, reconcile
+from dit.tracking.journal import Entry, Journal, read_entries
+from dit.tracking.lease import is_held
+from dit.tracking.places import run_folder
+from dit.tracking.state import TrackingRun
+from dit.tracking.ui import server_command
+
+STUDY = Path(__file__).parents[2] / "configs" / "digits.yaml"
+TRAINING = """
+import sys, time
+from dit import study_file
+from dit.storage import open_store
+from dit.tracking import open_tracker
+study, root, first, last, then = sys.argv[1:6]
+config = study_file.load(study, sys.argv[6:])
+with open_tracker(config, open_store(root), config.specs[0]) as tracker:
+    for step in range(int(first), int(last) + 1, 10):
+        tracker.metrics(step, {"loss": 1 / step, "images_per_second": time.time()})
+    print("logged", flush=True)
+    time.sleep(float(then))
+"""
+
+
+class Gate:
+    """A port through which a server is reached, or not."""
+
+    def __init__(self, upstream: int) -> None:
+        self._upstream = upstream
+        self._listener: socket.socket | None = None
+        self._open: list[socket.socket] = []
+        with closing(socket.create_server(("127.0.0.1", 0))) as probe:
+            self.port: int = probe.getsockname()[1]
+
+    def open(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", self.port))
+        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+
+    def shut(self) -> None:
+        for one in [self._listener, *self._open]:
+            if one is not None:
+                with suppress(OSError):
+                    one.shutdown(socket.SHUT_RDWR)
+                one.close()
+        self._listener, self._open = None, []
+
+    def _accept(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                client, _ = listener.accept()
+                server = socket.create_connection(("127.0.0.1", self._upstream))
+            except OSError:
+                return
+            self._open += [client, server]
+            for source, target in ((client, server), (server, client)):
+                threading.Thread(target=_pump, args=(source, target), daemon=True).start()
+
+
+def _pump(source: socket.socket, target: socket.socket) -> None:
+    with suppress(OSError):
+        while data := source.recv(1 << 16):
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty MLflow database, to copy: making one takes seconds."""
+    path = tmp_path_factory.mktemp("database") / "mlflow.db"
+    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server(tmp_path_factory: pytest.TempPathFactory, database: Path) -> Iterator[int]:
+    """The port of an MLflow server. It starts beside the tests that need none."""
+    folder = tmp_path_factory.mktemp("server")
+    shutil.copy(database, folder / "mlflow.db")
+    with closing(socket.create_server(("127.0.0.1", 0))) as probe:
+        port: int = probe.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
+    command += ["--artifacts-destination", str(folder / "artifacts"), "--host", "127.0.0.1"]
+    process = _serve([*command, "--port", str(port), "--workers", "1"], folder)
+    yield port
+    _end(process)
+
+
+@pytest.fixture
+def store(tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "root").mkdir()
+    shutil.copy(database, tmp_path / "root" / "mlflow.db")
+    yield open_store(tmp_path / "root")
+    for lock in tmp_path.rglob("shipper-*.lock"):
+        if is_held(lock):
+            os.kill(int(lock.read_text().split()[1]), signal.SIGKILL)
+
+
+@pytest.fixture
+def config() -> StudyConfig:
+    return study_file.load(STUDY)
+
+
+def _serve(command: list[str], folder: Path) -> subprocess.Popen[bytes]:
+    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with open(folder / "server.log", "wb") as log:
+        return subprocess.Popen(
+            command, env=os.environ | quiet, stdout=log, stderr=log, start_new_session=True, cwd=folder
+        )
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _until(condition: Callable[[], Any], what: str) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline, f"waited in vain until {what}"
+        time.sleep(0.1)
+
+
+def _answers(url: str) -> bool:
+    with suppress(OSError):
+        return urlopen(url, timeout=5).status == 200
+    return False
+
+
+def _train(
+    store: Store, first: int, last: int, *overrides: str, then: float = 0, wait: bool = True
+) -> subprocess.Popen[str]:
+    """A training in a process of its own, which has logged when this returns."""
+    root = store.url.removeprefix("file://")
+    command = [sys.executable, "-c", TRAINING, str(STUDY), root, str(first), str(last), str(then), *overrides]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "logged\n"
+    if wait:
+        assert process.wait() == 0
+    return process
+
+
+class Found:
+    """What a client sees of a study's experiment."""
+
+    def __init__(self, uri: str, experiment: str = "digits") -> None:
+        self.client: Any = MlflowClient(tracking_uri=uri)
+        found = self.client.get_experiment_by_name(experiment)
+        self.runs = self.client.search_runs([found.experiment_id]) if found else []
+
+    def run(self, name: str) -> Any:
+        [run] = [run for run in self.runs if run.info.run_name == name]
+        return run
+
+    def history(self, name: str, key: str) -> list[tuple[int, float]]:
+        history = self.client.get_metric_history(self.run(name).info.run_id, key)
+        return sorted((point.step, point.value) for point in history)
+
+    def files(self, name: str, folder: str | None = None) -> list[str]:
+        files = self.client.list_artifacts(self.run(name).info.run_id, folder)
+        return [path for file in files for path in (self.files(name, file.path) if file.is_dir else [file.path])]
+
+    @property
+    def statuses(self) -> dict[str, str]:
+        return {run.info.run_name: run.info.status for run in self.runs}
+
+
+def _uri(store: Store) -> str:
+    return f"sqlite:///{store.url.removeprefix('file://')}/mlflow.db"
+
+
+def _losses(*steps: int) -> list[tuple[int, float]]:
+    return [(step, 1 / step) for step in steps]
+
+
+def _png(grey: int) -> bytes:
+    target = io.BytesIO()
+    Image.new("L", (64, 32), grey).save(target, "PNG")
+    return target.getvalue()
+
+
+def _runs_of_other_machines(uri: str, study: str) -> dict[str, str]:
+    """Ids of a run that was last heard of an hour ago, and of one that lives."""
+    client: Any = MlflowClient(tracking_uri=uri)
+    experiment = client.create_experiment(study, uri.replace("sqlite://", "file://").replace("mlflow.db", "artifacts"))
+    now = int(time.time() * 1000)
+    return {
+        name: client.create_run(
+            experiment,
+            start_time=now - 7_200_000,
+            run_name=name,
+            tags={"dit.study": study, "dit.heartbeat": str(now - age)},
+        ).info.run_id
+        for name, age in {"silent": 3_600_000, "heard": 1000}.items()
+    }
+
+
+def test_the_stages_of_a_study_become_one_run_per_variant_below_one_parent(config: StudyConfig, store: Store) -> None:
+    first, second = config.specs[:2]
+    _runs_of_other_machines(_uri(store), config.study)
+    for spec in (first, second):
+        with open_tracker(config, store, spec) as tracker:
+            tracker.params({"depth": spec.depth, "patch": spec.patch})
+            tracker.metrics(0, {"gflops": 0.5, "fid@50k:cfg=1.5": 2.0})
+            tracker.metrics(10, {"loss": 0.1})
+    with open_tracker(config, store, first) as tracker:
+        tracker.params({"depth": first.depth, "patch": 99})
+        tracker.image("samples", 200, _png(0))
+        tracker.image("samples", 400, _png(255))
+        tracker.image("broken", 400, b"not a PNG")
+        tracker.artifact("health/health.jsonl", b"fine\n")
+    with pytest.raises(DataError), open_tracker(config, store, second):
+        raise DataError("part 3 is damaged")
+    with open_tracker(config, store, None) as tracker:
+        tracker.artifact("report.html", b"<html>")
+    assert flush(config, store)
+    found = Found(_uri(store))
+    assert found.statuses == {
+        "digits": "FINISHED",
+        first.name: "FINISHED",
+        second.name: "FAILED",
+        "silent": "KILLED",
+        "heard": "RUNNING",
+    }
+    assert found.run(second.name).data.tags["error"] == "part 3 is damaged"
+    parent = found.run("digits")
+    for spec in (first, second):
+        run = found.run(spec.name)
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert run.data.params == {"depth": str(spec.depth), "patch": str(spec.patch)}
+        assert run.data.metrics == {"gflops": 0.5, "fid_50k:cfg_1.5": 2.0, "loss": 0.1}
+    assert found.run(first.name).data.tags["param_changed/patch"] == "99"
+    assert found.files("digits") == ["report.html"]
+    images = [path for path in found.files(first.name) if path.endswith(".png")]
+    assert sorted(path.split("+")[2] for path in images) == ["200", "400"]
+    assert "health/health.jsonl" in found.files(first.name)
+    record = read_record(store, layout.tracking_run(config, first), TrackingRun)
+    assert record is not None
+    assert record.run_id == found.run(first.name).info.run_id
+
+
+def test_a_killed_training_is_marked_and_a_resumed_one_continues_its_run(config: StudyConfig, store: Store) -> None:
+    spec = config.specs[0]
+    training = _train(store, 10, 100, then=300, wait=False)
+    _until(lambda: Found(_uri(store)).statuses.get(spec.name) == "RUNNING", "the run is there")
+    training.kill()
+    _until(lambda: set(Found(_uri(store)).statuses.values()) == {"KILLED"}, "no run is RUNNING")
+    before = Found(_uri(store))
+    assert before.history(spec.name, "loss") == _losses(*range(10, 110, 10))
+    training.communicate()
+    _train(store, 60, 150)
+    assert flush(config, store)
+    after = Found(_uri(store))
+    assert after.statuses == {"digits": "FINISHED", spec.name: "FINISHED"}
+    assert after.run(spec.name).info.run_id == before.run(spec.name).info.run_id
+    assert after.history(spec.name, "loss") == _losses(*range(10, 160, 10))
+    assert len(after.history(spec.name, "images_per_second")) == 15
+
+
+def test_no_server_costs_no_point(config: StudyConfig, store: Store, server: int) -> None:
+    gate = Gate(server)
+    uri = f"http://127.0.0.1:{gate.port}"
+    overrides = (f"tracking.uri={uri}", "tracking.experiment=outage")
+    config, spec = study_file.load(STUDY, overrides), config.specs[0]
+    _train(store, 10, 50, *overrides)
+    assert not flush(config, store, timeout=0.5)
+    _until(lambda: _answers(f"http://127.0.0.1:{server}/health"), "the server has started")
+    gate.open()
+    with open_tracker(config, store, spec) as tracker:
+        _until(lambda: tracker.run_id, "the server has been reached")
+        tracker.metrics(60, {"loss": 1 / 60})
+        tracker.image("samples", 60, _png(0))
+        _until(lambda: len(Found(uri, "outage").history(spec.name, "loss")) == 6, "points arrive")
+        gate.shut()
+        tracker.metrics(70, {"loss": 1 / 70})
+        tracker.artifact("report.html", b"<html>")
+    assert [point.step for point in read_points(config, store, spec) if point.key == "loss"] == list(range(10, 80, 10))
+    gate.open()
+    reconcile(config, store)
+    assert flush(config, store)
+    found = Found(uri, "outage")
+    assert found.history(spec.name, "loss") == _losses(*range(10, 80, 10))
+    assert found.statuses == {"digits": "FINISHED", spec.name: "FINISHED"}
+    assert {"report.html"} < set(found.files(spec.name))
+    gate.shut()
+
+
+def test_points_that_only_the_server_kept_are_taken_back_and_not_doubled(config: StudyConfig, store: Store) -> None:
+    spec = config.specs[0]
+    run = run_folder(config, store, spec)
+    _train(store, 10, 50)
+    copy = run.journal.read_bytes()
+    _train(store, 60, 90)
+    assert flush(config, store)
+    before = Found(_uri(store)).run(spec.name).info.run_id
+    # Another machine: what it has of the journal is older, and of the shipping it knows nothing.
+    shutil.rmtree(run.state)
+    run.journal.write_bytes(copy)
+    with open_tracker(config, store, spec) as tracker:
+        _until(lambda: tracker.run_id, "the server has been reached")
+        _until(lambda: len(read_points(config, store, spec)) == 2 * 9, "the points are back")
+        for step in range(60, 120, 10):
+            tracker.metrics(step, {"loss": 1 / step})
+    assert flush(config, store)
+    found = Found(_uri(store))
+    assert found.run(spec.name).info.run_id == before
+    assert found.history(spec.name, "loss") == _losses(*range(10, 120, 10))
+
+
+def test_a_run_deleted_on_the_server_is_made_anew_with_all_its_points(config: StudyConfig, store: Store) -> None:
+    spec = config.specs[0]
+    with open_tracker(config, store, spec) as tracker:
+        tracker.metrics(10, {"loss": 1 / 10})
+        _until(lambda: tracker.run_id, "the run is there")
+        deleted = tracker.run_id
+        MlflowClient(tracking_uri=_uri(store)).delete_run(deleted)
+        tracker.metrics(20, {"loss": 1 / 20})
+    assert flush(config, store)
+    found = Found(_uri(store))
+    assert found.run(spec.name).info.run_id != deleted
+    assert found.history(spec.name, "loss") == _losses(10, 20)
+    assert found.statuses == {"digits": "FINISHED", spec.name: "FINISHED"}
+
+
+def test_the_pages_show_what_was_tracked(config: StudyConfig, store: Store, tmp_path: Path) -> None:
+    spec = config.specs[0]
+    run = run_folder(config, store, spec)
+    with open_tracker(config, store, spec) as tracker:
+        tracker.image("samples", 10, _png(255))
+    # A line that nobody has shipped when the pages are asked for.
+    journal = Journal(run.journal)
+    journal.append(Entry("metrics", {"loss": 0.5}, 20))
+    journal.close()
+    address, command = server_command(store.url, "127.0.0.1", 5000)
+    process = _serve(command, tmp_path)
+    try:
+        base = address.partition("/#")[0]
+        _until(lambda: _answers(f"{base}/health"), "the pages are served")
+        found = Found(base)
+        assert address.endswith(f"/#/experiments/{found.run(spec.name).info.experiment_id}")
+        assert found.history(spec.name, "loss") == [(20, 0.5)]
+        [png] = [path for path in found.files(spec.name) if path.endswith(".png")]
+        target = f"{base}/get-artifact?run_id={found.run(spec.name).info.run_id}&path={png.replace('+', '%2B')}"
+        assert Image.open(io.BytesIO(urlopen(target, timeout=20).read())).size == (64, 32)
+    finally:
+        _end(process)
+    assert [entry.kind for entry, _ in read_entries(run.journal)].count("status") == 2

@@ -1,0 +1,140 @@
+"""Journals of a study whose store is S3, over real HTTP: they go on at another machine, and with no MLflow server."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from mlflow import MlflowClient
+from moto.server import ThreadedMotoServer
+
+from dit import layout, study_file
+from dit.config import StudyConfig
+from dit.errors import StoreError
+from dit.storage import Store, open_store, read_record
+from dit.storage_s3 import S3Store
+from dit.tracking import flush, open_tracker, read_points
+from dit.tracking.lease import is_held
+from dit.tracking.places import local_root
+from dit.tracking.state import TrackingRun
+
+STUDY = Path(__file__).parents[2] / "configs" / "digits.yaml"
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def store(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for key, value in {
+        "AWS_ENDPOINT_URL_S3": endpoint,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "DIT_CACHE": str(tmp_path / "machine-1"),
+    }.items():
+        monkeypatch.setenv(key, value)
+    boto3.client("s3").create_bucket(Bucket=(bucket := tmp_path.name.replace("_", "-").lower()))
+    yield open_store(f"s3://{bucket}/results")
+    for lock in tmp_path.rglob("shipper-*.lock"):
+        if is_held(lock):
+            os.kill(int(lock.read_text().split()[1]), signal.SIGKILL)
+
+
+@pytest.fixture
+def config() -> StudyConfig:
+    return study_file.load(STUDY, ["tracking.kind=none"])
+
+
+def _steps(config: StudyConfig, store: Store) -> list[int]:
+    return [point.step for point in read_points(config, store, config.specs[0])]
+
+
+def _log(config: StudyConfig, store: Store, *steps: int) -> None:
+    with open_tracker(config, store, config.specs[0]) as tracker:
+        for step in steps:
+            tracker.metrics(step, {"loss": 1 / step})
+
+
+def test_another_machine_goes_on_with_the_journal(
+    config: StudyConfig, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _log(config, store, 10, 20)
+    monkeypatch.setenv("DIT_CACHE", str(tmp_path / "machine-2"))
+    assert _steps(config, store) == [10, 20]
+    _log(config, store, 20, 30)
+    assert _steps(config, store) == [10, 20, 30]
+    monkeypatch.setenv("DIT_CACHE", str(tmp_path / "machine-1"))
+    assert _steps(config, store) == [10, 20, 30]
+    _log(config, store, 30, 40)
+    assert _steps(config, store) == [10, 20, 30, 40]
+
+
+def test_what_was_logged_before_a_checkpoint_outlives_the_machine(
+    config: StudyConfig, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_tracker(config, store, config.specs[0]) as tracker:
+        tracker.metrics(10, {"loss": 0.1})
+        tracker.artifact("note.txt", b"kept")
+        tracker.sync()
+        tracker.metrics(20, {"loss": 0.05})
+        with monkeypatch.context() as other:
+            other.setenv("DIT_CACHE", str(tmp_path / "machine-2"))
+            assert _steps(config, store) == [10]
+    folder = layout.tracking_state(config, config.specs[0])
+    [file] = [key for key in store.list(folder) if "/files/" in key]
+    assert store.read(file) == b"kept"
+
+
+def test_results_removed_from_the_store_are_not_continued_from_the_cache(config: StudyConfig, store: Store) -> None:
+    _log(config, store, 10)
+    store.delete(layout.study(config))
+    _log(config, store, 10, 20)
+    assert _steps(config, store) == [10, 20]
+    journal = store.read(layout.journal(config, config.specs[0]))
+    assert journal.count(b'"metrics"') == 2
+
+
+def test_a_store_that_fails_at_the_end_costs_no_training(
+    config: StudyConfig, store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(self: S3Store, key: str, data: bytes) -> None:  # noqa: ARG001
+        raise StoreError(f"{key}: the store is full; make room")
+
+    with open_tracker(config, store, config.specs[0]) as tracker:
+        tracker.metrics(10, {"loss": 0.1})
+        monkeypatch.setattr(S3Store, "write", refuse)
+        tracker.sync()
+    assert "the store is full" in capsys.readouterr().out
+    assert _steps(config, store) == [10]
+
+
+def test_without_a_server_runs_are_kept_on_this_machine_and_it_is_said_once(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = study_file.load(STUDY)
+    spec = config.specs[0]
+    with open_tracker(config, store, spec) as tracker:
+        tracker.metrics(10, {"loss": 0.1})
+    _log(config, store, 20)
+    assert flush(config, store)
+    assert capsys.readouterr().out.count("MLFLOW_TRACKING_URI") == 1
+    client: Any = MlflowClient(tracking_uri=f"sqlite:///{local_root(store)}/mlflow.db")
+    record = read_record(store, layout.tracking_run(config, spec), TrackingRun)
+    assert record is not None
+    run = client.get_run(record.run_id)
+    assert (run.info.run_name, run.info.status) == (spec.name, "FINISHED")
+    history = client.get_metric_history(record.run_id, "loss")
+    assert [(point.step, point.value) for point in history] == [(10, 0.1), (20, 1 / 20)]

@@ -1,0 +1,54 @@
+"""Charts that stay legible: ticks on every axis length, labels that do not cover each other, curves thinned fairly."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dit.analysis.axes import NARROW, PLOT_HEIGHT, log_ticks, padded
+from dit.analysis.evidence import CURVE_POINTS, thin
+from dit.analysis.plots import LABEL_HEIGHT, Point, _end_labels
+from dit.records import Estimate
+from dit.variants import VARIANTS
+
+
+@given(st.floats(-6, 9), st.floats(NARROW + 0.01, 9))
+def test_every_axis_has_a_readable_number_of_ticks(start: float, decades: float) -> None:
+    ticks = log_ticks((start, start + decades))
+    assert 2 <= len(ticks["tickvals"]) <= 11
+    assert all(start <= math.log10(tick) <= start + decades for tick in ticks["tickvals"])
+    assert len(set(ticks["ticktext"])) == len(ticks["tickvals"])
+
+
+@given(st.lists(st.floats(1, 300), min_size=1, max_size=12))
+def test_labels_at_the_ends_of_lines_keep_apart(values: list[float]) -> None:
+    specs = list(VARIANTS.values())
+    ends = [
+        Point(specs[i], 400.0, "step 400", Estimate(value=value, low=value, high=value))
+        for i, value in enumerate(values)
+    ]
+    y_range = padded(values, 0.08, 0.1)
+    scale = PLOT_HEIGHT / (y_range[1] - y_range[0])
+    heights = sorted(label["y"] * scale + label["yshift"] for label in _end_labels(ends, y_range))
+    assert all(above - below >= LABEL_HEIGHT - 1e-6 for below, above in pairwise(heights))
+    assert all(label["yshift"] >= 0 for label in _end_labels(ends, y_range))
+
+
+def test_numbers_that_are_none_do_not_break_an_axis() -> None:
+    assert padded([math.nan, math.inf, 0.0, 10.0, 100.0], 0, 0) == (1.0, 2.0)
+
+
+@pytest.mark.parametrize("count", [0, 1, 299, 300, 301, 4000])
+def test_a_thinned_curve_keeps_its_ends_and_its_mean(count: int) -> None:
+    curve = [(step, 1 / (step + 1)) for step in range(count)]
+    thinned = thin(curve)
+    assert len(thinned) <= CURVE_POINTS
+    if count:
+        assert thinned[0][0] < count / 100 + 1
+        assert thinned[-1][0] >= count - 1 - count / CURVE_POINTS
+    if count <= CURVE_POINTS:
+        assert thinned == curve
