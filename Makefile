@@ -26,7 +26,9 @@ plan: env ## Print what STUDY costs: parameters, Gflops, memory and hours. Write
 
 ui: env ## Open MLflow on the results below ROOT, at http://127.0.0.1:PORT.
 	@test -f $(ROOT)/mlflow.db || { echo "make: no results below $(ROOT); run 'make study' first" >&2; exit 2; }
-	$(BIN)/mlflow server --backend-store-uri sqlite:///$(abspath $(ROOT))/mlflow.db --port $(PORT)
+	@echo "http://127.0.0.1:$(PORT) answers in some seconds; Ctrl-C ends it" >&2
+	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow server --host 127.0.0.1 --port $(PORT) --workers 1 \
+		--backend-store-uri sqlite:///$(abspath $(ROOT))/mlflow.db
 
 test: lint ## Check the code and run all tests: under ten minutes on two CPU cores.
 	$(BIN)/python -m pytest $(TESTS)

@@ -6,7 +6,6 @@ Every command imports its stage when it runs, so that help and mistakes in a stu
 from __future__ import annotations
 
 import os
-import re
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dit.cli_options import Overrides, Root, Step, Study, Variants, parse_part
 from dit.errors import ConfigError, DitError
 
 if TYPE_CHECKING:
@@ -32,27 +32,6 @@ app = typer.Typer(
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-Study = Annotated[
-    Path,
-    typer.Argument(metavar="STUDY", help="Study file, such as configs/digits.yaml.", show_default=False),
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Replace a key of the study file. Repeatable.", show_default=False),
-]
-Root = Annotated[
-    str,
-    typer.Option("--root", metavar="ADDRESS", envvar="DIT_ROOT", help="Store of all results: a folder or s3://..."),
-]
-Variants = Annotated[
-    list[str] | None,
-    typer.Option("--variant", metavar="NAME", help="Only this variant. Repeatable. Unset: all, in order."),
-]
-Step = Annotated[
-    int | None,
-    typer.Option("--step", min=1, help="Only this checkpoint. Unset: all of evaluation.at_steps."),
-]
 
 
 @app.callback()
@@ -104,7 +83,7 @@ def prepare(
       dit prepare configs/imagenet256.yaml --root s3://bucket/dit --part 3/16
       dit prepare configs/imagenet256.yaml --root s3://bucket/dit --merge
     """
-    share = _part(part) if part is not None else None
+    share = parse_part(part) if part is not None else None
     if share and merge:
         raise ConfigError("--part and --merge are two steps; run the parts first, then --merge alone")
     config, store = _open(study, overrides, root)
@@ -292,14 +271,6 @@ def _say_trained(record: TrainRecord) -> None:
 
 def _is_first_rank() -> bool:
     return os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1"
-
-
-def _part(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
-    number, count = (int(match[1]), int(match[2])) if match else (0, 0)
-    if not 1 <= number <= count:
-        raise ConfigError(f"--part {text}: must read K/N with 1 <= K <= N, such as --part 3/16")
-    return number, count
 
 
 def run(arguments: list[str]) -> int:

@@ -27,6 +27,10 @@ class ChannelSums:
     total: npt.NDArray[np.float64]
     square: npt.NDArray[np.float64]
     values: int
+    """Per channel."""
+
+    def __add__(self, other: ChannelSums) -> ChannelSums:
+        return ChannelSums(self.total + other.total, self.square + other.square, self.values + other.values)
 
 
 class Codec(ABC):

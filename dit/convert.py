@@ -63,7 +63,7 @@ def _load(source: Path) -> Any:
         what = f"a {found[1]}" if found else "something other than tensors"
         raise MismatchError(f"{source}: holds {what}, which is not read; save its state dict alone") from None
     except Exception as error:  # an unpickler that is fed a damaged file can raise anything
-        reason = str(error).split("\n")[0] or type(error).__name__
+        reason = f"{type(error).__name__}: {error}".split("\n")[0]
         raise MismatchError(f"{source}: is not a checkpoint that torch can read: {reason}; fetch it again") from None
 
 

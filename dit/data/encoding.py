@@ -20,6 +20,7 @@ from dit.errors import DataError
 from dit.storage_base import local_errors
 
 Loaded = tuple[Item, UInt8Array | CorruptImageError]
+_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -27,71 +28,59 @@ class ShardContent:
     """What a written shard holds."""
 
     index: ShardIndex
-    label_counts: tuple[int, ...]
-    corrupt: tuple[CorruptImageError, ...]
-    corrupt_names: tuple[str, ...]
     sums: ChannelSums
+    corrupt: tuple[tuple[str, str], ...]
+    """Name of every image that was left out, and why."""
 
 
-def write_shard(
-    path: Path,
-    loaded: Iterable[Loaded],
-    codec: Codec,
-    dataset: DatasetConfig,
-    batch: int,
-    on_batch: Callable[[int], None],
-) -> ShardContent:
-    """Write all of `loaded` that is readable to a tar at `path`; `on_batch` hears how many images went by.
+class ShardEncoder:
+    """Writes shards of one dataset."""
 
-    Raises DataError naming the images whose encoding is not finite, or when no image is readable, StoreError when the
-    disk is full.
-    """
-    corrupt: list[tuple[str, CorruptImageError]] = []
-    label_counts = np.zeros(dataset.classes, dtype=np.int64)
-    sums: list[ChannelSums] = []
-    member = PIXELS if isinstance(dataset.codec, PixelCodec) else MOMENTS
-    with local_errors(path), ShardWriter(path, member) as writer:
-        for chunk in _batches(iter(loaded), batch):
-            items, images = [], []
-            for item, image in chunk:
-                if isinstance(image, CorruptImageError):
-                    corrupt.append((item.name, image))
-                else:
-                    items.append(item)
-                    images.append(image)
-            if images:
-                encoded = codec.encode(np.stack(images), dataset.mirror)
-                _require_finite(encoded, items)
-                sums.append(codec.sums(encoded))
-                for item, values in zip(items, encoded, strict=True):
-                    writer.add(item.key, item.label, values)
-                    label_counts[item.label] += 1
-            on_batch(len(chunk))
-    if not sums:
-        raise DataError(f"none of {len(corrupt)} images in a row can be read, the first is {corrupt[0][1]}")
-    names, errors = zip(*corrupt, strict=True) if corrupt else ((), ())
-    return ShardContent(writer.index(), tuple(label_counts.tolist()), errors, names, _add(sums))
+    def __init__(self, dataset: DatasetConfig, codec: Codec, batch: int, on_batch: Callable[[int], None]) -> None:
+        """`on_batch` hears, at most `batch` at a time, how many images went by."""
+        self._codec, self._mirror = codec, dataset.mirror
+        self._batch, self._on_batch = batch, on_batch
+        self._member = PIXELS if isinstance(dataset.codec, PixelCodec) else MOMENTS
+
+    def write(self, path: Path, loaded: Iterable[Loaded]) -> ShardContent:
+        """Write all of `loaded` that is readable to a tar at `path`.
+
+        Batches begin anew with every shard, so that its bytes do not depend on what was encoded before. Raises
+        DataError naming images whose encoding is not finite, or when no image is readable, StoreError for a full disk.
+        """
+        corrupt: list[tuple[str, str]] = []
+        sums: list[ChannelSums] = []
+        with local_errors(path), ShardWriter(path, self._member) as writer:
+            for batch in _batches(iter(loaded), self._batch):
+                readable = [(item, image) for item, image in batch if not isinstance(image, CorruptImageError)]
+                corrupt += [(item.name, str(error)) for item, error in batch if isinstance(error, CorruptImageError)]
+                if readable:
+                    sums.append(self._add(writer, readable))
+                self._on_batch(len(batch))
+        if not sums:
+            raise DataError(f"none of {len(corrupt)} images in a row can be read; the first: {corrupt[0][1]}")
+        return ShardContent(writer.index(), sum(sums[1:], start=sums[0]), tuple(corrupt))
+
+    def _add(self, writer: ShardWriter, images: list[tuple[Item, UInt8Array]]) -> ChannelSums:
+        items = [item for item, _ in images]
+        encoded = self._codec.encode(np.stack([image for _, image in images]), self._mirror)
+        _require_finite(encoded, items)
+        for item, values in zip(items, encoded, strict=True):
+            writer.add(item.key, item.label, values)
+        return self._codec.sums(encoded)
 
 
 def _batches(loaded: Iterator[Loaded], size: int) -> Iterator[list[Loaded]]:
-    while chunk := list(islice(loaded, size)):
-        yield chunk
+    while batch := list(islice(loaded, size)):
+        yield batch
 
 
 def _require_finite(encoded: npt.NDArray[Any], items: list[Item]) -> None:
     finite = np.isfinite(encoded).reshape(len(encoded), -1).all(axis=1)
-    if not finite.all():
-        names = [item.name for item, good in zip(items, finite, strict=True) if not good]
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    names = [item.name for item, good in zip(items, finite, strict=True) if not good]
+    if names:
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
         raise DataError(
-            f"the encoding of {', '.join(names[:3])}{more} is not finite;"
+            f"the encoding of {', '.join(names[:_SHOWN])}{more} is not finite;"
             " use dataset.codec.dtype=float32 or look at the autoencoder's weights"
         )
-
-
-def _add(sums: list[ChannelSums]) -> ChannelSums:
-    return ChannelSums(
-        np.sum([part.total for part in sums], axis=0),
-        np.sum([part.square for part in sums], axis=0),
-        sum(part.values for part in sums),
-    )

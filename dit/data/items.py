@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -50,7 +50,9 @@ class Source:
         return digest.hexdigest()
 
 
-def load_ahead(source: Source, items: Sequence[Item]) -> Iterator[tuple[Item, UInt8Array | CorruptImageError]]:
+def load_ahead(
+    source: Source, items: Sequence[Item]
+) -> Generator[tuple[Item, UInt8Array | CorruptImageError], None, None]:
     """Load items in order on all cores, ahead of the consumer by a bounded number; a corrupt one comes as its error."""
 
     def attempt(item: Item) -> UInt8Array | CorruptImageError:

@@ -30,6 +30,13 @@ class _Member:
     size: int
 
     @property
+    def title(self) -> str:
+        """What a person would call it: the tar file and what one finds in it."""
+        outer = Path(self.path)
+        inner = "" if self.container == outer.stem else f"{self.container}.tar/"
+        return f"{outer.name}:{inner}{self.name}"
+
+    @property
     def sample(self) -> tuple[str, str, str]:
         """What members of one WebDataset sample have in common: all up to the first dot of the name."""
         folder, slash, name = self.name.rpartition("/")
@@ -58,9 +65,7 @@ def open_tars(dataset: DatasetConfig, config: TarSource) -> Source:
     numbers = {name: label for label, name in enumerate(names)}
     keys = unique_keys((name, PurePosixPath(image.name).stem) for name, image in zip(classes, images, strict=True))
     items = [
-        Item(
-            key, numbers[name], readable(f"{Path(image.path).name}:{image.name}"), image.path, image.offset, image.size
-        )
+        Item(key, numbers[name], readable(image.title), image.path, image.offset, image.size)
         for key, name, image in zip(keys, classes, images, strict=True)
     ]
     return Source("tar", tuple(map(readable, names)), items, file_loader(dataset))

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from dit.console import progress
 from dit.errors import DataError
-from dit.storage_base import cache_dir, local_errors, place_file, sha256_file
+from dit.storage_base import cache_dir, exclusive, local_errors, place_file, sha256_file
 
 # Hashing this much takes long enough that a bar is welcome.
 _SHOWN_BYTES = 1 << 30
@@ -45,6 +45,19 @@ def verify_files(files: list[Expected], *, show: bool) -> None:
 
 
 def _verify(file: Expected) -> None:
+    # Of the processes that start on a machine together, the first hashes a file and the others find its stamp. Where
+    # the cache cannot be written, all of them hash it, now and at the next start, and nothing else is lost.
+    with ExitStack() as stack:
+        with suppress(OSError):
+            stack.enter_context(exclusive(_stamp_path(file).with_suffix(".lock")))
+        if not _is_stamped(file):
+            stamp = _check(file)
+            with suppress(OSError):
+                place_file(_stamp_path(file), lambda target: _fill(target, stamp))
+
+
+def _check(file: Expected) -> bytes:
+    """The stamp of a file that is as expected; it is taken first, so that a later change does not go unseen."""
     with local_errors(file.path):
         stamp = _stamp(file)
         actual_bytes = file.path.stat().st_size
@@ -53,13 +66,11 @@ def _verify(file: Expected) -> None:
         actual = sha256_file(file.path)
     if actual != file.sha256:
         raise _damaged(file, f"SHA-256 is {actual[:12]}..., should be {file.sha256[:12]}...")
+    return stamp
 
-    def fill(target: BinaryIO) -> None:
-        target.write(stamp)
 
-    # Where the cache cannot be written, the file is hashed again next time, and nothing else is lost.
-    with suppress(OSError):
-        place_file(_stamp_path(file), fill)
+def _fill(target: BinaryIO, data: bytes) -> None:
+    target.write(data)
 
 
 def _damaged(file: Expected, what: str) -> DataError:

@@ -14,7 +14,7 @@ from dit.console import progress
 from dit.metrics.coverage import NEIGHBOURHOOD, inside
 from dit.metrics.extractors import Features
 from dit.metrics.fidelity import KEY_METRIC_ISC_MEAN, isc_features_to_metric
-from dit.metrics.frechet import FeatureSums, FrechetReference, FrechetResampler
+from dit.metrics.frechet import FeatureSums, FrechetReference, FrechetResampler, Gaussian
 from dit.metrics.intervals import Counts, Replicates, centred, estimate, replicate
 from dit.metrics.reference import Reference
 from dit.records import Estimate
@@ -30,7 +30,7 @@ class Judge:
         self._evaluation, self._device = evaluation, device
         self._real = reference.features
         mean, covariance = reference.gaussian.mean.to(device), reference.gaussian.covariance.to(device)
-        self._frechet = FrechetReference(type(reference.gaussian)(mean, covariance))
+        self._frechet = FrechetReference(Gaussian(mean, covariance))
 
     def distance(self, features_ND: Tensor) -> float:
         """The Fréchet distance alone."""

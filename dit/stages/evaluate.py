@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from dit import layout
 from dit.config import StudyConfig
 from dit.console import progress, say
-from dit.errors import MismatchError
+from dit.errors import ConfigError, MismatchError
 from dit.formatting import format_number
 from dit.records import Estimate, MetricsRecord, SampleSetManifest
 from dit.sampling.sets import PART_IMAGES, Images, SampleSet
@@ -26,7 +26,7 @@ def run(config: StudyConfig, store: Store, variant: str, step: int | None = None
     """Measure the samples of one checkpoint, or, without a step, of every evaluated one.
 
     Raises MissingError when samples, dataset, extractor weights or reference are not there, MismatchError when another
-    configuration made them, DataError when a file of theirs is damaged.
+    configuration made them, ConfigError for a single sample, DataError when a file of theirs is damaged.
     """
     spec = config.spec(variant)
     steps = config.evaluation.at_steps if step is None else (step,)
@@ -53,6 +53,8 @@ def _read(config: StudyConfig, store: Store, spec: ModelSpec, step: int) -> Metr
 def _evaluate(config: StudyConfig, store: Store, spec: ModelSpec, steps: list[int]) -> dict[int, MetricsRecord | None]:
     sets = [SampleSet(store, config, spec, step) for step in steps]
     manifests = [sample_set.required_manifest() for sample_set in sets]
+    if config.sampling.num_samples < 2:
+        raise ConfigError("sampling.num_samples=1: a distance between distributions needs two samples or more")
     store.check_writable()
     # These imports take seconds, which a study that is complete, or not ready, need not wait for.
     from dit.compute import tune_process

@@ -5,17 +5,20 @@ from __future__ import annotations
 import re
 import tempfile
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from dit import layout
 from dit.codec import encoder_sha256, open_codec
+from dit.compute import tune_process
 from dit.config import StudyConfig
 from dit.console import progress, say
-from dit.data.encoding import ShardContent, write_shard
+from dit.data.encoding import ShardContent, ShardEncoder
 from dit.data.items import Item, Source, load_ahead
 from dit.data.merge import merge_shards, shard_total
 from dit.data.shard_set import read_manifest
@@ -121,22 +124,23 @@ class _Preparation:
         left = sum(len(self._items(number)) for number in todo)
         if not todo:
             return
+        tune_process(self.config.fit.threads)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         codec = open_codec(self.config.dataset, device, decoding=False, batch=self.config.fit.decode_batch)
         # One sequence over all shards, so that images are decoded while a shard ends and the next begins.
-        loaded = load_ahead(self.source, [item for number in todo for item in self._items(number)])
+        images = load_ahead(self.source, [item for number in todo for item in self._items(number)])
         description = f"prepare {self.config.dataset.name}"
         with (
             progress(description, total=total, unit="images", completed=total - left) as bar,
+            closing(images),
             tempfile.TemporaryDirectory(prefix="dit-prepare-") as scratch,
             ThreadPoolExecutor(1) as sender,
         ):
+            encoder = ShardEncoder(self.config.dataset, codec, self.config.fit.decode_batch, bar.advance)
             sent: Future[None] | None = None
             for number in todo:
                 path = Path(scratch) / layout.shard(number)
-                share = islice(loaded, len(self._items(number)))
-                batch = self.config.fit.decode_batch
-                content = write_shard(path, share, codec, self.config.dataset, batch, bar.advance)
+                content = encoder.write(path, islice(images, len(self._items(number))))
                 if sent is not None:
                     sent.result()
                 sent = sender.submit(self._send, number, path, content)
@@ -170,8 +174,8 @@ class _Preparation:
     def _send(self, number: int, path: Path, content: ShardContent) -> None:
         """Put a written shard into the store, its record last; runs beside the encoding of the next."""
         config, folder = self.config, self._folder
-        for error in content.corrupt:
-            say(f"left out: {error}")
+        for _, reason in content.corrupt:
+            say(f"left out: {reason}")
         tar = self.store.upload(path, f"{folder}/{layout.shard(number)}")
         index = self.store.write(f"{folder}/{layout.shard_index(number)}", content.index.to_bytes())
         path.unlink()
@@ -183,8 +187,8 @@ class _Preparation:
             count=len(content.index.labels),
             first_item=number * config.dataset.samples_per_shard,
             items=len(self._items(number)),
-            corrupt=content.corrupt_names,
-            label_counts=content.label_counts,
+            corrupt=tuple(name for name, _ in content.corrupt),
+            label_counts=tuple(np.bincount(content.index.labels, minlength=config.dataset.classes).tolist()),
             channel_sum=tuple(content.sums.total.tolist()),
             channel_square_sum=tuple(content.sums.square.tolist()),
             values_per_channel=content.sums.values,

@@ -33,7 +33,7 @@ class Shipping:
         self._study, self._run, self._target = study, run, target
         self._checked = time.monotonic()
         self._complained = False
-        start_shipper(study, target)
+        self._start()
 
     def run_id(self) -> str | None:
         """The MLflow run that this journal is shipped to, once there is one."""
@@ -45,7 +45,7 @@ class Shipping:
         if time.monotonic() - self._checked < _SUPERVISE_SECONDS:
             return
         self._checked = time.monotonic()
-        start_shipper(self._study, self._target)
+        self._start()
         self._complain()
 
     def wait(self, seconds: float, *, hopeful: bool) -> None:
@@ -58,6 +58,13 @@ class Shipping:
                 self._complain()
                 return
             time.sleep(_POLL_SECONDS)
+
+    def _start(self) -> None:
+        try:
+            start_shipper(self._study, self._target)
+        except StoreError as error:
+            # The journal is written all the same, and a later stage ships it.
+            say(f"tracking: {error}")
 
     def _complain(self) -> None:
         state = read_shipper(self._study, self._target)
@@ -111,6 +118,7 @@ def drain(study: StudyFolder, target: Target, timeout: float) -> int:
     deadline, has_started = time.monotonic() + timeout + _START_SECONDS, False
     while left and time.monotonic() < deadline:
         start_shipper(study, target)
+        drain_mark(study, target).touch()
         time.sleep(_POLL_SECONDS)
         state = read_shipper(study, target)
         if not has_started and state and (state.reached or state.error):

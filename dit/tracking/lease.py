@@ -54,6 +54,14 @@ class Lease:
         """The file's name, unique among the leases of its folder."""
         return self.path.name
 
+    def is_lost(self) -> bool:
+        """Whether the file was removed or replaced, so that others may hold a lease of the same path."""
+        try:
+            there = os.stat(self.path)
+        except OSError:
+            return True
+        return self._handle is None or not os.path.samestat(there, os.fstat(self._handle))
+
     def release(self, *, remove: bool = False) -> None:
         """Free the lock; a second call does nothing."""
         if self._handle is None:

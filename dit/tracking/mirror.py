@@ -17,7 +17,7 @@ from dit.tracking.places import RunFolder, local_root
 
 
 class Mirror:
-    """One run's journal, its files and its shipping state, in the store."""
+    """One run's journal and its files in the store."""
 
     def __init__(self, store: Store, run: RunFolder) -> None:
         self._store, self._run = store, run
@@ -30,14 +30,7 @@ class Mirror:
         """The store's copy of the journal, empty when there is none; None where the journal lies in the store."""
         if not self.is_needed:
             return None
-        copy = self._read(self._run.journal)
-        header = header_of(copy)
-        if header is not None:
-            state = self._run.shipped(header.values["id"])
-            if not state.exists():
-                state.parent.mkdir(parents=True, exist_ok=True)
-                state.write_bytes(self._read(state))
-        return copy
+        return self._read(self._run.journal)
 
     def fetch_file(self, path: Path) -> bytes:
         """The bytes of one of the run's files, from the store when they are not here; empty when nowhere."""
@@ -54,6 +47,8 @@ class Mirror:
         thread = threading.Thread(target=self._push, args=(journal,), name="journal-mirror", daemon=True)
         thread.start()
         thread.join(timeout)
+        if thread.is_alive():
+            say(f"tracking: {self._store.url} has not taken the journal's copy within {timeout:g} s; it is still tried")
 
     def _push(self, journal: Journal) -> None:
         try:
@@ -63,8 +58,6 @@ class Mirror:
                         self._store.write(self._key(path), path.read_bytes())
                     self._sent.add(path)
                 self._push_journal(journal)
-                for path in self._run.state.glob("shipped-*.json"):
-                    self._store.write(self._key(path), path.read_bytes())
         except StoreError as error:
             say(f"tracking: the journal's copy in the store is behind: {error}")
 

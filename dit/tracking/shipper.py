@@ -13,7 +13,6 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,7 +42,7 @@ SILENCE_SECONDS = 300.0
 
 
 class Shipper:
-    """Serves one study and one target. Whoever calls `serve` holds the shipper's lock."""
+    """Serves one study and one target."""
 
     def __init__(self, study: StudyFolder, target: Target) -> None:
         self._study, self._target = study, target
@@ -57,11 +56,16 @@ class Shipper:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, self._go)
 
-    def serve(self) -> bool:
-        """Ship until nobody writes and nothing waits; False when it gave up on a server that does not answer."""
+    def serve(self, lease: Lease) -> bool:
+        """Ship, under the shipper's lease, until nobody writes and nothing waits; False when it had to give up.
+
+        That is when the server does not answer, or when the study was removed, which another may have begun anew.
+        """
         self._tell(None)
+        # Whoever still wants the end sets the mark again.
+        drain_mark(self._study, self._target).unlink(missing_ok=True)
         busy = time.monotonic()
-        while self._study.path.is_dir():
+        while not lease.is_lost():
             signs, live = self._signs(), self._live()
             if live:
                 busy = time.monotonic()
@@ -69,8 +73,7 @@ class Shipper:
             idle = time.monotonic() - busy
             if not live and not self._live():
                 if error is None and (self._is_asked_to_go() or idle > LINGER_SECONDS):
-                    with suppress(FileNotFoundError):
-                        drain_mark(self._study, self._target).unlink()
+                    drain_mark(self._study, self._target).unlink(missing_ok=True)
                     return True
                 if error is not None and idle > GIVE_UP_SECONDS:
                     return False
@@ -79,7 +82,7 @@ class Shipper:
 
     def has_work(self) -> bool:
         """Whether somebody began to write, or something began to wait, since `serve` returned."""
-        return self._study.path.is_dir() and bool(self._live() or waiting(self._study, self._target))
+        return bool(self._live() or waiting(self._study, self._target))
 
     def _attempt(self, live: set[Path]) -> str | None:
         """One round; what hindered it, or None."""
@@ -87,10 +90,12 @@ class Shipper:
             self._ship(live)
         except Exception as problem:
             # Whatever the server, its driver or the network raise, points must not be lost to it: say, wait, retry.
-            traceback.print_exc()
+            error = _root_cause(problem)
+            if self._state is None or self._state.error != error:
+                traceback.print_exc()
             self._failures += 1
-            self._tell(_root_cause(problem))
-            return _root_cause(problem)
+            self._tell(error)
+            return error
         self._failures = 0
         self._tell(None)
         return None
@@ -194,7 +199,7 @@ def main(folder: str) -> None:
         lease = Lease.take(shipper_lock(study, target), patience=1.0)
         if lease is None:
             return
-        done = shipper.serve()
+        done = shipper.serve(lease)
         lease.release()
         # A writer that came before the lock was free has not started another shipper.
         again = done and shipper.has_work()

@@ -78,13 +78,14 @@ class Tracker:
 class JournalTracker(Tracker):
     """A tracker that writes a journal. Every method raises StoreError where the disk fails."""
 
-    def __init__(self, run: RunFolder, journal: Journal, mirror: Mirror, shipping: Shipping | None) -> None:
-        self._run, self._journal, self._mirror, self._shipping = run, journal, mirror, shipping
+    def __init__(self, writer: Writer, journal: Journal, mirror: Mirror, shipping: Shipping | None) -> None:
+        self._writer, self._journal, self._mirror, self._shipping = writer, journal, mirror, shipping
         self._lock = threading.Lock()
         self._steps: dict[str, set[int]] = {}
         self._values: dict[tuple[object, ...], str] = {}
         self._read_until = 0
         self._catch_up()
+        writer.begin(journal)
 
     @property
     def run_id(self) -> str | None:
@@ -122,10 +123,12 @@ class JournalTracker(Tracker):
         self._journal.sync()
         self._mirror.push(self._journal, _SYNC_SECONDS)
 
-    def close(self) -> None:
+    def end(self, status: Status, error: str | None = None) -> None:
         """Finish the journal, then wait for its copy in the store and for the shipper, both within bounds."""
-        self._journal.close()
+        self._writer.end(self._journal, status, error)
+        self._journal.sync()
         self._mirror.push(self._journal, _CLOSE_SECONDS)
+        self._journal.close()
         if self._shipping:
             # A journal in the store's folder can be shipped by any later process; one in the cache dies with a pod.
             self._shipping.wait(_CLOSE_SECONDS, hopeful=self._mirror.is_needed)
@@ -143,7 +146,7 @@ class JournalTracker(Tracker):
             self._catch_up()
             if self._values.get((kind, name, step)) == digest:
                 return
-            with local_errors(path := self._run.files / digest):
+            with local_errors(path := self._writer.run.files / digest):
                 place_file(path, partial(_write, data))
             self._journal.append(Entry(kind, {"name": name, "sha256": digest}, step))
 
@@ -178,27 +181,15 @@ def open_tracker(
     if not enabled:
         yield Tracker()
         return
-    target = resolve_target(config, store) if config.tracking.kind == "mlflow" else None
-    run = run_folder(config, store, spec)
-    with local_errors(run.path):
-        writer = Writer(run)
-        if spec is not None:
-            # The parent run of all variants, which nothing else may have begun.
-            _open_journal(config, store, None)[0].close()
-        journal, mirror = _open_journal(config, store, spec)
-        writer.begin(journal)
-        shipping = _ship(study_folder(config, store), run, target) if target else None
-        tracker = JournalTracker(run, journal, mirror, shipping)
+    tracker = _begin(config, store, spec)
     try:
         yield tracker
     except BaseException as problem:
         # What went wrong first is what the user has to hear of.
         with suppress(StoreError):
-            writer.end(journal, *_outcome(problem))
-            tracker.close()
+            tracker.end(*_outcome(problem))
         raise
-    writer.end(journal, "FINISHED")
-    tracker.close()
+    tracker.end("FINISHED")
 
 
 def read_points(config: StudyConfig, store: Store, spec: ModelSpec | None) -> list[Point]:
@@ -214,6 +205,23 @@ def read_points(config: StudyConfig, store: Store, spec: ModelSpec | None) -> li
         own = own if ours == theirs else b""
         own += missing(own, copy)
     return list(points(parse(own)))
+
+
+def _begin(config: StudyConfig, store: Store, spec: ModelSpec | None) -> JournalTracker:
+    target = resolve_target(config, store) if config.tracking.kind == "mlflow" else None
+    run = run_folder(config, store, spec)
+    with local_errors(run.path):
+        writer = Writer(run)
+        try:
+            if spec is not None:
+                # The parent run of all variants, which nothing else may have begun.
+                _open_journal(config, store, None)[0].close()
+            journal, mirror = _open_journal(config, store, spec)
+            shipping = _ship(study_folder(config, store), run, target) if target else None
+            return JournalTracker(writer, journal, mirror, shipping)
+        except BaseException:
+            writer.withdraw()
+            raise
 
 
 def _open_journal(config: StudyConfig, store: Store, spec: ModelSpec | None) -> tuple[Journal, Mirror]:

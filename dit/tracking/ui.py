@@ -37,7 +37,8 @@ def server_command(root: str, host: str, port: int) -> tuple[str, list[str]]:
     study, target = local[0]
     port = _free_port(host, port)
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", target.uri]
-    command += ["--default-artifact-root", target.artifacts or "", "--host", host, "--port", str(port)]
+    artifacts = (target.artifacts or "").rpartition("/")[0]
+    command += ["--artifacts-destination", artifacts, "--host", host, "--port", str(port)]
     return f"http://{host}:{port}{_page(study)}", [*command, "--workers", "1"]
 
 

@@ -15,11 +15,16 @@ class Writer:
     """This process as a writer of a run's journal; it counts as living from construction until `end`, or its death."""
 
     def __init__(self, run: RunFolder) -> None:
+        self.run = run
         self._lease = Lease.new(run.writers)
 
     def begin(self, journal: Journal) -> None:
         """Say in the journal that the run goes on."""
         journal.append(_status("RUNNING", self._lease.name))
+
+    def withdraw(self) -> None:
+        """Not to have been, when it could not begin."""
+        self._lease.release(remove=True)
 
     def end(self, journal: Journal, status: Status, error: str | None = None) -> None:
         """Say in the journal how it ended."""

@@ -45,9 +45,11 @@ def test_the_folder_called_mlflow_holds_no_module() -> None:
 
 
 def test_files_stay_readable() -> None:
+    """300 lines; the two that list keys and records with their meaning, one after another, may be longer."""
+    lists = {"dit/config.py": 400, "dit/records.py": 400}
     files = [path for folder in ("dit", "pipelines", "bench") for path in (ROOT / folder).rglob("*.py")]
-    long = {str(path.relative_to(ROOT)): lines for path in files if (lines := len(path.read_text().splitlines())) > 350}
-    assert long == {}
+    lengths = {path.relative_to(ROOT).as_posix(): len(path.read_text().splitlines()) for path in files}
+    assert {name: length for name, length in lengths.items() if length > lists.get(name, 300)} == {}
 
 
 def test_test_modules_have_names_of_their_own() -> None:

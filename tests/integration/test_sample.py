@@ -170,7 +170,7 @@ def test_a_killed_launch_keeps_its_parts_and_the_next_draws_the_rest(
     tmp_path: Path,
 ) -> None:
     # Slow enough to be killed between two parts.
-    config = small_study("sampling.steps=400")
+    config = small_study("sampling.steps=100")
     store = fresh(tmp_path / "root", config)
     folder = layout.samples(config, config.spec(VARIANT), STEP)
     first = f"{folder}/{layout.sample_part_record(0)}"

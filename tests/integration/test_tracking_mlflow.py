@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, urlsplit
 from urllib.request import urlopen
 
 import pytest
@@ -26,7 +27,6 @@ from dit.config import StudyConfig
 from dit.errors import DataError
 from dit.storage import Store, open_store, read_record
 from dit.tracking import flush, open_tracker, read_points, reconcile
-from dit.tracking.journal import Entry, Journal, read_entries
 from dit.tracking.lease import is_held
 from dit.tracking.places import run_folder
 from dit.tracking.state import TrackingRun
@@ -98,17 +98,19 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def server(tmp_path_factory: pytest.TempPathFactory, database: Path) -> Iterator[int]:
-    """The port of an MLflow server. It starts beside the tests that need none."""
-    folder = tmp_path_factory.mktemp("server")
-    shutil.copy(database, folder / "mlflow.db")
-    with closing(socket.create_server(("127.0.0.1", 0))) as probe:
-        port: int = probe.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
-    command += ["--artifacts-destination", str(folder / "artifacts"), "--host", "127.0.0.1"]
-    process = _serve([*command, "--port", str(port), "--workers", "1"], folder)
-    yield port
-    _end(process)
+def pages(tmp_path_factory: pytest.TempPathFactory, database: Path) -> Iterator[tuple[str, Store]]:
+    """What `make ui` serves of a root, and the store there. It starts beside the tests that need no server."""
+    root = tmp_path_factory.mktemp("pages")
+    shutil.copy(database, root / "mlflow.db")
+    config, store = study_file.load(STUDY), open_store(root)
+    with open_tracker(config, store, config.specs[0]) as tracker:
+        tracker.image("samples", 10, _png(255))
+        tracker.metrics(20, {"loss": 0.5})
+    address, command = server_command(str(root), "127.0.0.1", 5000)
+    process = _serve(command, root)
+    yield address, store
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 @pytest.fixture
@@ -133,11 +135,6 @@ def _serve(command: list[str], folder: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             command, env=os.environ | quiet, stdout=log, stderr=log, start_new_session=True, cwd=folder
         )
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
 
 
 def _until(condition: Callable[[], Any], what: str) -> None:
@@ -284,14 +281,15 @@ def test_a_killed_training_is_marked_and_a_resumed_one_continues_its_run(config:
     assert len(after.history(spec.name, "images_per_second")) == 15
 
 
-def test_no_server_costs_no_point(config: StudyConfig, store: Store, server: int) -> None:
-    gate = Gate(server)
+def test_no_server_costs_no_point(config: StudyConfig, store: Store, pages: tuple[str, Store]) -> None:
+    address = urlsplit(pages[0])
+    gate = Gate(address.port or 0)
     uri = f"http://127.0.0.1:{gate.port}"
     overrides = (f"tracking.uri={uri}", "tracking.experiment=outage")
     config, spec = study_file.load(STUDY, overrides), config.specs[0]
     _train(store, 10, 50, *overrides)
     assert not flush(config, store, timeout=0.5)
-    _until(lambda: _answers(f"http://127.0.0.1:{server}/health"), "the server has started")
+    _until(lambda: _answers(f"http://{address.netloc}/health"), "the server has started")
     gate.open()
     with open_tracker(config, store, spec) as tracker:
         _until(lambda: tracker.run_id, "the server has been reached")
@@ -349,26 +347,14 @@ def test_a_run_deleted_on_the_server_is_made_anew_with_all_its_points(config: St
     assert found.statuses == {"digits": "FINISHED", spec.name: "FINISHED"}
 
 
-def test_the_pages_show_what_was_tracked(config: StudyConfig, store: Store, tmp_path: Path) -> None:
+def test_the_pages_show_what_was_tracked(config: StudyConfig, pages: tuple[str, Store]) -> None:
+    base, _, page = pages[0].partition("/#")
     spec = config.specs[0]
-    run = run_folder(config, store, spec)
-    with open_tracker(config, store, spec) as tracker:
-        tracker.image("samples", 10, _png(255))
-    # A line that nobody has shipped when the pages are asked for.
-    journal = Journal(run.journal)
-    journal.append(Entry("metrics", {"loss": 0.5}, 20))
-    journal.close()
-    address, command = server_command(store.url, "127.0.0.1", 5000)
-    process = _serve(command, tmp_path)
-    try:
-        base = address.partition("/#")[0]
-        _until(lambda: _answers(f"{base}/health"), "the pages are served")
-        found = Found(base)
-        assert address.endswith(f"/#/experiments/{found.run(spec.name).info.experiment_id}")
-        assert found.history(spec.name, "loss") == [(20, 0.5)]
-        [png] = [path for path in found.files(spec.name) if path.endswith(".png")]
-        target = f"{base}/get-artifact?run_id={found.run(spec.name).info.run_id}&path={png.replace('+', '%2B')}"
-        assert Image.open(io.BytesIO(urlopen(target, timeout=20).read())).size == (64, 32)
-    finally:
-        _end(process)
-    assert [entry.kind for entry, _ in read_entries(run.journal)].count("status") == 2
+    _until(lambda: _answers(f"{base}/health"), "the pages are served")
+    found = Found(base)
+    run = found.run(spec.name).info
+    assert page == f"/experiments/{run.experiment_id}"
+    assert found.history(spec.name, "loss") == [(20, 0.5)]
+    [png] = [path for path in found.files(spec.name) if path.endswith(".png")]
+    image = urlopen(f"{base}/get-artifact?run_id={run.run_id}&path={quote(png)}", timeout=60).read()
+    assert Image.open(io.BytesIO(image)).size == (64, 32)

@@ -256,6 +256,6 @@ class ReadOnly(FileStore):
 
 def test_store_that_cannot_be_written_is_refused(store: Store) -> None:
     assert isinstance(store, FileStore)
-    with pytest.raises(InputError, match="cannot write"):
+    with pytest.raises(InputError, match="not writable"):
         train.run(study("readonly"), ReadOnly(store.root), VARIANT)
     assert not store.list("studies/readonly")

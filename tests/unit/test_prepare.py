@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 import time
 from pathlib import Path
 from typing import Any
@@ -164,6 +166,24 @@ def test_too_many_corrupt_images_fail_before_the_manifest_until_they_are_repaire
     repaired = prepare.run(config, store)
     assert repaired is not None
     assert (repaired.count, repaired.corrupt) == (15, 0)
+
+
+def test_corrupt_images_of_one_name_in_two_tars_are_two(store: Store, tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        good = (image_folder(tmp_path / name, classes=1) / "class-0" / "picture_0.png").read_bytes()
+        with tarfile.open(tmp_path / f"{name}.tar", "w") as archive:
+            for member, data in {"1.png": good, "2.png": good[:90]}.items():
+                info = tarfile.TarInfo(member)
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+    with tarfile.open(tmp_path / "all.tar", "w") as archive:
+        archive.add(tmp_path / "cat.tar", "cat.tar")
+        archive.add(tmp_path / "dog.tar", "dog.tar")
+    source = {"kind": "tar", "path": str(tmp_path / "all.tar")}
+    manifest = prepare.run(folder_study("", classes=2, source=source, max_corrupt_fraction=0.5), store)
+    assert manifest is not None
+    names = sorted(name for shard in manifest.shards for name in shard.corrupt)
+    assert names == ["all.tar:cat.tar/2.png", "all.tar:dog.tar/2.png"]
 
 
 def test_a_shard_without_any_readable_image_stops_the_step(store: Store, pictures: Path) -> None:

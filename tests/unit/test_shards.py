@@ -155,6 +155,16 @@ def test_an_unchanged_shard_is_hashed_once(store: Store) -> None:
     assert (first, len(opened) - first) == (2, 1)
 
 
+def test_a_cache_that_cannot_be_written_costs_only_time(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = latent_study()
+    write_latents(store, config, 20)
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("DIT_CACHE", str(tmp_path / "file"))
+    assert len(ShardSet.open(store, config)) == len(ShardSet.open(store, config)) == 20
+
+
 def test_an_index_of_another_shard_is_refused(tmp_path: Path, store: Store) -> None:
     config = latent_study()
     write_latents(store, config, 20)

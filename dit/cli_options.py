@@ -1,0 +1,41 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dit.errors import ConfigError
+
+Study = Annotated[
+    Path,
+    typer.Argument(metavar="STUDY", help="Study file, such as configs/digits.yaml.", show_default=False),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Replace a key of the study file. Repeatable.", show_default=False),
+]
+Root = Annotated[
+    str,
+    typer.Option("--root", metavar="ADDRESS", envvar="DIT_ROOT", help="Store of all results: a folder or s3://..."),
+]
+Variants = Annotated[
+    list[str] | None,
+    typer.Option("--variant", metavar="NAME", help="Only this variant. Repeatable. Unset: all, in order."),
+]
+Step = Annotated[
+    int | None,
+    typer.Option("--step", min=1, help="Only this checkpoint. Unset: all of evaluation.at_steps."),
+]
+
+
+def parse_part(text: str) -> tuple[int, int]:
+    """`3/16` as (3, 16); ConfigError unless it is part K of N with 1 <= K <= N."""
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    number, count = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 1 <= number <= count:
+        raise ConfigError(f"--part {text}: must read K/N with 1 <= K <= N, such as --part 3/16")
+    return number, count

@@ -1,0 +1,287 @@
+"""Evaluation as a stage: numbers that tell good samples from bad ones, records, and what it refuses."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from dataset_fixtures import folder_study, image_folder
+from sample_fixtures import STEP, VARIANT, save_inception, small_study, write_checkpoint, write_samples
+
+from dit import layout
+from dit.config import StudyConfig
+from dit.data.sources import iter_source_images
+from dit.errors import ConfigError, DataError, InputError, MismatchError, MissingError
+from dit.metrics.weights import INCEPTION_FILE, INCEPTION_SHA256
+from dit.records import ExtractorRecord, MetricsRecord, ReferenceRecord
+from dit.sampling.noise import sample_labels
+from dit.stages import evaluate, prepare, sample
+from dit.storage import Store, open_store, read_record
+from dit.study_file import load_text
+from dit.tracking import read_points
+
+Images = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+def digits_asked_for(config: StudyConfig) -> Images:
+    """A real digit for every label of the sample set: what a perfect model would draw."""
+    _, images, labels = zip(*iter_source_images(config), strict=True)
+    pools = [[image for image, label in zip(images, labels, strict=True) if label == digit] for digit in range(10)]
+    wanted = sample_labels(config.sampling, 10)
+    return np.stack([pools[label][i // 10 % len(pools[label])] for i, label in enumerate(wanted)])
+
+
+def blurred(images: Images) -> Images:
+    wide = np.pad(images.astype(float), ((0, 0), (1, 1), (1, 1), (0, 0)), "edge")
+    return np.mean([wide[:, i : i + 8, j : j + 8] for i in range(3) for j in range(3)], axis=0).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, dict[str, MetricsRecord]]:
+    """Sample sets of known quality, each the samples of a study of its own, beside the same dataset."""
+    store = open_store(tmp_path_factory.mktemp("judged"))
+    config = small_study()
+    prepare.run(config, store)
+    real = digits_asked_for(config)
+    random = np.random.default_rng(0)
+    sets = {
+        "real": real,
+        "blurred": blurred(real),
+        "noise": random.integers(0, 256, real.shape, dtype=np.uint8),
+        "mislabelled": np.roll(real, 1, axis=0),
+    }
+    records = {}
+    for name, images in sets.items():
+        own = small_study(f"study={name}")
+        write_samples(store, own, images)
+        records[name] = evaluate.run(own, store, VARIANT)[0]
+    return store, records
+
+
+def test_worse_images_are_farther_from_the_dataset(judged: tuple[Store, dict[str, MetricsRecord]]) -> None:
+    distances = {name: record.metrics["fd_digits"] for name, record in judged[1].items()}
+    assert distances["real"].high < distances["blurred"].low
+    assert distances["blurred"].high < distances["noise"].low
+    assert distances["real"].value < 0.05 * distances["noise"].value
+
+
+def test_the_noise_floor_is_above_anything_that_looks_like_a_digit(
+    judged: tuple[Store, dict[str, MetricsRecord]],
+) -> None:
+    floors = {record.noise_floor for record in judged[1].values()}
+    assert len(floors) == 1
+    assert floors.pop() > 10 * judged[1]["real"].metrics["fd_digits"].value
+
+
+def test_precision_recall_and_labels_say_what_is_wrong(judged: tuple[Store, dict[str, MetricsRecord]]) -> None:
+    values = {name: {key: each.value for key, each in record.metrics.items()} for name, record in judged[1].items()}
+    assert set(values["real"]) == {"fd_digits", "precision", "recall", "label_accuracy"}
+    assert values["real"]["precision"] == 1
+    assert values["real"]["recall"] > 0.5
+    assert values["noise"]["precision"] < 0.2
+    assert values["real"]["label_accuracy"] > 0.97
+    # The same images under each other's labels: as good to every metric but one.
+    assert values["mislabelled"]["label_accuracy"] < 0.1
+    assert values["mislabelled"]["fd_digits"] == pytest.approx(values["real"]["fd_digits"], rel=1e-6)
+
+
+def test_the_record_tells_how_its_number_was_made(judged: tuple[Store, dict[str, MetricsRecord]]) -> None:
+    store, records = judged
+    record, config = records["real"], small_study("study=real")
+    spec = config.spec(VARIANT)
+    assert record.metric == "fd_digits"
+    assert record.num_samples == 560
+    assert record.sampling["steps"] == 5
+    assert re.fullmatch(r"torch-fidelity [\d.]+ digits-cnn fp32, weights [0-9a-f]{8}", record.evaluator)
+    assert record.reference == "digits, 1797 images"
+    assert (record.parameters, record.gflops) == (
+        spec.parameters(config.dataset.inputs),
+        spec.gflops(config.dataset.inputs),
+    )
+    assert record.config_hash == config.evaluation_hash(spec)
+    assert len(record.replicates) == 20
+    assert np.mean(record.replicates) == pytest.approx(record.metrics["fd_digits"].value)
+    trained = read_record(store, layout.trained_extractor(config), ExtractorRecord)
+    assert trained is not None
+    assert trained.test_accuracy > 0.95
+    assert trained.file.sha256 == record.extractor_sha256
+
+
+def test_extractor_and_reference_are_made_once_and_shared(judged: tuple[Store, dict[str, MetricsRecord]]) -> None:
+    store, records = judged
+    names = [key.rpartition("/")[2] for key in store.list(layout.reference(small_study()))]
+    kinds = sorted(name.split("-")[0] + "." + name.rpartition(".")[2] for name in names)
+    assert kinds == ["extractor.json", "extractor.safetensors", "noise.json", "statistics.json", "statistics.npz"]
+    assert len({(record.extractor_sha256, record.reference_sha256) for record in records.values()}) == 1
+
+
+def test_points_are_named_for_their_protocol(judged: tuple[Store, dict[str, MetricsRecord]]) -> None:
+    """Evaluated again under another protocol, numbers must not land in the same curve."""
+    store, records = judged
+    config = small_study("study=real")
+    points = {point.key: (point.step, point.value) for point in read_points(config, store, config.spec(VARIANT))}
+    value = records["real"].metrics["fd_digits"]
+    protocol = layout.protocol(config.sampling)
+    assert points[f"{protocol}/fd_digits"] == (STEP, value.value)
+    assert points[f"{protocol}/fd_digits_low"] == (STEP, value.low)
+    assert all(re.fullmatch(r"[A-Za-z0-9_./ -]+", key) for key in points)
+
+
+def test_a_complete_evaluation_is_found_without_torch(judged: tuple[Store, dict[str, MetricsRecord]]) -> None:
+    store, records = judged
+    code = f"""
+        import sys
+        from dit.stages import evaluate
+        from dit.storage import open_store
+        from dit.study_file import load_text
+        config = load_text({small_study("study=real").to_yaml()!r})
+        found = evaluate.run(config, open_store({store.url!r}), {VARIANT!r})
+        assert "torch" not in sys.modules and "torch_fidelity" not in sys.modules
+        print(found[0].metrics["fd_digits"].value)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
+    assert float(done.stdout) == records["real"].metrics["fd_digits"].value
+
+
+def test_evaluating_again_gives_the_same_record(judged: tuple[Store, dict[str, MetricsRecord]]) -> None:
+    store, records = judged
+    config = small_study("study=real")
+    store.delete(layout.metrics(config, config.spec(VARIANT), STEP))
+    assert evaluate.run(config, store, VARIANT) == [records["real"]]
+
+
+def test_metrics_of_another_protocol_are_refused(judged: tuple[Store, dict[str, MetricsRecord]]) -> None:
+    other = small_study("study=real", "evaluation.resamples=7")
+    with pytest.raises(MismatchError, match=f"{other.evaluation_hash(other.spec(VARIANT))}.*evaluation keys differ"):
+        evaluate.run(other, judged[0], VARIANT)
+
+
+def test_missing_samples_are_named_with_the_command_that_makes_them(
+    judged: tuple[Store, dict[str, MetricsRecord]],
+) -> None:
+    with pytest.raises(MissingError, match=f"{VARIANT} at step {STEP}; run `dit sample` with --variant {VARIANT}"):
+        evaluate.run(small_study("study=unsampled"), judged[0], VARIANT)
+
+
+def test_a_missing_dataset_is_named(tmp_path: Path) -> None:
+    config, store = small_study(), open_store(tmp_path)
+    write_samples(store, config, np.zeros((560, 8, 8, 1), dtype=np.uint8))
+    with pytest.raises(MissingError, match=r"manifest\.json.*dit prepare"):
+        evaluate.run(config, store, VARIANT)
+
+
+def test_one_sample_has_no_distribution(tmp_path: Path) -> None:
+    config, store = small_study("sampling.num_samples=1"), open_store(tmp_path)
+    write_samples(store, config, np.zeros((1, 8, 8, 1), dtype=np.uint8))
+    with pytest.raises(ConfigError, match=r"num_samples=1"):
+        evaluate.run(config, store, VARIANT)
+
+
+def test_a_damaged_sample_part_stops_the_evaluation(tmp_path: Path) -> None:
+    config, store = small_study(), open_store(tmp_path)
+    prepare.run(config, store)
+    manifest = write_samples(store, config, digits_asked_for(config))
+    key = f"{layout.samples(config, config.spec(VARIANT), STEP)}/{manifest.files[1].name}"
+    store.write(key, store.read(key)[:-9])
+    with pytest.raises(DataError, match=r"part-00001\.npz"):
+        evaluate.run(config, store, VARIANT)
+    assert not store.exists(layout.metrics(config, config.spec(VARIANT), STEP))
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, StudyConfig]:
+    """A few pictures, samples of them by a random model, and randomly initialised InceptionV3 weights."""
+    folder = tmp_path_factory.mktemp("pictures")
+    weights = folder / "inception.pth"
+    sha256 = save_inception(weights)
+    base = folder_study(image_folder(folder / "images", per_class=3))
+    config = load_text(
+        base.to_yaml(),
+        [
+            "evaluation.at_steps=[4]",
+            "evaluation.resamples=10",
+            f"evaluation.extractor_weights={weights}",
+            f"evaluation.extractor_sha256={sha256}",
+            "sampling.num_samples=6",
+            "sampling.steps=3",
+            "fit.feature_batch=4",
+            "tracking.kind=none",
+        ],
+    )
+    store = open_store(folder / "root")
+    prepare.run(config, store)
+    write_checkpoint(store, config)
+    sample.run(config, store, VARIANT)
+    return store, config
+
+
+def test_inception_measures_colour_images_end_to_end(pictures: tuple[Store, StudyConfig]) -> None:
+    store, config = pictures
+    record = evaluate.run(config, store, VARIANT)[0]
+    assert record.metric == "fid"
+    assert set(record.metrics) == {"fid", "isc", "precision", "recall"}
+    assert all(each.low <= each.value <= each.high for each in record.metrics.values())
+    assert record.metrics["fid"].value > 0
+    assert record.metrics["isc"].value >= 1
+    assert record.reference == "pictures, 9 images"
+    assert "inception-v3-compat fp32" in record.evaluator
+
+
+def test_adms_reference_is_read_and_its_images_serve_precision_and_recall(
+    pictures: tuple[Store, StudyConfig], tmp_path: Path
+) -> None:
+    store, config = pictures
+    evaluate.run(config, store, VARIANT)
+    key = next(k for k in store.list(layout.reference(config)) if "statistics" in k and k.endswith(".json"))
+    own = read_record(store, key, ReferenceRecord)
+    assert own is not None
+    with np.load(store.local(f"{layout.reference(config)}/{own.file.name}")) as arrays:
+        mu, sigma = arrays["mu"], arrays["sigma"]
+    images = np.stack([image for _, image, _ in iter_source_images(config)])
+    results = {}
+    for name, extra in {"with": {"arr_0": images}, "without": {}}.items():
+        np.savez(tmp_path / f"{name}.npz", mu=mu, sigma=sigma, mu_s=mu[:5], sigma_s=sigma[:5, :5], **extra)
+        adm = load_text(config.to_yaml(), [f"evaluation.reference={{kind: adm, path: {tmp_path}/{name}.npz}}"])
+        # The protocol's place is taken by the first evaluation.
+        store.delete(layout.metrics(config, config.spec(VARIANT), STEP))
+        results[name] = evaluate.run(adm, store, VARIANT)[0]
+    store.delete(layout.metrics(config, config.spec(VARIANT), STEP))
+    plain = evaluate.run(config, store, VARIANT)[0]
+    assert results["with"].metrics["fid"].value == pytest.approx(plain.metrics["fid"].value, rel=1e-6)
+    assert results["with"].metrics["precision"] == plain.metrics["precision"]
+    assert results["with"].reference == "with.npz"
+    assert set(results["without"].metrics) == {"fid", "isc"}
+
+
+def test_a_file_without_adms_keys_is_refused_with_what_it_holds(
+    pictures: tuple[Store, StudyConfig], tmp_path: Path
+) -> None:
+    store, config = pictures
+    np.savez(tmp_path / "other.npz", mean=np.zeros(3), arr_0=np.zeros(2))
+    (tmp_path / "text.npz").write_text("no archive")
+    for name, message in {"other": r"has keys mean, arr_0; needed are mu \[2048\]", "text": "is not an npz"}.items():
+        adm = load_text(
+            config.to_yaml(), ["sampling.seed=7", f"evaluation.reference={{kind: adm, path: {tmp_path}/{name}.npz}}"]
+        )
+        sample.run(adm, store, VARIANT)
+        with pytest.raises(InputError, match=message) as error:
+            evaluate.run(adm, store, VARIANT)
+        assert "\n" not in str(error.value)
+
+
+def test_missing_inception_weights_stop_before_any_work(pictures: tuple[Store, StudyConfig]) -> None:
+    store, config = pictures
+    bare = load_text(
+        config.to_yaml(),
+        ["evaluation.extractor_weights=null", "evaluation.extractor_sha256=null", "sampling.seed=8"],
+    )
+    sample.run(bare, store, VARIANT)
+    with pytest.raises(MissingError) as error:
+        evaluate.run(bare, store, VARIANT)
+    assert all(part in str(error.value) for part in (INCEPTION_FILE, INCEPTION_SHA256, store.url))

@@ -1,0 +1,204 @@
+"""The transformer: what must hold for any weights, whatever kernel, precision or compiler computes it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from dit.errors import ConfigError
+from dit.model.embeddings import patchify, position_table, timestep_features, unpatchify
+from dit.model.transformer import AttentionKernel, DiT, mismatch
+from dit.variants import VARIANTS, InputSpec, resolve
+
+DIGITS = InputSpec(channels=1, size=8, classes=10)
+MINI = [name for name in VARIANTS if name.startswith("mini-")]
+
+
+def batch(inputs: InputSpec = DIGITS, count: int = 5) -> tuple[Tensor, Tensor, Tensor]:
+    draw = torch.Generator().manual_seed(1)
+    x = torch.randn(count, inputs.channels, inputs.size, inputs.size, generator=draw)
+    return x, torch.arange(count) * 37 % 1000, torch.arange(count) % (inputs.classes + 1)
+
+
+def trained(variant: str = "mini-S/2", inputs: InputSpec = DIGITS, **options: object) -> DiT:
+    """A model whose output depends on every weight, as initial ones do not."""
+    model = DiT(resolve(variant), inputs, **options)  # type: ignore[arg-type]
+    draw = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if name != "pos_embed":
+            nn.init.normal_(parameter, std=0.1, generator=draw)
+    return model
+
+
+@pytest.mark.parametrize("variant", MINI)
+def test_starts_as_the_identity_that_answers_zero(variant: str) -> None:
+    model = DiT(resolve(variant), DIGITS)
+    x_NTD = torch.randn(5, 4, model.spec.hidden)
+    c_ND = torch.randn(5, model.spec.hidden)
+    assert torch.equal(model.blocks[0](x_NTD, c_ND), x_NTD)
+    output = model(*batch())
+    assert output.shape == (5, 2, 8, 8)
+    assert not output.any()
+
+
+def test_initial_weights_are_a_function_of_the_seed_alone() -> None:
+    model, other = DiT(resolve("mini-S/2"), DIGITS), DiT(resolve("mini-S/2"), DIGITS)
+    before = torch.get_rng_state()
+    model.initialise(3)
+    torch.manual_seed(99)
+    other.initialise(3)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+    other.initialise(4)
+    assert not torch.equal(model.blocks[0].attn.qkv.weight, other.blocks[0].attn.qkv.weight)
+    torch.set_rng_state(before)
+    model.initialise(3)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_model_without_memory_can_be_placed_and_initialised() -> None:
+    with torch.device("meta"):
+        model = DiT(resolve("mini-S/2"), DIGITS)
+    assert all(parameter.is_meta for parameter in model.parameters())
+    model.to_empty(device="cpu").initialise(0)
+    expected = DiT(resolve("mini-S/2"), DIGITS).state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+
+
+def test_positions_are_frozen_and_everything_else_is_trained() -> None:
+    model = trained()
+    model(*batch()).square().sum().backward()
+    without = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    assert without == ["pos_embed"]
+    assert all(parameter.grad.any() for parameter in model.parameters() if parameter.grad is not None)
+
+
+@pytest.mark.parametrize("variant", MINI)
+def test_attention_kernels_agree(variant: str) -> None:
+    outputs = {}
+    kernels: list[AttentionKernel] = ["sdpa", "plain", "auto"]
+    for kernel in kernels:
+        outputs[kernel] = trained(variant, attention=kernel)(*batch())
+    torch.testing.assert_close(outputs["plain"], outputs["sdpa"], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(outputs["auto"], outputs["sdpa"], rtol=1e-4, atol=1e-4)
+
+
+def test_attention_is_softmax_attention() -> None:
+    attention = trained("mini-B/2").blocks[0].attn
+    x_NTD = torch.randn(2, 7, 48)
+    q, k, v = (part.view(2, 7, 3, 16) for part in attention.qkv(x_NTD).chunk(3, dim=-1))
+    weights = torch.einsum("nqhe,nkhe->nhqk", q, k).div(16**0.5).softmax(dim=-1)
+    expected = attention.proj(torch.einsum("nhqk,nkhe->nqhe", weights, v).flatten(2))
+    torch.testing.assert_close(attention(x_NTD), expected, rtol=1e-5, atol=1e-5)
+
+
+def gradients(model: DiT) -> dict[str, Tensor]:
+    model.zero_grad()
+    model(*batch()).square().mean().backward()
+    return {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
+
+
+def test_activation_checkpointing_changes_no_gradient() -> None:
+    kept, recomputed = gradients(trained()), gradients(trained(activation_checkpointing=True))
+    assert kept.keys() == recomputed.keys()
+    for name, gradient in kept.items():
+        torch.testing.assert_close(recomputed[name], gradient, msg=name)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_compiles_without_a_break(checkpointing: bool) -> None:
+    model = trained(activation_checkpointing=checkpointing)
+    eager = gradients(model)
+    expected = model(*batch())
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(*batch()), expected)
+    for name, gradient in gradients(compiled).items():
+        torch.testing.assert_close(gradient, eager[name.removeprefix("_orig_mod.")], msg=name)
+
+
+def test_bf16_is_near_float32() -> None:
+    model = trained("mini-XL/2")
+    with torch.inference_mode():
+        exact = model(*batch())
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            rounded = model(*batch())
+    error = (rounded - exact).square().mean().sqrt() / exact.std()
+    assert 0 < error < 0.05
+
+
+def test_samples_do_not_see_each_other() -> None:
+    model = trained()
+    x, t, y = batch()
+    order = torch.tensor([3, 0, 4, 1, 2])
+    torch.testing.assert_close(model(x[order], t[order], y[order]), model(x, t, y)[order], rtol=1e-4, atol=1e-5)
+
+
+def test_every_input_matters() -> None:
+    model = trained()
+    x, t, y = batch()
+    base = model(x, t, y)
+    for changed in (model(x + 0.1, t, y), model(x, t + 100, y), model(x, t, torch.full_like(y, model.null_label))):
+        assert (changed != base).flatten(1).any(dim=1).all()
+
+
+def test_positions_tell_tokens_apart() -> None:
+    """Without positions, the transformer would answer a shuffled image with a shuffled answer."""
+    model, side = trained(), 4
+    x, t, y = batch()
+    rolled = model(x.roll(8 // side, dims=3), t, y)
+    assert not torch.allclose(rolled, model(x, t, y).roll(8 // side, dims=3), atol=1e-3)
+
+
+def test_a_patch_that_does_not_divide_the_latent_is_refused() -> None:
+    with pytest.raises(ConfigError, match="which 8 does not divide"):
+        DiT(resolve("mini-S/8"), InputSpec(channels=4, size=12, classes=10))
+
+
+shapes = st.tuples(st.integers(1, 3), st.integers(1, 4), st.sampled_from([1, 2, 4]), st.integers(1, 4))
+
+
+@given(shapes)
+def test_patchify_and_unpatchify_are_inverse(shape: tuple[int, int, int, int]) -> None:
+    n, channels, patch, side = shape
+    x = torch.randn(n, channels, side * patch, side * patch)
+    tokens = patchify(x, patch)
+    assert tokens.shape == (n, side**2, channels * patch**2)
+    channels_last = tokens.view(n, side**2, channels, patch**2).transpose(2, 3).flatten(2)
+    assert torch.equal(unpatchify(channels_last, patch), x)
+
+
+@given(shapes)
+def test_patchify_is_the_convolution_its_weights_are_stored_as(shape: tuple[int, int, int, int]) -> None:
+    n, channels, patch, side = shape
+    x, weight = torch.randn(n, channels, side * patch, side * patch), torch.randn(5, channels, patch, patch)
+    expected = nn.functional.conv2d(x, weight, stride=patch).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(patchify(x, patch) @ weight.flatten(1).T, expected, rtol=1e-4, atol=1e-4)
+
+
+@given(st.sampled_from([8, 24, 96, 384]), st.integers(1, 16))
+def test_positions_are_distinct_and_separable(hidden: int, side: int) -> None:
+    grid = position_table(hidden, side).view(side, side, 2, hidden // 2)
+    assert torch.equal(grid[:, :, 0], grid[:1, :, 0].expand(side, -1, -1)), "first half: the column alone"
+    assert torch.equal(grid[:, :, 1], grid[:, :1, 1].expand(-1, side, -1)), "second half: the row alone"
+    assert torch.equal(grid[:, :, 0], grid[:, :, 1].transpose(0, 1))
+    assert len(grid.flatten(2).flatten(0, 1).unique(dim=0)) == side**2
+
+
+def test_timestep_features_take_fractions_and_tell_all_steps_apart() -> None:
+    features = timestep_features(torch.arange(1000), 256)
+    assert features.dtype == torch.float32
+    assert len(features.unique(dim=0)) == 1000
+    halfway = timestep_features(torch.tensor([10.0, 10.5, 11.0]), 256)
+    assert torch.cdist(halfway[:1], halfway[1:]).diff() > 0
+
+
+def test_a_mismatch_names_the_tensor() -> None:
+    expected = {"a": torch.zeros(2, 3), "b": torch.zeros(1)}
+    assert mismatch(expected, dict(expected)) is None
+    assert mismatch(expected, {"a": expected["a"]}) == "it lacks b"
+    assert mismatch(expected, {}) == "it lacks a and 1 more"
+    assert mismatch(expected, {**expected, "module.c": torch.zeros(1)}) == "it does not know module.c"
+    transposed = mismatch(expected, {**expected, "a": torch.zeros(3, 2)})
+    assert transposed == "a has shape [3, 2], needed is [2, 3]"
