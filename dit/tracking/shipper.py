@@ -35,7 +35,8 @@ LINGER_SECONDS = 60.0
 """How long it waits for the next stage."""
 GIVE_UP_SECONDS = 30.0
 """How long it goes on trying when nobody writes and the server does not answer; a later stage tries again."""
-LONGEST_PAUSE_SECONDS = 30.0
+PAUSES_SECONDS = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
+"""Between attempts while the server does not answer; the last is repeated."""
 HEARTBEAT_SECONDS = 30.0
 SILENCE_SECONDS = 300.0
 """A run without a heartbeat for so long is taken for dead; generous, for clocks of machines differ."""
@@ -77,7 +78,7 @@ class Shipper:
                     return True
                 if error is not None and idle > GIVE_UP_SECONDS:
                     return False
-            self._pause(signs, ROUND_SECONDS if error is None else min(2.0**self._failures, LONGEST_PAUSE_SECONDS))
+            self._pause(signs, ROUND_SECONDS if error is None else PAUSES_SECONDS[: self._failures][-1])
         return False
 
     def has_work(self) -> bool:
@@ -114,7 +115,8 @@ class Shipper:
             feed.ship(self._sink, None)
         for feed in children:
             feed.ship(self._sink, parents[-1].run_id if parents else None)
-            feed.settle(self._sink, live=feed.run.path in live, ended=feed.ended)
+            # A run that began since the round did is not in the set yet.
+            feed.settle(self._sink, live=feed.run.path in live or feed.run.is_live(), ended=feed.ended)
         latest = max((feed.ended for feed in feeds if feed.ended[1]), default=(0, None))
         for feed in parents:
             feed.settle(self._sink, live=bool(live), ended=latest)

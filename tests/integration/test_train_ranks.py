@@ -97,6 +97,14 @@ def start(
     )
 
 
+def start_ranks(store: Store, name: str, *overrides: str) -> list[subprocess.Popen[str]]:
+    """Two processes as pods without torchrun: RANK and WORLD_SIZE, no LOCAL_RANK."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": "2"}
+    return [start(store, name, *overrides, RANK=str(rank), **address) for rank in range(2)]
+
+
 def finish(process: subprocess.Popen[str], code: int = 0) -> str:
     _, err = process.communicate(timeout=120)
     assert process.returncode == code, err
@@ -130,7 +138,8 @@ def test_killed_run_goes_on_at_another_world_size(store: Store, expected: Losses
     finish(process, -signal.SIGKILL)
     reached = max(step for _, step in losses(store, config))
     assert reached < STEPS
-    finish(start(store, config.study, launcher=TORCHRUN))
+    for rank in start_ranks(store, config.study):
+        finish(rank)
     same(losses(store, config), expected)
     # The early checkpoint is still the first launch's: nothing was trained from the start again.
     made_by = {step: read_meta(store, config, spec, step).world_size for step in list_checkpoints(store, config, spec)}
@@ -140,11 +149,7 @@ def test_killed_run_goes_on_at_another_world_size(store: Store, expected: Losses
 def test_signal_to_one_rank_stops_all_at_the_same_step_with_a_checkpoint(store: Store, expected: Losses) -> None:
     config = study("stopped")
     spec = config.spec(VARIANT)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": "2"}
-    # As pods without torchrun: RANK and WORLD_SIZE, no LOCAL_RANK.
-    ranks = [start(store, config.study, "fit.micro_batch=5", RANK=str(rank), **address) for rank in range(2)]
+    ranks = start_ranks(store, config.study, "fit.micro_batch=5")
     at_random_step(store, config, ranks[1].terminate)
     messages = [finish(process, 128 + signal.SIGTERM) for process in ranks]
     stopped_at = max(step for _, step in losses(store, config))

@@ -1,0 +1,123 @@
+"""Public checkpoints to safetensors: what is kept, and what is refused in one line."""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from dit.convert import convert_official
+from dit.errors import ConfigError, InputError, MismatchError, MissingError
+from dit.model.transformer import DiT
+from dit.variants import InputSpec, resolve
+
+VARIANT = "mini-S/2"
+
+
+def weights(inputs: InputSpec = InputSpec(4, 16, 7)) -> dict[str, Tensor]:
+    return {name: torch.randn_like(value) for name, value in DiT(resolve(VARIANT), inputs).state_dict().items()}
+
+
+def saved(path: Path, tree: Any, **options: Any) -> Path:
+    torch.save(tree, path, **options)
+    return path
+
+
+@pytest.mark.parametrize("inputs", [InputSpec(4, 16, 7), InputSpec(3, 8, 1000)])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_every_tensor_is_kept_and_loads_strictly(inputs: InputSpec, zipped: bool, tmp_path: Path) -> None:
+    given = weights(inputs)
+    source = saved(tmp_path / "a.pt", given, _use_new_zipfile_serialization=zipped)
+    entry = convert_official(source, tmp_path / "out" / "a.safetensors", VARIANT)
+    target = tmp_path / "out" / entry.name
+    assert target.stat().st_size == entry.bytes
+    written = load_file(target)
+    assert written.keys() == given.keys()
+    assert all(torch.equal(written[name], given[name]) for name in given)
+    DiT(resolve(VARIANT), inputs).load_state_dict(written, strict=True)
+
+
+def test_the_average_is_taken_from_a_training_checkpoint(tmp_path: Path) -> None:
+    average = weights()
+    tree = {"model": weights(), "ema": average, "opt": {"state": {}}, "args": argparse.Namespace(model="DiT-S/2")}
+    convert_official(saved(tmp_path / "a.pt", tree), tmp_path / "a.safetensors", "mini-s-2")
+    written = load_file(tmp_path / "a.safetensors")
+    assert all(torch.equal(written[name], average[name]) for name in average)
+
+
+def test_half_precision_becomes_float32(tmp_path: Path) -> None:
+    half = {name: value.half() for name, value in weights().items()}
+    convert_official(saved(tmp_path / "a.pt", half), tmp_path / "a.safetensors", VARIANT)
+    assert all(value.dtype == torch.float32 for value in load_file(tmp_path / "a.safetensors").values())
+
+
+class Trap:
+    """Unpickled, it would create the file it names."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def refused(source: Path, variant: str = VARIANT) -> str:
+    """The one line that a conversion fails with; nothing is left behind."""
+    target = source.parent / "out.safetensors"
+    with pytest.raises(InputError) as caught:
+        convert_official(source, target, variant)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith(str(source))
+    assert not target.exists()
+    return message
+
+
+def test_nothing_in_a_checkpoint_is_run(tmp_path: Path) -> None:
+    touched = tmp_path / "touched"
+    message = refused(saved(tmp_path / "a.pt", {"ema": weights(), "args": Trap(touched)}))
+    assert "which is not read" in message
+    assert not touched.exists()
+
+
+def test_a_checkpoint_that_does_not_fit_names_the_tensor(tmp_path: Path) -> None:
+    given, path = weights(), tmp_path / "a.pt"
+    assert "it lacks blocks.2." in refused(saved(path, given), "mini-B/2")
+    assert "needed is [24, 4, 4, 4]" in refused(saved(path, given), "mini-S/4")
+    assert "it does not know extra" in refused(saved(path, {**given, "extra": torch.zeros(1)}))
+    prefixed = {f"module.{name}": value for name, value in given.items()}
+    assert "it lacks blocks.0." in refused(saved(path, prefixed))
+    scalar = {**given, "pos_embed": torch.zeros(())}
+    assert "pos_embed has shape []" in refused(saved(path, scalar))
+    with pytest.raises(ConfigError, match="not a known variant"):
+        convert_official(path, tmp_path / "b", "DiT-XXL/2")
+
+
+@pytest.mark.parametrize("tree", [[1, 2], {"a": 1}, {"ema": [1]}, torch.zeros(3)])
+def test_other_trees_are_refused(tree: Any, tmp_path: Path) -> None:
+    assert "neither a state dict nor" in refused(saved(tmp_path / "a.pt", tree))
+
+
+@pytest.mark.parametrize("content", [b"", b"hello world", pickle.dumps({"a": 1})[:-3], b"PK\x03\x04"])
+def test_damaged_files_are_refused(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    path.write_bytes(content)
+    refused(path)
+
+
+def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.pt", weights())
+    path.write_bytes(path.read_bytes()[:20_000])
+    with pytest.raises(MismatchError, match="fetch it again"):
+        convert_official(path, tmp_path / "out", VARIANT)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match="no such file"):
+        convert_official(tmp_path / "none.pt", tmp_path / "out", VARIANT)
