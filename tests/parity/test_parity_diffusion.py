@@ -74,7 +74,7 @@ def test_reverse_step_is_the_posterior_around_the_predicted_x0() -> None:
 
 
 def test_a_model_that_answers_zero_samples_what_the_official_one_does() -> None:
-    """The mark of an unloaded model: latents of standard deviation 218 after 250 steps (reference facts, section 5b)."""
+    """The mark of an unloaded model: latents of standard deviation 218 after 250 steps, as from the official code."""
     noise = torch.Generator().manual_seed(0)
     shape = (16, 4, 32, 32)
     end = sample(

@@ -26,7 +26,7 @@ def test_respacing_keeps_the_marginals_of_the_steps_it_keeps(steps: int) -> None
     assert steps == 1 or chain.timestep_map[-1] == 999
     assert np.all(np.diff(chain.timestep_map) > 0)
     np.testing.assert_allclose(chain.alphas_cumprod, CHAIN.alphas_cumprod[chain.timestep_map], rtol=1e-9)
-    assert np.all((0 < chain.betas) & (chain.betas < 1))
+    assert np.all((chain.betas > 0) & (chain.betas < 1))
     assert all(np.isfinite(getattr(chain, name)).all() for name in COEFFICIENTS)
 
 

@@ -112,7 +112,7 @@ def test_compiles_without_a_break(checkpointing: bool) -> None:
     model = trained(activation_checkpointing=checkpointing)
     eager = gradients(model)
     expected = model(*batch())
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(*batch()), expected)
     for name, gradient in gradients(compiled).items():
         torch.testing.assert_close(gradient, eager[name.removeprefix("_orig_mod.")], msg=name)
