@@ -79,9 +79,13 @@ class StepLog(io.TextIOBase):
             self._error = event
 
     def _print(self, line: str, *, on_terminal: bool) -> None:
-        if self._screen.is_terminal == on_terminal:
-            # One line of a terminal, whatever its width; a file gets all of it.
-            self._screen.print(line, markup=False, no_wrap=on_terminal, overflow="ellipsis", crop=on_terminal)
+        if self._screen.is_terminal != on_terminal:
+            return
+        if on_terminal:
+            # One line of a terminal, whatever its width.
+            self._screen.print(line, markup=False, no_wrap=True, overflow="ellipsis", crop=True)
+        else:
+            self._screen.print(line, markup=False, soft_wrap=True)
 
     def _place(self) -> str:
         return f"{self._number:>{len(str(self._total))}}/{self._total}"

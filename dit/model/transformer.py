@@ -24,6 +24,7 @@ AttentionKernel = Literal["auto", "sdpa", "plain"]
 _NORM_EPS = 1e-6
 _EMBEDDING_STD = 0.02
 _DEFAULT_SEED = 0
+_LONGEST_PLAIN = 512
 
 
 class Attention(nn.Module):
@@ -43,9 +44,12 @@ class Attention(nn.Module):
         return mixed_NTD
 
     def _fused(self, x_NTD: Tensor) -> bool:
-        # On a CPU two plain products are as fast as the fused kernel or faster at the sizes met here, and the fused one
-        # loses by far under set_float32_matmul_precision("medium") and in bf16, as its blocks bypass oneDNN's kernels.
-        return self.kernel == "sdpa" or (self.kernel == "auto" and x_NTD.is_cuda)
+        if self.kernel != "auto":
+            return self.kernel == "sdpa"
+        # A CPU's fused kernel multiplies in blocks too small for oneDNN: as fast as two plain products at the default
+        # precision, up to 7 times slower under set_float32_matmul_precision("medium"), 1.5 to 2 times in bf16. But it
+        # keeps no T x T weights, which outgrow all other activations of a long sequence.
+        return x_NTD.is_cuda or x_NTD.shape[1] > _LONGEST_PLAIN
 
 
 class Mlp(nn.Module):

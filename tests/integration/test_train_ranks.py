@@ -106,7 +106,7 @@ def start_ranks(store: Store, name: str, *overrides: str) -> list[subprocess.Pop
 
 
 def finish(process: subprocess.Popen[str], code: int = 0) -> str:
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=250)
     assert process.returncode == code, err
     return err
 
@@ -114,7 +114,7 @@ def finish(process: subprocess.Popen[str], code: int = 0) -> str:
 def at_random_step(store: Store, config: StudyConfig, act: Callable[[], None]) -> None:
     """Act once a step between 10 and half-way has been logged."""
     step = random.Random(SEED).randint(10, STEPS // 2)
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + 250
     while ("loss", step) not in losses(store, config):
         assert time.monotonic() < deadline, f"step {step} is never logged"
         time.sleep(0.005)
