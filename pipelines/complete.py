@@ -1,7 +1,7 @@
 """Whether a study is complete in a store, told from records alone: no torch, no kfp, milliseconds.
 
-It is when each step's records are there, carry this configuration's hash, and the files they list have the sizes they
-give. Checksums are verified by the stage that reads a file.
+It is when each step's records are there, carry this configuration's hash, and the files they list are there, too. Sizes
+and checksums are verified by the stage that reads a file.
 """
 
 from __future__ import annotations
@@ -15,17 +15,15 @@ from dit.records import CheckpointMeta, DatasetManifest, MetricsRecord, SampleSe
 from dit.storage import Store, read_record
 from dit.variants import ModelSpec
 
-File = tuple[str, int]
-"""Key and bytes."""
-Files = list[File] | None
-"""What a record vouches for; None where the record is missing or another configuration's."""
+Files = list[str] | None
+"""Keys that a record vouches for; None where the record is missing or another configuration's."""
 
 
 def study_complete(config: StudyConfig, store: Store) -> bool:
     """Whether every step before the report is complete; MismatchError for a record of another schema version."""
     variants = (_variant(config, store, spec) for spec in config.specs)
     found = chain([_dataset(config, store)], *variants)
-    return all(files is not None and _in_place(store, files) for files in found)
+    return all(keys is not None and _in_place(store, keys) for keys in found)
 
 
 def _variant(config: StudyConfig, store: Store, spec: ModelSpec) -> Iterator[Files]:
@@ -42,7 +40,7 @@ def _dataset(config: StudyConfig, store: Store) -> Files:
     record = read_record(store, f"{folder}/{layout.MANIFEST}", DatasetManifest)
     if record is None or record.config_hash != config.dataset_hash():
         return None
-    return [(f"{folder}/{shard.name}", shard.bytes) for shard in record.shards]
+    return [f"{folder}/{shard.name}" for shard in record.shards]
 
 
 def _training(config: StudyConfig, store: Store, spec: ModelSpec) -> Files:
@@ -57,7 +55,7 @@ def _checkpoint(config: StudyConfig, store: Store, spec: ModelSpec, step: int) -
     record = read_record(store, f"{folder}/{layout.META}", CheckpointMeta)
     if record is None or record.config_hash != config.training_hash(spec):
         return None
-    return [(f"{folder}/{file.name}", file.bytes) for file in record.files]
+    return [f"{folder}/{file.name}" for file in record.files]
 
 
 def _samples(config: StudyConfig, store: Store, spec: ModelSpec, step: int) -> Files:
@@ -65,7 +63,7 @@ def _samples(config: StudyConfig, store: Store, spec: ModelSpec, step: int) -> F
     record = read_record(store, f"{folder}/{layout.MANIFEST}", SampleSetManifest)
     if record is None or record.config_hash != config.sampling_hash(spec):
         return None
-    return [(f"{folder}/{file.name}", file.bytes) for file in record.files]
+    return [f"{folder}/{file.name}" for file in record.files]
 
 
 def _metrics(config: StudyConfig, store: Store, spec: ModelSpec, step: int) -> Files:
@@ -73,5 +71,7 @@ def _metrics(config: StudyConfig, store: Store, spec: ModelSpec, step: int) -> F
     return None if record is None or record.config_hash != config.evaluation_hash(spec) else []
 
 
-def _in_place(store: Store, files: list[File]) -> bool:
-    return all(store.exists(key) and store.size(key) == size for key, size in files)
+def _in_place(store: Store, keys: list[str]) -> bool:
+    # One listing of each folder: a sample set on S3 has hundreds of files, and a request for each would take minutes.
+    folders = {key.rpartition("/")[0] for key in keys}
+    return set(keys) <= {key for folder in folders for key in store.list(folder)}

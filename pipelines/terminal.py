@@ -82,10 +82,9 @@ class StepLog(io.TextIOBase):
         if self._screen.is_terminal != on_terminal:
             return
         if on_terminal:
-            # One line of a terminal, whatever its width.
-            self._screen.print(line, markup=False, no_wrap=True, overflow="ellipsis", crop=True)
+            self._screen.print(line, markup=False, no_wrap=True, overflow="ellipsis")
         else:
-            self._screen.print(line, markup=False, soft_wrap=True)
+            self._screen.out(line, highlight=False)
 
     def _place(self) -> str:
         return f"{self._number:>{len(str(self._total))}}/{self._total}"

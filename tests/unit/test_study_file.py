@@ -156,18 +156,23 @@ def test_a_mistake_is_one_line_that_names_it(change: dict[str, Any], named: str)
 
 
 KEYS = st.sampled_from(
-    ["study", "dataset", "dataset.source", "dataset.codec.kind", "variants", "variants.0", "train.steps", "train.betas"]
-    + ["evaluation.at_steps", "evaluation.reference", "fit", "fit_by_variant.DiT-S/8", "fit_by_variant", "tracking.uri"]
+    [
+        *("study", "dataset", "dataset.source", "dataset.codec.kind", "variants", "variants.0", "train.steps"),
+        *("train.betas", "evaluation.at_steps", "evaluation.reference", "fit", "fit_by_variant.DiT-S/8"),
+        *("fit_by_variant", "tracking.uri"),
+    ]
 )
 TYPED = st.text(st.characters(exclude_categories=("C", "Zl", "Zp")), max_size=12)
 
 
 @given(st.lists(st.one_of(st.builds("{}={}".format, KEYS, TYPED), TYPED), max_size=3))
 def test_any_override_gives_a_study_or_one_line(overrides: list[str]) -> None:
+    message = ""
     try:
         parse(overrides)
     except ConfigError as error:
-        assert str(error).splitlines() == [str(error)]
+        message = str(error)
+    assert len(message.splitlines()) <= 1
 
 
 @pytest.mark.parametrize(
