@@ -131,7 +131,6 @@ class Trainer:
         return DistributedDataParallel(
             self.model,
             device_ids=[self.ranks.device] if self.ranks.device.type == "cuda" else None,
-            broadcast_buffers=False,
             gradient_as_bucket_view=True,
             static_graph=not accumulates,  # which does not go together with no_sync
         )

@@ -18,6 +18,10 @@ from pathlib import Path
 
 import pytest
 
+from dit.storage import open_store
+from dit.study_file import load
+from pipelines.complete import study_complete
+
 REPOSITORY = Path(__file__).parents[2]
 OVERRIDES = (
     "variants=[mini-S/2, mini-B/2]",
@@ -164,6 +168,27 @@ def test_a_second_time_finds_everything_complete(finished: tuple[Study, str]) ->
     assert (code, errors) == (0, "")
     assert study.files("studies") | study.files("datasets") | study.files("logs") == before
     assert again.strip().splitlines()[-5:] == output.strip().splitlines()[-5:]
+
+
+def test_a_study_that_lost_a_file_is_not_complete(finished: tuple[Study, str]) -> None:
+    study, _ = finished
+    config, store = load(REPOSITORY / "configs/digits.yaml", OVERRIDES), open_store(study.root)
+    assert study_complete(config, store)
+    for pattern in (
+        "datasets/*/manifest.json",
+        "datasets/*/shard-00000.tar",
+        "studies/digits/mini-s-2/train.json",
+        "studies/digits/mini-s-2/checkpoints/*20/ema.safetensors",
+        "studies/digits/mini-b-2/samples/*40/*/manifest.json",
+        "studies/digits/mini-b-2/samples/*40/*/part-00000.npz",
+        "studies/digits/mini-b-2/metrics/*40*.json",
+    ):
+        (path,) = study.root.glob(pattern)
+        path.rename(study.root / "aside")
+        assert not study_complete(config, store), pattern
+        (study.root / "aside").rename(path)
+    assert study_complete(config, store)
+    assert not study_complete(load(REPOSITORY / "configs/digits.yaml", [*OVERRIDES, "train.seed=1"]), store)
 
 
 def test_interrupted_at_any_moment_it_goes_on(finished: tuple[Study, str], tmp_path: Path) -> None:

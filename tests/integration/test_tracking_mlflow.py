@@ -33,6 +33,8 @@ from dit.tracking.state import TrackingRun
 from dit.tracking.ui import server_command
 
 STUDY = Path(__file__).parents[2] / "configs" / "digits.yaml"
+PATIENCE_SECONDS = 240.0
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
 TRAINING = """
 import sys, time
 from dit import study_file
@@ -138,7 +140,7 @@ def _serve(command: list[str], folder: Path) -> subprocess.Popen[bytes]:
 
 
 def _until(condition: Callable[[], Any], what: str) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while not condition():
         assert time.monotonic() < deadline, f"waited in vain until {what}"
         time.sleep(0.1)
@@ -237,7 +239,7 @@ def test_the_stages_of_a_study_become_one_run_per_variant_below_one_parent(confi
         raise DataError("part 3 is damaged")
     with open_tracker(config, store, None) as tracker:
         tracker.artifact("report.html", b"<html>")
-    assert flush(config, store)
+    assert flush(config, store, timeout=PATIENCE_SECONDS)
     found = Found(_uri(store))
     assert found.statuses == {
         "digits": "FINISHED",
@@ -273,7 +275,7 @@ def test_a_killed_training_is_marked_and_a_resumed_one_continues_its_run(config:
     assert before.history(spec.name, "loss") == _losses(*range(10, 110, 10))
     training.communicate()
     _train(store, 60, 150)
-    assert flush(config, store)
+    assert flush(config, store, timeout=PATIENCE_SECONDS)
     after = Found(_uri(store))
     assert after.statuses == {"digits": "FINISHED", spec.name: "FINISHED"}
     assert after.run(spec.name).info.run_id == before.run(spec.name).info.run_id
@@ -302,7 +304,7 @@ def test_no_server_costs_no_point(config: StudyConfig, store: Store, pages: tupl
     assert [point.step for point in read_points(config, store, spec) if point.key == "loss"] == list(range(10, 80, 10))
     gate.open()
     reconcile(config, store)
-    assert flush(config, store)
+    assert flush(config, store, timeout=PATIENCE_SECONDS)
     found = Found(uri, "outage")
     assert found.history(spec.name, "loss") == _losses(*range(10, 80, 10))
     assert found.statuses == {"digits": "FINISHED", spec.name: "FINISHED"}
@@ -316,7 +318,7 @@ def test_points_that_only_the_server_kept_are_taken_back_and_not_doubled(config:
     _train(store, 10, 50)
     copy = run.journal.read_bytes()
     _train(store, 60, 90)
-    assert flush(config, store)
+    assert flush(config, store, timeout=PATIENCE_SECONDS)
     before = Found(_uri(store)).run(spec.name).info.run_id
     # Another machine: what it has of the journal is older, and of the shipping it knows nothing.
     shutil.rmtree(run.state)
@@ -326,7 +328,7 @@ def test_points_that_only_the_server_kept_are_taken_back_and_not_doubled(config:
         _until(lambda: len(read_points(config, store, spec)) == 2 * 9, "the points are back")
         for step in range(60, 120, 10):
             tracker.metrics(step, {"loss": 1 / step})
-    assert flush(config, store)
+    assert flush(config, store, timeout=PATIENCE_SECONDS)
     found = Found(_uri(store))
     assert found.run(spec.name).info.run_id == before
     assert found.history(spec.name, "loss") == _losses(*range(10, 120, 10))
@@ -340,7 +342,7 @@ def test_a_run_deleted_on_the_server_is_made_anew_with_all_its_points(config: St
         deleted = tracker.run_id
         MlflowClient(tracking_uri=_uri(store)).delete_run(deleted)
         tracker.metrics(20, {"loss": 1 / 20})
-    assert flush(config, store)
+    assert flush(config, store, timeout=PATIENCE_SECONDS)
     found = Found(_uri(store))
     assert found.run(spec.name).info.run_id != deleted
     assert found.history(spec.name, "loss") == _losses(10, 20)

@@ -24,6 +24,8 @@ from dit.tracking.places import local_root
 from dit.tracking.state import TrackingRun
 
 STUDY = Path(__file__).parents[2] / "configs" / "digits.yaml"
+PATIENCE_SECONDS = 240.0
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +131,7 @@ def test_without_a_server_runs_are_kept_on_this_machine_and_it_is_said_once(
     with open_tracker(config, store, spec) as tracker:
         tracker.metrics(10, {"loss": 0.1})
     _log(config, store, 20)
-    assert flush(config, store)
+    assert flush(config, store, timeout=PATIENCE_SECONDS)
     assert capsys.readouterr().out.count("MLFLOW_TRACKING_URI") == 1
     client: Any = MlflowClient(tracking_uri=f"sqlite:///{local_root(store)}/mlflow.db")
     record = read_record(store, layout.tracking_run(config, spec), TrackingRun)
