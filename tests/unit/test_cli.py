@@ -47,7 +47,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], code: int 
         ([DIGITS, "--set", "train.learning_rate=-1"], "train.learning_rate=-1"),
         ([DIGITS, "--set", "variants=[mini-XXL/2]"], "'mini-XXL/2' is not a known variant; known are mini-S/2"),
         ([DIGITS, "--set", "variants=[mini-S/8, mini-S/3]"], "mini-S/3"),
-        ([DIGITS, "--set", "evaluation.at_steps=[801]"], "train.steps=800 never reaches"),
+        ([DIGITS, "--set", "train.steps=800", "--set", "evaluation.at_steps=[801]"], "train.steps=800 never reaches"),
         ([], "Missing argument 'STUDY'"),
         ([DIGITS, "--sett", "train.steps=3"], "No such option: --sett"),
         ([DIGITS, "extra"], "unexpected extra argument"),
@@ -80,7 +80,7 @@ def test_part_and_merge_are_two_steps(capsys: pytest.CaptureFixture[str]) -> Non
     assert "--merge" in refused(["prepare", DIGITS, "--part", "1/2", "--merge"], capsys)
 
 
-@pytest.mark.parametrize("more", [[], ["--variant", "mini-S/2"], ["--step", "800"]])
+@pytest.mark.parametrize("more", [[], ["--variant", "mini-S/2"], ["--step", "1000"]])
 def test_an_export_names_one_sample_set(more: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert "--export-adm" in refused(["sample", DIGITS, "--export-adm", "a.npz", *more], capsys)
 
