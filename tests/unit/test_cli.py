@@ -194,7 +194,13 @@ def test_a_closed_pipe_is_no_traceback() -> None:
 def test_ctrl_c_is_one_line_and_130(tmp_path: Path) -> None:
     fifo = tmp_path / "study.yaml"
     os.mkfifo(fifo)
-    process = subprocess.Popen([sys.executable, "-m", "dit", "show", str(fifo)], stderr=subprocess.PIPE, text=True)
+    # A test run in the background hands down an ignored SIGINT, which a terminal never does.
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dit", "show", str(fifo)],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     with open(fifo, "w"):  # returns when the command has opened it for reading
         time.sleep(0.1)
         process.send_signal(signal.SIGINT)
