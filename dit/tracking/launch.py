@@ -22,8 +22,9 @@ _SUPERVISE_SECONDS = 30.0
 _POLL_SECONDS = 0.05
 _START_SECONDS = 120.0
 _LOG_BYTES = 1 << 20
-# A child that nobody waits for would be reported as a leak when its handle is collected.
-_children: list[subprocess.Popen[bytes]] = []
+# By lock and by the folder's identity, which changes when a study is removed and begun anew. A child takes a moment to
+# take its lock, and one that nobody waits for would be reported as a leak when its handle is collected.
+_children: dict[tuple[Path, int], subprocess.Popen[bytes]] = {}
 
 
 class Shipping:
@@ -79,18 +80,22 @@ def start_shipper(study: StudyFolder, target: Target) -> None:
     It outlives this process and what this process is part of: the next stage finds it running, and a killed one is
     still told to the server.
     """
-    _children[:] = [child for child in _children if child.poll() is None]
-    if is_held(shipper_lock(study, target)):
+    for key in [key for key, child in _children.items() if child.poll() is not None]:
+        del _children[key]
+    lock, scratch = shipper_lock(study, target), study.state / "tmp"
+    if is_held(lock):
         return
-    scratch = study.state / "tmp"
     log = study.state / "shipper.log"
     try:
         scratch.mkdir(parents=True, exist_ok=True)
+        started = lock, study.state.stat().st_ino
+        if started in _children:
+            return
         write_target(study, target)
         with open(log, "ab") as output:
             if output.tell() > _LOG_BYTES:
                 output.truncate(0)
-            child = subprocess.Popen(
+            _children[started] = subprocess.Popen(
                 [sys.executable, "-m", "dit.tracking.shipper", str(study.path)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -102,7 +107,6 @@ def start_shipper(study: StudyFolder, target: Target) -> None:
             )
     except OSError as error:
         raise StoreError(f"{log}: cannot start the tracking process: {error.strerror}; run the step again") from error
-    _children.append(child)
 
 
 def drain(study: StudyFolder, target: Target, timeout: float) -> int:
