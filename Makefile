@@ -30,8 +30,9 @@ ui: env ## Open MLflow on the results below ROOT, at http://127.0.0.1:PORT.
 	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow server --host 127.0.0.1 --port $(PORT) --workers 1 \
 		--backend-store-uri sqlite:///$(abspath $(ROOT))/mlflow.db
 
-test: lint ## Check the code and run all tests: under ten minutes on two CPU cores.
-	$(BIN)/python -m pytest $(TESTS)
+# One thread a process: many tests start several processes, which would get into each other's way.
+test: lint ## Check the code and run all tests.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TESTS)
 
 lint: env ## Check style, types and who imports whom.
 	$(BIN)/ruff check .
