@@ -7,6 +7,8 @@ SET ?=
 # Arguments for pytest, such as TESTS=tests/unit.
 TESTS ?=
 PORT ?= 5000
+# Without compiled files every step and every test would compile torch's sources again: seconds a process.
+unexport PYTHONDONTWRITEBYTECODE
 VENV := .venv
 STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from dit import layout
 from dit.storage import Store, write_record
@@ -47,45 +49,49 @@ class Feed:
 
     def ship(self, sink: Sink, parent: str | None) -> None:
         """Send what the journal has gained, artifacts left out; `parent` is the MLflow run above this one."""
-        try:
+        with self._renewed():
             if self._shipped.run_id is None:
                 self._adopt(sink, parent)
             entries = read_entries(self._path, self._shipped.offset)
             for start in range(0, len(entries), _ENTRIES_PER_ROUND):
                 self._send(sink, entries[start : start + _ENTRIES_PER_ROUND])
-        except RunGoneError:
-            # Somebody deleted the run or replaced the server's database: the next call sends all to a new run.
-            self._shipped = Shipped()
-            self._save()
 
     def settle(self, sink: Sink, *, live: bool, ended: tuple[int, Status | None]) -> None:
         """Set the run's status: RUNNING while it is live, else how and when it ended."""
         shipped = self._shipped
         wanted: Status = "RUNNING" if live else ended[1] or "KILLED"
-        if shipped.run_id and wanted != shipped.status:
+        if shipped.run_id is None or wanted == shipped.status:
+            return
+        with self._renewed():
             sink.set_status(shipped.run_id, wanted, ended[0] or _now(), shipped.error if wanted == "FAILED" else None)
             shipped.status = wanted
             self._save()
 
     def ship_files(self, sink: Sink) -> None:
         """Send the artifacts and images that are owed."""
-        mirror = Mirror(self._store, self.run)
         while self._shipped.owed and self._shipped.run_id:
-            item = self._shipped.owed[0]
-            data = mirror.fetch_file(self.run.files / item["sha256"])
-            if not data:
-                sys.stderr.write(f"lost: {item['name']}: its bytes {item['sha256']} are nowhere\n")
-            elif item["step"] is None:
-                sink.log_artifact(self._shipped.run_id, item["name"], data)
-            else:
-                sink.log_image(self._shipped.run_id, item["name"], (item["step"], item["time"]), data)
-            del self._shipped.owed[0]
-            self._save()
+            with self._renewed():
+                self._send_file(sink, self._shipped.run_id, self._shipped.owed[0])
+                del self._shipped.owed[0]
+                self._save()
 
     def beat(self, sink: Sink) -> None:
         """Tell the server that the run lives."""
         if self._shipped.run_id:
-            sink.beat(self._shipped.run_id)
+            with self._renewed():
+                sink.beat(self._shipped.run_id)
+
+    @contextmanager
+    def _renewed(self) -> Iterator[None]:
+        """Begin from the start with a new run, at the next call of `ship`, when the run is no longer there.
+
+        Somebody deleted it, or replaced the server's database.
+        """
+        try:
+            yield
+        except RunGoneError:
+            self._shipped = Shipped()
+            self._save()
 
     def _send(self, sink: Sink, entries: Sequence[tuple[Entry, int]]) -> None:
         shipped, run_id = self._shipped, self._shipped.run_id or ""
@@ -105,6 +111,15 @@ class Feed:
                 _note(shipped, entry)
         shipped.offset = entries[-1][1]
         self._save()
+
+    def _send_file(self, sink: Sink, run_id: str, item: Mapping[str, Any]) -> None:
+        data = Mirror(self._store, self.run).fetch_file(self.run.files / item["sha256"])
+        if not data:
+            sys.stderr.write(f"lost: {item['name']}: its bytes {item['sha256']} are nowhere\n")
+        elif item["step"] is None:
+            sink.log_artifact(run_id, item["name"], data)
+        else:
+            sink.log_image(run_id, item["name"], (item["step"], item["time"]), data)
 
     def _adopt(self, sink: Sink, parent: str | None) -> None:
         """Find the run that this journal belongs to, or make it."""
