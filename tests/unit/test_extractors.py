@@ -17,6 +17,7 @@ from dit.metrics import digits
 from dit.metrics.coverage import inside
 from dit.metrics.extractors import INCEPTION, Extractor, open_digits, open_inception
 from dit.metrics.fidelity import create_feature_extractor
+from dit.metrics.frechet import FeatureSums, Gaussian, frechet_distance
 from dit.metrics.weights import INCEPTION_FILE, INCEPTION_SHA256, find_inception
 from dit.storage import open_store
 
@@ -72,6 +73,30 @@ def test_stored_weights_see_what_the_trained_ones_did(
     seen = digits_extractor(classifier[0], tmp_path)(images)
     assert seen.features.shape == (1797, 64)
     assert float((seen.logits.argmax(dim=1).numpy() == labels).mean()) > 0.97
+
+
+def test_more_noise_is_farther_away_up_to_noise_alone(
+    tmp_path: Path, dataset: tuple[np.ndarray, np.ndarray], classifier: tuple[dict[str, torch.Tensor], float, int]
+) -> None:
+    extractor = digits_extractor(classifier[0], tmp_path)
+    images, noise = dataset[0], np.random.default_rng(0).standard_normal(dataset[0].shape)
+    real = gaussian_of(extractor(images).features)
+    distances = [
+        frechet_distance(gaussian_of(extractor(grey_levels(kept * images + deviation * noise)).features), real)
+        for kept, deviation in ((1, 4), (1, 16), (1, 64), (1, 128), (0, 256))
+    ]
+    assert distances == sorted(distances)
+    assert distances[0] < distances[-1] / 50
+
+
+def grey_levels(values: np.ndarray) -> np.ndarray:
+    return values.round().clip(0, 255).astype(np.uint8)
+
+
+def gaussian_of(features_ND: torch.Tensor) -> Gaussian:
+    sums = FeatureSums(features_ND.shape[1])
+    sums.add(features_ND)
+    return sums.gaussian()
 
 
 def test_features_do_not_depend_on_the_batch(
