@@ -15,6 +15,7 @@ from dataset_fixtures import folder_study, image_folder
 from sample_fixtures import STEP, VARIANT, save_inception, small_study, write_checkpoint, write_samples
 
 from dit import layout
+from dit.cli import run
 from dit.config import StudyConfig
 from dit.data.sources import iter_source_images
 from dit.errors import ConfigError, DataError, InputError, MismatchError, MissingError
@@ -275,13 +276,21 @@ def test_a_file_without_adms_keys_is_refused_with_what_it_holds(
         assert "\n" not in str(error.value)
 
 
-def test_missing_inception_weights_stop_before_any_work(pictures: tuple[Store, StudyConfig]) -> None:
+def test_missing_inception_weights_are_one_line_before_any_work(
+    pictures: tuple[Store, StudyConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     store, config = pictures
     bare = load_text(
         config.to_yaml(),
         ["evaluation.extractor_weights=null", "evaluation.extractor_sha256=null", "sampling.seed=8"],
     )
     sample.run(bare, store, VARIANT)
-    with pytest.raises(MissingError) as error:
-        evaluate.run(bare, store, VARIANT)
-    assert all(part in str(error.value) for part in (INCEPTION_FILE, INCEPTION_SHA256, store.url))
+    before = store.list()
+    (tmp_path / "study.yaml").write_text(bare.to_yaml())
+    capsys.readouterr()
+    assert run(["evaluate", str(tmp_path / "study.yaml"), "--root", store.url]) == 2
+    output, errors = capsys.readouterr()
+    assert output == ""
+    assert re.fullmatch(r"dit: [^\n]+\n", errors)
+    assert all(part in errors for part in (INCEPTION_FILE, INCEPTION_SHA256, store.url))
+    assert store.list() == before
