@@ -39,6 +39,6 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with the most slow tests go first, so that no worker begins one when the others have nothing left to do."""
+    """Whole studies, then files with the most slow tests, so that no worker begins a long one when others are done."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: -slow[item.path])
+    items.sort(key=lambda item: ("e2e" not in item.path.parts, -slow[item.path]))

@@ -184,9 +184,8 @@ def test_one_sample_has_no_distribution(tmp_path: Path) -> None:
         evaluate.run(config, store, VARIANT)
 
 
-def test_a_damaged_sample_part_stops_the_evaluation(tmp_path: Path) -> None:
-    config, store = small_study(), open_store(tmp_path)
-    prepare.run(config, store)
+def test_a_damaged_sample_part_stops_the_evaluation(judged: tuple[Store, dict[str, MetricsRecord]]) -> None:
+    config, store = small_study("study=damaged"), judged[0]
     manifest = write_samples(store, config, digits_asked_for(config))
     key = f"{layout.samples(config, config.spec(VARIANT), STEP)}/{manifest.files[1].name}"
     store.write(key, store.read(key)[:-9])
@@ -222,6 +221,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, StudyConf
     return store, config
 
 
+@pytest.mark.slow
 def test_inception_measures_colour_images_end_to_end(pictures: tuple[Store, StudyConfig]) -> None:
     store, config = pictures
     record = evaluate.run(config, store, VARIANT)[0]
@@ -234,11 +234,12 @@ def test_inception_measures_colour_images_end_to_end(pictures: tuple[Store, Stud
     assert "inception-v3-compat fp32" in record.evaluator
 
 
+@pytest.mark.slow
 def test_adms_reference_is_read_and_its_images_serve_precision_and_recall(
     pictures: tuple[Store, StudyConfig], tmp_path: Path
 ) -> None:
     store, config = pictures
-    evaluate.run(config, store, VARIANT)
+    plain = evaluate.run(config, store, VARIANT)[0]
     key = next(k for k in store.list(layout.reference(config)) if "statistics" in k and k.endswith(".json"))
     own = read_record(store, key, ReferenceRecord)
     assert own is not None
@@ -253,7 +254,6 @@ def test_adms_reference_is_read_and_its_images_serve_precision_and_recall(
         store.delete(layout.metrics(config, config.spec(VARIANT), STEP))
         results[name] = evaluate.run(adm, store, VARIANT)[0]
     store.delete(layout.metrics(config, config.spec(VARIANT), STEP))
-    plain = evaluate.run(config, store, VARIANT)[0]
     assert results["with"].metrics["fid"].value == pytest.approx(plain.metrics["fid"].value, rel=1e-6)
     assert results["with"].metrics["precision"] == plain.metrics["precision"]
     assert results["with"].reference == "with.npz"

@@ -160,6 +160,7 @@ def finish(process: subprocess.Popen[str]) -> str:
     return errors
 
 
+@pytest.mark.slow
 def test_two_processes_draw_the_same_images(
     tmp_path: Path, whole: tuple[Store, StudyConfig, SampleSetManifest]
 ) -> None:
@@ -217,9 +218,8 @@ def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("study", "variant"), [("digits", "mini-B/2"), ("other", VARIANT)])
-@pytest.mark.parametrize("command", ["sample", "train"])
 def test_a_checkpoint_of_another_variant_or_study_is_one_line_before_any_work(
-    command: str, study: str, variant: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    study: str, variant: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Moved to where this study looks for its own; the dataset is there."""
     mine, theirs = small_study(), small_study(f"study={study}", "train.steps=8")
@@ -231,12 +231,13 @@ def test_a_checkpoint_of_another_variant_or_study_is_one_line_before_any_work(
     (store.root / layout.checkpoint(mine, mine.spec(VARIANT), STEP)).rename(target)
     before = store.list()
     (tmp_path / "study.yaml").write_text(theirs.to_yaml())
-    assert run([command, str(tmp_path / "study.yaml"), "--variant", variant, "--root", store.url]) == 2
-    output, errors = capsys.readouterr()
-    named = rf"is a checkpoint of {VARIANT} in study digits, not of {variant} in {study}"
-    assert output == ""
-    assert re.fullmatch(rf"dit: [^\n]*{named}[^\n]*\n", errors)
-    assert store.list() == before
+    for command in ("sample", "train"):
+        assert run([command, str(tmp_path / "study.yaml"), "--variant", variant, "--root", store.url]) == 2
+        output, errors = capsys.readouterr()
+        named = rf"is a checkpoint of {VARIANT} in study digits, not of {variant} in {study}"
+        assert output == ""
+        assert re.fullmatch(rf"dit: [^\n]*{named}[^\n]*\n", errors)
+        assert store.list() == before
 
 
 def test_samples_of_another_recipe_are_refused(whole: tuple[Store, StudyConfig, SampleSetManifest]) -> None:

@@ -248,6 +248,7 @@ def _runs_of_other_machines(uri: str, study: str) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 def test_the_stages_of_a_study_become_one_run_per_variant_below_one_parent(shared: Shared) -> None:
     config, store = shared.config, shared.store
     first, second = config.spec("mini-B/2"), config.spec("mini-L/2")

@@ -133,6 +133,7 @@ def at_random_step(store: Store, config: StudyConfig, act: Callable[[], None]) -
     act()
 
 
+@pytest.mark.slow
 def test_two_ranks_and_uneven_accumulation_give_the_losses_of_one(store: Store, expected: Losses) -> None:
     config = study("two-ranks")
     finish(start(store, config.study, "fit.micro_batch=4", launcher=TORCHRUN))
@@ -142,6 +143,7 @@ def test_two_ranks_and_uneven_accumulation_give_the_losses_of_one(store: Store, 
     assert record.world_size == 2
 
 
+@pytest.mark.slow
 def test_killed_run_goes_on_at_another_world_size(store: Store, expected: Losses, port: int) -> None:
     config = study("killed")
     spec = config.spec(VARIANT)
@@ -158,6 +160,7 @@ def test_killed_run_goes_on_at_another_world_size(store: Store, expected: Losses
     assert (made_by[4], made_by[STEPS]) == (1, 2)
 
 
+@pytest.mark.slow
 def test_signal_to_one_rank_stops_all_at_the_same_step_with_a_checkpoint(
     store: Store, expected: Losses, port: int
 ) -> None:

@@ -105,6 +105,7 @@ def test_two_ranks_reduce_and_sessions_follow_one_another() -> None:
             assert out.strip() == f"rank {rank} local 0 of 2"
 
 
+@pytest.mark.slow
 def test_a_rank_that_dies_or_hangs_fails_the_others_with_one_line() -> None:
     with reserved_port() as one, reserved_port() as other:
         pairs = [
