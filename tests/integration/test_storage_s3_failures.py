@@ -50,7 +50,7 @@ def test_an_upload_killed_on_the_way_is_not_seen_and_the_next_one_succeeds(
         if "partNumber=3" not in handler.path:
             return False
         reached.set()
-        return release.wait(60)
+        return release.wait(240)
 
     s3_proxy.faults.append(stall)
     upload = """
@@ -60,7 +60,7 @@ def test_an_upload_killed_on_the_way_is_not_seen_and_the_next_one_succeeds(
         S3Store(sys.argv[1], "root", part_bytes=5 << 20).upload(Path(sys.argv[2]), sys.argv[3])
     """
     processes = [python(upload, BUCKET, large, key) for key in ("model.bin", "new.bin")]
-    assert reached.wait(60)
+    assert reached.wait(240)
     for process in processes:
         process.send_signal(signal.SIGKILL)
         process.communicate()
