@@ -32,9 +32,10 @@ ui: env ## Open MLflow on the results below ROOT, at http://127.0.0.1:PORT.
 	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow server --host 127.0.0.1 --port $(PORT) --workers 1 \
 		--backend-store-uri sqlite:///$(abspath $(ROOT))/mlflow.db
 
-# One thread a process: many tests start several processes, which would get into each other's way.
-test: lint ## Check the code and run all tests.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TESTS)
+# A worker a core, one thread a process: many tests start several processes, which would get into each other's way.
+# A file's tests stay together, because they share what is dear to make; tests/conftest.py puts long files first.
+test: lint ## Check the code and run all tests, or those of TESTS.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(TESTS)
 
 lint: env ## Check style, types and who imports whom.
 	$(BIN)/ruff check .

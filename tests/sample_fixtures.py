@@ -45,10 +45,9 @@ def write_checkpoint(store: Store, config: StudyConfig, seed: int = 0, step: int
     model = DiT(spec, config.dataset.inputs)
     model.initialise(seed)
     random = torch.Generator().manual_seed(seed)
-    for name, parameter in model.named_parameters():
+    for parameter in model.parameters():
         if parameter.requires_grad:
             nn.init.normal_(parameter, std=0.05 * scale, generator=random)
-        assert name
     folder = layout.checkpoint(config, spec, step)
     data = save({name: tensor.contiguous() for name, tensor in model.state_dict().items()})
     meta = CheckpointMeta(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
@@ -23,20 +22,11 @@ from dit.data.items import Item, Source, load_ahead
 from dit.data.merge import merge_shards, shard_total
 from dit.data.shard_set import read_manifest
 from dit.data.sources import open_source
-from dit.errors import InputError, MismatchError
+from dit.errors import MismatchError
 from dit.records import DatasetManifest, ShardRecord, SourceRecord
 from dit.storage import Store, read_record, write_record
 
 _REQUESTS = 16
-
-
-def parse_part(text: str) -> tuple[int, int]:
-    """`3/16` as (3, 16); InputError unless it is part k of n with 1 <= k <= n."""
-    match = re.fullmatch(r"(\d+)/(\d+)", text.strip())
-    part, parts = (int(match[1]), int(match[2])) if match else (0, 0)
-    if not 1 <= part <= parts:
-        raise InputError(f"--part {text}: must read k/n with k from 1 to n, such as 3/16")
-    return part, parts
 
 
 def run(

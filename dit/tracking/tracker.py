@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from dit.config import StudyConfig
 from dit.console import say
-from dit.errors import DitError, StoreError
+from dit.errors import DitError, StoppedError, StoreError
 from dit.storage import Store
 from dit.storage_base import local_errors, place_file
 from dit.tracking.journal import (
@@ -251,7 +251,7 @@ def _ship(study: StudyFolder, run: RunFolder, target: Target) -> Shipping:
 def _outcome(problem: BaseException) -> tuple[Status, str | None]:
     if isinstance(problem, SystemExit) and not problem.code:
         return "FINISHED", None
-    if not isinstance(problem, Exception):
+    if isinstance(problem, StoppedError) or not isinstance(problem, Exception):
         return "KILLED", None
     line = " ".join(str(problem).split())
     text = line if isinstance(problem, DitError) else f"{type(problem).__name__}: {line}"

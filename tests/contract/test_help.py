@@ -59,3 +59,20 @@ def test_the_makefile_lists_its_targets_and_shows_them_by_default() -> None:
     done = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True)
     for target in ("study", "test", "lint", "bench", "ui", "env", "constraints", "clean"):
         assert re.search(rf"^  make {target} +\S", done.stdout, re.MULTILINE)
+
+
+def test_the_commands_of_the_documentation_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    text = "\n".join(page.read_text() for page in pages)
+    lines = re.findall(r"^(?: {4})?((?:make|dit|torchrun) [^#\n]+)", text, re.MULTILINE)
+    assert len(lines) > 10
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for line in lines:
+        words = shlex.split(line)
+        if words[0] == "make":
+            assert {word for word in words[1:] if "=" not in word} <= targets, line
+        else:
+            assert run([*words[words.index("dit") + 1 :], "--help"]) == 0, line
+            assert capsys.readouterr().err == ""
+        for name in re.findall(r"configs/\S+\.yaml", line):
+            assert (ROOT / name).is_file(), line

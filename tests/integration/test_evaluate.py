@@ -15,6 +15,7 @@ from dataset_fixtures import folder_study, image_folder
 from sample_fixtures import STEP, VARIANT, save_inception, small_study, write_checkpoint, write_samples
 
 from dit import layout
+from dit.cli import run
 from dit.config import StudyConfig
 from dit.data.sources import iter_source_images
 from dit.errors import ConfigError, DataError, InputError, MismatchError, MissingError
@@ -183,9 +184,8 @@ def test_one_sample_has_no_distribution(tmp_path: Path) -> None:
         evaluate.run(config, store, VARIANT)
 
 
-def test_a_damaged_sample_part_stops_the_evaluation(tmp_path: Path) -> None:
-    config, store = small_study(), open_store(tmp_path)
-    prepare.run(config, store)
+def test_a_damaged_sample_part_stops_the_evaluation(judged: tuple[Store, dict[str, MetricsRecord]]) -> None:
+    config, store = small_study("study=damaged"), judged[0]
     manifest = write_samples(store, config, digits_asked_for(config))
     key = f"{layout.samples(config, config.spec(VARIANT), STEP)}/{manifest.files[1].name}"
     store.write(key, store.read(key)[:-9])
@@ -221,6 +221,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, StudyConf
     return store, config
 
 
+@pytest.mark.slow
 def test_inception_measures_colour_images_end_to_end(pictures: tuple[Store, StudyConfig]) -> None:
     store, config = pictures
     record = evaluate.run(config, store, VARIANT)[0]
@@ -233,11 +234,12 @@ def test_inception_measures_colour_images_end_to_end(pictures: tuple[Store, Stud
     assert "inception-v3-compat fp32" in record.evaluator
 
 
+@pytest.mark.slow
 def test_adms_reference_is_read_and_its_images_serve_precision_and_recall(
     pictures: tuple[Store, StudyConfig], tmp_path: Path
 ) -> None:
     store, config = pictures
-    evaluate.run(config, store, VARIANT)
+    plain = evaluate.run(config, store, VARIANT)[0]
     key = next(k for k in store.list(layout.reference(config)) if "statistics" in k and k.endswith(".json"))
     own = read_record(store, key, ReferenceRecord)
     assert own is not None
@@ -252,7 +254,6 @@ def test_adms_reference_is_read_and_its_images_serve_precision_and_recall(
         store.delete(layout.metrics(config, config.spec(VARIANT), STEP))
         results[name] = evaluate.run(adm, store, VARIANT)[0]
     store.delete(layout.metrics(config, config.spec(VARIANT), STEP))
-    plain = evaluate.run(config, store, VARIANT)[0]
     assert results["with"].metrics["fid"].value == pytest.approx(plain.metrics["fid"].value, rel=1e-6)
     assert results["with"].metrics["precision"] == plain.metrics["precision"]
     assert results["with"].reference == "with.npz"
@@ -275,13 +276,21 @@ def test_a_file_without_adms_keys_is_refused_with_what_it_holds(
         assert "\n" not in str(error.value)
 
 
-def test_missing_inception_weights_stop_before_any_work(pictures: tuple[Store, StudyConfig]) -> None:
+def test_missing_inception_weights_are_one_line_before_any_work(
+    pictures: tuple[Store, StudyConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     store, config = pictures
     bare = load_text(
         config.to_yaml(),
         ["evaluation.extractor_weights=null", "evaluation.extractor_sha256=null", "sampling.seed=8"],
     )
     sample.run(bare, store, VARIANT)
-    with pytest.raises(MissingError) as error:
-        evaluate.run(bare, store, VARIANT)
-    assert all(part in str(error.value) for part in (INCEPTION_FILE, INCEPTION_SHA256, store.url))
+    before = store.list()
+    (tmp_path / "study.yaml").write_text(bare.to_yaml())
+    capsys.readouterr()
+    assert run(["evaluate", str(tmp_path / "study.yaml"), "--root", store.url]) == 2
+    output, errors = capsys.readouterr()
+    assert output == ""
+    assert re.fullmatch(r"dit: [^\n]+\n", errors)
+    assert all(part in errors for part in (INCEPTION_FILE, INCEPTION_SHA256, store.url))
+    assert store.list() == before

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,14 +21,16 @@ from sample_fixtures import ROOT, STEP, VARIANT, small_study, write_checkpoint
 from torch import Tensor
 
 from dit import layout
+from dit.cli import run
 from dit.codec import Pixels
 from dit.config import StudyConfig
 from dit.errors import DataError, DivergedError, InputError, MismatchError, MissingError
 from dit.records import SampleSetManifest
 from dit.sampling.generate import Generator, untrained
 from dit.sampling.sets import PART_IMAGES, SampleSet
-from dit.stages import sample
+from dit.stages import prepare, sample
 from dit.storage import Store, open_store
+from dit.storage_file import FileStore
 
 Array = np.ndarray[Any, np.dtype[Any]]
 CPU = torch.device("cpu")
@@ -43,8 +46,8 @@ def images_of(store: Store, config: StudyConfig) -> tuple[Array, Array]:
     return np.concatenate(images), np.concatenate(labels)
 
 
-def fresh(folder: Path, config: StudyConfig, **checkpoint: Any) -> Store:
-    store = open_store(folder)
+def fresh(folder: Path, config: StudyConfig, **checkpoint: Any) -> FileStore:
+    store = FileStore(folder)
     write_checkpoint(store, config, **checkpoint)
     return store
 
@@ -157,6 +160,7 @@ def finish(process: subprocess.Popen[str]) -> str:
     return errors
 
 
+@pytest.mark.slow
 def test_two_processes_draw_the_same_images(
     tmp_path: Path, whole: tuple[Store, StudyConfig, SampleSetManifest]
 ) -> None:
@@ -211,6 +215,29 @@ def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:
     store = fresh(tmp_path, small_study())
     with pytest.raises(MismatchError):
         sample.run(small_study("train.learning_rate=0.5"), store, VARIANT)
+
+
+@pytest.mark.parametrize(("study", "variant"), [("digits", "mini-B/2"), ("other", VARIANT)])
+def test_a_checkpoint_of_another_variant_or_study_is_one_line_before_any_work(
+    study: str, variant: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Moved to where this study looks for its own; the dataset is there."""
+    mine, theirs = small_study(), small_study(f"study={study}", "train.steps=8")
+    store = fresh(tmp_path / "root", mine)
+    prepare.run(mine, store)
+    capsys.readouterr()
+    target = store.root / layout.checkpoint(theirs, theirs.spec(variant), STEP)
+    target.parent.mkdir(parents=True)
+    (store.root / layout.checkpoint(mine, mine.spec(VARIANT), STEP)).rename(target)
+    before = store.list()
+    (tmp_path / "study.yaml").write_text(theirs.to_yaml())
+    for command in ("sample", "train"):
+        assert run([command, str(tmp_path / "study.yaml"), "--variant", variant, "--root", store.url]) == 2
+        output, errors = capsys.readouterr()
+        named = rf"is a checkpoint of {VARIANT} in study digits, not of {variant} in {study}"
+        assert output == ""
+        assert re.fullmatch(rf"dit: [^\n]*{named}[^\n]*\n", errors)
+        assert store.list() == before
 
 
 def test_samples_of_another_recipe_are_refused(whole: tuple[Store, StudyConfig, SampleSetManifest]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -14,8 +15,10 @@ from pathlib import Path
 
 import boto3
 import pytest
+from ports import reserved_port
 from s3_proxy import BUCKET, Address, Proxy, control, raw
 
+from dit.cli import run
 from dit.errors import DataError, DitError, InputError, MissingError, StoreError
 from dit.storage import open_store, sha256_file
 from dit.storage_s3 import S3Store
@@ -47,7 +50,7 @@ def test_an_upload_killed_on_the_way_is_not_seen_and_the_next_one_succeeds(
         if "partNumber=3" not in handler.path:
             return False
         reached.set()
-        return release.wait(60)
+        return release.wait(240)
 
     s3_proxy.faults.append(stall)
     upload = """
@@ -57,7 +60,7 @@ def test_an_upload_killed_on_the_way_is_not_seen_and_the_next_one_succeeds(
         S3Store(sys.argv[1], "root", part_bytes=5 << 20).upload(Path(sys.argv[2]), sys.argv[3])
     """
     processes = [python(upload, BUCKET, large, key) for key in ("model.bin", "new.bin")]
-    assert reached.wait(60)
+    assert reached.wait(240)
     for process in processes:
         process.send_signal(signal.SIGKILL)
         process.communicate()
@@ -132,6 +135,30 @@ def test_a_missing_bucket() -> None:
     one_line(caught)
 
 
+@pytest.mark.parametrize(
+    ("what", "code", "named"),
+    [
+        ("bucket", 2, "the bucket does not exist"),
+        ("credentials", 2, "no usable credentials"),
+        ("endpoint", 1, "cannot be reached"),
+    ],
+)
+def test_a_command_says_it_in_one_line(
+    what: str, code: int, named: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(Path(__file__).parents[2])
+    with reserved_port() as port:
+        if what == "credentials":
+            monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+            monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+        if what == "endpoint":
+            monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{port}")
+        assert run(["train", "configs/digits.yaml", "--root", "s3://no-such-bucket/x"]) == code
+    output, errors = capsys.readouterr()
+    assert output == ""
+    assert re.fullmatch(rf"dit: [^\n]*{named}[^\n]*\n", errors)
+
+
 def test_a_bucket_that_vanishes_is_not_taken_for_a_missing_object(s3_store: S3Store) -> None:
     s3_store.write("x", b"")
     s3_store.delete("x")
@@ -201,11 +228,10 @@ def test_a_silent_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_endpoint_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        port = closed.getsockname()[1]
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{port}")
-    with pytest.raises(StoreError, match=rf"at http://127.0.0.1:{port}: cannot be reached \(Connection refused\)"):
-        open_store(f"s3://{BUCKET}")
+    with reserved_port() as port:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{port}")
+        with pytest.raises(StoreError, match=rf"at http://127.0.0.1:{port}: cannot be reached \(Connection refused\)"):
+            open_store(f"s3://{BUCKET}")
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://no-such-host.invalid")
     with pytest.raises(StoreError, match=r"at http://no-such-host.invalid: cannot be reached \(") as caught:
         open_store(f"s3://{BUCKET}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -12,7 +11,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -21,18 +21,24 @@ from urllib.request import urlopen
 import pytest
 from mlflow import MlflowClient
 from PIL import Image
+from ports import reserved_port
 
 from dit import layout, study_file
 from dit.config import StudyConfig
-from dit.errors import DataError
+from dit.errors import DataError, StoppedError
 from dit.storage import Store, open_store, read_record
 from dit.tracking import flush, open_tracker, read_points, reconcile
 from dit.tracking.lease import is_held
-from dit.tracking.places import run_folder
-from dit.tracking.state import TrackingRun
+from dit.tracking.places import run_folder, study_folder
+from dit.tracking.state import TrackingRun, waiting
+from dit.tracking.target import resolve_target
 from dit.tracking.ui import server_command
+from dit.variants import ModelSpec
 
 STUDY = Path(__file__).parents[2] / "configs" / "digits.yaml"
+# One for every test, and one that is there from the beginning.
+VARIANTS = "variants=[mini-S/2, mini-B/2, mini-L/2, mini-XL/2, mini-S/4, mini-B/4, mini-L/4]"
+SHOWN = "mini-S/2"
 PATIENCE_SECONDS = 240.0
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
 TRAINING = """
@@ -40,9 +46,9 @@ import sys, time
 from dit import study_file
 from dit.storage import open_store
 from dit.tracking import open_tracker
-study, root, first, last, then = sys.argv[1:6]
-config = study_file.load(study, sys.argv[6:])
-with open_tracker(config, open_store(root), config.specs[0]) as tracker:
+study, root, variant, first, last, then = sys.argv[1:7]
+config = study_file.load(study, sys.argv[7:])
+with open_tracker(config, open_store(root), config.spec(variant)) as tracker:
     for step in range(int(first), int(last) + 1, 10):
         tracker.metrics(step, {"loss": 1 / step, "images_per_second": time.time()})
     print("logged", flush=True)
@@ -53,12 +59,10 @@ with open_tracker(config, open_store(root), config.specs[0]) as tracker:
 class Gate:
     """A port through which a server is reached, or not."""
 
-    def __init__(self, upstream: int) -> None:
-        self._upstream = upstream
+    def __init__(self, port: int, upstream: int) -> None:
+        self.port, self._upstream = port, upstream
         self._listener: socket.socket | None = None
         self._open: list[socket.socket] = []
-        with closing(socket.create_server(("127.0.0.1", 0))) as probe:
-            self.port: int = probe.getsockname()[1]
 
     def open(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", self.port))
@@ -91,44 +95,67 @@ def _pump(source: socket.socket, target: socket.socket) -> None:
         target.shutdown(socket.SHUT_WR)
 
 
+@dataclass(frozen=True)
+class Shared:
+    """A study that most tests log to, each to a variant of its own: its shipper and its server start once."""
+
+    config: StudyConfig
+    store: Store
+    address: str
+    foreign: dict[str, str]
+
+
 @pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty MLflow database, to copy: making one takes seconds."""
-    path = tmp_path_factory.mktemp("database") / "mlflow.db"
-    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
-    return path
-
-
-@pytest.fixture(scope="module", autouse=True)
-def pages(tmp_path_factory: pytest.TempPathFactory, database: Path) -> Iterator[tuple[str, Store]]:
-    """What `make ui` serves of a root, and the store there. It starts beside the tests that need no server."""
-    root = tmp_path_factory.mktemp("pages")
-    shutil.copy(database, root / "mlflow.db")
-    config, store = study_file.load(STUDY), open_store(root)
-    with open_tracker(config, store, config.specs[0]) as tracker:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    root = tmp_path_factory.mktemp("shared")
+    config, store = study_file.load(STUDY, [VARIANTS]), open_store(root)
+    foreign = _runs_of_other_machines(_uri(store), config.study)
+    with open_tracker(config, store, config.spec(SHOWN)) as tracker:
         tracker.image("samples", 10, _png(255))
         tracker.metrics(20, {"loss": 0.5})
-    address, command = server_command(str(root), "127.0.0.1", 5000)
-    process = _serve(command, root)
-    yield address, store
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    _until(lambda: _arrived(config, store), "the first run has arrived")
+    with reserved_port() as port:
+        address, command = server_command(str(root), "127.0.0.1", port)
+        process = _serve(command, root)
+        yield Shared(config, store, address, foreign)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    _end_shippers(root)
 
 
 @pytest.fixture
-def store(tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    (tmp_path / "root").mkdir()
-    shutil.copy(database, tmp_path / "root" / "mlflow.db")
-    yield open_store(tmp_path / "root")
-    for lock in tmp_path.rglob("shipper-*.lock"):
+def root(tmp_path: Path) -> Iterator[Path]:
+    """Another root, such as that of another machine."""
+    yield tmp_path / "root"
+    _end_shippers(tmp_path)
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    """Where a server will be found, and not yet."""
+    with reserved_port() as number:
+        yield number
+
+
+def _end_shippers(folder: Path) -> None:
+    for lock in folder.rglob("shipper-*.lock"):
         if is_held(lock):
             os.kill(int(lock.read_text().split()[1]), signal.SIGKILL)
 
 
-@pytest.fixture
-def config() -> StudyConfig:
-    return study_file.load(STUDY)
+def _arrived(config: StudyConfig, store: Store) -> bool:
+    return waiting(study_folder(config, store), resolve_target(config, store)) == 0
+
+
+def _settled(config: StudyConfig, store: Store, **statuses: str) -> Found:
+    """What the client sees once everything has arrived and the named runs, the study's among them, stand like this."""
+    _until(lambda: _arrived(config, store), "all has arrived")
+    _until(lambda: _stand(store, statuses), f"runs stand at {statuses}")
+    return Found(_uri(store))
+
+
+def _stand(store: Store, statuses: dict[str, str]) -> bool:
+    return statuses.items() <= Found(_uri(store)).statuses.items()
 
 
 def _serve(command: list[str], folder: Path) -> subprocess.Popen[bytes]:
@@ -153,11 +180,11 @@ def _answers(url: str) -> bool:
 
 
 def _train(
-    store: Store, first: int, last: int, *overrides: str, then: float = 0, wait: bool = True
+    store: Store, spec: ModelSpec, first: int, last: int, *overrides: str, then: float = 0, wait: bool = True
 ) -> subprocess.Popen[str]:
     """A training in a process of its own, which has logged when this returns."""
-    root = store.url.removeprefix("file://")
-    command = [sys.executable, "-c", TRAINING, str(STUDY), root, str(first), str(last), str(then), *overrides]
+    command = [sys.executable, "-c", TRAINING, str(STUDY), store.url, spec.name]
+    command += [str(first), str(last), str(then), VARIANTS, *overrides]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "logged\n"
@@ -221,9 +248,10 @@ def _runs_of_other_machines(uri: str, study: str) -> dict[str, str]:
     }
 
 
-def test_the_stages_of_a_study_become_one_run_per_variant_below_one_parent(config: StudyConfig, store: Store) -> None:
-    first, second = config.specs[:2]
-    _runs_of_other_machines(_uri(store), config.study)
+@pytest.mark.slow
+def test_the_stages_of_a_study_become_one_run_per_variant_below_one_parent(shared: Shared) -> None:
+    config, store = shared.config, shared.store
+    first, second = config.spec("mini-B/2"), config.spec("mini-L/2")
     for spec in (first, second):
         with open_tracker(config, store, spec) as tracker:
             tracker.params({"depth": spec.depth, "patch": spec.patch})
@@ -239,15 +267,7 @@ def test_the_stages_of_a_study_become_one_run_per_variant_below_one_parent(confi
         raise DataError("part 3 is damaged")
     with open_tracker(config, store, None) as tracker:
         tracker.artifact("report.html", b"<html>")
-    assert flush(config, store, timeout=PATIENCE_SECONDS)
-    found = Found(_uri(store))
-    assert found.statuses == {
-        "digits": "FINISHED",
-        first.name: "FINISHED",
-        second.name: "FAILED",
-        "silent": "KILLED",
-        "heard": "RUNNING",
-    }
+    found = _settled(config, store, **{"digits": "FINISHED", first.name: "FINISHED", second.name: "FAILED"})
     assert found.run(second.name).data.tags["error"] == "part 3 is damaged"
     parent = found.run("digits")
     for spec in (first, second):
@@ -265,33 +285,96 @@ def test_the_stages_of_a_study_become_one_run_per_variant_below_one_parent(confi
     assert record.run_id == found.run(first.name).info.run_id
 
 
-def test_a_killed_training_is_marked_and_a_resumed_one_continues_its_run(config: StudyConfig, store: Store) -> None:
-    spec = config.specs[0]
-    training = _train(store, 10, 100, then=300, wait=False)
-    _until(lambda: Found(_uri(store)).statuses.get(spec.name) == "RUNNING", "the run is there")
+def test_a_training_that_a_signal_stopped_did_not_fail(shared: Shared) -> None:
+    config, store, spec = shared.config, shared.store, shared.config.spec("mini-XL/2")
+    with pytest.raises(StoppedError), open_tracker(config, store, spec):
+        raise StoppedError("stopped by a signal at step 10", signal.SIGTERM)
+    found = _settled(config, store, **{"digits": "KILLED", spec.name: "KILLED"})
+    assert "error" not in found.run(spec.name).data.tags
+
+
+def test_a_run_whose_machine_is_gone_does_not_stay_running(shared: Shared) -> None:
+    client: Any = MlflowClient(tracking_uri=_uri(shared.store))
+    found = {name: client.get_run(run_id).info.status for name, run_id in shared.foreign.items()}
+    assert found == {"silent": "KILLED", "heard": "RUNNING"}
+
+
+def test_a_killed_training_is_marked_and_a_resumed_one_continues_its_run(shared: Shared) -> None:
+    config, store, spec = shared.config, shared.store, shared.config.spec("mini-S/4")
+    training = _train(store, spec, 10, 100, then=300, wait=False)
+    _until(lambda: _stand(store, {"digits": "RUNNING", spec.name: "RUNNING"}), "the runs are there")
     training.kill()
-    _until(lambda: set(Found(_uri(store)).statuses.values()) == {"KILLED"}, "no run is RUNNING")
-    before = Found(_uri(store))
+    before = _settled(config, store, **{"digits": "KILLED", spec.name: "KILLED"})
     assert before.history(spec.name, "loss") == _losses(*range(10, 110, 10))
     training.communicate()
-    _train(store, 60, 150)
-    assert flush(config, store, timeout=PATIENCE_SECONDS)
-    after = Found(_uri(store))
-    assert after.statuses == {"digits": "FINISHED", spec.name: "FINISHED"}
+    _train(store, spec, 60, 150)
+    after = _settled(config, store, **{"digits": "FINISHED", spec.name: "FINISHED"})
     assert after.run(spec.name).info.run_id == before.run(spec.name).info.run_id
     assert after.history(spec.name, "loss") == _losses(*range(10, 160, 10))
     assert len(after.history(spec.name, "images_per_second")) == 15
 
 
-def test_no_server_costs_no_point(config: StudyConfig, store: Store, pages: tuple[str, Store]) -> None:
-    address = urlsplit(pages[0])
-    gate = Gate(address.port or 0)
+def test_a_run_deleted_on_the_server_is_made_anew_with_all_its_points(shared: Shared) -> None:
+    config, store, spec = shared.config, shared.store, shared.config.spec("mini-B/4")
+    client: Any = MlflowClient(tracking_uri=_uri(store))
+    with open_tracker(config, store, spec) as tracker:
+        tracker.metrics(10, {"loss": 1 / 10})
+        _until(lambda: tracker.run_id, "the run is there")
+        first = tracker.run_id
+        client.delete_run(first)
+        tracker.metrics(20, {"loss": 1 / 20})
+        _until(lambda: tracker.run_id not in (None, first), "another run is there")
+        second = tracker.run_id
+        client.delete_run(second)
+    found = _settled(config, store, **{spec.name: "FINISHED"})
+    assert found.run(spec.name).info.run_id not in (first, second)
+    assert found.history(spec.name, "loss") == _losses(10, 20)
+
+
+def test_points_that_only_the_server_kept_are_taken_back_and_not_doubled(shared: Shared, root: Path) -> None:
+    config, store, spec = shared.config, shared.store, shared.config.spec("mini-L/4")
+    _train(store, spec, 10, 50)
+    copy = run_folder(config, store, spec).journal.read_bytes()
+    _train(store, spec, 60, 90)
+    before = _settled(config, store, **{spec.name: "FINISHED"}).run(spec.name).info.run_id
+    # Another machine: what it has of the journal is older, and of the shipping it knows nothing.
+    config, store = study_file.load(STUDY, [VARIANTS, f"tracking.uri={_uri(store)}"]), open_store(root)
+    journal = run_folder(config, store, spec).journal
+    journal.parent.mkdir(parents=True)
+    journal.write_bytes(copy)
+    with open_tracker(config, store, spec) as tracker:
+        steps = [point.step for point in read_points(config, store, spec) if point.key == "loss"]
+        assert steps == list(range(10, 60, 10))
+        _until(lambda: tracker.run_id, "the server has been reached")
+        _until(lambda: len(read_points(config, store, spec)) == 2 * 9, "the points are back")
+        for step in range(60, 120, 10):
+            tracker.metrics(step, {"loss": 1 / step})
+    assert flush(config, store, timeout=PATIENCE_SECONDS)
+    found = Found(_uri(shared.store))
+    assert found.run(spec.name).info.run_id == before
+    assert found.history(spec.name, "loss") == _losses(*range(10, 120, 10))
+
+
+def test_the_pages_show_what_was_tracked(shared: Shared) -> None:
+    base, _, page = shared.address.partition("/#")
+    _until(lambda: _answers(f"{base}/health"), "the pages are served")
+    found = Found(base)
+    run = found.run(SHOWN).info
+    assert page == f"/experiments/{run.experiment_id}"
+    assert found.history(SHOWN, "loss") == [(20, 0.5)]
+    [png] = [path for path in found.files(SHOWN) if path.endswith(".png")]
+    image = urlopen(f"{base}/get-artifact?run_id={run.run_id}&path={quote(png)}", timeout=60).read()
+    assert Image.open(io.BytesIO(image)).size == (64, 32)
+
+
+def test_no_server_costs_no_point(shared: Shared, root: Path, port: int) -> None:
+    gate = Gate(port, urlsplit(shared.address).port or 0)
     uri = f"http://127.0.0.1:{gate.port}"
     overrides = (f"tracking.uri={uri}", "tracking.experiment=outage")
-    config, spec = study_file.load(STUDY, overrides), config.specs[0]
-    _train(store, 10, 50, *overrides)
+    config, store = study_file.load(STUDY, [VARIANTS, *overrides]), open_store(root)
+    spec = config.specs[0]
+    _train(store, spec, 10, 50, *overrides)
     assert not flush(config, store, timeout=0.5)
-    _until(lambda: _answers(f"http://{address.netloc}/health"), "the server has started")
     gate.open()
     with open_tracker(config, store, spec) as tracker:
         _until(lambda: tracker.run_id, "the server has been reached")
@@ -305,58 +388,9 @@ def test_no_server_costs_no_point(config: StudyConfig, store: Store, pages: tupl
     gate.open()
     reconcile(config, store)
     assert flush(config, store, timeout=PATIENCE_SECONDS)
+    expected = {"digits": "FINISHED", spec.name: "FINISHED"}
+    _until(lambda: Found(uri, "outage").statuses == expected, f"runs stand at {expected}")
     found = Found(uri, "outage")
     assert found.history(spec.name, "loss") == _losses(*range(10, 80, 10))
-    assert found.statuses == {"digits": "FINISHED", spec.name: "FINISHED"}
     assert {"report.html"} < set(found.files(spec.name))
     gate.shut()
-
-
-def test_points_that_only_the_server_kept_are_taken_back_and_not_doubled(config: StudyConfig, store: Store) -> None:
-    spec = config.specs[0]
-    run = run_folder(config, store, spec)
-    _train(store, 10, 50)
-    copy = run.journal.read_bytes()
-    _train(store, 60, 90)
-    assert flush(config, store, timeout=PATIENCE_SECONDS)
-    before = Found(_uri(store)).run(spec.name).info.run_id
-    # Another machine: what it has of the journal is older, and of the shipping it knows nothing.
-    shutil.rmtree(run.state)
-    run.journal.write_bytes(copy)
-    with open_tracker(config, store, spec) as tracker:
-        _until(lambda: tracker.run_id, "the server has been reached")
-        _until(lambda: len(read_points(config, store, spec)) == 2 * 9, "the points are back")
-        for step in range(60, 120, 10):
-            tracker.metrics(step, {"loss": 1 / step})
-    assert flush(config, store, timeout=PATIENCE_SECONDS)
-    found = Found(_uri(store))
-    assert found.run(spec.name).info.run_id == before
-    assert found.history(spec.name, "loss") == _losses(*range(10, 120, 10))
-
-
-def test_a_run_deleted_on_the_server_is_made_anew_with_all_its_points(config: StudyConfig, store: Store) -> None:
-    spec = config.specs[0]
-    with open_tracker(config, store, spec) as tracker:
-        tracker.metrics(10, {"loss": 1 / 10})
-        _until(lambda: tracker.run_id, "the run is there")
-        deleted = tracker.run_id
-        MlflowClient(tracking_uri=_uri(store)).delete_run(deleted)
-        tracker.metrics(20, {"loss": 1 / 20})
-    assert flush(config, store, timeout=PATIENCE_SECONDS)
-    found = Found(_uri(store))
-    assert found.run(spec.name).info.run_id != deleted
-    assert found.history(spec.name, "loss") == _losses(10, 20)
-    assert found.statuses == {"digits": "FINISHED", spec.name: "FINISHED"}
-
-
-def test_the_pages_show_what_was_tracked(config: StudyConfig, pages: tuple[str, Store]) -> None:
-    base, _, page = pages[0].partition("/#")
-    spec = config.specs[0]
-    _until(lambda: _answers(f"{base}/health"), "the pages are served")
-    found = Found(base)
-    run = found.run(spec.name).info
-    assert page == f"/experiments/{run.experiment_id}"
-    assert found.history(spec.name, "loss") == [(20, 0.5)]
-    [png] = [path for path in found.files(spec.name) if path.endswith(".png")]
-    image = urlopen(f"{base}/get-artifact?run_id={run.run_id}&path={quote(png)}", timeout=60).read()
-    assert Image.open(io.BytesIO(image)).size == (64, 32)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import re
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -245,6 +248,31 @@ def test_batch_that_ranks_cannot_share_is_refused(store: Store, monkeypatch: pyt
 def test_unknown_variant_is_refused(store: Store) -> None:
     with pytest.raises(ConfigError, match="mini-M/2"):
         train.run(study("variant"), store, "mini-M/2")
+
+
+def test_a_full_disk_is_one_line_and_harms_no_checkpoint(
+    store: Store, straight: tuple[StudyConfig, TrainRecord], tmp_path: Path
+) -> None:
+    short, long = study("full", "train.steps=4", "evaluation.at_steps=[4]"), study("full")
+    train.run(short, store, VARIANT)
+    folder = layout.checkpoints(short, short.spec(VARIANT))
+    before = {key: store.read(key) for key in store.list(folder)}
+    (tmp_path / "study.yaml").write_text(long.to_yaml())
+    # To a process that may write no more, a disk is full: there is room for the journal, and for no checkpoint.
+    done = subprocess.run(
+        [sys.executable, "-m", "dit", "train", tmp_path / "study.yaml", "--variant", VARIANT, "--root", store.url],
+        env={**os.environ, "TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert re.fullmatch(r"dit: [^\n]*cannot write [^\n]*File too large[^\n]*run again", done.stderr.splitlines()[-1])
+    assert "Traceback" not in done.stderr
+    assert {key: store.read(key) for key in store.list(folder)} == before
+    train.run(long, store, VARIANT)
+    assert losses(store, long) == losses(store, straight[0])
 
 
 class ReadOnly(FileStore):

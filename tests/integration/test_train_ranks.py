@@ -3,10 +3,10 @@ resumed at another world size, the losses are those of one uninterrupted process
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ports import reserved_port
 
 from dit import layout
 from dit.config import StudyConfig
@@ -97,11 +98,16 @@ def start(
     )
 
 
-def start_ranks(store: Store, name: str, *overrides: str) -> list[subprocess.Popen[str]]:
+@pytest.fixture
+def port() -> Iterator[int]:
+    """Where ranks that no launcher started meet."""
+    with reserved_port() as number:
+        yield number
+
+
+def start_ranks(store: Store, name: str, port: int, *overrides: str) -> list[subprocess.Popen[str]]:
     """Two processes as pods without torchrun: RANK and WORLD_SIZE, no LOCAL_RANK."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": "2"}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
     return [start(store, name, *overrides, RANK=str(rank), **address) for rank in range(2)]
 
 
@@ -109,6 +115,12 @@ def finish(process: subprocess.Popen[str], code: int = 0) -> str:
     _, err = process.communicate(timeout=250)
     assert process.returncode == code, err
     return err
+
+
+def statuses(store: Store, config: StudyConfig) -> list[str]:
+    """How the run stood, from its first launch on."""
+    lines = map(json.loads, store.read(layout.journal(config, config.spec(VARIANT))).splitlines())
+    return [line["values"]["status"] for line in lines if line["kind"] == "status"]
 
 
 def at_random_step(store: Store, config: StudyConfig, act: Callable[[], None]) -> None:
@@ -121,6 +133,7 @@ def at_random_step(store: Store, config: StudyConfig, act: Callable[[], None]) -
     act()
 
 
+@pytest.mark.slow
 def test_two_ranks_and_uneven_accumulation_give_the_losses_of_one(store: Store, expected: Losses) -> None:
     config = study("two-ranks")
     finish(start(store, config.study, "fit.micro_batch=4", launcher=TORCHRUN))
@@ -130,7 +143,8 @@ def test_two_ranks_and_uneven_accumulation_give_the_losses_of_one(store: Store, 
     assert record.world_size == 2
 
 
-def test_killed_run_goes_on_at_another_world_size(store: Store, expected: Losses) -> None:
+@pytest.mark.slow
+def test_killed_run_goes_on_at_another_world_size(store: Store, expected: Losses, port: int) -> None:
     config = study("killed")
     spec = config.spec(VARIANT)
     process = start(store, config.study)
@@ -138,7 +152,7 @@ def test_killed_run_goes_on_at_another_world_size(store: Store, expected: Losses
     finish(process, -signal.SIGKILL)
     reached = max(step for _, step in losses(store, config))
     assert reached < STEPS
-    for rank in start_ranks(store, config.study):
+    for rank in start_ranks(store, config.study, port):
         finish(rank)
     same(losses(store, config), expected)
     # The early checkpoint is still the first launch's: nothing was trained from the start again.
@@ -146,16 +160,21 @@ def test_killed_run_goes_on_at_another_world_size(store: Store, expected: Losses
     assert (made_by[4], made_by[STEPS]) == (1, 2)
 
 
-def test_signal_to_one_rank_stops_all_at_the_same_step_with_a_checkpoint(store: Store, expected: Losses) -> None:
+@pytest.mark.slow
+def test_signal_to_one_rank_stops_all_at_the_same_step_with_a_checkpoint(
+    store: Store, expected: Losses, port: int
+) -> None:
     config = study("stopped")
     spec = config.spec(VARIANT)
-    ranks = start_ranks(store, config.study, "fit.micro_batch=5")
+    ranks = start_ranks(store, config.study, port, "fit.micro_batch=5")
     at_random_step(store, config, ranks[1].terminate)
     messages = [finish(process, 128 + signal.SIGTERM) for process in ranks]
     stopped_at = max(step for _, step in losses(store, config))
     assert stopped_at < STEPS
     assert all(f"stopped by a signal at step {stopped_at}, whose checkpoint is written" in text for text in messages)
     assert list_checkpoints(store, config, spec)[-1] == stopped_at
+    assert statuses(store, config) == ["RUNNING", "KILLED"]
     finish(start(store, config.study, "fit.micro_batch=7"))
     same(losses(store, config), expected)
+    assert statuses(store, config)[2:] == ["RUNNING", "FINISHED"]
     assert read_meta(store, config, spec, 4).world_size == 2

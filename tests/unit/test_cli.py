@@ -19,6 +19,7 @@ from dit.storage import open_store, write_record
 from dit.study_file import load
 
 DIGITS = "configs/digits.yaml"
+IMAGENET = "configs/imagenet256.yaml"
 STAGES = ("prepare", "train", "sample", "evaluate", "report", "study")
 
 
@@ -47,6 +48,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], code: int 
         ([DIGITS, "--set", "train.learning_rate=-1"], "train.learning_rate=-1"),
         ([DIGITS, "--set", "variants=[mini-XXL/2]"], "'mini-XXL/2' is not a known variant; known are mini-S/2"),
         ([DIGITS, "--set", "variants=[mini-S/8, mini-S/3]"], "mini-S/3"),
+        ([IMAGENET, "--set", "dataset.image_size=264"], "a latent of side 33, which 2 does not divide"),
         ([DIGITS, "--set", "train.steps=800", "--set", "evaluation.at_steps=[801]"], "train.steps=800 never reaches"),
         ([], "Missing argument 'STUDY'"),
         ([DIGITS, "--sett", "train.steps=3"], "No such option: --sett"),
@@ -94,10 +96,16 @@ def test_an_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert "No such command 'trian'" in refused(["trian", DIGITS], capsys)
 
 
-@pytest.mark.parametrize("command", ["train", "study", "report"])
-@pytest.mark.parametrize("root", ["ftp://host/x", "s3://", "/dev/null/x", "/proc/none"])
+@pytest.mark.parametrize("command", STAGES)
+@pytest.mark.parametrize("root", ["ftp://host/x", "s3://"])
 def test_a_root_that_is_no_store(command: str, root: str, capsys: pytest.CaptureFixture[str]) -> None:
-    refused([command, DIGITS, "--root", root], capsys)
+    assert f"{root}: not a store address" in refused([command, DIGITS, "--root", root], capsys)
+
+
+@pytest.mark.parametrize("command", ["prepare", "study"])
+@pytest.mark.parametrize("root", ["/dev/null/x", "/proc/none"])
+def test_a_root_that_cannot_be_written(command: str, root: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert f"{root}: not writable" in refused([command, DIGITS, "--root", root], capsys)
 
 
 def test_a_root_that_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,9 +113,30 @@ def test_a_root_that_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "is a file" in refused(["study", DIGITS, "--root", str(tmp_path / "file")], capsys)
 
 
-@pytest.mark.parametrize("command", ["train", "report"])
-def test_a_stage_before_its_input_says_what_to_run(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert re.search(r"dit (prepare|train)", refused([command, DIGITS], capsys))
+@pytest.mark.parametrize(
+    ("command", "before"), [("train", "prepare"), ("sample", "train"), ("evaluate", "sample"), ("report", "train")]
+)
+def test_a_stage_before_its_input_says_what_to_run(
+    command: str, before: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert f"dit {before}" in refused([command, DIGITS], capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_autoencoder_that_is_missing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    absent = tmp_path / "none"
+    line = refused(["prepare", IMAGENET, "--set", f"dataset.codec.weights={absent}"], capsys)
+    assert f"{absent}: no such folder; put it there" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_batch_that_processes_or_devices_cannot_share(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uneven = [DIGITS, "--set", "train.global_batch=64", "--set", "plan.count=3"]
+    assert "train.global_batch=64 is not divisible by plan.count=3" in refused(["plan", *uneven], capsys)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert "train.global_batch=64 is not divisible by world_size=3" in refused(["train", *uneven], capsys)
 
 
 def test_a_record_of_another_schema_version(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -204,7 +233,7 @@ def test_ctrl_c_is_one_line_and_130(tmp_path: Path) -> None:
     with open(fifo, "w"):  # returns when the command has opened it for reading
         time.sleep(0.1)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=240)
     assert process.returncode == 130
     assert re.fullmatch(r"dit: interrupted[^\n]+\n", errors)
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from ports import reserved_port
 
 from dit.distributed import environment_rank, environment_world_size, session
 from dit.errors import ConfigError
 
+PATIENCE_SECONDS = 240
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "DIT_COLLECTIVE_TIMEOUT")
 
 COLLECTIVES = """
@@ -49,11 +50,8 @@ def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def start_ranks(code: str, **environment: str) -> list[subprocess.Popen[str]]:
+def start_ranks(code: str, port: int, **environment: str) -> list[subprocess.Popen[str]]:
     """Two processes as a PyTorchJob starts them: RANK and WORLD_SIZE, no LOCAL_RANK."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", **environment}
     return [
         subprocess.Popen(
@@ -100,23 +98,25 @@ def test_rank_outside_the_world_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_two_ranks_reduce_and_sessions_follow_one_another() -> None:
-    processes = start_ranks(COLLECTIVES)
-    for rank, process in enumerate(processes):
-        out, err = process.communicate(timeout=60)
-        assert process.returncode == 0, err
-        assert out.strip() == f"rank {rank} local 0 of 2"
+    with reserved_port() as port:
+        for rank, process in enumerate(start_ranks(COLLECTIVES, port)):
+            out, err = process.communicate(timeout=PATIENCE_SECONDS)
+            assert process.returncode == 0, err
+            assert out.strip() == f"rank {rank} local 0 of 2"
 
 
+@pytest.mark.slow
 def test_a_rank_that_dies_or_hangs_fails_the_others_with_one_line() -> None:
-    pairs = [
-        start_ranks(LOST_RANK.format(fate="os._exit(9)"), DIT_COLLECTIVE_TIMEOUT="60"),
-        start_ranks(LOST_RANK.format(fate="time.sleep(60)"), DIT_COLLECTIVE_TIMEOUT="10"),
-    ]
-    for survivor, lost in pairs:
-        try:
-            _, err = survivor.communicate(timeout=60)
-        finally:
-            lost.kill()
-            lost.communicate()
-        assert survivor.returncode == 1
-        assert "seen: lost contact with the other ranks" in err
+    with reserved_port() as one, reserved_port() as other:
+        pairs = [
+            start_ranks(LOST_RANK.format(fate="os._exit(9)"), one, DIT_COLLECTIVE_TIMEOUT=str(PATIENCE_SECONDS)),
+            start_ranks(LOST_RANK.format(fate="time.sleep(600)"), other, DIT_COLLECTIVE_TIMEOUT="10"),
+        ]
+        for survivor, lost in pairs:
+            try:
+                _, err = survivor.communicate(timeout=PATIENCE_SECONDS)
+            finally:
+                lost.kill()
+                lost.communicate()
+            assert survivor.returncode == 1
+            assert "seen: lost contact with the other ranks" in err

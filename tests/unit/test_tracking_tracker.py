@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dit import layout, study_file
-from dit.errors import DataError, InputError
+from dit.errors import DataError, InputError, StoppedError
 from dit.storage import open_store
 from dit.tracking import flush, open_tracker, read_points, reconcile
 from dit.tracking.journal import read_entries
@@ -93,7 +93,8 @@ def test_how_a_run_ended_is_in_its_journal(config, store):
     spec = config.specs[0]
     with open_tracker(config, store, spec):
         pass
-    for problem in (DataError("shard 3 is\ndamaged"), ZeroDivisionError("x"), KeyboardInterrupt(), SystemExit(143)):
+    stopped = (StoppedError("stopped by a signal", 15), KeyboardInterrupt(), SystemExit(143))
+    for problem in (DataError("shard 3 is\ndamaged"), ZeroDivisionError("x"), *stopped):
         with pytest.raises(type(problem)), open_tracker(config, store, spec):
             raise problem
     ends = [status for status in statuses(store, config, spec) if status[0] != "RUNNING"]
@@ -101,8 +102,7 @@ def test_how_a_run_ended_is_in_its_journal(config, store):
         ("FINISHED", None),
         ("FAILED", "shard 3 is damaged"),
         ("FAILED", "ZeroDivisionError: x"),
-        ("KILLED", None),
-        ("KILLED", None),
+        *[("KILLED", None)] * len(stopped),
     ]
 
 
