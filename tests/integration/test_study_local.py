@@ -121,7 +121,8 @@ def test_what_a_step_counts_becomes_events_that_add_up() -> None:
         for _ in range(39):
             bar.advance(loss=1.0)
         bar.advance(loss=0.5)
-    begin, opened, *advanced, closed, end = [from_line(line) for line in output.getvalue().splitlines()]
+    lines = output.getvalue().rstrip("\n").split("\n")
+    begin, opened, *advanced, closed, end = [from_line(line) for line in lines]
     assert opened == Event("open", "train", count=50, completed=10, unit="steps")
     assert sum(event.count for event in advanced if event) == 40
     assert advanced[-1] is not None
