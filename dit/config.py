@@ -225,6 +225,9 @@ class FitConfig(Section):
     """Steps of data and noise prepared ahead by a background thread; 0 prepares them in line."""
     threads: Positive | None = None
     """CPU threads per process for torch; unset, torch's own choice."""
+    lanes: Positive | None = None
+    """Variants that `dit study` works on at a time; unset, as many as there are cores, and one where there is a GPU.
+    Each takes its share of the threads, and the memory of a whole model."""
     checkpoint_every: Positive = 5000
     """Steps between checkpoints from which a run can go on, besides those that are evaluated."""
     keep_checkpoints: Positive = 2
@@ -297,6 +300,8 @@ class StudyConfig(Section):
         for name, fit in self.fit_by_variant.items():
             if name not in self.variants:
                 raise ValueError(f"fit_by_variant names {name!r}, which is not among variants")
+            if "lanes" in fit:
+                raise ValueError("fit_by_variant has lanes, which are for all variants together; set fit.lanes")
             FitConfig.model_validate({**self.fit.model_dump(), **fit})
         return self
 

@@ -1,22 +1,21 @@
 """What people see while a stage works: lines, tables and progress. It never fails the work. Torch-free.
 
-Results go to stdout, plain where that is no terminal. Progress goes to the user's terminal: stderr, or, in a process
-whose output an orchestrator collects through pipes, the terminal that DIT_TTY names. Without a terminal there is a
-plain line on stderr now and then. A terminal or pipe that goes away makes us quiet, nothing else.
+Results go to stdout, plain where that is no terminal. Progress goes to stderr: as bars on a terminal, else as a plain
+line now and then; or to an orchestrator that shows it for several processes. A terminal or pipe that goes away makes us
+quiet, nothing else.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Protocol, TextIO, cast
 
 from dit.formatting import ABSENT, format_count, format_duration, format_info, format_number, format_rate, format_share
-from dit.streams import TERMINAL_VARIABLE, TolerantStream, is_terminal, user_terminal
+from dit.streams import TolerantStream, is_terminal, user_terminal
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,6 +33,11 @@ class Progress(Protocol):
         """Count `n` more units; `info`, such as loss=0.12, is shown beside them until it is given anew."""
 
 
+OpenBar = Callable[[str, int, str, int], AbstractContextManager[Progress]]
+"""Shows progress while its context is entered; takes the first four arguments of `progress`."""
+_open_bar: OpenBar | None = None
+
+
 def say(line: str = "") -> None:
     """Print one plain line to stdout, now."""
     stream = TolerantStream(sys.stdout)
@@ -49,16 +53,15 @@ def console() -> Console:
     return Console(file=stream, highlight=False, soft_wrap=not is_terminal(sys.stdout))
 
 
-def is_interactive() -> bool:
-    """Whether progress is drawn as bars, because there is a terminal to draw on."""
-    return user_terminal() is not None
-
-
-def share_terminal() -> None:
-    """Let child processes, whose output may be a pipe, draw their progress on this process's terminal."""
-    if TERMINAL_VARIABLE not in os.environ and is_terminal(sys.stderr):
-        with suppress(OSError):
-            os.environ[TERMINAL_VARIABLE] = os.ttyname(sys.stderr.fileno())
+@contextmanager
+def progress_shown_by(open_bar: OpenBar) -> Iterator[None]:
+    """While the body runs, have all progress of this process shown by `open_bar` instead."""
+    global _open_bar
+    before, _open_bar = _open_bar, open_bar
+    try:
+        yield
+    finally:
+        _open_bar = before
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Cell]], title: str | None = None) -> None:
@@ -89,9 +92,12 @@ def progress(
 
     `enabled=False` shows nothing, for all ranks but the first.
     """
-    terminal = user_terminal() if enabled else None
+    terminal = user_terminal()
     if not enabled:
         yield _Silent()
+    elif _open_bar is not None:
+        with _open_bar(description, total, unit, completed) as bar:
+            yield bar
     elif terminal is not None:
         from dit.terminal import display  # rich's bars, which a run without a terminal need not load
 

@@ -8,9 +8,6 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import Any, TextIO
 
-TERMINAL_VARIABLE = "DIT_TTY"
-"""Names the user's terminal to a process whose standard streams are pipes."""
-
 
 class TolerantStream:
     """A text stream that goes quiet when its terminal or pipe is gone, and writes `?` for what its encoding lacks.
@@ -54,20 +51,10 @@ def _nowhere() -> TextIO:
 
 
 def user_terminal() -> TextIO | None:
-    """Where bars can be drawn: stderr if it is a terminal, else the one that DIT_TTY names, else nowhere."""
+    """Where bars can be drawn: stderr if it is a terminal that can do it, else nowhere."""
     if os.environ.get("TERM") in ("dumb", "unknown"):
         return None
-    return sys.stderr if is_terminal(sys.stderr) else _named_terminal(os.environ.get(TERMINAL_VARIABLE, ""))
-
-
-@lru_cache(maxsize=1)
-def _named_terminal(name: str) -> TextIO | None:
-    try:
-        # Without O_NOCTTY a process without a terminal would come to belong to this one, and end when it closes.
-        stream = open(os.open(name, os.O_WRONLY | os.O_NOCTTY), "w", encoding="utf-8")  # noqa: SIM115
-    except OSError:
-        return None
-    return stream if stream.isatty() else None
+    return sys.stderr if is_terminal(sys.stderr) else None
 
 
 def is_terminal(stream: TextIO | None) -> bool:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from typing import TextIO, cast
+from contextlib import contextmanager
+from typing import Self, TextIO, cast
 
-from rich.console import Console, ConsoleDimensions
+from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.table import Column
 from rich.text import Text
@@ -63,6 +62,49 @@ class _Bar:
         self._bars.advance(self._task, n)
 
 
+class Board:
+    """Rows for work that goes on side by side in other processes; lines that are printed meanwhile go above them.
+
+    A context manager: the rows are gone from the terminal when it is left.
+    """
+
+    def __init__(self, terminal: TextIO) -> None:
+        self._bars = _new_bars(terminal, transient=True)
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def row(self, text: str) -> Row:
+        """A new row below the others, which says this and shows no numbers yet."""
+        return Row(self._bars, text)
+
+
+class Row:
+    """One row of a board, for one bar after the other."""
+
+    def __init__(self, bars: Progress, text: str) -> None:
+        self._bars = bars
+        self._task = bars.add_task(text, total=None, unit="", info="")
+        self._bar = _Bar(bars, self._task)
+
+    def begin(self, description: str, total: int, unit: str, completed: int) -> None:
+        """Show a bar of `total` units, of which an earlier run did `completed`."""
+        self._bars.reset(self._task, description=description, total=total, completed=completed, unit=unit, info="")
+        self._bar = _Bar(self._bars, self._task)
+
+    def advance(self, n: int, **info: float | str) -> None:
+        """As a bar's."""
+        self._bar.advance(n, **info)
+
+    def remove(self) -> None:
+        """Take the row away."""
+        self._bars.remove_task(self._task)
+
+
 class _TerminalConsole(Console):
     """A console that leaves the cursor alone: a process that is killed could not bring a hidden one back."""
 
@@ -82,14 +124,10 @@ class _Computed(ProgressColumn):
         return Text(self._text(task), style=self._style, no_wrap=True)
 
 
-def _new_bars(terminal: TextIO) -> Progress:
+def _new_bars(terminal: TextIO, *, transient: bool = False) -> Progress:
     console = _TerminalConsole(file=cast(TextIO, TolerantStream(terminal)), force_terminal=True, highlight=False)
-    if terminal is not sys.stderr:
-        # rich would measure this process's standard streams.
-        with suppress(OSError):
-            console.size = ConsoleDimensions(*os.get_terminal_size(terminal.fileno()))
     # Lines that are printed meanwhile go above the bars, but only if they go to the same terminal.
-    shared = terminal is sys.stderr and sys.stdout is not None and sys.stdout.isatty()
+    shared = sys.stdout is not None and sys.stdout.isatty()
     return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=16),
@@ -100,15 +138,15 @@ def _new_bars(terminal: TextIO) -> Progress:
         _Computed(lambda task: str(task.fields["info"]), "dim", Column(ratio=1, no_wrap=True, overflow="ellipsis")),
         expand=True,
         console=console,
+        transient=transient,
         refresh_per_second=4,
         speed_estimate_period=_RATE_WINDOW_SECONDS,
         redirect_stdout=shared,
-        redirect_stderr=terminal is sys.stderr,
     )
 
 
 def _done(task: Task) -> str:
-    return f"{format_count(int(task.completed))}/{format_count(int(task.total or 0))}"
+    return "" if task.total is None else f"{format_count(int(task.completed))}/{format_count(int(task.total))}"
 
 
 def _rate(task: Task) -> str:
@@ -117,6 +155,8 @@ def _rate(task: Task) -> str:
 
 
 def _left(task: Task) -> str:
+    if task.total is None:
+        return f"{format_duration(task.elapsed or 0.0)}"
     if task.finished or task.stop_time is not None:
         return f"took {format_duration(task.elapsed or 0.0)}"
     return "" if task.time_remaining is None else f"{format_duration(task.time_remaining)} left"

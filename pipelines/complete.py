@@ -6,8 +6,7 @@ and checksums are verified by the stage that reads a file.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import chain
+from collections.abc import Iterable, Iterator
 
 from dit import layout
 from dit.config import StudyConfig
@@ -21,9 +20,13 @@ Files = list[str] | None
 
 def study_complete(config: StudyConfig, store: Store) -> bool:
     """Whether every step before the report is complete; MismatchError for a record of another schema version."""
-    variants = (_variant(config, store, spec) for spec in config.specs)
-    found = chain([_dataset(config, store)], *variants)
-    return all(keys is not None and _in_place(store, keys) for keys in found)
+    return _all_in_place(store, [_dataset(config, store)]) and not unfinished(config, store)
+
+
+def unfinished(config: StudyConfig, store: Store) -> list[ModelSpec]:
+    """The variants of which a step is not complete, the costliest first; raises as `study_complete`."""
+    left = [spec for spec in config.specs if not _all_in_place(store, _variant(config, store, spec))]
+    return sorted(left, key=lambda spec: spec.macs(config.dataset.inputs), reverse=True)
 
 
 def _variant(config: StudyConfig, store: Store, spec: ModelSpec) -> Iterator[Files]:
@@ -69,6 +72,10 @@ def _samples(config: StudyConfig, store: Store, spec: ModelSpec, step: int) -> F
 def _metrics(config: StudyConfig, store: Store, spec: ModelSpec, step: int) -> Files:
     record = read_record(store, layout.metrics(config, spec, step), MetricsRecord)
     return None if record is None or record.config_hash != config.evaluation_hash(spec) else []
+
+
+def _all_in_place(store: Store, found: Iterable[Files]) -> bool:
+    return all(keys is not None and _in_place(store, keys) for keys in found)
 
 
 def _in_place(store: Store, keys: list[str]) -> bool:

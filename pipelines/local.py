@@ -1,35 +1,35 @@
-"""The study on this machine: the pipeline under kfp.local's SubprocessRunner, and what it found, at the end."""
+"""The study on this machine: its pipeline under kfp.local's SubprocessRunner, several variants at a time."""
 
 from __future__ import annotations
 
 import importlib
-import os
 import signal
 import sys
 import tempfile
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
 from dit import layout, study_file
 from dit.analysis.tables import address, show_results
 from dit.config import StudyConfig
-from dit.console import say, share_terminal
+from dit.console import say
 from dit.storage import Store, cache_dir, open_store
 from dit.storage_file import FileStore
 from dit.tracking import flush, reconcile
 from pipelines import complete
+from pipelines.lanes import Job, LaneError, Lanes
 from pipelines.leash import Leash
-from pipelines.terminal import StepLog
+from pipelines.machine import share
+from pipelines.terminal import StudyLog
 
 
 def run(study: Path | str, root: str, overrides: list[str]) -> None:
     """Run what is not complete yet of a study, then print its table, its verdict and where to look next.
 
-    A step that fails raises DitError with that step's own line; an interrupt ends the running step, which goes on
-    from its last checkpoint the next time.
+    A step that fails raises DitError with that step's own line; an interrupt ends the running steps, which go on
+    from their last checkpoints the next time.
     """
     config = study_file.load(study, overrides)
     store = open_store(root)
@@ -43,33 +43,31 @@ def run(study: Path | str, root: str, overrides: list[str]) -> None:
 
 
 def _run_pipeline(config: StudyConfig, store: Store) -> None:
-    log_path = _log_path(config, store)
-    say(f"{config.study}: {len(config.specs)} variants, results in {address(store, '')}, log in {log_path}")
-    from kfp import local
-
-    from pipelines.study import build
-
+    log_path, left = _log_path(config, store), complete.unfinished(config, store)
+    machine = share(config.fit, len(left))
+    say(
+        f"{config.study}: {len(left)} of {len(config.specs)} variants to do, {machine.lanes} at a time;"
+        f" results in {address(store, '')}, log in {log_path}"
+    )
     with (
         open(log_path, "w") as log,
         tempfile.TemporaryDirectory(prefix="dit-study-", ignore_cleanup_errors=True) as work,
-        _environment(work),
+        StudyLog(log, total=2 + 3 * len(left)) as shown,
         Leash() as leash,
         _interrupts(leash) as caught,
-        warnings.catch_warnings(),
     ):
-        # kfp warns of every image without "python" in its name.
-        warnings.simplefilter("ignore")
-        steps = StepLog(log, total=2 + 3 * len(config.specs))
-        local.init(local.SubprocessRunner(use_venv=False), pipeline_root=work, workspace_root=f"{work}/workspace")
+        text = config.to_yaml()
         try:
-            with redirect_stdout(steps):
-                build(config, store.url, one_by_one=True)()
+            with Lanes(machine.lanes, Path(work), shown.take, leash.pull) as lanes:
+                lanes.run([Job(text, store.url, "prepare")])
+                lanes.run([Job(text, store.url, spec.name, machine.threads) for spec in left])
+                lanes.run([Job(text, store.url, "report")])
             if caught:
                 _end_by(caught[0])
-        except RuntimeError:
+        except LaneError as error:
             if caught:
                 _end_by(caught[0])
-            raise steps.failure(str(log_path)) from None
+            raise shown.failure(error.lane, str(log_path)) from None
         finally:
             # A step that was killed could not end its own run.
             reconcile(config, store)
@@ -88,21 +86,8 @@ def _log_path(config: StudyConfig, store: Store) -> Path:
 
 
 @contextmanager
-def _environment(work: str) -> Iterator[None]:
-    """What steps inherit: a folder for kfp's leftovers, and the terminal to draw progress on."""
-    before = dict(os.environ)
-    os.environ["TMPDIR"] = work
-    share_terminal()
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
-@contextmanager
 def _interrupts(leash: Leash) -> Iterator[list[int]]:
-    """While the body runs, let SIGINT and SIGTERM end the running step instead of this process; yields those seen."""
+    """While the body runs, let SIGINT and SIGTERM end the running steps instead of this process; yields those seen."""
     caught: list[int] = []
 
     def pull(number: int, _: FrameType | None) -> None:

@@ -74,7 +74,7 @@ def run_step(stage: str, study: str, root: str, overrides: list[str], variant: s
         except DitError as error:
             message = f"{name}: {' '.join(str(error).split())}"
             if starter is not None:
-                events.emit_error(starter, message, error.exit_code)
+                starter.tell(events.Event("error", message, code=error.exit_code))
             else:
                 sys.stderr.write(f"dit: {message}\n")
             raise SystemExit(error.exit_code) from None
@@ -84,20 +84,20 @@ def _run(stage: str, study: str, root: str, overrides: list[str], variant: str |
     config = study_file.load_text(study, overrides)
     store = open_store(root)
     call = importlib.import_module(f"dit.stages.{stage}").run
-    with _alone(f"{store.url} {config.study}"):
+    with _alone(f"{store.url} {config.study} {variant or ''}"):
         result = call(config, store, variant) if variant else call(config, store)
     return StepResult(config, store, result if isinstance(result, list) else [result])
 
 
 @contextmanager
 def _alone(what: str) -> Iterator[None]:
-    """Let one step at a time work on a study: a killed run's last step may still be writing its checkpoint."""
+    """Let one step at a time work on a variant: a killed run's last step may still be writing its checkpoint."""
     path = cache_dir() / "locks" / hashlib.sha256(what.encode()).hexdigest()[:16]
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            sys.stdout.write("another run works on this study; waiting for its step to end\n")
+            sys.stdout.write("another run is at this; waiting for its step to end\n")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

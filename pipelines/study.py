@@ -8,14 +8,17 @@ from typing import Any
 
 from kfp import dsl
 
+from dit import layout
 from dit.config import StudyConfig
+from dit.variants import ModelSpec
 from pipelines import components
 
 
-def build(config: StudyConfig, root: str, *, one_by_one: bool = False) -> Any:
+def build(config: StudyConfig, root: str, part: str | None = None) -> Any:
     """The pipeline of this study: prepare, then train, sample and evaluate each variant, then report.
 
-    With `one_by_one` a variant begins when the one before it is evaluated; without, all may run at once.
+    With `part` it is that part alone, for which the parts before it must be complete: prepare, report, or the steps of
+    the variant of this name.
 
     Its parameters `study` (the whole study file), `root` (store address) and `overrides` (as the command line's --set)
     may be changed when a run is submitted; the variants are fixed here.
@@ -27,19 +30,35 @@ def build(config: StudyConfig, root: str, *, one_by_one: bool = False) -> Any:
     @dsl.pipeline(name=f"dit-{config.study}", description=description)
     def pipeline(study: str = text, root: str = root, overrides: list[str] = []) -> None:  # noqa: B006
         common = {"study": study, "root": root, "overrides": overrides}
-        dataset = _step("prepare", components.prepare(**common)).outputs["dataset"]
-        evaluations: list[dsl.PipelineTask] = []
-        for spec in config.specs:
-            own = {**common, "variant": spec.slug}
-            trained = _step(f"train {spec.name}", components.train(**own, dataset=dataset))
-            if one_by_one:
-                trained.after(*evaluations[-1:])
-            samples = _step(f"sample {spec.name}", components.sample(**own, model=trained.outputs["model"]))
-            evaluated = components.evaluate(**own, samples=samples.outputs["samples"])
-            evaluations.append(_step(f"evaluate {spec.name}", evaluated))
-        _step("report", components.report(**common)).after(*evaluations)
+        dataset, evaluations = None, []
+        if part in (None, "prepare"):
+            dataset = _step("prepare", components.prepare(**common)).outputs["dataset"]
+        for spec in _specs(config, part):
+            evaluations.append(_variant(spec, common, dataset or _prepared(config, root)))
+        if part in (None, "report"):
+            _step("report", components.report(**common)).after(*evaluations)
 
     return pipeline
+
+
+def _specs(config: StudyConfig, part: str | None) -> tuple[ModelSpec, ...]:
+    if part is None:
+        return config.specs
+    return () if part in ("prepare", "report") else (config.spec(part),)
+
+
+def _variant(spec: ModelSpec, common: dict[str, Any], dataset: Any) -> dsl.PipelineTask:
+    """The steps of one variant, one after the other; returns the last."""
+    own = {**common, "variant": spec.slug}
+    trained = _step(f"train {spec.name}", components.train(**own, dataset=dataset))
+    samples = _step(f"sample {spec.name}", components.sample(**own, model=trained.outputs["model"]))
+    return _step(f"evaluate {spec.name}", components.evaluate(**own, samples=samples.outputs["samples"]))
+
+
+def _prepared(config: StudyConfig, root: Any) -> Any:
+    """The dataset that an earlier pipeline made."""
+    manifest = f"{root}/{layout.dataset(config)}/{layout.MANIFEST}"
+    return dsl.importer(artifact_uri=manifest, artifact_class=dsl.Dataset).output
 
 
 def _step(name: str, task: dsl.PipelineTask) -> dsl.PipelineTask:

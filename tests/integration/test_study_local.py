@@ -7,19 +7,24 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from contextlib import redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dit.config import FitConfig
+from dit.console import progress
 from dit.errors import DitError, InputError
-from pipelines.events import Event, emit_error, from_line, spoken
+from pipelines.events import Event, from_line, spoken
 from pipelines.leash import MARK, Leash, obey
+from pipelines.machine import Share, share
 from pipelines.step import run_step
-from pipelines.terminal import StepLog
+from pipelines.terminal import StudyLog
 
 STEP = """
 import signal, sys, time
@@ -87,9 +92,9 @@ def test_a_process_without_a_leash_is_left_alone() -> None:
     assert obey() is False
 
 
-@given(st.text(), st.integers(0, 255))
-def test_an_event_survives_the_line_that_carries_it(text: str, code: int) -> None:
-    event = Event("error", text, code)
+@given(st.text(), st.integers(0, 255), st.dictionaries(st.text(), st.floats(allow_nan=False) | st.text()))
+def test_an_event_survives_the_line_that_carries_it(text: str, number: int, info: dict[str, float | str]) -> None:
+    event = Event("error", text, code=number, count=number, info=info)
     line = event.to_line()
     assert line.count("\n") == 1
     assert from_line(f"    {line.rstrip()}") == event
@@ -97,10 +102,10 @@ def test_an_event_survives_the_line_that_carries_it(text: str, code: int) -> Non
 
 def test_what_a_step_prints_becomes_events() -> None:
     output = io.StringIO()
-    with redirect_stdout(output), spoken("train mini-S/2") as raw:
+    with redirect_stdout(output), spoken("train mini-S/2") as speaker:
         sys.stdout.write("one\n\ntwo, ")
         sys.stdout.write("still two")
-        emit_error(raw, "why", 2)
+        speaker.tell(Event("error", "why", 2))
     assert [from_line(line) for line in output.getvalue().rstrip("\n").split("\n")] == [
         Event("begin", "train mini-S/2"),
         Event("line", "one"),
@@ -110,40 +115,165 @@ def test_what_a_step_prints_becomes_events() -> None:
     ]
 
 
-def shown(lines: list[str | Event], capsys: pytest.CaptureFixture[str]) -> tuple[StepLog, str, str]:
-    """The log stand-in after these lines, what it showed and what it kept."""
+def test_what_a_step_counts_becomes_events_that_add_up() -> None:
+    output = io.StringIO()
+    with redirect_stdout(output), spoken("train mini-S/2"), progress("train", 50, "steps", completed=10) as bar:
+        for _ in range(39):
+            bar.advance(loss=1.0)
+        bar.advance(loss=0.5)
+    lines = output.getvalue().rstrip("\n").split("\n")
+    begin, opened, *advanced, closed, end = [from_line(line) for line in lines]
+    assert opened == Event("open", "train", count=50, completed=10, unit="steps")
+    assert sum(event.count for event in advanced if event) == 40
+    assert advanced[-1] is not None
+    assert advanced[-1].info == {"loss": 0.5}
+    assert (begin, closed, end) == (Event("begin", "train mini-S/2"), Event("close"), Event("end", "train mini-S/2"))
+
+
+def test_a_step_works_on_when_its_starter_is_gone() -> None:
+    """What it would say must not keep it from writing its checkpoint."""
+    code = """
+        import sys
+        from dit.console import progress, say
+        from pipelines.events import spoken
+        with spoken("train"), progress("train", 2, "steps") as bar:
+            sys.stdin.readline()
+            for _ in range(2):
+                say("a word")
+                bar.advance()
+            sys.__stderr__.write("worked on")
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    process.stdin.write("\n")
+    process.stdin.close()
+    assert process.stderr.read() == "worked on"
+    assert process.wait() == 0
+
+
+@dataclass
+class Shown:
+    """What became of lines from lanes."""
+
+    log: StudyLog
+    screen: str
+    progress: str
+    kept: str
+
+
+def shown(lines: list[tuple[int, str | Event]], capsys: pytest.CaptureFixture[str]) -> Shown:
     kept = io.StringIO()
-    log = StepLog(kept, total=12)
-    for line in lines:
-        log.write(f"    {line.to_line() if isinstance(line, Event) else line + chr(10)}")
-    return log, capsys.readouterr().out, kept.getvalue()
+    with StudyLog(kept, total=12) as log:
+        for lane, line in lines:
+            log.take(lane, f"    {line.to_line().rstrip() if isinstance(line, Event) else line}")
+    captured = capsys.readouterr()
+    return Shown(log, captured.out, captured.err, kept.getvalue())
 
 
 def test_only_what_a_step_says_is_shown_and_all_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
     noise = "[KFP Executor 2026-01-01 00:00:00,000 INFO]: Got executor_input:"
     lines = [noise, Event("begin", "prepare"), "from a library", Event("line", "1797 images [4 shards]"), Event("end")]
-    _, screen, kept = shown(lines, capsys)
-    first, second, third = screen.splitlines()
-    assert (first, second) == (" 1/12 prepare", "    1797 images [4 shards]")
-    assert third.startswith("    done in ")
+    result = shown([(1, line) for line in lines], capsys)
+    first, second, third = result.screen.splitlines()
+    assert (first, second) == (" 1/12 prepare", "      prepare: 1797 images [4 shards]")
+    assert third.startswith("      prepare: done in ")
     for line in (noise, "from a library", "1797 images [4 shards]"):
-        assert line in kept
+        assert line in result.kept
+
+
+def test_lines_of_two_lanes_name_their_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    lines: list[tuple[int, str | Event]] = [
+        (1, Event("begin", "evaluate mini-S/2")),
+        (2, Event("begin", "train mini-B/2")),
+        (1, Event("open", "noise floor", count=10, unit="images")),
+        (2, Event("open", "train mini-B/2", count=20, unit="steps")),
+        (1, Event("advance", count=10)),
+        (2, Event("advance", count=20, info={"loss": 0.5})),
+        (2, Event("line", "a word")),
+        (2, Event("close")),
+        (1, Event("close")),
+        (2, Event("end", "train mini-B/2")),
+        (1, Event("end", "evaluate mini-S/2")),
+    ]
+    result = shown(lines, capsys)
+    begun_first, begun_second, said, done_second, done_first = result.screen.splitlines()
+    assert (begun_first, begun_second) == (" 1/12 evaluate mini-S/2", " 2/12 train mini-B/2")
+    assert said == "      train mini-B/2: a word"
+    assert done_second.startswith("      train mini-B/2: done in ")
+    assert done_first.startswith("      evaluate mini-S/2: done in ")
+    second, first = result.progress.splitlines()
+    assert first.startswith("evaluate mini-S/2: noise floor: 10/10 images (100 %)")
+    assert second.startswith("train mini-B/2: 20/20 steps (100 %)")
+    assert "loss 0.5" in second
 
 
 def test_a_failure_is_the_steps_own_line(capsys: pytest.CaptureFixture[str]) -> None:
-    log, _, _ = shown([Event("begin", "train"), Event("error", "train: no dataset", 2)], capsys)
-    assert isinstance(log.failure("a.log"), InputError)
-    log, _, _ = shown([Event("begin", "train"), Event("error", "train: disk full", 1)], capsys)
-    failure = log.failure("a.log")
-    assert (type(failure), str(failure)) == (DitError, "train: disk full")
+    lines: list[tuple[int, str | Event]] = [
+        (1, Event("begin", "train")),
+        (2, Event("begin", "sample")),
+        (2, Event("error", "sample: no checkpoint", 2)),
+        (1, Event("error", "train: stopped by a signal", 143)),
+    ]
+    log = shown(lines, capsys).log
+    assert (type(log.failure(2, "a.log")), str(log.failure(2, "a.log"))) == (InputError, "sample: no checkpoint")
+    assert (type(log.failure(1, "a.log")), str(log.failure(1, "a.log"))) == (DitError, "train: stopped by a signal")
 
 
 def test_a_step_that_dies_without_a_word_names_its_last_output_and_the_log(capsys: pytest.CaptureFixture[str]) -> None:
-    log, _, _ = shown([Event("begin", "train mini-S/2"), "Traceback", "RuntimeError: out of memory", ""], capsys)
-    message = str(log.failure("/runs/logs/a.log"))
+    lines = [Event("begin", "train mini-S/2"), "Traceback", "RuntimeError: out of memory", ""]
+    log = shown([(1, line) for line in lines], capsys).log
+    message = str(log.failure(1, "/runs/logs/a.log"))
     assert "train mini-S/2" in message
     assert "RuntimeError: out of memory" in message
     assert "/runs/logs/a.log" in message
+
+
+def machine(monkeypatch: pytest.MonkeyPatch, cores: int, *, gpu: bool = False) -> None:
+    monkeypatch.setattr("pipelines.machine._cores", lambda: cores)
+    monkeypatch.setattr("pipelines.machine._has_gpu", lambda _: gpu)
+
+
+@pytest.mark.parametrize(
+    ("cores", "variants", "expected"),
+    [(1, 5, (1, None)), (2, 5, (2, 1)), (8, 3, (3, 2)), (64, 5, (5, 12)), (8, 1, (1, None)), (8, 0, (1, None))],
+)
+def test_variants_share_the_cores(
+    monkeypatch: pytest.MonkeyPatch, cores: int, variants: int, expected: tuple[int, int | None]
+) -> None:
+    machine(monkeypatch, cores)
+    assert share(FitConfig(), variants, {}) == Share(*expected)
+
+
+def test_a_gpu_is_not_shared_unless_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, 8, gpu=True)
+    assert share(FitConfig(), 5, {}) == Share(1, None)
+    assert share(FitConfig(lanes=2), 5, {}) == Share(2, 4)
+
+
+def test_the_users_lanes_and_threads_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, 8)
+    assert share(FitConfig(lanes=1), 5, {}) == Share(1, None)
+    assert share(FitConfig(lanes=9), 5, {}) == Share(5, 1)
+    assert share(FitConfig(threads=4), 5, {}) == Share(2, None)
+    assert share(FitConfig(), 5, {"OMP_NUM_THREADS": "3"}) == Share(2, None)
+    assert share(FitConfig(), 5, {"OMP_NUM_THREADS": "4,2"}) == Share(2, None)
+    assert share(FitConfig(), 5, {"OMP_NUM_THREADS": "many"}) == Share(5, 1)
+
+
+def test_cores_are_those_of_this_process() -> None:
+    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\nfrom pipelines import machine\n"
+    code += "from dit.config import FitConfig\nprint(machine.share(FitConfig(), 5, {'CUDA_VISIBLE_DEVICES': ''}).lanes)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "1\n"
 
 
 def test_a_step_in_a_container_says_why_it_fails_on_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

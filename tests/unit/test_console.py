@@ -10,6 +10,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,7 +68,7 @@ def terminal() -> Iterator[Terminal]:
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("DIT_TTY", "COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "PYTHONIOENCODING", "PYTHONUNBUFFERED"):
+    for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "PYTHONIOENCODING", "PYTHONUNBUFFERED"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm")
 
@@ -180,27 +181,55 @@ def test_lines_go_above_the_bar_on_the_same_terminal(terminal: Terminal) -> None
     assert any(re.search(r"x +1,234,567", line) for line in drawn)
 
 
-def test_a_child_behind_pipes_draws_on_the_terminal_it_is_told_of(terminal: Terminal) -> None:
-    parent = f"""
-        import subprocess, sys
-        from dit.console import share_terminal
-        share_terminal()
-        child = subprocess.run([sys.executable, "-c", {textwrap.dedent(WORK)!r}], capture_output=True,
-                               stdin=subprocess.DEVNULL, text=True)
-        print(repr((child.returncode, child.stdout, child.stderr)))
+def test_progress_can_be_shown_by_another(capsys: pytest.CaptureFixture[str]) -> None:
+    seen: list[tuple[object, ...]] = []
+
+    class Bar:
+        def advance(self, n: int = 1, **info: float | str) -> None:
+            seen.append((n, info))
+
+    @contextmanager
+    def open_bar(*bar: object) -> Iterator[Bar]:
+        seen.append(bar)
+        yield Bar()
+        seen.append(("closed",))
+
+    with console.progress_shown_by(open_bar):
+        with console.progress("train", 5, "steps", completed=2) as bar:
+            bar.advance(3, loss=0.5)
+        with console.progress("train", 5, "steps", enabled=False) as bar:
+            bar.advance()
+    assert seen == [("train", 5, "steps", 2), (3, {"loss": 0.5}), ("closed",)]
+    assert capsys.readouterr() == ("", "")
+    with console.progress("train", 5, "steps") as bar:
+        bar.advance(5)
+    assert "5/5 steps" in capsys.readouterr().err
+
+
+def test_rows_of_a_board_come_and_go_below_lines(terminal: Terminal) -> None:
+    code = """
+        import sys, time
+        from dit.console import say
+        from dit.terminal import Board
+        with Board(sys.stderr) as board:
+            first, second = board.row("train S/2"), board.row("train XL/2")
+            first.begin("train S/2", 10, "steps", 5)
+            second.begin("train XL/2", 10, "steps", 0)
+            for _ in range(5):
+                first.advance(1, loss=0.25)
+                second.advance(1)
+                time.sleep(0.1)
+            first.remove()
+            say("train S/2 is done")
+        say("after")
     """
-    result = subprocess.run(
-        command(parent), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=terminal.slave, text=True, check=True
-    )
-    assert result.stdout == "(0, 'before\\nwithin\\nafter\\n', '')\n"
-    assert re.search(r"train S/2 .*/100 .*steps/s .*loss 0\.1250", terminal.text())
-
-
-@pytest.mark.parametrize("name", ["/dev/pts/none", "/dev/null"])
-def test_a_terminal_that_is_none_gives_plain_lines(name: str) -> None:
-    result = piped(WORK, DIT_TTY=name)
-    assert "\x1b" not in result.stderr
-    assert "100/100 steps (100 %)" in result.stderr
+    subprocess.run(command(code), stdin=terminal.slave, stdout=terminal.slave, stderr=terminal.slave, check=True)
+    drawn = [line.rstrip() for line in terminal.text().splitlines() if line.strip()]
+    assert any(re.search(r"train S/2 .* \d+/10 [\d.]+ steps/s .* left .*loss 0\.2500", line) for line in drawn)
+    assert any(re.search(r"train XL/2 .* 5/10 [\d.]+ steps/s .* left", line) for line in drawn)
+    done = drawn.index("train S/2 is done")
+    assert not any(line.startswith("train S/2 ") for line in drawn[done + 1 :])
+    assert drawn[-1] == "after"
 
 
 def test_a_dumb_terminal_gives_plain_lines(terminal: Terminal) -> None:
