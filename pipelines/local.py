@@ -37,6 +37,7 @@ def run(study: Path | str, root: str, overrides: list[str]) -> None:
     if complete.study_complete(config, store):
         importlib.import_module("dit.stages.report").run(config, store)
     else:
+        importlib.import_module("dit.stages.evaluate").check_files(config, store)
         _run_pipeline(config, store)
     flush(config, store)
     show_results(config, store)

@@ -6,14 +6,13 @@ Made by the first evaluation that needs them, kept beside the dataset, and the s
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from safetensors.torch import save
 
 from dit import layout
 from dit.codec import open_codec
-from dit.config import AdmReference, StudyConfig, digest
+from dit.config import StudyConfig, digest
 from dit.console import progress, say
 from dit.data.sources import iter_source_images, open_source
 from dit.distributed import Ranks
@@ -23,11 +22,11 @@ from dit.metrics.extractors import Extractor, Features, extract, open_digits, op
 from dit.metrics.folder import ReferenceFolder
 from dit.metrics.measure import Judge
 from dit.metrics.reference import Reference, from_adm, from_source
-from dit.metrics.weights import find_inception
+from dit.metrics.weights import EvaluationFiles, find_evaluation_files
 from dit.records import DatasetManifest, ExtractorRecord, NoiseFloorRecord, ReferenceRecord
 from dit.sampling.generate import Generator, untrained
 from dit.sampling.sets import PART_IMAGES
-from dit.storage import Store, fetch_file, read_record, sha256_file
+from dit.storage import Store, read_record
 
 NOISE_IMAGES = 1000
 """Enough for a floor: noise is many times farther from any image than the error of so few."""
@@ -38,15 +37,12 @@ class Inputs:
     """What a yardstick is made with that no evaluation makes."""
 
     dataset: DatasetManifest
-    inception: tuple[Path, str] | None
-    """InceptionV3's weights and their SHA-256; None where another extractor is used."""
-    adm: tuple[Path, str] | None
-    """ADM's reference file and its SHA-256; None where the dataset is the reference."""
+    files: EvaluationFiles
 
     @property
     def source_sha256(self) -> str:
         """Of what the reference is made from."""
-        return self.adm[1] if self.adm else self.dataset.source_sha256
+        return self.files.adm[1] if self.files.adm else self.dataset.source_sha256
 
 
 @dataclass(frozen=True)
@@ -67,10 +63,7 @@ def find_inputs(config: StudyConfig, store: Store) -> Inputs:
     manifest = read_record(store, key, DatasetManifest)
     if manifest is None:
         raise MissingError(f"{store.url}/{key}: the dataset is not prepared; run `dit prepare`")
-    inception = find_inception(config, store) if config.evaluation.extractor == "inception" else None
-    reference = config.evaluation.reference
-    adm = fetch_file(reference.path) if isinstance(reference, AdmReference) else None
-    return Inputs(manifest, inception, (adm, sha256_file(adm)) if adm else None)
+    return Inputs(manifest, find_evaluation_files(config, store))
 
 
 def open_yardstick(folder: ReferenceFolder, inputs: Inputs, decoder: str) -> Yardstick:
@@ -109,8 +102,8 @@ def open_yardstick(folder: ReferenceFolder, inputs: Inputs, decoder: str) -> Yar
 
 def _open_extractor(folder: ReferenceFolder, inputs: Inputs) -> Extractor:
     device, precision = folder.ranks.device, folder.config.evaluation.extractor_precision
-    if inputs.inception:
-        return open_inception(*inputs.inception, device, precision)
+    if inputs.files.inception:
+        return open_inception(*inputs.files.inception, device, precision)
     key = layout.trained_extractor(folder.config)
     file = folder.kept(key, ExtractorRecord, lambda: _train_digits(folder) if folder.ranks.is_main else None).file
     return open_digits(folder.path(file), file.sha256, device, precision)
@@ -132,8 +125,9 @@ def _make_reference(
     folder: ReferenceFolder, inputs: Inputs, extractor: Extractor, config_hash: str
 ) -> ReferenceRecord | None:
     config, ranks, batch = folder.config, folder.ranks, folder.config.fit.feature_batch
-    if inputs.adm:
-        reference, source = from_adm(inputs.adm[0], extractor, ranks, batch), inputs.adm[0].name
+    if inputs.files.adm:
+        path, _ = inputs.files.adm
+        reference, source = from_adm(path, extractor, ranks, batch), path.name
     else:
         reference = from_source(open_source(config.dataset), extractor, ranks, batch)
         source = f"{config.dataset.name}, {reference.count} images"

@@ -10,6 +10,7 @@ from dit.config import StudyConfig
 from dit.console import progress, say
 from dit.errors import ConfigError, MismatchError
 from dit.formatting import format_number
+from dit.metrics.weights import find_evaluation_files
 from dit.records import Estimate, MetricsRecord, SampleSetManifest
 from dit.sampling.sets import PART_IMAGES, Images, SampleSet
 from dit.storage import Store, read_record, write_record
@@ -35,6 +36,11 @@ def run(config: StudyConfig, store: Store, variant: str, step: int | None = None
     if pending:
         found |= _evaluate(config, store, spec, pending)
     return [record for record in found.values() if record is not None]
+
+
+def check_files(config: StudyConfig, store: Store) -> None:
+    """Raise MissingError or MismatchError now for what an evaluation would miss after days of training."""
+    find_evaluation_files(config, store)
 
 
 def _read(config: StudyConfig, store: Store, spec: ModelSpec, step: int) -> MetricsRecord | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import signal
@@ -128,6 +129,22 @@ def test_an_autoencoder_that_is_missing(capsys: pytest.CaptureFixture[str], tmp_
     line = refused(["prepare", IMAGENET, "--set", f"dataset.codec.weights={absent}"], capsys)
     assert f"{absent}: no such folder; put it there" in line
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("key", ["evaluation.extractor_weights", "evaluation.reference.path"])
+def test_a_study_asks_for_an_evaluations_files_before_it_prepares_or_trains(
+    key: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    weights, absent = tmp_path / "weights.pth", tmp_path / "none"
+    weights.write_bytes(b"weights")
+    files = {
+        "evaluation.extractor_weights": weights,
+        "evaluation.extractor_sha256": hashlib.sha256(b"weights").hexdigest(),
+        key: absent,
+    }
+    overrides = [argument for name, value in files.items() for argument in ("--set", f"{name}={value}")]
+    assert str(absent) in refused(["study", IMAGENET, *overrides], capsys)
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["weights.pth"]
 
 
 def test_a_batch_that_processes_or_devices_cannot_share(
