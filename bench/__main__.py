@@ -1,13 +1,17 @@
-"""`python -m bench [NAME ...] [--rounds N] [--save NAME]`: measure, print a table, write JSON."""
+"""`python -m bench [NAME ...] [--rounds N] [--save NAME]`: measure; write JSON and a Markdown table."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import sys
+from itertools import chain
 
 from rich.console import Console
+from rich.markdown import Markdown
 
 from bench import harness
+from bench.report import Results, machine
 
 MODULES = ("train", "sampler", "loader", "preparation", "features", "frechet")
 ON_GPU = "gpu"
@@ -16,19 +20,24 @@ ON_GPU = "gpu"
 def main() -> None:
     """Parse, run, report."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument(
-        "names", nargs="*", choices=[*MODULES, ON_GPU, []], help="which to run (default: all of the CPU's)"
-    )
-    parser.add_argument("--rounds", type=int, default=3, help="fresh launches of every side")
-    parser.add_argument("--save", default="cpu", help="name of the JSON file in bench/results")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(MODULES)} (default: these), {ON_GPU}")
+    parser.add_argument("--rounds", type=int, default=harness.ROUNDS, help="fresh launches of every side at most")
+    parser.add_argument("--save", help="name of the files in bench/results; rows not measured now are kept")
     chosen = parser.parse_args()
-    rows = [row for name in chosen.names or MODULES for row in importlib.import_module(f"bench.{name}").rows()]
-    described = harness.machine()
-    outcomes = harness.run(rows, chosen.rounds)
-    console = Console(width=160)
-    console.print(harness.table(outcomes))
-    console.print(described)
-    console.print(f"written: {harness.save(outcomes, described, chosen.save)}")
+    if unknown := set(chosen.names) - {*MODULES, ON_GPU}:
+        parser.error(f"unknown benchmark {min(unknown)!r}; known are {', '.join((*MODULES, ON_GPU))}")
+    if chosen.rounds < 1:
+        parser.error(f"--rounds={chosen.rounds}: must be at least 1")
+    names = chosen.names or MODULES
+    rows = chain.from_iterable(importlib.import_module(f"bench.{name}").rows() for name in names)
+    command = " ".join(["python -m bench", *sys.argv[1:]])
+    results = Results(chosen.save or ("gpu" if ON_GPU in names else "cpu"), machine(), command)
+    progress = Console(stderr=True)
+    for row in rows:
+        results.add(harness.run(row, chosen.rounds, progress.print))
+    console = Console()
+    console.print(Markdown(results.markdown.read_text(encoding="utf-8")))
+    console.print(f"written: {results.markdown} and .json")
 
 
 if __name__ == "__main__":

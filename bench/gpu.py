@@ -40,9 +40,9 @@ def measure(variant: str, task: str, side: str) -> dict[str, Any]:
     share = flops / seconds / matmul_peak(device, torch.bfloat16)
     return {
         "rate": images / seconds,
-        "share_of_bf16_peak": share,
+        "share_of_peak": share,
         "peak_memory_bytes": memory,
-        "beside": {"of matmul peak": f"{share:.0%}", "GiB": round(memory / 2**30, 1)},
+        "beside": {"GiB": round(memory / 2**30, 1)},
     }
 
 
@@ -52,12 +52,12 @@ def _train(spec: ModelSpec, side: str) -> float:
         t, y = (torch.randint(1000, (BATCH,), device=ranks.device) for _ in range(2))
         if side == "textbook":
             plain = TextbookTrainer(_textbook(spec).to(ranks.device), "bf16")
-            return seconds_per_call(lambda: plain.step(x0, t, y, noise), calls=10, warmup=3)
+            return seconds_per_call(lambda: plain.step(x0, t, y, noise))
         train = TrainConfig(steps=1, global_batch=BATCH, precision="bf16")
         fit = FitConfig(compile="on" if side == "compiled" else "off")
         trainer = Trainer(spec, INPUTS, train, fit, ranks)
         batch = StepBatch(x0_NCHW=x0, t_N=t, noise_NCHW=noise, y_N=y, step=1)
-        return seconds_per_call(lambda: trainer.step(batch), calls=10, warmup=5)
+        return seconds_per_call(lambda: trainer.step(batch))
 
 
 def _sample(spec: ModelSpec) -> float:
@@ -74,7 +74,7 @@ def _sample(spec: ModelSpec) -> float:
         with autocast("bf16", device):
             sample(model, schedule, lambda _: torch.randn(shape, device=device), labels, config, model.null_label)
 
-    return seconds_per_call(draw, calls=3, warmup=1)
+    return seconds_per_call(draw)
 
 
 def _textbook(spec: ModelSpec) -> TextbookDiT:

@@ -1,4 +1,4 @@
-"""Runs every benchmark row in fresh processes, the two sides in turn, and keeps medians.
+"""Runs every benchmark row in fresh processes, its sides in turn, and keeps all that the launches say.
 
 A ratio within one run says what a speed on one machine cannot: the sides share the machine, the hour and the noise.
 """
@@ -6,19 +6,14 @@ A ratio within one run says what a speed on one machine cannot: the sides share 
 from __future__ import annotations
 
 import json
-import platform
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
-RESULTS = Path(__file__).parent / "results"
+ROUNDS = 3
 
 
 @dataclass(frozen=True)
@@ -30,12 +25,16 @@ class Row:
     module: str
     sides: dict[str, dict[str, Any]]
     target: float | None = None
-    """Ratio of the last side to the first that the project sets itself."""
+    """Ratio of the fastest side to the first that the project sets itself."""
+    parts: bool = False
+    """Whether the first side is the whole and each other one lacks a part, so that ratios are below 1."""
+    rounds: int = ROUNDS
+    """Fresh launches of every side at most: fewer where one takes a minute."""
 
 
 @dataclass
 class Outcome:
-    """What the launches of a row printed, by side."""
+    """What the launches of a row printed, by side, in order of rounds."""
 
     row: Row
     launches: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
@@ -56,17 +55,28 @@ class Outcome:
             "name": self.row.name,
             "unit": self.row.unit,
             "target_ratio": self.row.target,
-            "sides": {
-                side: {
-                    "arguments": arguments,
-                    "median": self.rate(side),
-                    "ratio_median": statistics.median(self.ratios(side)),
-                    "ratio_range": [min(self.ratios(side)), max(self.ratios(side))],
-                    "launches": self.launches[side],
-                }
-                for side, arguments in self.row.sides.items()
-            },
+            "parts": self.row.parts,
+            "sides": {side: self._side(side) for side in self.row.sides},
         }
+
+    def _side(self, side: str) -> dict[str, Any]:
+        launches = self.launches[side]
+        result: dict[str, Any] = {"arguments": self.row.sides[side], "launches": launches}
+        if "skipped" in launches[0]:
+            return {**result, "skipped": launches[0]["skipped"]}
+        shares = [launch["share_of_peak"] for launch in launches if "share_of_peak" in launch]
+        ratios = self.ratios(side)
+        return {
+            **result,
+            "median": self.rate(side),
+            "ratio_median": statistics.median(ratios),
+            "ratio_range": [min(ratios), max(ratios)],
+            "share_of_peak": statistics.median(shares) if shares else None,
+            "beside": launches[-1].get("beside", {}),
+        }
+
+
+Launch = Callable[[str, dict[str, Any]], dict[str, Any]]
 
 
 def launch(module: str, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -79,65 +89,13 @@ def launch(module: str, arguments: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def run(rows: list[Row], rounds: int) -> list[Outcome]:
-    """All rows, `rounds` times each, the sides interleaved."""
-    console = Console(stderr=True)
-    outcomes = []
-    for row in rows:
-        outcome = Outcome(row, {side: [] for side in row.sides})
-        for number in range(rounds):
-            for side, arguments in row.sides.items():
-                console.print(f"{row.name}: {side}, round {number + 1} of {rounds}")
-                outcome.launches[side].append(launch(row.module, arguments))
-        outcomes.append(outcome)
-    return outcomes
-
-
-def machine() -> dict[str, Any]:
-    """What the figures were read on, with the matrix product rates measured in this run."""
-    return {
-        "processor": _processor(),
-        "python": platform.python_version(),
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        **launch("bench.peak", {}),
-    }
-
-
-def save(outcomes: list[Outcome], described: dict[str, Any], name: str) -> Path:
-    """Write `results/<name>.json`."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({"machine": described, "rows": [o.to_json() for o in outcomes]}, indent=1) + "\n")
-    return path
-
-
-def table(outcomes: list[Outcome]) -> Table:
-    """One line per side, with its ratio to the row's first."""
-    columns = Table(title="Benchmarks: medians of fresh launches, sides interleaved")
-    for heading in ("row", "side", "rate", "unit", "ratio", "range", "aim", "beside"):
-        columns.add_column(heading)
-    for outcome in outcomes:
-        last = list(outcome.row.sides)[-1]
-        for side in outcome.row.sides:
-            ratios = outcome.ratios(side)
-            extra = outcome.launches[side][-1].get("beside", {})
-            columns.add_row(
-                outcome.row.name,
-                side,
-                f"{outcome.rate(side):.4g}",
-                outcome.row.unit,
-                f"{statistics.median(ratios):.2f}",
-                f"{min(ratios):.2f} to {max(ratios):.2f}",
-                f"{outcome.row.target:g}" if outcome.row.target and side == last else "",
-                ", ".join(f"{key} {value}" for key, value in extra.items()),
-            )
-    return columns
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{models[0] if models else platform.processor()}, {len(models)} cores"
+def run(row: Row, rounds: int, say: Callable[[str], object], launch: Launch = launch) -> Outcome:
+    """One row, the sides interleaved. A side that says it cannot run here is asked once."""
+    outcome = Outcome(row, {side: [] for side in row.sides})
+    for number in range(min(rounds, row.rounds)):
+        for side, arguments in row.sides.items():
+            if outcome.launches[side] and "skipped" in outcome.launches[side][0]:
+                continue
+            say(f"{row.name}: {side}, round {number + 1} of {min(rounds, row.rounds)}")
+            outcome.launches[side].append(launch(row.module, arguments))
+    return outcome

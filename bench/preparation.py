@@ -25,7 +25,7 @@ from dit.storage import open_store
 from dit.torchvision_shim import ensure_torchvision
 
 SIZE = 256
-PICTURES = {"vae": 6, "pixels": 400}
+PICTURES = {"vae": 2, "pixels": 300}
 
 
 def measure(codec: str, side: str) -> dict[str, Any]:

@@ -10,11 +10,12 @@ from bench.harness import Row
 from bench.textbook import TextbookDiT, textbook_sample
 from bench.timing import seconds_per_call
 from bench.train import SETTINGS
-from dit.compute import matmul_precision, tune_process
+from dit.compute import matmul_peak, matmul_precision, tune_process
 from dit.config import SamplingConfig
 from dit.diffusion.sampler import sample
 from dit.diffusion.schedule import linear_schedule
 from dit.model.transformer import DiT
+from dit.training.trainer import compile_blocks
 from dit.variants import InputSpec, ModelSpec, resolve
 
 STEPS = {"mini-XL/2": 50, "DiT-S/2": 10}
@@ -30,18 +31,21 @@ def measure(variant: str, side: str) -> dict[str, Any]:
     if side == "textbook":
         shape = (spec.depth, spec.hidden, spec.heads, spec.patch, inputs.channels, inputs.size, inputs.classes)
         plain = TextbookDiT(*shape).eval()
-        seconds = seconds_per_call(
-            lambda: textbook_sample(plain, labels, steps, GUIDANCE, inputs.classes, inputs.size), calls=3, warmup=1
-        )
+        seconds = seconds_per_call(lambda: textbook_sample(plain, labels, steps, GUIDANCE, inputs.classes, inputs.size))
     else:
-        seconds = _ours(spec, inputs, labels, steps)
-    return {"rate": batch / seconds}
+        seconds = _ours(spec, inputs, labels, steps, compiled=side == "compiled")
+    # The guided batch is twice as large: with the label and without.
+    flops = 2 * spec.macs(inputs) * 2 * batch * steps
+    share = flops / seconds / matmul_peak(torch.device("cpu"), torch.float32)
+    return {"rate": batch / seconds, "share_of_peak": share, "beside": {"batch": batch}}
 
 
-def _ours(spec: ModelSpec, inputs: InputSpec, labels: torch.Tensor, steps: int) -> float:
+def _ours(spec: ModelSpec, inputs: InputSpec, labels: torch.Tensor, steps: int, *, compiled: bool) -> float:
     tune_process()
     matmul_precision("fp32", torch.device("cpu"))
     model = DiT(spec, inputs).eval()
+    if compiled:
+        compile_blocks(model)
     config = SamplingConfig(steps=steps, cfg_scale=GUIDANCE)
     shape = (len(labels), inputs.channels, inputs.size, inputs.size)
     schedule = linear_schedule()
@@ -49,7 +53,7 @@ def _ours(spec: ModelSpec, inputs: InputSpec, labels: torch.Tensor, steps: int) 
     def draw() -> None:
         sample(model, schedule, lambda _: torch.randn(shape), labels, config, model.null_label)
 
-    return seconds_per_call(draw, calls=3, warmup=1)
+    return seconds_per_call(draw)
 
 
 def rows() -> list[Row]:
@@ -60,7 +64,7 @@ def rows() -> list[Row]:
             f"guided sampling, {variant}, fp32, {STEPS[variant]} steps",
             "images/s",
             __name__,
-            {side: {"variant": variant, "side": side} for side in ("textbook", "ours")},
+            {side: {"variant": variant, "side": side} for side in ("textbook", "eager", "compiled")},
             aim,
         )
         for variant, aim in aims.items()

@@ -1,4 +1,4 @@
-"""Seconds per call: warm-ups left out, the median of the rest."""
+"""Seconds per call: the median of enough calls, the first left out."""
 
 from __future__ import annotations
 
@@ -8,19 +8,31 @@ from collections.abc import Callable
 
 import torch
 
+MIN_CALLS = 3
+MIN_SECONDS = 3.0
+# Beside a call as long as this one, warming up does not show.
+LONG_SECONDS = 8.0
 
-def seconds_per_call(call: Callable[[], object], *, calls: int, warmup: int) -> float:
-    """Median over `calls`; waits for the GPU where there is one."""
-    for _ in range(warmup):
-        call()
-    _synchronise()
-    times = []
-    for _ in range(calls):
-        start = time.perf_counter()
-        call()
-        _synchronise()
-        times.append(time.perf_counter() - start)
+
+def seconds_per_call(call: Callable[[], object]) -> float:
+    """Median over at least MIN_CALLS calls and MIN_SECONDS; a single call where it is long. Waits for the GPU."""
+    warmup = [_timed(call)]
+    if warmup[0] >= LONG_SECONDS:
+        return warmup[0]
+    while len(warmup) < MIN_CALLS and sum(warmup) < MIN_SECONDS:
+        warmup.append(_timed(call))
+    times: list[float] = []
+    while len(times) < MIN_CALLS or sum(times) < MIN_SECONDS:
+        times.append(_timed(call))
     return statistics.median(times)
+
+
+def _timed(call: Callable[[], object]) -> float:
+    _synchronise()
+    start = time.perf_counter()
+    call()
+    _synchronise()
+    return time.perf_counter() - start
 
 
 def _synchronise() -> None:

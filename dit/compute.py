@@ -68,7 +68,8 @@ def matmul_precision(precision: Precision, device: torch.device) -> None:
         torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
         torch.backends.cudnn.allow_tf32 = precision != "fp32"
         return
-    torch.set_float32_matmul_precision("medium" if precision == "bf16" or medium_is_exact() else "highest")
+    rounds = computed_in(precision, device) == "bf16"
+    torch.set_float32_matmul_precision("medium" if rounds or medium_is_exact() else "highest")
 
 
 @lru_cache(maxsize=1)
@@ -86,9 +87,23 @@ def medium_is_exact() -> bool:
     return float(error) < _FP32_ERROR
 
 
+def computed_in(precision: Precision, device: torch.device) -> Precision:
+    """The precision that this device computes in when asked for `precision`.
+
+    bf16 gives way to fp32 on a CPU whose bf16 products would run in plain loops, tens of times slower.
+    """
+    return "fp32" if precision == "bf16" and device.type == "cpu" and not cpu_has_bf16() else precision
+
+
+@lru_cache(maxsize=1)
+def cpu_has_bf16() -> bool:
+    """Whether oneDNN has bf16 kernels for this CPU: on x86 from AVX-512 on, on ARM with its BF16 extension."""
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
-    """bf16 autocast where it is asked for, nothing otherwise."""
-    if precision != "bf16":
+    """bf16 autocast where it is asked for and the device computes in it, nothing otherwise."""
+    if computed_in(precision, device) != "bf16":
         return nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
@@ -122,4 +137,4 @@ def peak_flops(device: torch.device, precision: Precision = "bf16") -> float:
         for known, rates in _PEAKS.items():
             if known in name:
                 return rates[("bf16", "tf32", "fp32").index(precision)]
-    return matmul_peak(device, torch.bfloat16 if precision == "bf16" else torch.float32)
+    return matmul_peak(device, torch.bfloat16 if computed_in(precision, device) == "bf16" else torch.float32)

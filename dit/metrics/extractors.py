@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from dit.compute import autocast, matmul_precision
+from dit.compute import autocast, computed_in, matmul_precision
 from dit.console import Progress
 from dit.distributed import Ranks
 from dit.errors import MismatchError
@@ -42,10 +42,10 @@ class Extractor:
     """A feature extractor on a device."""
 
     def __init__(self, name: str, sha256: str, module: nn.Module, device: torch.device, precision: Precision) -> None:
+        self.precision = computed_in(precision, device)
         version = importlib.metadata.version("torch-fidelity")
-        self.evaluator = f"torch-fidelity {version} {name} {precision}, weights {sha256[:8]}"
+        self.evaluator = f"torch-fidelity {version} {name} {self.precision}, weights {sha256[:8]}"
         self.sha256 = sha256
-        self.precision = precision
         self._device = device
         # With channels innermost a CPU is half as fast again, and a GPU's tensor cores need no transposition.
         to: Any = module.to  # torch leaves this argument out of its types

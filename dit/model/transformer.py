@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from dit.model.activation import gelu_tanh
 from dit.model.embeddings import LabelEmbedder, PatchEmbedder, TimestepEmbedder, position_table, unpatchify
 from dit.variants import MLP_RATIO, InputSpec, ModelSpec
 
@@ -62,7 +63,7 @@ class Mlp(nn.Module):
 
     def forward(self, x_NTD: Tensor) -> Tensor:
         """[N, T, D] -> [N, T, D]."""
-        out_NTD: Tensor = self.fc2(F.gelu(self.fc1(x_NTD), approximate="tanh"))
+        out_NTD: Tensor = self.fc2(gelu_tanh(self.fc1(x_NTD)))
         return out_NTD
 
 

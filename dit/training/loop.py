@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from dit import __version__, layout
+from dit.compute import computed_in
 from dit.console import Progress
 from dit.distributed import Ranks
 from dit.errors import DivergedError, StoppedError
@@ -82,7 +83,7 @@ class TrainingLoop:
             step=step,
             config_hash=plan.config.training_hash(plan.spec),
             dataset_content=plan.dataset_content,
-            precision=plan.config.train.precision,
+            precision=computed_in(plan.config.train.precision, self.ranks.device),
             world_size=self.ranks.world_size,
             code_version=__version__,
             finite=True,

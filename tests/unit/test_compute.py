@@ -52,11 +52,22 @@ def test_tf32_is_used_on_a_gpu_only_where_asked_for(precision: compute.Precision
     assert torch.backends.cudnn.allow_tf32 is allowed
 
 
-def test_autocast_is_bf16_or_nothing() -> None:
+def test_autocast_is_bf16_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compute, "cpu_has_bf16", lambda: True)
     a = torch.randn(4, 4)
     for precision, dtype in (("fp32", torch.float32), ("tf32", torch.float32), ("bf16", torch.bfloat16)):
         with compute.autocast(precision, CPU):  # type: ignore[arg-type]
             assert (a @ a).dtype == dtype
+
+
+def test_a_cpu_without_bf16_computes_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compute, "cpu_has_bf16", lambda: False)
+    monkeypatch.setattr(compute, "medium_is_exact", lambda: False)
+    assert [compute.computed_in("bf16", device) for device in (CPU, CUDA)] == ["fp32", "bf16"]
+    compute.matmul_precision("bf16", CPU)
+    assert torch.get_float32_matmul_precision() == "highest"
+    with compute.autocast("bf16", CPU):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
 
 
 def test_tuning_sets_the_threads_that_are_asked_for() -> None:

@@ -1,0 +1,123 @@
+"""Results as JSON, which keeps everything and adds up over runs, and as a Markdown table made from it alone."""
+
+from __future__ import annotations
+
+import json
+import platform
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from bench.harness import Outcome, launch
+
+RESULTS = Path(__file__).parent / "results"
+_HEADINGS = ("side", "rate", "unit", "ratio", "range", "of peak", "beside")
+
+
+def machine() -> dict[str, Any]:
+    """What the figures are read on, with the matrix product rates measured now."""
+    return {
+        "processor": _processor(),
+        "python": platform.python_version(),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        **launch("bench.peak", {}),
+    }
+
+
+class Results:
+    """`results/<name>.json` and `.md`: rows of one machine, each replaced when it is measured again."""
+
+    def __init__(self, name: str, described: dict[str, Any], command: str, folder: Path = RESULTS) -> None:
+        """Raises SystemExit where the file holds another machine's rows, which no ratio could be compared with."""
+        self._json, self.markdown = folder / f"{name}.json", folder / f"{name}.md"
+        self._document: dict[str, Any] = {"command": command, "machine": described, "rows": []}
+        if self._json.exists():
+            kept = json.loads(self._json.read_text(encoding="utf-8"))
+            for key in ("processor", "device", "torch", "threads"):
+                if kept["machine"][key] != described[key]:
+                    raise SystemExit(
+                        f"bench: {self._json} holds rows of {key} {kept['machine'][key]}, this is {described[key]};"
+                        " choose another name with --save"
+                    )
+            self._document["rows"] = kept["rows"]
+
+    def add(self, outcome: Outcome) -> None:
+        """Put a row in, and write both files, so that an interrupted run keeps what it has."""
+        row = {**outcome.to_json(), "date": self._document["machine"]["date"]}
+        rows = self._document["rows"]
+        places = [place for place, known in enumerate(rows) if known["name"] == row["name"]]
+        if places:
+            rows[places[0]] = row
+        else:
+            rows.append(row)
+        self._json.parent.mkdir(exist_ok=True)
+        self._json.write_text(json.dumps(self._document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        self.markdown.write_text(render(self._document), encoding="utf-8")
+
+
+def render(document: dict[str, Any]) -> str:
+    """The Markdown page of a results file."""
+    described = document["machine"]
+    peaks = f"{described['matmul_fp32_tflops']:.3g} TFLOP/s in fp32, {described['matmul_bf16_tflops']:.3g} in bf16"
+    head = [
+        "# Benchmarks",
+        "",
+        f"Written by `{document['command']}`, {described['date']}. {described['processor']}, device"
+        f" {described['device']}, {described['threads']} threads, torch {described['torch']}, Python"
+        f" {described['python']}. Matrix product peak: {peaks}.",
+        "",
+        "Rates are medians of fresh launches, the sides in turn. The ratio is to the first side, round by round: median"
+        " and range. Where a row says so, the most that a ratio could be is 1 / the first side's share of the peak.",
+        "",
+    ]
+    return "\n".join([*head, *(line for row in document["rows"] for line in _section(row))])
+
+
+def _section(row: dict[str, Any]) -> list[str]:
+    lines = [f"## {row['name']}", "", *_summary(row), "| " + " | ".join(_HEADINGS) + " |"]
+    lines.append("|" + " --- |" * len(_HEADINGS))
+    for name, side in row["sides"].items():
+        lines.append("| " + " | ".join((name, *_cells(row, side))) + " |")
+    return [*lines, ""]
+
+
+def _summary(row: dict[str, Any]) -> list[str]:
+    """Aim and ceiling of a comparison; what each part gives."""
+    sides = list(row["sides"].values())
+    if row["parts"]:
+        gains = [
+            f"{name.removeprefix('without ')} {1 / side['ratio_median'] - 1:+.0%}"
+            for name, side in list(row["sides"].items())[1:]
+            if "skipped" not in side
+        ]
+        return ["Speed that each part adds to the rest: " + ", ".join(gains) + ".", ""]
+    if row["target_ratio"] is None:
+        return []
+    ratios = [side["ratio_median"] for side in sides[1:] if "skipped" not in side]
+    reached = f"Aim {row['target_ratio']:g}, reached {max(ratios):.2f}" if ratios else f"Aim {row['target_ratio']:g}"
+    share = sides[0].get("share_of_peak")
+    ceiling = f"; {1 / share:.2f} if all but the products took no time" if share else ""
+    return [f"{reached}{ceiling}.", ""]
+
+
+def _cells(row: dict[str, Any], side: dict[str, Any]) -> tuple[str, ...]:
+    if "skipped" in side:
+        return ("-", row["unit"], "-", "-", "-", side["skipped"])
+    low, high = side["ratio_range"]
+    return (
+        f"{side['median']:.4g}",
+        row["unit"],
+        f"{side['ratio_median']:.2f}",
+        f"{low:.2f} to {high:.2f}",
+        f"{side['share_of_peak']:.0%}" if side["share_of_peak"] else "",
+        ", ".join(f"{key} {value}" for key, value in side["beside"].items()),
+    )
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{models[0] if models else platform.processor()}, {len(models)} cores"

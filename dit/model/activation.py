@@ -1,0 +1,40 @@
+"""GELU in its tanh form (Hendrycks & Gimpel 2016), at the speed of an exponential on a CPU."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# 0.5 (1 + tanh u) = sigmoid(2 u), and here 2 u = x (_LINEAR + _CUBIC x^2).
+_LINEAR = 2 * math.sqrt(2 / math.pi)
+_CUBIC = 0.044715 * _LINEAR
+
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    """F.gelu(x, approximate="tanh"), to float32's rounding."""
+    # torch's own is one pass; but a CPU's vectorised tanh takes four times as long as its sigmoid, which outweighs
+    # the additional passes. In bf16 these would round in between.
+    if x.device.type == "cpu" and x.dtype == torch.float32:
+        gated: Tensor = _SigmoidGelu.apply(x)  # type: ignore[no-untyped-call]
+        return gated
+    return F.gelu(x, approximate="tanh")
+
+
+class _SigmoidGelu(torch.autograd.Function):
+    """x sigmoid(2 u), with a derivative of few passes and no second sigmoid."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        gate = x.square().mul_(_CUBIC).add_(_LINEAR).mul_(x).sigmoid_()
+        ctx.save_for_backward(x, gate)
+        return x * gate
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        x, gate = ctx.saved_tensors
+        slope = x.square().mul_(3 * _CUBIC).add_(_LINEAR).mul_(x)
+        return torch.addcmul(gate, slope, torch.addcmul(gate, gate, gate, value=-1)).mul_(gradient)

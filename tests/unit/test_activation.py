@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dit.model.activation import gelu_tanh
+
+VALUES = torch.cat([torch.linspace(-12, 12, 4001), torch.tensor([-1e4, 0.0, 1e4])])
+
+
+def test_it_is_gelu_in_its_tanh_form_with_its_derivative() -> None:
+    x, exact = VALUES.clone().requires_grad_(), VALUES.double().requires_grad_()
+    found, expected = gelu_tanh(x), F.gelu(exact, approximate="tanh")
+    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-6)
+    found.sum().backward()
+    expected.sum().backward()
+    torch.testing.assert_close(x.grad, exact.grad, rtol=1e-6, atol=1e-5, check_dtype=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_types_take_torchs_own(dtype: torch.dtype) -> None:
+    x = VALUES.to(dtype)
+    assert torch.equal(gelu_tanh(x), F.gelu(x, approximate="tanh"))
