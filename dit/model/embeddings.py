@@ -50,7 +50,8 @@ class LabelEmbedder(nn.Module):
 
     def __init__(self, classes: int, hidden: int) -> None:
         super().__init__()
-        self.embedding_table = nn.Embedding(classes + 1, hidden)
+        # Its own constructor would draw weights, which on the meta device loads torch's compiler for seconds.
+        self.embedding_table = nn.Embedding.from_pretrained(torch.empty(classes + 1, hidden), freeze=False)
 
     def forward(self, y_N: Tensor) -> Tensor:
         """Labels, int64 in [0, classes] -> [N, D]."""
