@@ -107,6 +107,7 @@ class Row:
     def remove(self) -> None:
         """Take the row away."""
         self._bars.remove_task(self._task)
+        self._bars.refresh()
 
 
 class _TerminalConsole(Console):
