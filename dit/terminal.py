@@ -63,7 +63,7 @@ class _Bar:
 
 
 class Board:
-    """Rows for work that goes on side by side in other processes; lines that are printed meanwhile go above them.
+    """Rows for work that goes on side by side in other processes, and lines above them.
 
     A context manager: the rows are gone from the terminal when it is left.
     """
@@ -81,6 +81,10 @@ class Board:
     def row(self, text: str) -> Row:
         """A new row below the others, which says this and shows no numbers yet."""
         return Row(self._bars, text)
+
+    def say(self, line: str) -> None:
+        """Print a line above the rows, cut to the terminal's width."""
+        self._bars.console.print(line, markup=False, no_wrap=True, overflow="ellipsis")
 
 
 class Row:
@@ -103,6 +107,7 @@ class Row:
     def remove(self) -> None:
         """Take the row away."""
         self._bars.remove_task(self._task)
+        self._bars.refresh()
 
 
 class _TerminalConsole(Console):

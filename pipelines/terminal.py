@@ -47,6 +47,7 @@ class StudyLog:
 
     def __init__(self, log: TextIO, total: int) -> None:
         self._log, self._total = log, total
+        self._screen = console()
         self._steps: dict[int, _Step] = {}
         self._begun = self._ended = 0
         terminal = user_terminal()
@@ -59,8 +60,6 @@ class StudyLog:
     def __enter__(self) -> StudyLog:
         if self._board is not None:
             self._board.__enter__()
-        # From here on standard output is the board's, if both are on the same terminal.
-        self._screen = console()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -121,10 +120,12 @@ class StudyLog:
     def _print(self, line: str, *, on_terminal: bool) -> None:
         if self._screen.is_terminal != on_terminal:
             return
-        if on_terminal:
-            self._screen.print(line, markup=False, no_wrap=True, overflow="ellipsis")
-        else:
+        if not on_terminal:
             self._screen.out(line, highlight=False)
+        elif self._board is not None:
+            self._board.say(line)
+        else:
+            self._screen.print(line, markup=False, no_wrap=True, overflow="ellipsis")
 
     def _place(self, number: int) -> str:
         return f"{number:>{len(str(self._total))}}/{self._total}"

@@ -7,6 +7,7 @@ F timestep features.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,7 +51,9 @@ class LabelEmbedder(nn.Module):
 
     def __init__(self, classes: int, hidden: int) -> None:
         super().__init__()
-        self.embedding_table = nn.Embedding(classes + 1, hidden)
+        # The constructor would draw weights, for which torch loads its compiler on the meta device: seconds.
+        from_weights: Any = nn.Embedding.from_pretrained  # untyped in torch
+        self.embedding_table: nn.Embedding = from_weights(torch.empty(classes + 1, hidden), freeze=False)
 
     def forward(self, y_N: Tensor) -> Tensor:
         """Labels, int64 in [0, classes] -> [N, D]."""

@@ -20,6 +20,7 @@ import pytest
 
 from dit.storage import open_store
 from dit.study_file import load
+from dit.tracking import read_points
 from pipelines.complete import study_complete
 
 REPOSITORY = Path(__file__).parents[2]
@@ -31,6 +32,7 @@ OVERRIDES = (
     "evaluation.resamples=20",
     "sampling.steps=5",
     "sampling.num_samples=60",
+    "fit.lanes=2",
     "fit.checkpoint_every=4",
     "fit.log_every=4",
 )
@@ -68,15 +70,45 @@ class Study:
 
     def steps_under_way(self) -> list[int]:
         """Processes of the study that run a step of the pipeline."""
+        return self._processes(b"kfp.dsl.executor_main")
+
+    def processes(self) -> list[int]:
+        """Those, and the ones that run them."""
+        return self.steps_under_way() + self._processes(b"pipelines.lane")
+
+    def _processes(self, module: bytes) -> list[int]:
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
             try:
                 marked = self.mark.encode() in (folder / "environ").read_bytes()
-                if marked and b"kfp.dsl.executor_main" in (folder / "cmdline").read_bytes().replace(b"sh\0-ec", b""):
+                if marked and module in (folder / "cmdline").read_bytes().replace(b"sh\0-ec", b""):
                     found.append(int(folder.name))
             except OSError:
                 continue
         return found
+
+    def events(self) -> list[str]:
+        """Beginnings and ends of steps, in the order of the log."""
+        lines = (self.root / "logs/digits.log").read_text().splitlines()
+        return [event for line in lines if (event := line.partition("| ")[2]).startswith(("begin: ", "end: "))]
+
+    def losses(self) -> dict[str, float]:
+        """Every logged loss of every variant."""
+        config, store = load(REPOSITORY / "configs/digits.yaml", OVERRIDES), open_store(self.root)
+        return {
+            f"{spec.name} {point.step}": point.value
+            for spec in config.specs
+            for point in read_points(config, store, spec)
+            if point.key == "loss"
+        }
+
+    def statuses(self) -> set[str]:
+        """Of its runs in MLflow."""
+        from mlflow import MlflowClient
+
+        client = MlflowClient(f"sqlite:///{self.root}/mlflow.db")
+        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+        return {run.info.status for run in client.search_runs(experiments)}
 
     def files(self, below: str = "") -> dict[str, int]:
         """Every file's time of change, but for what tracking keeps."""
@@ -99,12 +131,20 @@ def wait_until(condition: Callable[[], object], process: subprocess.Popen[str], 
 
 @contextmanager
 def no_survivors(study: Study) -> Iterator[None]:
-    """Afterwards, soon, no step of the study is alive."""
+    """Afterwards, soon, no step of the study is alive, nor what runs it."""
     yield
     deadline = time.monotonic() + 25
-    while study.steps_under_way():
-        assert time.monotonic() < deadline, study.steps_under_way()
+    while study.processes():
+        assert time.monotonic() < deadline, study.processes()
         time.sleep(0.1)
+
+
+def wait_for_end_in_mlflow(study: Study) -> None:
+    """No run of a study that was ended stays RUNNING."""
+    deadline = time.monotonic() + 60
+    while "RUNNING" in study.statuses():
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +174,34 @@ def test_it_ends_with_the_table_the_verdict_and_where_to_look(finished: tuple[St
     assert {f"{row['variant']} {row['step']}": float(row["value"]) for row in rows} == study.values()
     claims = json.loads((report / "verdict.json").read_bytes())["claims"]
     assert [claim["number"] for claim in claims] == [1, 2, 3]
+
+
+def test_two_variants_are_worked_on_at_a_time(finished: tuple[Study, str]) -> None:
+    events = finished[0].events()
+    assert sorted(events) == sorted(
+        f"{kind}: {step}"
+        for kind in ("begin", "end")
+        for step in (
+            "prepare",
+            *(f"{stage} {name}" for stage in ("train", "sample", "evaluate") for name in ("mini-S/2", "mini-B/2")),
+            "report",
+        )
+    )
+    for one, other in (("mini-S/2", "mini-B/2"), ("mini-B/2", "mini-S/2")):
+        assert events.index(f"begin: train {one}") < events.index(f"end: evaluate {other}")
+    assert events[:2] == ["begin: prepare", "end: prepare"]
+    assert events[-2:] == ["begin: report", "end: report"]
+
+
+def test_one_at_a_time_gives_the_same_numbers(finished: tuple[Study, str], tmp_path: Path) -> None:
+    one = Study(tmp_path / "runs")
+    code, _, errors = one.run("fit.lanes=1")
+    assert code == 0, errors
+    events = one.events()
+    assert events[1::2] == [event.replace("begin", "end") for event in events[::2]]
+    assert one.losses() == pytest.approx(finished[0].losses(), rel=1e-4)
+    assert len(one.losses()) == 20
+    assert one.values() == pytest.approx(finished[0].values(), rel=1e-4)
 
 
 def test_the_platform_stays_out_of_sight(finished: tuple[Study, str]) -> None:
@@ -194,10 +262,9 @@ def test_a_study_that_lost_a_file_is_not_complete(finished: tuple[Study, str]) -
 def test_interrupted_at_any_moment_it_goes_on(finished: tuple[Study, str], tmp_path: Path) -> None:
     """Ctrl-C, the death of the starter, and of all processes at once: the end is that of the undisturbed study."""
     study, moment = Study(tmp_path / "runs"), random.Random(os.urandom(8))
-    only = "variants=[mini-S/2]"
 
     with no_survivors(study):
-        process = study.start(only)
+        process = study.start()
         wait_until(lambda: any(study.root.glob("studies/digits/mini-s-2/checkpoints/*/meta.json")), process)
         time.sleep(moment.uniform(0, 2))
         process.send_signal(signal.SIGINT)
@@ -205,24 +272,23 @@ def test_interrupted_at_any_moment_it_goes_on(finished: tuple[Study, str], tmp_p
         assert process.returncode == 130
         assert errors.splitlines()[-1].startswith("dit: interrupted")
         assert "Traceback" not in errors
+    wait_for_end_in_mlflow(study)
     with no_survivors(study):
-        process = study.start(only)
+        process = study.start()
         wait_until(lambda: study.steps_under_way() or process.poll() is not None, process)
         time.sleep(moment.uniform(0, 8))
         process.kill()
         process.communicate()
-    process = study.start(only)
+    process = study.start()
     wait_until(lambda: study.steps_under_way() or process.poll() is not None, process)
     time.sleep(moment.uniform(0, 8))
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
 
-    code, _, errors = study.run(only)
+    code, _, errors = study.run()
     assert code == 0, errors
-    undisturbed = finished[0].values()
-    assert study.values() == pytest.approx({name: undisturbed[name] for name in study.values()}, rel=1e-4)
-    assert len(study.values()) == 2
-    check_tracking(study, runs=2)
+    assert study.values() == pytest.approx(finished[0].values(), rel=1e-4)
+    check_tracking(study, runs=3)
 
 
 def test_a_step_that_fails_is_one_line_with_its_exit_code(finished: tuple[Study, str]) -> None:
@@ -232,9 +298,28 @@ def test_a_step_that_fails_is_one_line_with_its_exit_code(finished: tuple[Study,
     code, _, errors = study.run("evaluation.resamples=21")
     assert code == 2
     assert len([line for line in errors.splitlines() if line.startswith("dit: ")]) == 1
-    assert errors.splitlines()[-1].startswith("dit: evaluate mini-S/2: ")
+    assert errors.splitlines()[-1].startswith("dit: evaluate mini-")
     assert "Traceback" not in errors
     assert study.values() == before
+
+
+def test_a_failure_ends_the_other_variants_which_go_on_later(finished: tuple[Study, str], tmp_path: Path) -> None:
+    """Samples of another configuration lie where one variant's would go, while another is in training."""
+    study = Study(tmp_path / "runs")
+    (found,) = finished[0].root.glob("studies/digits/mini-s-2/samples/*20/*/manifest.json")
+    place = study.root / found.relative_to(finished[0].root)
+    place.parent.mkdir(parents=True)
+    place.write_text(json.dumps(json.loads(found.read_bytes()) | {"config_hash": "0" * 12}))
+    with no_survivors(study):
+        code, _, errors = study.run("variants=[mini-S/2, mini-XL/2]", "train.steps=2000")
+    assert code == 2
+    assert [line[:21] for line in errors.splitlines() if line.startswith("dit: ")] == ["dit: sample mini-S/2: "[:21]]
+    assert "Traceback" not in errors
+    assert (study.root / "studies/digits/mini-s-2/train.json").exists()
+    # The other one wrote the checkpoint of the step at which it was stopped, and no record of its end.
+    assert any(study.root.glob("studies/digits/mini-xl-2/checkpoints/*/meta.json"))
+    assert not (study.root / "studies/digits/mini-xl-2/train.json").exists()
+    wait_for_end_in_mlflow(study)
 
 
 def test_a_step_that_is_killed_fails_the_study(tmp_path: Path) -> None:

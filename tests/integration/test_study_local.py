@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from terminals import Terminal, terminal
 
 from dit.config import FitConfig
 from dit.console import progress
@@ -25,6 +27,8 @@ from pipelines.leash import MARK, Leash, obey
 from pipelines.machine import Share, share
 from pipelines.step import run_step
 from pipelines.terminal import StudyLog
+
+__all__ = ["terminal"]
 
 STEP = """
 import signal, sys, time
@@ -214,6 +218,44 @@ def test_lines_of_two_lanes_name_their_steps(capsys: pytest.CaptureFixture[str])
     assert first.startswith("evaluate mini-S/2: noise floor: 10/10 images (100 %)")
     assert second.startswith("train mini-B/2: 20/20 steps (100 %)")
     assert "loss 0.5" in second
+
+
+def test_on_a_terminal_steps_have_a_bar_each_and_leave_a_line(terminal: Terminal) -> None:
+    code = """
+        import io, time
+        from pipelines.events import Event
+        from pipelines.terminal import StudyLog
+        with StudyLog(io.StringIO(), total=8) as log:
+            def tell(lane, event):
+                log.take(lane, event.to_line().rstrip())
+            for lane, name in ((1, "train mini-XL/2"), (2, "train mini-S/2")):
+                tell(lane, Event("begin", name))
+            time.sleep(0.4)
+            for lane, name in ((1, "train mini-XL/2"), (2, "train mini-S/2")):
+                tell(lane, Event("open", name, count=40, unit="step"))
+            for _ in range(8):
+                tell(1, Event("advance", count=1))
+                tell(2, Event("advance", count=5, info={"loss": 0.25}))
+                time.sleep(0.1)
+            tell(2, Event("line", "a last word"))
+            tell(2, Event("close"))
+            tell(2, Event("end", "train mini-S/2"))
+            time.sleep(0.4)
+    """
+    subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        stdout=terminal.slave,
+        stderr=terminal.slave,
+        env={**os.environ, "TERM": "xterm"},
+        check=True,
+    )
+    drawn = [line.rstrip() for line in terminal.text().splitlines() if line.strip()]
+    assert any(re.match(r"train mini-XL/2 .* 8/40 [\d.]+ step/s .* left", line) for line in drawn)
+    assert any(re.match(r"train mini-S/2 .*/40 [\d.]+ step/s .* left .*loss 0\.2500", line) for line in drawn)
+    done = [line for line in drawn if "✓" in line]
+    assert len(done) == 1
+    assert re.fullmatch(r"✓ 1/8 train mini-S/2 +[\d.]+ (s|ms) +a last word", done[0])
+    assert not any(line.startswith("train mini-S/2 ") for line in drawn[drawn.index(done[0]) + 1 :])
 
 
 def test_a_failure_is_the_steps_own_line(capsys: pytest.CaptureFixture[str]) -> None:

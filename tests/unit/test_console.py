@@ -11,12 +11,14 @@ import textwrap
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from terminals import Terminal, terminal
 
 from dit import console
+
+__all__ = ["terminal"]
 
 WORK = """
     import sys, time
@@ -29,41 +31,6 @@ WORK = """
         say("within")
     say("after")
 """
-
-
-@dataclass
-class Terminal:
-    """A terminal of 100 columns, and what has been drawn on it."""
-
-    master: int
-    slave: int
-
-    @property
-    def name(self) -> str:
-        return os.ttyname(self.slave)
-
-    def text(self) -> str:
-        """All that was drawn so far, without colours."""
-        os.close(self.slave)
-        drawn = b""
-        while True:
-            try:
-                chunk = os.read(self.master, 1 << 16)
-            except OSError:  # Linux's way to say that the last writer is gone
-                break
-            if not chunk:
-                break
-            drawn += chunk
-        return re.sub(r"\x1b\[[0-9;]*[mKA]", "", drawn.decode()).replace("\r", "\n")
-
-
-@pytest.fixture
-def terminal() -> Iterator[Terminal]:
-    master, slave = pty.openpty()
-    os.set_blocking(master, True)
-    subprocess.run(["stty", "cols", "100", "rows", "30"], stdin=slave, check=True)
-    yield Terminal(master, slave)
-    os.close(master)
 
 
 @pytest.fixture(autouse=True)
