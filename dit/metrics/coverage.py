@@ -1,4 +1,4 @@
-"""Precision and recall (Kynkäänniemi et al. 2019) image by image, as torch-fidelity measures them.
+"""Precision and recall (Kynkäänniemi et al. 2019) image by image, over torch-fidelity's distances.
 
 torch-fidelity reports only the means; intervals need to know which images they are means of.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from dit.metrics.fidelity import calc_cdist_part
 
 NEIGHBOURHOOD = 3
 BLOCK = 10_000
@@ -23,14 +25,10 @@ def inside(points_ND: Tensor, manifold_MD: Tensor) -> Tensor:
     reach = torch.cat(
         [
             # The nearest is the image itself.
-            _distances(block, manifold_MD).kthvalue(NEIGHBOURHOOD + 1).values
+            calc_cdist_part(block, manifold_MD, BLOCK).kthvalue(NEIGHBOURHOOD + 1).values
             for block in torch.split(manifold_MD, BLOCK)
         ]
     )
-    return torch.cat([(_distances(block, manifold_MD) <= reach).any(dim=1) for block in torch.split(points_ND, BLOCK)])
-
-
-def _distances(points_ND: Tensor, manifold_MD: Tensor) -> Tensor:
-    """From each point to each image of the manifold, [N, M] on the CPU, where a GPU's memory does not end it."""
-    blocks = torch.split(manifold_MD, BLOCK)
-    return torch.cat([torch.cdist(points_ND, block).cpu() for block in blocks], dim=1)
+    return torch.cat(
+        [(calc_cdist_part(block, manifold_MD, BLOCK) <= reach).any(dim=1) for block in torch.split(points_ND, BLOCK)]
+    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
+
+from dit.metrics.fidelity import FeatureExtractorBase, register_feature_extractor
 
 NAME = "digits-cnn"
 FEATURES, LOGITS = "64", "logits"
@@ -29,15 +32,13 @@ _TEST_SHARE = 5
 """One image in so many is left out of training."""
 
 
-class DigitsExtractor(nn.Module):
-    """Features and logits of uint8 images [N, 1, 8, 8]; arguments and result are those of torch-fidelity's extractors.
+class DigitsExtractor(FeatureExtractorBase):  # type: ignore[misc]
+    """Features and logits of uint8 images [N, 1, 8, 8]; the signature is torch-fidelity's."""
 
-    It does not derive from theirs, whose import takes seconds: an evaluation of digits needs them for nothing else.
-    """
-
-    def __init__(self, name: str, features_list: list[str], feature_extractor_weights_path: str | None = None) -> None:
-        super().__init__()
-        self.name, self.features_list = name, features_list
+    def __init__(
+        self, name: str, features_list: list[str], feature_extractor_weights_path: str | None = None, **_: Any
+    ) -> None:
+        super().__init__(name, features_list)
         self.embed = nn.Sequential(
             nn.Conv2d(1, 16, 3, padding=1),
             nn.ReLU(),
@@ -53,6 +54,26 @@ class DigitsExtractor(nn.Module):
         self.classify = nn.Sequential(nn.ReLU(), nn.Linear(64, CLASSES))
         if feature_extractor_weights_path is not None:
             self.load_state_dict(load_file(feature_extractor_weights_path), strict=True)
+
+    @staticmethod
+    def get_provided_features_list() -> tuple[str, ...]:
+        """See FeatureExtractorBase."""
+        return FEATURES, LOGITS
+
+    @staticmethod
+    def get_default_feature_layer_for_metric(metric: str) -> str:
+        """See FeatureExtractorBase."""
+        return LOGITS if metric == "isc" else FEATURES
+
+    @staticmethod
+    def can_be_compiled() -> bool:
+        """See FeatureExtractorBase."""
+        return True
+
+    @staticmethod
+    def get_dummy_input_for_compile() -> Tensor:
+        """See FeatureExtractorBase."""
+        return torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
 
     def forward(self, images_N1HW: Tensor) -> tuple[Tensor, ...]:
         """The requested ones of features [N, 64] and logits [N, 10], float32."""
@@ -110,3 +131,6 @@ def _deterministic() -> Iterator[None]:
             yield
         finally:
             torch.set_num_threads(threads)
+
+
+register_feature_extractor(NAME, DigitsExtractor)

@@ -1,4 +1,4 @@
-"""Images to features, by torch-fidelity's InceptionV3 or by the network that was trained on the digits.
+"""Images to features, through torch-fidelity's registry of extractors.
 
 Shapes: N images, H x W pixels, D feature dimensions, K classes.
 """
@@ -22,6 +22,7 @@ from dit.console import Progress
 from dit.distributed import Ranks
 from dit.errors import MismatchError
 from dit.metrics import digits
+from dit.metrics.fidelity import create_feature_extractor
 
 Precision = Literal["fp32", "bf16"]
 Images = npt.NDArray[np.uint8]
@@ -42,9 +43,8 @@ class Extractor:
 
     def __init__(self, name: str, sha256: str, module: nn.Module, device: torch.device, precision: Precision) -> None:
         self.precision = computed_in(precision, device)
-        self.evaluator = f"{name} {self.precision}, weights {sha256[:8]}"
-        if name == INCEPTION:
-            self.evaluator = f"torch-fidelity {importlib.metadata.version('torch-fidelity')} {self.evaluator}"
+        version = importlib.metadata.version("torch-fidelity")
+        self.evaluator = f"torch-fidelity {version} {name} {self.precision}, weights {sha256[:8]}"
         self.sha256 = sha256
         self._device = device
         # With channels innermost a CPU is half as fast again, and a GPU's tensor cores need no transposition.
@@ -76,7 +76,7 @@ def open_inception(path: Path, sha256: str, device: torch.device, precision: Pre
     try:
         # torch-fidelity unpickles whatever it is given; a file that loads here holds tensors and nothing else.
         torch.load(path, weights_only=True, map_location="meta")
-        module = _inception(path)
+        module = _create(INCEPTION, ["2048", "logits_unbiased"], path)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         reason = str(error).strip().splitlines()[0][:200]
         raise MismatchError(f"{path}: not the weights of torch-fidelity's InceptionV3: {reason}") from None
@@ -85,7 +85,7 @@ def open_inception(path: Path, sha256: str, device: torch.device, precision: Pre
 
 def open_digits(path: Path, sha256: str, device: torch.device, precision: Precision) -> Extractor:
     """The classifier of digits that was trained on the dataset: 64 features, 10 logits."""
-    module = digits.DigitsExtractor(digits.NAME, [digits.FEATURES, digits.LOGITS], str(path)).eval()
+    module = _create(digits.NAME, [digits.FEATURES, digits.LOGITS], path)
     return Extractor(digits.NAME, sha256, module, device, precision)
 
 
@@ -113,10 +113,8 @@ def extract(
     return Features(ranks.all_reduce_sum(features), ranks.all_reduce_sum(logits))
 
 
-def _inception(path: Path) -> nn.Module:
-    from dit.metrics.fidelity import create_feature_extractor
-
+def _create(name: str, layers: list[str], path: Path) -> nn.Module:
     module: nn.Module = create_feature_extractor(
-        INCEPTION, ["2048", "logits_unbiased"], cuda=False, feature_extractor_weights_path=str(path), verbose=False
+        name, layers, cuda=False, feature_extractor_weights_path=str(path), verbose=False
     )
     return module

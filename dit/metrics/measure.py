@@ -13,6 +13,7 @@ from dit.config import EvaluationConfig
 from dit.console import progress
 from dit.metrics.coverage import NEIGHBOURHOOD, inside
 from dit.metrics.extractors import Features
+from dit.metrics.fidelity import KEY_METRIC_ISC_MEAN, isc_features_to_metric
 from dit.metrics.frechet import FeatureSums, FrechetReference, FrechetResampler, Gaussian
 from dit.metrics.intervals import Counts, Replicates, centred, estimate, replicate
 from dit.metrics.reference import Reference
@@ -69,8 +70,6 @@ class Judge:
             return self._replicate(statistic, len(features_ND))
 
     def _inception_score(self, logits_NK: Tensor) -> Estimate:
-        from dit.metrics.fidelity import KEY_METRIC_ISC_MEAN, isc_features_to_metric
-
         splits = max(1, min(_ISC_SPLITS, len(logits_NK) // _ISC_SPLIT_IMAGES))
         score = isc_features_to_metric(logits_NK, splits=splits)[KEY_METRIC_ISC_MEAN]
         log_p = logits_NK.to(self._device).double().log_softmax(dim=1)

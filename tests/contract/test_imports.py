@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import pytest
@@ -37,20 +36,6 @@ LIGHT = (
 def test_a_module_that_a_process_may_not_need_loads_nothing_heavy(module: str) -> None:
     code = f"import sys, {module}; print(*({HEAVY!r} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == []
-
-
-def test_digits_are_sampled_and_measured_without_what_only_other_studies_need() -> None:
-    """Each of these takes seconds, in every step of the pipeline."""
-    code = """
-        import sys
-        import dit.metrics.yardstick, dit.codec, dit.sampling.generate
-        from dit.model.transformer import DiT
-        from dit.variants import InputSpec, resolve
-        DiT(resolve("mini-S/2"), InputSpec(channels=1, size=8, classes=10))
-        print(*({"torch._dynamo", "torchvision", "torch_fidelity", "diffusers", "sklearn"} & sys.modules.keys()))
-    """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
 
 

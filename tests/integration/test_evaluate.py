@@ -99,7 +99,7 @@ def test_the_record_tells_how_its_number_was_made(judged: tuple[Store, dict[str,
     assert record.metric == "fd_digits"
     assert record.num_samples == 560
     assert record.sampling["steps"] == 5
-    assert re.fullmatch(r"digits-cnn fp32, weights [0-9a-f]{8}", record.evaluator)
+    assert re.fullmatch(r"torch-fidelity [\d.]+ digits-cnn fp32, weights [0-9a-f]{8}", record.evaluator)
     assert record.reference == "digits, 1797 images"
     assert (record.parameters, record.gflops) == (
         spec.parameters(config.dataset.inputs),
