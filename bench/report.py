@@ -94,7 +94,9 @@ def _summary(row: dict[str, Any]) -> list[str]:
     if row["target_ratio"] is None:
         return []
     ratios = [side["ratio_median"] for side in sides[1:] if "skipped" not in side]
-    reached = f"Aim {row['target_ratio']:g}, reached {max(ratios):.2f}" if ratios else f"Aim {row['target_ratio']:g}"
+    if not ratios:
+        return [f"Aim {row['target_ratio']:g}.", ""]
+    reached = f"Aim {row['target_ratio']:g}, reached {max(ratios):.2f}"
     share = sides[0].get("share_of_peak")
     ceiling = f"; {1 / share:.2f} if all but the products took no time" if share else ""
     return [f"{reached}{ceiling}.", ""]
