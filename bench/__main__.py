@@ -1,4 +1,4 @@
-"""`python -m bench [NAME ...] [--rounds N] [--save NAME]`: measure; write JSON and a Markdown table."""
+"""`python -m bench [NAME ...] [--match TEXT] [--rounds N] [--save NAME]`: measure; write JSON and a Markdown table."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(MODULES)} (default: these), {ON_GPU}")
     parser.add_argument("--rounds", type=int, default=harness.ROUNDS, help="fresh launches of every side at most")
+    parser.add_argument("--match", default="", help="only rows whose name contains this, such as 'S/2, fp32'")
     parser.add_argument("--save", help="name of the files in bench/results; rows not measured now are kept")
     chosen = parser.parse_args()
     if unknown := set(chosen.names) - {*MODULES, ON_GPU}:
@@ -29,7 +30,10 @@ def main() -> None:
     if chosen.rounds < 1:
         parser.error(f"--rounds={chosen.rounds}: must be at least 1")
     names = chosen.names or MODULES
-    rows = chain.from_iterable(importlib.import_module(f"bench.{name}").rows() for name in names)
+    every = chain.from_iterable(importlib.import_module(f"bench.{name}").rows() for name in names)
+    rows = [row for row in every if chosen.match in row.name]
+    if not rows:
+        parser.error(f"--match={chosen.match!r}: no row of {', '.join(names)} has this in its name")
     command = " ".join(["python -m bench", *sys.argv[1:]])
     results = Results(chosen.save or ("gpu" if ON_GPU in names else "cpu"), machine(), command)
     progress = Console(stderr=True)

@@ -16,6 +16,6 @@ def measure() -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        "matmul_fp32_tflops": round(matmul_peak(device, torch.float32) / 1e12, 3),
-        "matmul_bf16_tflops": round(matmul_peak(device, torch.bfloat16) / 1e12, 3),
+        "matmul_fp32_tflops": round(matmul_peak(device, torch.float32) / 1e12, 5),
+        "matmul_bf16_tflops": round(matmul_peak(device, torch.bfloat16) / 1e12, 5),
     }

@@ -30,7 +30,8 @@ class Results:
     def __init__(self, name: str, described: dict[str, Any], command: str, folder: Path = RESULTS) -> None:
         """Raises SystemExit where the file holds another machine's rows, which no ratio could be compared with."""
         self._json, self.markdown = folder / f"{name}.json", folder / f"{name}.md"
-        self._document: dict[str, Any] = {"command": command, "machine": described, "rows": []}
+        self._document: dict[str, Any] = {"machine": described, "rows": []}
+        self._source = {"command": command, "date": described["date"]}
         if self._json.exists():
             kept = json.loads(self._json.read_text(encoding="utf-8"))
             for key in ("processor", "device", "torch", "threads"):
@@ -43,7 +44,7 @@ class Results:
 
     def add(self, outcome: Outcome) -> None:
         """Put a row in, and write both files, so that an interrupted run keeps what it has."""
-        row = {**outcome.to_json(), "date": self._document["machine"]["date"]}
+        row = {**outcome.to_json(), **self._source}
         rows = self._document["rows"]
         places = [place for place, known in enumerate(rows) if known["name"] == row["name"]]
         if places:
@@ -62,9 +63,8 @@ def render(document: dict[str, Any]) -> str:
     head = [
         "# Benchmarks",
         "",
-        f"Written by `{document['command']}`, {described['date']}. {described['processor']}, device"
-        f" {described['device']}, {described['threads']} threads, torch {described['torch']}, Python"
-        f" {described['python']}. Matrix product peak: {peaks}.",
+        f"{described['processor']}, device {described['device']}, {described['threads']} threads, torch"
+        f" {described['torch']}, Python {described['python']}. Matrix product peak on {described['date']}: {peaks}.",
         "",
         "Rates are medians of fresh launches, the sides in turn. The ratio is to the first side, round by round: median"
         " and range. Where a row says so, the most that a ratio could be is 1 / the first side's share of the peak.",
@@ -74,7 +74,14 @@ def render(document: dict[str, Any]) -> str:
 
 
 def _section(row: dict[str, Any]) -> list[str]:
-    lines = [f"## {row['name']}", "", *_summary(row), "| " + " | ".join(_HEADINGS) + " |"]
+    lines = [
+        f"## {row['name']}",
+        "",
+        *_summary(row),
+        f"`{row['command']}`, {row['date']}.",
+        "",
+        "| " + " | ".join(_HEADINGS) + " |",
+    ]
     lines.append("|" + " --- |" * len(_HEADINGS))
     for name, side in row["sides"].items():
         lines.append("| " + " | ".join((name, *_cells(row, side))) + " |")
@@ -94,7 +101,9 @@ def _summary(row: dict[str, Any]) -> list[str]:
     if row["target_ratio"] is None:
         return []
     ratios = [side["ratio_median"] for side in sides[1:] if "skipped" not in side]
-    reached = f"Aim {row['target_ratio']:g}, reached {max(ratios):.2f}" if ratios else f"Aim {row['target_ratio']:g}"
+    if not ratios:
+        return [f"Aim {row['target_ratio']:g}.", ""]
+    reached = f"Aim {row['target_ratio']:g}, reached {max(ratios):.2f}"
     share = sides[0].get("share_of_peak")
     ceiling = f"; {1 / share:.2f} if all but the products took no time" if share else ""
     return [f"{reached}{ceiling}.", ""]

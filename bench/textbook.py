@@ -80,6 +80,7 @@ class Diffusion:
         self.bar = bars[self.map]
         self.previous = torch.cat([torch.ones(1, dtype=torch.float64), self.bar[:-1]])
         self.beta = 1 - self.bar / self.previous
+        self.log_beta = self.beta.log()
         variance = self.beta * (1 - self.previous) / (1 - self.bar)
         self.log_variance = torch.log(torch.cat([variance[1:2], variance[1:]]))
 
@@ -88,7 +89,7 @@ class Diffusion:
 
     def posterior(self, output: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         epsilon, v = output.chunk(2, dim=1)
-        low, high = self.at(self.log_variance, t, x_t), self.at(self.beta.log(), t, x_t)
+        low, high = self.at(self.log_variance, t, x_t), self.at(self.log_beta, t, x_t)
         log_variance = (v + 1) / 2 * high + (1 - (v + 1) / 2) * low
         x0 = (x_t - (1 - self.at(self.bar, t, x_t)).sqrt() * epsilon) / self.at(self.bar, t, x_t).sqrt()
         return self.mean(x0, x_t, t), log_variance

@@ -10,18 +10,15 @@ import torch
 
 MIN_CALLS = 3
 MIN_SECONDS = 3.0
-# Beside a call as long as this one, warming up does not show.
 LONG_SECONDS = 8.0
 
 
 def seconds_per_call(call: Callable[[], object]) -> float:
-    """Median over at least MIN_CALLS calls and MIN_SECONDS; a single call where it is long. Waits for the GPU."""
-    warmup = [_timed(call)]
-    if warmup[0] >= LONG_SECONDS:
-        return warmup[0]
-    while len(warmup) < MIN_CALLS and sum(warmup) < MIN_SECONDS:
-        warmup.append(_timed(call))
-    times: list[float] = []
+    """Median over at least MIN_CALLS calls and MIN_SECONDS; one call where it is long. Waits for the GPU."""
+    _timed(call)  # may compile
+    times = [_timed(call)]
+    if times[0] >= LONG_SECONDS:
+        return times[0]
     while len(times) < MIN_CALLS or sum(times) < MIN_SECONDS:
         times.append(_timed(call))
     return statistics.median(times)

@@ -98,7 +98,8 @@ def computed_in(precision: Precision, device: torch.device) -> Precision:
 @lru_cache(maxsize=1)
 def cpu_has_bf16() -> bool:
     """Whether oneDNN has bf16 kernels for this CPU: on x86 from AVX-512 on, on ARM with its BF16 extension."""
-    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return available and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:

@@ -57,9 +57,9 @@ def test_rows_of_several_runs_are_kept_side_by_side(tmp_path: Path) -> None:
     again.add(measured(other, 1)[0])
     again.add(measured(rounds=1)[0])
     rows = json.loads((tmp_path / "cpu.json").read_text())["rows"]
-    assert [(row["name"], row["date"], len(row["sides"]["plain"]["launches"])) for row in rows] == [
-        ("step", "2026-02-02", 1),
-        ("other", "2026-02-02", 1),
+    assert [(row["name"], row["command"], row["date"], len(row["sides"]["plain"]["launches"])) for row in rows] == [
+        ("step", "second", "2026-02-02", 1),
+        ("other", "second", "2026-02-02", 1),
     ]
 
 
@@ -73,7 +73,7 @@ def test_the_table_says_aim_ceiling_and_what_is_absent(tmp_path: Path) -> None:
     results = Results("cpu", MACHINE, "make bench", tmp_path)
     results.add(measured()[0])
     page = results.markdown.read_text()
-    assert "`make bench`, 2026-01-01" in page
+    assert "`make bench`, 2026-01-01." in page
     assert "Aim 2, reached 2.50; 2.00 if all but the products took no time." in page
     assert "| ours | 4 | steps/s | 2.50 | 1.00 to 3.00 | 50% | batch 8 |" in page
     assert "no such device" in page
