@@ -7,8 +7,8 @@ from contextlib import closing, nullcontext
 import torch
 
 from dit import __version__, layout
-from dit.compute import tune_process
-from dit.console import progress
+from dit.compute import Precision, computed_in, tune_process
+from dit.console import progress, say
 from dit.data.loader import TrainingStream
 from dit.data.shard_set import ShardSet
 from dit.distributed import Ranks, session
@@ -33,6 +33,8 @@ def execute(plan: TrainPlan) -> TrainRecord:
     tune_process(plan.fit.threads)
     with session() as ranks:
         _check_agreement(plan, ranks)
+        if ranks.is_main:
+            _tell_precision(plan.config.train.precision, ranks.device)
         trainer = Trainer(plan.spec, plan.config.dataset.inputs, plan.config.train, plan.fit, ranks)
         if plan.resume is not None:
             _restore(plan, trainer)
@@ -50,6 +52,12 @@ def _check_agreement(plan: TrainPlan, ranks: Ranks) -> None:
         raise MissingError(
             f"{plan.store.url}: ranks see different checkpoints there; give a root that all machines share"
         )
+
+
+def _tell_precision(asked: Precision, device: torch.device) -> None:
+    computed = computed_in(asked, device)
+    if computed != asked:
+        say(f"train.precision={asked}: this CPU has no kernels for it; computing in {computed}")
 
 
 def _restore(plan: TrainPlan, trainer: Trainer) -> None:
