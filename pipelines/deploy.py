@@ -90,13 +90,13 @@ def undeploy(overlay: str) -> None:
 
 
 def removable(manifests: list[Manifest]) -> dict[str, list[str]]:
-    """What undeploying asks to delete: kinds as plural.version.group, by namespace; "" is the whole cluster's."""
+    """What undeploying asks to delete: kinds, as kubectl tells them apart, by namespace; "" is the whole cluster."""
     kinds: dict[str, list[str]] = {}
     for manifest in manifests:
         if manifest["kind"] in KEPT:
             continue
         group, _, version = manifest["apiVersion"].rpartition("/")
-        kind = f"{manifest['kind']}.{version}.{group}".lower().rstrip(".")
+        kind = ".".join([manifest["kind"].lower(), *([version, group] if group else [])])
         found = kinds.setdefault(manifest["metadata"].get("namespace", ""), [])
         if kind not in found:
             found.append(kind)
@@ -159,7 +159,9 @@ def _create_secret(namespace: str, name: str, values: dict[str, str], *, encoded
 def _pushed(name: str, file: Path) -> dict[str, str]:
     if not file.is_file():
         raise InputError(f"no build/{file.name}; run 'make build push REGISTRY=...' first")
-    remote, _, digest = file.read_text().strip().partition("@")
+    remote, at, digest = file.read_text().strip().partition("@")
+    if not at:
+        raise InputError(f"build/{file.name} holds no NAME@DIGEST; run 'make push REGISTRY=...' again")
     return {"name": name, "newName": remote, "digest": digest}
 
 
