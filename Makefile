@@ -82,7 +82,7 @@ push: ## Push both images to REGISTRY; writes their digests, which all else name
 image-size: ## Print the size of the stages' image, its layers and its largest packages.
 	@DOCKER=$(DOCKER) docker/size dit-scaling:$(VERSION)
 
-secrets: env ## Create what secrets OVERLAY lacks, with random values, in its namespace and those of COPY_TO.
+secrets: env ## Create the secrets that OVERLAY=kind lacks, with random values; copy those of jobs to COPY_TO.
 	@$(BIN)/python -m pipelines.deploy secrets $(OVERLAY) $(if $(COPY_TO),--copy-to $(COPY_TO))
 
 # Only the overlays of one's own node invent secrets: elsewhere they belong to services that are there already.

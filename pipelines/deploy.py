@@ -1,6 +1,7 @@
 """The manifests of k8s/ onto a cluster and off it again, by kubectl: `make deploy`, `make undeploy`, `make secrets`.
 
-Deploying labels what it makes; undeploying removes what carries the label, except for what holds data.
+Deploying labels what it makes; undeploying removes what carries the label, except for what holds data. Works in a
+checkout of the project, where the manifests are.
 """
 
 from __future__ import annotations
@@ -24,6 +25,12 @@ IMAGES = {"dit-scaling": "image.digest", "dit-scaling-mlflow": "mlflow.digest"}
 
 KEPT = frozenset({"Namespace", "PersistentVolumeClaim"})
 """Kinds that stay when the rest is removed: claims hold data, and the namespace holds claims and secrets."""
+
+CLIENT_SECRETS = ("dit-s3", "dit-mlflow")
+"""What steps and jobs read; the rest is the servers' own."""
+
+INVENTED = "kind"
+"""Overlays of this prefix bring all their services with them, so that any secret will do."""
 
 LABEL = "dit-scaling/deployed-as"
 ROLLOUT_SECONDS = 420
@@ -67,8 +74,7 @@ def deploy(overlay: str) -> None:
         _apply(namespaces)
     missing = missing_secrets(manifests)
     if missing:
-        names = ", ".join(f"{name} in namespace {namespace}" for namespace, name in missing)
-        raise InputError(f"missing secret {names}; the commands that create it are in docs/cluster.md, Secrets")
+        raise _missing_error(missing)
     _apply(manifests)
     for manifest in manifests:
         if manifest["kind"] == "Deployment":
@@ -126,14 +132,21 @@ def missing_secrets(manifests: list[Manifest]) -> list[tuple[str, str]]:
 
 
 def create_secrets(overlay: str, copies: list[str]) -> None:
-    """Create an overlay's missing secrets with random values; copy them all into more namespaces, where missing."""
+    """Create an overlay's missing secrets with random values; copy those of its clients into more namespaces.
+
+    What is there is never changed. InputError for an overlay whose secrets belong to services that exist already.
+    """
     manifests = render(overlay)
     _check_cluster()
     _apply([manifest for manifest in manifests if manifest["kind"] == "Namespace"])
-    for (namespace, name), keys in required_secrets(manifests).items():
-        if not _exists(namespace, name):
-            _create_secret(namespace, name, {key: random_value(key) for key in sorted(keys)})
-        for copy in copies:
+    missing = missing_secrets(manifests)
+    if missing and not overlay.startswith(INVENTED):
+        raise _missing_error(missing)
+    needed = required_secrets(manifests)
+    for namespace, name in missing:
+        _create_secret(namespace, name, {key: random_value(key) for key in sorted(needed[namespace, name])})
+    for namespace, name in needed:
+        for copy in copies if name in CLIENT_SECRETS else []:
             if not _exists(copy, name):
                 found = yaml.safe_load(_kubectl("get", "secret", name, "-n", namespace, "-o", "yaml"))
                 _create_secret(copy, name, found["data"], encoded=True)
@@ -142,6 +155,11 @@ def create_secrets(overlay: str, copies: list[str]) -> None:
 def random_value(key: str) -> str:
     """A value for a key that is up to us: MLflow's first user is always admin."""
     return "admin" if key == _USER else secrets.token_hex(20)
+
+
+def _missing_error(missing: list[tuple[str, str]]) -> InputError:
+    names = ", ".join(f"{name} in namespace {namespace}" for namespace, name in missing)
+    return InputError(f"missing secret {names}; the commands that create it are in docs/cluster.md, Secrets")
 
 
 def _create_secret(namespace: str, name: str, values: dict[str, str], *, encoded: bool = False) -> None:
