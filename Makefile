@@ -7,6 +7,19 @@ SET ?=
 # Arguments for pytest, such as TESTS=tests/unit.
 TESTS ?=
 PORT ?= 5000
+# Images and the cluster: docs/cluster.md. REGISTRY has no default; DOCKER_FLAGS are for `docker build`.
+OVERLAY ?= kind
+REGISTRY ?=
+DOCKER ?= docker
+DOCKER_FLAGS ?=
+BASE_IMAGE ?= python:3.11-slim-bookworm
+SYSTEM_PACKAGES ?= g++
+INDEX_URL ?= $(or $(PIP_INDEX_URL),https://pypi.org/simple)
+# Certificates and a password of the index are build secrets: they stay out of the image.
+CA ?= $(or $(PIP_CERT),$(SSL_CERT_FILE))
+NETRC ?=
+# Namespaces beside the overlay's own that `make secrets` fills, such as COPY_TO=kubeflow.
+COPY_TO ?=
 # Without compiled files every step and every test would compile torch's sources again: seconds a process.
 unexport PYTHONDONTWRITEBYTECODE
 VENV := .venv
@@ -15,10 +28,10 @@ BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help study plan ui test lint format bench env constraints apt clean
+.PHONY: help study plan ui test lint format bench build push image-size secrets deploy undeploy env constraints apt clean
 
 help: ## Show this list.
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 study: env ## Run STUDY to its verdict, or what is left of it: minutes for the default, on two CPU cores.
 	@$(BIN)/dit study $(STUDY) --root $(ROOT) $(foreach override,$(SET),--set '$(override)')
@@ -50,14 +63,49 @@ format: env ## Bring the code into its standard form.
 bench: env ## Measure speed against plain references; writes JSON and a table.
 	$(BIN)/python -m bench
 
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' dit/__init__.py)
+REVISION = $(shell git describe --always --dirty --exclude '*' 2>/dev/null || echo unknown)
+BUILD = DOCKER_BUILDKIT=1 $(DOCKER) build $(DOCKER_FLAGS) --build-arg BASE_IMAGE=$(BASE_IMAGE) --build-arg INDEX_URL=$(INDEX_URL) \
+	$(if $(CA),--secret id=ca$(comma)src=$(CA)) $(if $(NETRC),--secret id=netrc$(comma)src=$(NETRC)) \
+	--build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION)
+comma := ,
+
+build: ## Build the images of the stages and of the MLflow server.
+	$(BUILD) --build-arg SYSTEM_PACKAGES="$(SYSTEM_PACKAGES)" --tag dit-scaling:$(VERSION) .
+	$(BUILD) --file mlflow/Dockerfile --tag dit-scaling-mlflow:$(VERSION) .
+
+push: ## Push both images to REGISTRY; writes their digests, which all else names, below build/.
+	@test -n "$(REGISTRY)" || { echo "make: give REGISTRY, such as 'make push REGISTRY=registry.example.com/team'" >&2; exit 2; }
+	@mkdir -p build
+	@DOCKER=$(DOCKER) docker/push dit-scaling:$(VERSION) $(REGISTRY) $(VERSION)-$(REVISION) build/image.digest
+	@DOCKER=$(DOCKER) docker/push dit-scaling-mlflow:$(VERSION) $(REGISTRY) $(VERSION)-$(REVISION) build/mlflow.digest
+
+image-size: ## Print the size of the stages' image, its layers and its largest packages.
+	@DOCKER=$(DOCKER) docker/size dit-scaling:$(VERSION)
+
+secrets: env ## Create the secrets that OVERLAY=kind lacks, with random values; copy those of jobs to COPY_TO.
+	@$(BIN)/python -m pipelines.deploy secrets $(OVERLAY) $(if $(COPY_TO),--copy-to $(COPY_TO))
+
+# Only the overlays of one's own node invent secrets: elsewhere they belong to services that are there already.
+deploy: env $(if $(filter kind%,$(OVERLAY)),secrets) ## Deploy OVERLAY of k8s/overlays with the images last pushed, and wait until it is up.
+	@$(BIN)/python -m pipelines.deploy deploy $(OVERLAY)
+
+undeploy: env ## Remove what deploy made; volume claims and secrets stay.
+	@$(BIN)/python -m pipelines.deploy undeploy $(OVERLAY)
+
 env: $(STAMP) ## Build the environment in .venv from constraints.txt, by hash.
 
 $(STAMP): constraints.txt pyproject.toml
 	@.ci/setup $(VENV)
 	@touch $@
 
-constraints: env ## Resolve the dependencies anew; rewrites constraints.txt.
-	$(BIN)/uv pip compile --universal --generate-hashes --extra dev --no-header --no-annotate pyproject.toml -o constraints.txt
+COMPILE = $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate
+constraints: env ## Resolve the dependencies anew; rewrites constraints.txt and what the images install of it.
+	$(COMPILE) --extra dev pyproject.toml mlflow/requirements.in -o constraints.txt
+	$(COMPILE) -c constraints.txt docker/torch.in -o docker/torch.txt
+	$(COMPILE) -c constraints.txt --excludes docker/unused.txt pyproject.toml -o docker/stages.txt
+	$(COMPILE) -c constraints.txt mlflow/requirements.in -o mlflow/requirements.txt
+	$(COMPILE) .ci/tools.in -o .ci/tools.txt
 
 apt: ## Debian and Ubuntu, where `python3 -m venv` is missing: install it with the system's package manager.
 	$(if $(filter 0,$(shell id -u)),,sudo) apt-get update

@@ -1,0 +1,237 @@
+"""The manifests of k8s/ onto a cluster and off it again, by kubectl: `make deploy`, `make undeploy`, `make secrets`.
+
+Deploying labels what it makes; undeploying removes what carries the label, except for what holds data. Works in a
+checkout of the project, where the manifests are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import secrets
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dit.errors import DitError, InputError
+
+Manifest = dict[str, Any]
+
+ROOT = Path(__file__).parents[1]
+IMAGES = {"dit-scaling": "image.digest", "dit-scaling-mlflow": "mlflow.digest"}
+"""Names of our images in the manifests, and the files below build/ with the references that `make push` wrote."""
+
+KEPT = frozenset({"Namespace", "PersistentVolumeClaim"})
+"""Kinds that stay when the rest is removed: claims hold data, and the namespace holds claims and secrets."""
+
+CLIENT_SECRETS = ("dit-s3", "dit-mlflow")
+"""What steps and jobs read; the rest is the servers' own."""
+
+INVENTED = "kind"
+"""Overlays of this prefix bring all their services with them, so that any secret will do."""
+
+LABEL = "dit-scaling/deployed-as"
+ROLLOUT_SECONDS = 420
+_USER = "MLFLOW_TRACKING_USERNAME"
+
+
+def overlays() -> list[str]:
+    """Names of the overlays that can be deployed."""
+    return sorted(path.parent.name for path in (ROOT / "k8s" / "overlays").glob("*/kustomization.yaml"))
+
+
+def render(overlay: str, build: Path = ROOT / "build") -> list[Manifest]:
+    """An overlay's objects, labelled, with our images by digest.
+
+    Writes the kustomization that makes them into build/deploy/OVERLAY. Raises InputError for an unknown overlay or
+    images that were not pushed.
+    """
+    if overlay not in overlays():
+        raise InputError(f"OVERLAY={overlay}: there is no such overlay; choose from {', '.join(overlays())}")
+    folder = build / "deploy" / overlay
+    folder.mkdir(parents=True, exist_ok=True)
+    # kustomize takes relative paths only.
+    source = Path(*[".."] * len(folder.resolve().parts[1:]), *(ROOT / "k8s" / "overlays" / overlay).parts[1:])
+    kustomization = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "resources": [str(source)],
+        "labels": [{"pairs": {LABEL: overlay}}],
+        "images": [_pushed(name, build / file) for name, file in IMAGES.items()],
+    }
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization, sort_keys=False))
+    return [manifest for manifest in yaml.safe_load_all(_kubectl("kustomize", str(folder))) if manifest]
+
+
+def deploy(overlay: str) -> None:
+    """Apply an overlay and wait until its deployments are up; what another manager owns is refused, not taken over."""
+    manifests = render(overlay)
+    _check_cluster()
+    namespaces = [manifest for manifest in manifests if manifest["kind"] == "Namespace"]
+    if namespaces:
+        _apply(namespaces)
+    missing = missing_secrets(manifests)
+    if missing:
+        raise _missing_error(missing)
+    _apply(manifests)
+    for manifest in manifests:
+        if manifest["kind"] == "Deployment":
+            name, namespace = manifest["metadata"]["name"], manifest["metadata"]["namespace"]
+            _say(f"waiting for {name}")
+            _kubectl("rollout", "status", f"deployment/{name}", "-n", namespace, f"--timeout={ROLLOUT_SECONDS}s")
+    _say(f"deployed {overlay}: {len(manifests)} objects")
+
+
+def undeploy(overlay: str) -> None:
+    """Remove what `deploy` made of an overlay; claims, secrets and the namespace stay."""
+    manifests = render(overlay)
+    _check_cluster()
+    for namespace, kinds in removable(manifests).items():
+        scope = ["-n", namespace] if namespace else []
+        removed = _kubectl("delete", ",".join(kinds), "-l", f"{LABEL}={overlay}", "--ignore-not-found", *scope)
+        sys.stdout.write(removed)
+    _say(f"undeployed {overlay}; volume claims and secrets stay until their namespace is deleted")
+
+
+def removable(manifests: list[Manifest]) -> dict[str, list[str]]:
+    """What undeploying asks to delete: kinds, as kubectl tells them apart, by namespace; "" is the whole cluster."""
+    kinds: dict[str, list[str]] = {}
+    for manifest in manifests:
+        if manifest["kind"] in KEPT:
+            continue
+        group, _, version = manifest["apiVersion"].rpartition("/")
+        kind = ".".join([manifest["kind"].lower(), *([version, group] if group else [])])
+        found = kinds.setdefault(manifest["metadata"].get("namespace", ""), [])
+        if kind not in found:
+            found.append(kind)
+    return kinds
+
+
+def required_secrets(manifests: list[Manifest]) -> dict[tuple[str, str], set[str]]:
+    """Keys that pods read, by (namespace, secret); a secret that a pod reads as a whole may have none here."""
+    needed: dict[tuple[str, str], set[str]] = {}
+    for manifest in manifests:
+        if manifest["kind"] != "Deployment":
+            continue
+        pod = manifest["spec"]["template"]["spec"]
+        for container in [*pod["containers"], *pod.get("initContainers", [])]:
+            named = [source["secretRef"]["name"] for source in container.get("envFrom", []) if "secretRef" in source]
+            for name in named:
+                needed.setdefault((manifest["metadata"]["namespace"], name), set())
+            sources = [variable.get("valueFrom", {}).get("secretKeyRef") for variable in container.get("env", [])]
+            for source in filter(None, sources):
+                needed.setdefault((manifest["metadata"]["namespace"], source["name"]), set()).add(source["key"])
+    return needed
+
+
+def missing_secrets(manifests: list[Manifest]) -> list[tuple[str, str]]:
+    """The (namespace, name) of secrets that pods read and the cluster does not have."""
+    return [place for place in required_secrets(manifests) if not _exists(*place)]
+
+
+def create_secrets(overlay: str, copies: list[str]) -> None:
+    """Create an overlay's missing secrets with random values; copy those of its clients into more namespaces.
+
+    What is there is never changed. InputError for an overlay whose secrets belong to services that exist already.
+    """
+    manifests = render(overlay)
+    _check_cluster()
+    _apply([manifest for manifest in manifests if manifest["kind"] == "Namespace"])
+    missing = missing_secrets(manifests)
+    if missing and not overlay.startswith(INVENTED):
+        raise _missing_error(missing)
+    needed = required_secrets(manifests)
+    for namespace, name in missing:
+        _create_secret(namespace, name, {key: random_value(key) for key in sorted(needed[namespace, name])})
+    for namespace, name in needed:
+        for copy in copies if name in CLIENT_SECRETS else []:
+            if not _exists(copy, name):
+                found = yaml.safe_load(_kubectl("get", "secret", name, "-n", namespace, "-o", "yaml"))
+                _create_secret(copy, name, found["data"], encoded=True)
+
+
+def random_value(key: str) -> str:
+    """A value for a key that is up to us: MLflow's first user is always admin."""
+    return "admin" if key == _USER else secrets.token_hex(20)
+
+
+def _missing_error(missing: list[tuple[str, str]]) -> InputError:
+    names = ", ".join(f"{name} in namespace {namespace}" for namespace, name in missing)
+    return InputError(f"missing secret {names}; the commands that create it are in docs/cluster.md, Secrets")
+
+
+def _create_secret(namespace: str, name: str, values: dict[str, str], *, encoded: bool = False) -> None:
+    secret = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": name, "namespace": namespace, "labels": {"app.kubernetes.io/part-of": "dit-scaling"}},
+        "data" if encoded else "stringData": values,
+    }
+    # By standard input: a command line can be read by everyone on the machine.
+    _kubectl("create", "-f", "-", stdin=yaml.safe_dump(secret))
+    _say(f"created secret {name} in namespace {namespace}")
+
+
+def _pushed(name: str, file: Path) -> dict[str, str]:
+    if not file.is_file():
+        raise InputError(f"no build/{file.name}; run 'make build push REGISTRY=...' first")
+    remote, at, digest = file.read_text().strip().partition("@")
+    if not at:
+        raise InputError(f"build/{file.name} holds no NAME@DIGEST; run 'make push REGISTRY=...' again")
+    return {"name": name, "newName": remote, "digest": digest}
+
+
+def _exists(namespace: str, name: str) -> bool:
+    found = _kubectl("get", "secret", name, "-n", namespace, "--ignore-not-found", "-o", "name")
+    return bool(found.strip())
+
+
+def _check_cluster() -> None:
+    try:
+        _kubectl("get", "--raw", "/readyz", "--request-timeout=10s")
+    except DitError as error:
+        raise InputError(f"no cluster answers ({error}); set KUBECONFIG to one that does") from None
+
+
+def _apply(manifests: list[Manifest]) -> None:
+    text = yaml.safe_dump_all(manifests)
+    _kubectl("apply", "--server-side", "--field-manager=dit-scaling", "--validate=strict", "-f", "-", stdin=text)
+
+
+def _kubectl(*arguments: str, stdin: str | None = None) -> str:
+    try:
+        done = subprocess.run(["kubectl", *arguments], input=stdin, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise InputError("kubectl is not on PATH; it is needed to render and to apply manifests") from None
+    if done.returncode:
+        reason = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
+        raise DitError(f"kubectl {arguments[0]}: {reason}")
+    return done.stdout
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run `deploy`, `undeploy` or `secrets`; a failure is one line."""
+    parser = argparse.ArgumentParser(prog="python -m pipelines.deploy", description=__doc__)
+    parser.add_argument("action", choices=("deploy", "undeploy", "secrets"))
+    parser.add_argument("overlay")
+    parser.add_argument("--copy-to", nargs="*", default=[], metavar="NAMESPACE", help="secrets: also create them here")
+    options = parser.parse_args(arguments)
+    try:
+        if options.action == "secrets":
+            create_secrets(options.overlay, options.copy_to)
+        else:
+            {"deploy": deploy, "undeploy": undeploy}[options.action](options.overlay)
+    except DitError as error:
+        _say(f"make: {error}")
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""The images install nothing but hashed versions of constraints.txt, and hold what every stage imports."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LOCKS = ("docker/torch.txt", "docker/stages.txt", "mlflow/requirements.txt")
+DOCKERFILES = ("Dockerfile", "mlflow/Dockerfile")
+STAGES = ("prepare", "train", "sample", "evaluate", "report")
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def locked(file: str) -> dict[tuple[str, str], set[str]]:
+    """Hashes by (name, version)."""
+    found: dict[tuple[str, str], set[str]] = {}
+    for block in re.split(r"\n(?=\S)", (ROOT / file).read_text()):
+        if match := re.match(r"([\w.-]+)==([^\s;]+)", block):
+            found[canonical(match[1]), match[2]] = set(re.findall(r"sha256:[0-9a-f]{64}", block))
+    return found
+
+
+@pytest.mark.parametrize("file", LOCKS)
+def test_what_an_image_installs_is_in_the_constraints_with_the_same_hashes(file: str) -> None:
+    constraints = locked("constraints.txt")
+    assert len(locked(file)) > 20
+    for requirement, hashes in locked(file).items():
+        assert hashes
+        assert hashes == constraints[requirement], requirement
+
+
+def test_the_stages_image_holds_every_dependency_of_the_project_and_no_tool() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+    def names(lines: list[str]) -> set[str]:
+        return {canonical(re.split(r"[\[<>=~;! ]", line)[0]) for line in lines}
+
+    installed = {name for name, _ in locked("docker/stages.txt")}
+    assert names(project["dependencies"]) <= installed
+    assert not names(project["optional-dependencies"]["dev"]) & installed
+    unused = [line for line in (ROOT / "docker/unused.txt").read_text().splitlines() if not line.startswith("#")]
+    assert not names(unused) & installed
+
+
+def test_torch_has_a_layer_of_its_own_below_the_packages_and_the_code() -> None:
+    text = (ROOT / "Dockerfile").read_text()
+    order = [text.index(mark) for mark in ("docker/torch.txt", "docker/stages.txt", "/wheel/*.whl", "ARG VERSION")]
+    assert order == sorted(order)
+    assert {name for name, _ in locked("docker/torch.txt")} < {name for name, _ in locked("docker/stages.txt")}
+
+
+def test_stages_and_launcher_import_nothing_that_the_image_leaves_out() -> None:
+    modules = {"docker", "flask", "flask_cors", "graphene", "gunicorn", "huey", "matplotlib", "pandas", "pyarrow"}
+    modules |= {"skops", "waitress"}
+    imports = ["pipelines.step", "pipelines.study", "kubeflow.training", "mlflow.store.tracking.sqlalchemy_store"]
+    imports += ["kfp.dsl.executor_main", "dit.tracking.shipper", *(f"dit.stages.{stage}" for stage in STAGES)]
+    # None in sys.modules makes an import fail as if the package were not installed.
+    code = f"import sys; sys.modules.update(dict.fromkeys({modules!r})); import {', '.join(imports)}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("file", DOCKERFILES)
+def test_an_image_runs_as_a_number_and_keeps_no_secret(file: str) -> None:
+    text = (ROOT / file).read_text()
+    final = text.rpartition("\nFROM ")[2]
+    assert re.findall(r"^USER (.*)$", final, re.MULTILINE) == ["65532:65532"]
+    assert re.search(r'^ENTRYPOINT \["', final, re.MULTILINE)
+    assert re.search(r"^ARG BASE_IMAGE=\S+:[^\s:]+$", text, re.MULTILINE)
+    assert not re.search(r"^(ENV|COPY).*(ca\.crt|netrc|INDEX_URL)", text, re.MULTILINE)
+    labels = set(re.findall(r"org\.opencontainers\.image\.(\w+)=", final))
+    assert labels == {"title", "description", "version", "revision"}
+    assert all(line.count("--require-hashes") for line in final.splitlines() if "-r /requirements.txt" in line)
+
+
+def test_the_server_image_says_whether_it_is_healthy() -> None:
+    assert re.search(r"^HEALTHCHECK .*\\\n\s+CMD \[", (ROOT / "mlflow/Dockerfile").read_text(), re.MULTILINE)
+
+
+def test_the_build_context_holds_what_the_dockerfiles_copy_and_no_more() -> None:
+    allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    used: set[str] = set()
+    for file in DOCKERFILES:
+        text = (ROOT / file).read_text()
+        for sources in re.findall(r"^COPY (?!--from)(.*) \S+$", text, re.MULTILINE):
+            used |= set(sources.split())
+        used |= set(re.findall(r"type=bind,source=(?!/)([^,\s]+)", text))
+    matched = {pattern for pattern in allowed for name in used if Path(name).match(pattern)}
+    assert matched == allowed
+    assert all(any(Path(name).match(pattern) for pattern in allowed) for name in used)
