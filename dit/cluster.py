@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
-from dit.section import Positive, Section
+from dit.section import Positive, Section, Slug
 
 PRODUCT_LABEL = "nvidia.com/gpu.product"
 _SUFFIXES = {"": Decimal(1), "m": Decimal("0.001")}
@@ -101,8 +101,13 @@ class PatienceConfig(Section):
 
 
 class ClusterConfig(Section):
-    """How a variant's training, and its sampling, become a job of pods on Kubernetes."""
+    """How a variant's training, and its sampling, become a job of pods on Kubernetes.
 
+    The names of other objects are by default those that `make deploy` makes.
+    """
+
+    namespace: Slug = "dit-scaling"
+    """Where the jobs are."""
     job: Literal["pytorchjob", "trainjob"] = "pytorchjob"
     """PyTorchJob of the Training Operator (v1), whose pods are restarted in place; or TrainJob of Trainer v2, which
     fails at the first pod that fails."""
@@ -121,14 +126,17 @@ class ClusterConfig(Section):
     queue: ObjectName | None = None
     """Kueue's LocalQueue, which starts a job when there is room for all of its pods; unset, no queue."""
     priority_class: ObjectName | None = None
-    service_account: ObjectName | None = None
-    """Of the pods, which are given no token for it; unset, the namespace's default."""
+    service_account: ObjectName = "worker"
+    """Of the pods, which are given no token for it."""
     image_pull_secrets: tuple[ObjectName, ...] = ()
-    secrets: tuple[ObjectName, ...] = ()
+    config_maps: tuple[ObjectName, ...] = ("dit-settings",)
+    """Config maps of the namespace whose keys become the pods' variables, such as AWS_ENDPOINT_URL_S3 and
+    MLFLOW_TRACKING_URI."""
+    secrets: tuple[ObjectName, ...] = ("dit-s3", "dit-mlflow")
     """Secrets of the namespace whose keys become the pods' variables: AWS_ACCESS_KEY_ID and so on of the store,
     MLFLOW_TRACKING_USERNAME and so on of the tracking server."""
     env: dict[Variable, Annotated[str, BeforeValidator(_as_text)]] = Field(default_factory=dict)
-    """Variables of the pods, such as AWS_ENDPOINT_URL_S3, MLFLOW_TRACKING_URI or NCCL_DEBUG."""
+    """Further variables of the pods, such as NCCL_DEBUG; they replace those of config maps and secrets."""
     max_restarts: Annotated[int, Field(ge=0)] = 0
     """How often torchrun starts its processes again inside a running pod. Not for a TrainJob."""
     backoff_limit: Annotated[int, Field(ge=0)] = 32

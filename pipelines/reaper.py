@@ -3,9 +3,9 @@
     python -m pipelines.reaper           in the cluster, for ever
     python -m pipelines.reaper --once    by hand
 
-It looks at our jobs again and again, and at the workflows that own them. A job goes when it still works, belongs to
-workflows, and each of these has ended, is being terminated or is gone. A job that no workflow owns is somebody's own,
-and one that has ended takes no room and is kept for its logs: both are left alone.
+It looks at our jobs again and again, and at the workflows that wait for them, wherever these are. A job goes when it
+still works, and each workflow that waited for it has ended, is told to end or is gone. A job that never had one is
+somebody's own, and one that has ended takes no room and is kept for its logs: both are left alone.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 from dit.console import say
@@ -22,6 +23,7 @@ from pipelines.jobs import names
 from pipelines.jobs.client import WORKFLOWS, ApiRefused, ApiUnavailable, Cluster
 from pipelines.jobs.kinds import JobKind, Object, all_kinds
 from pipelines.jobs.patience import pauses
+from pipelines.jobs.spec import Workflow, workflows_of
 
 INTERVAL_SECONDS = 2.0
 _ENDED = ("Succeeded", "Failed", "Error")
@@ -37,26 +39,24 @@ def has_ended(workflow: Object | None, uid: str) -> bool:
     return told or workflow.get("status", {}).get("phase") in _ENDED
 
 
-def is_orphan(kind: JobKind, job: Object, workflow_of: Callable[[str], Object | None]) -> bool:
-    """Whether nobody waits any more for a job that still works; `workflow_of` looks a workflow up by its name."""
+def is_orphan(kind: JobKind, job: Object, find: Callable[[Workflow], Object | None]) -> bool:
+    """Whether nobody waits any more for a job that still works; `find` looks a workflow up by its name."""
     if kind.phase(job).ended or "deletionTimestamp" in job["metadata"]:
         return False
-    owners = [one for one in job["metadata"].get("ownerReferences") or [] if one["kind"] == WORKFLOWS.kind]
-    return bool(owners) and all(has_ended(workflow_of(one["name"]), one["uid"]) for one in owners)
+    waiting = workflows_of(job)
+    return bool(waiting) and all(has_ended(find(one), one.uid) for one in waiting)
 
 
 def sweep(cluster: Cluster) -> list[str]:
-    """Delete the orphans there are now; what was deleted. Raises ApiUnavailable, ApiRefused."""
-    seen: dict[str, dict[str, Any] | None] = {}
+    """Delete the orphans there are now in a namespace; what was deleted. Raises ApiUnavailable, ApiRefused."""
 
-    def workflow_of(name: str) -> dict[str, Any] | None:
-        if name not in seen:
-            seen[name] = cluster.get(WORKFLOWS, name)
-        return seen[name]
+    @cache
+    def find(workflow: Workflow) -> Object | None:
+        return cluster.within(workflow.namespace).get(WORKFLOWS, workflow.name)
 
     removed = []
     for kind, job in _jobs(cluster):
-        if is_orphan(kind, job, workflow_of):
+        if is_orphan(kind, job, find):
             name = job["metadata"]["name"]
             cluster.delete(kind.resource, name, job["metadata"]["uid"])
             removed.append(f"{kind.resource.kind} {cluster.namespace}/{name}")
@@ -87,11 +87,13 @@ def watch(cluster: Cluster) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Exit code of `python -m pipelines.reaper`."""
     parser = argparse.ArgumentParser(prog="python -m pipelines.reaper", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--namespace", help="where jobs and workflows are (default: this pod's, or the context's)")
+    parser.add_argument("--namespace", help="where the jobs are (default: this pod's, or the context's)")
     parser.add_argument("--once", action="store_true", help="sweep once and say what was deleted")
     options = parser.parse_args(arguments)
     try:
-        cluster = Cluster.connect(options.namespace)
+        cluster = Cluster.connect()
+        if options.namespace:
+            cluster = cluster.within(options.namespace)
         if options.once:
             removed = sweep(cluster)
             for what in removed:

@@ -37,15 +37,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> None:
     config = study_file.load(options.study, options.overrides)
+    spec = job_spec(config, options.variant, options.stage, options.root, options.image)
     if options.command == "render":
-        namespace = options.namespace or "default"
-        rendered = render(job_spec(config, options.variant, options.stage, options.root, options.image, namespace))
+        rendered = render(spec)
         documents = [*(manifest for _, manifest in rendered.companions), rendered.job]
         say(yaml.safe_dump_all(documents, sort_keys=False).rstrip())
         return
-    cluster = Cluster.connect(options.namespace)
-    spec = job_spec(config, options.variant, options.stage, options.root, options.image, cluster.namespace)
-    launch(config, open_store(options.root), spec, cluster)
+    launch(config, open_store(options.root), spec, Cluster.connect())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -56,7 +54,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--variant", required=True)
     parser.add_argument("--root", required=True, help="store address, s3://bucket/prefix")
     parser.add_argument("--image", required=True, help="the study's image, by digest")
-    parser.add_argument("--namespace", help="default: this pod's, or the context's")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     return parser
 

@@ -44,11 +44,12 @@ class Cluster:
 
     def __init__(self, api: k8s.ApiClient, namespace: str) -> None:
         self.namespace = namespace
+        self._api = api
         self._custom, self._core = k8s.CustomObjectsApi(api), k8s.CoreV1Api(api)
 
     @classmethod
-    def connect(cls, namespace: str | None = None) -> Cluster:
-        """The cluster this pod runs in, else KUBECONFIG's; its own namespace unless another is given.
+    def connect(cls) -> Cluster:
+        """The cluster and namespace this pod runs in, else those of KUBECONFIG.
 
         InputError where there is neither.
         """
@@ -67,7 +68,11 @@ class Cluster:
         settings = k8s.Configuration.get_default_copy()
         settings.connection_pool_maxsize = _CONNECTIONS
         settings.retries = False
-        return cls(k8s.ApiClient(settings), namespace or own)
+        return cls(k8s.ApiClient(settings), own)
+
+    def within(self, namespace: str) -> Cluster:
+        """Another namespace of the same cluster."""
+        return Cluster(self._api, namespace)
 
     def create(self, resource: Resource, manifest: Object) -> dict[str, Any]:
         """Create an object; refused with CONFLICT when there is one of its name."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Literal, Protocol
 
 from dit.config import digest
 from pipelines.jobs import names
-from pipelines.jobs.spec import JobSpec
+from pipelines.jobs.spec import JobSpec, Workflow
 
 Object = Mapping[str, Any]
 """A Kubernetes object as the API gives it."""
@@ -105,20 +105,22 @@ def render(spec: JobSpec) -> Rendered:
 
 def spec_hash(manifest: Object) -> str:
     """The hash that `render` left; empty on an object of another origin."""
-    return str(manifest.get("metadata", {}).get("annotations", {}).get(names.SPEC_HASH, ""))
+    return str((manifest["metadata"].get("annotations") or {}).get(names.SPEC_HASH, ""))
 
 
 def metadata(spec: JobSpec) -> dict[str, Any]:
     """Name, labels and owner of a job."""
-    owner = spec.owner
-    reference = owner and {
-        "apiVersion": owner.api_version,
-        "kind": owner.kind,
-        "name": owner.name,
-        "uid": owner.uid,
-    }
-    owners = {"ownerReferences": [reference]} if reference else {}
-    return {"name": spec.name, "namespace": spec.namespace, "labels": spec.job_labels, **owners}
+    found: dict[str, Any] = {"name": spec.name, "namespace": spec.namespace, "labels": spec.job_labels}
+    if spec.workflow is not None:
+        found |= ownership([spec.workflow], spec.namespace)
+    return found
+
+
+def ownership(workflows: Sequence[Workflow], namespace: str) -> dict[str, Any]:
+    """The part of a job's metadata that says who waits for it."""
+    found: dict[str, Any] = {"annotations": {names.WORKFLOWS: " ".join(map(str, workflows))}}
+    references = [one.reference for one in workflows if one.namespace == namespace]
+    return {**found, "ownerReferences": references} if references else found
 
 
 def condition(obj: Object, kind: str) -> dict[str, Any] | None:

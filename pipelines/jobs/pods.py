@@ -51,7 +51,7 @@ def plain(model: Any) -> Any:
 
 
 def environment(spec: JobSpec) -> dict[str, str]:
-    """All variables but those of the secrets: nothing is taken over from the process that submits."""
+    """All variables but those of config maps and secrets: nothing is taken over from the process that submits."""
     return {
         "PYTHONUNBUFFERED": "1",
         "HOME": _SCRATCH,
@@ -71,8 +71,7 @@ def _container(spec: JobSpec, name: str) -> k8s.V1Container:
         command=["python"],
         args=spec.arguments,
         env=[k8s.V1EnvVar(name=key, value=value) for key, value in environment(spec).items()],
-        env_from=[k8s.V1EnvFromSource(secret_ref=k8s.V1SecretEnvSource(name=secret)) for secret in spec.cluster.secrets]
-        or None,
+        env_from=_sources(spec) or None,
         resources=_resources(spec),
         security_context=k8s.V1SecurityContext(
             allow_privilege_escalation=False,
@@ -85,6 +84,15 @@ def _container(spec: JobSpec, name: str) -> k8s.V1Container:
             k8s.V1VolumeMount(name="study", mount_path=STUDY_PATH.rpartition("/")[0], read_only=True),
         ],
     )
+
+
+def _sources(spec: JobSpec) -> list[k8s.V1EnvFromSource]:
+    maps = [k8s.V1ConfigMapEnvSource(name=name) for name in spec.cluster.config_maps]
+    secrets = [k8s.V1SecretEnvSource(name=name) for name in spec.cluster.secrets]
+    return [
+        *(k8s.V1EnvFromSource(config_map_ref=one) for one in maps),
+        *(k8s.V1EnvFromSource(secret_ref=one) for one in secrets),
+    ]
 
 
 def _resources(spec: JobSpec) -> k8s.V1ResourceRequirements:

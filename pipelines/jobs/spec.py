@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import yaml
 
@@ -19,13 +21,26 @@ _MAX_STUDY_BYTES = 200_000
 
 
 @dataclass(frozen=True)
-class Owner:
-    """The object with which a job goes, when it is removed: the workflow of a pipeline run."""
+class Workflow:
+    """The Argo workflow behind a pipeline run, which may be in another namespace than the job."""
 
-    api_version: str
-    kind: str
+    namespace: str
     name: str
     uid: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}/{self.uid}"
+
+    @property
+    def reference(self) -> dict[str, str]:
+        """As an ownerReference; Kubernetes knows such only inside a namespace."""
+        return {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "name": self.name, "uid": self.uid}
+
+
+def workflows_of(manifest: Mapping[str, Any]) -> tuple[Workflow, ...]:
+    """Whose job this is: the workflows that wait for it, none for a job that was started by hand."""
+    texts = str((manifest["metadata"].get("annotations") or {}).get(names.WORKFLOWS, "")).split()
+    return tuple(Workflow(*text.split("/")) for text in texts if text.count("/") == 2)
 
 
 @dataclass(frozen=True)
@@ -44,7 +59,8 @@ class JobSpec:
     cluster: ClusterConfig
     run_id: str | None = None
     """Of the pipeline run that submitted the job first."""
-    owner: Owner | None = None
+    workflow: Workflow | None = None
+    """Behind that run: when it ends, nobody waits for the job any more."""
 
     @property
     def arguments(self) -> list[str]:
@@ -72,10 +88,10 @@ class JobSpec:
 
     def without_run(self) -> JobSpec:
         """The same work, whoever asked for it."""
-        return replace(self, run_id=None, owner=None)
+        return replace(self, run_id=None, workflow=None)
 
 
-def job_spec(config: StudyConfig, variant: str, stage: Stage, root: str, image: str, namespace: str) -> JobSpec:
+def job_spec(config: StudyConfig, variant: str, stage: Stage, root: str, image: str) -> JobSpec:
     """The job of one stage of one variant.
 
     Raises ConfigError for a study whose batch its pods cannot share, InputError for a root that pods cannot reach.
@@ -98,7 +114,7 @@ def job_spec(config: StudyConfig, variant: str, stage: Stage, root: str, image: 
         )
     return JobSpec(
         name=names.job_name(config.study, spec, stage),
-        namespace=namespace,
+        namespace=cluster.namespace,
         image=image,
         stage=stage,
         study=config.study,

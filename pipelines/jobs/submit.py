@@ -7,11 +7,10 @@ from typing import Any
 
 from dit.console import say
 from dit.errors import DitError, InputError
-from pipelines.jobs import names
 from pipelines.jobs.client import CONFLICT, FORBIDDEN, NOT_FOUND, ApiRefused, Cluster
-from pipelines.jobs.kinds import JobKind, Rendered, Resource, kind_of, render, spec_hash
+from pipelines.jobs.kinds import JobKind, Rendered, Resource, kind_of, ownership, render, spec_hash
 from pipelines.jobs.patience import pauses
-from pipelines.jobs.spec import JobSpec
+from pipelines.jobs.spec import JobSpec, workflows_of
 
 _REMOVAL_SECONDS = 600.0
 
@@ -82,6 +81,7 @@ def _create(cluster: Cluster, kind: JobKind, rendered: Rendered) -> str:
 
 
 def _adopt(cluster: Cluster, kind: JobKind, spec: JobSpec, rendered: Rendered, existing: dict[str, Any]) -> str:
+    """Join those who wait for a job; one that was started by hand stays its starter's."""
     metadata = existing["metadata"]
     wanted, found = spec_hash(rendered.job), spec_hash(existing)
     if found != wanted:
@@ -90,18 +90,13 @@ def _adopt(cluster: Cluster, kind: JobKind, spec: JobSpec, rendered: Rendered, e
             f" {found or 'not ours'}, this study's is {wanted}; wait for its end, or"
             f" kubectl delete {kind.resource.plural} -n {spec.namespace} {spec.name}"
         )
-    owners = metadata.get("ownerReferences") or []
-    ours = [one for one in rendered.job["metadata"].get("ownerReferences", []) if one["uid"] not in _uids(owners)]
-    if ours:
+    waiting = workflows_of(existing)
+    if spec.workflow is not None and waiting and spec.workflow not in waiting:
         # The version makes a change by somebody else in this moment a conflict.
-        labels = {names.RUN: spec.run_id} if spec.run_id else {}
-        change = {"resourceVersion": metadata["resourceVersion"], "labels": labels, "ownerReferences": owners + ours}
+        change = {"resourceVersion": metadata["resourceVersion"]}
+        change |= ownership([*waiting, spec.workflow], spec.namespace)
         cluster.patch(kind.resource, spec.name, {"metadata": change})
     return str(metadata["uid"])
-
-
-def _uids(owners: list[dict[str, Any]]) -> set[str]:
-    return {str(owner["uid"]) for owner in owners}
 
 
 def _is_over(kind: JobKind, job: dict[str, Any]) -> bool:
