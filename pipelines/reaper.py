@@ -47,20 +47,27 @@ def is_orphan(kind: JobKind, job: Object, find: Callable[[Workflow], Object | No
     return bool(waiting) and all(has_ended(find(one), one.uid) for one in waiting)
 
 
-def sweep(cluster: Cluster) -> list[str]:
-    """Delete the orphans there are now in a namespace; what was deleted. Raises ApiUnavailable, ApiRefused."""
+def sweep(cluster: Cluster) -> Iterator[str]:
+    """Delete the orphans there are now in a namespace, and yield each that was deleted.
+
+    Raises ApiUnavailable; ApiRefused once all is done, so that one job in trouble keeps no other.
+    """
 
     @cache
     def find(workflow: Workflow) -> Object | None:
         return cluster.within(workflow.namespace).get(WORKFLOWS, workflow.name)
 
-    removed = []
+    refused: ApiRefused | None = None
     for kind, job in _jobs(cluster):
-        if is_orphan(kind, job, find):
-            name = job["metadata"]["name"]
-            cluster.delete(kind.resource, name, job["metadata"]["uid"])
-            removed.append(f"{kind.resource.kind} {cluster.namespace}/{name}")
-    return removed
+        try:
+            if is_orphan(kind, job, find):
+                name = job["metadata"]["name"]
+                cluster.delete(kind.resource, name, job["metadata"]["uid"])
+                yield f"{kind.resource.kind} {cluster.namespace}/{name}"
+        except ApiRefused as error:
+            refused = error
+    if refused is not None:
+        raise refused
 
 
 def _jobs(cluster: Cluster) -> Iterator[tuple[JobKind, dict[str, Any]]]:
@@ -95,11 +102,11 @@ def main(arguments: list[str] | None = None) -> int:
         if options.namespace:
             cluster = cluster.within(options.namespace)
         if options.once:
-            removed = sweep(cluster)
-            for what in removed:
+            count = 0
+            for what in sweep(cluster):
+                count += 1
                 say(f"deleted {what}, whose run has ended")
-            if not removed:
-                say(f"namespace {cluster.namespace}: no job whose run has ended")
+            say(f"namespace {cluster.namespace}: {count} jobs deleted")
             return 0
         watch(cluster)
     except DitError as error:
