@@ -27,7 +27,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
         ("3Gi", 3 << 30),
     ],
 )
-def test_a_quantity_is_read_as_kubernetes_reads_it(text: str, value: Decimal) -> None:
+def test_a_quantity_is_read_as_kubernetes_reads_it(text: str, value: Decimal | int) -> None:
     assert quantity(text) == value
 
 
