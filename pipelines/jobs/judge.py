@@ -11,6 +11,8 @@ from pipelines.jobs.snapshot import Snapshot
 from pipelines.jobs.spec import JobSpec
 from pipelines.jobs.why import Reason, explain
 
+# At a start things are missing for some seconds that come by themselves.
+_SETTLE_SECONDS = 10.0
 _REPEAT_SECONDS = 600.0
 
 
@@ -36,6 +38,7 @@ class Judge:
         self._complete = False
         self._incomplete_since: float | None = None
         self._hopeless_since: float | None = None
+        self._since: dict[str, float] = {}
         self._said: dict[str, float] = {}
 
     @property
@@ -70,6 +73,7 @@ class Judge:
         if complete and not self._complete:
             news.append(f"{self.place}: all {replicas} pods run")
             self._said.clear()
+            self._since.clear()
         self._complete = complete
         if complete:
             self._incomplete_since = self._hopeless_since = None
@@ -80,10 +84,18 @@ class Judge:
             self._hopeless_since = None
         elif self._hopeless_since is None:
             self._hopeless_since = now
-        if reason is not None and now - self._said.get(reason.same, -_REPEAT_SECONDS) >= _REPEAT_SECONDS:
-            self._said[reason.same] = now
+        if reason is not None and self._is_news(reason, now):
             news.append(f"{self.place}: {snapshot.running} of {replicas} pods run: {reason}")
         return news
+
+    def _is_news(self, reason: Reason, now: float) -> bool:
+        """Whether to tell a reason: when it has lasted, and again from time to time."""
+        since = self._since.setdefault(reason.same, now)
+        said = self._said.get(reason.same)
+        due = now - since >= _SETTLE_SECONDS if said is None else now - said >= _REPEAT_SECONDS
+        if due:
+            self._said[reason.same] = now
+        return due
 
     def _patience(self, news: tuple[str, ...], reason: Reason | None, now: float) -> Verdict:
         patience = self._spec.cluster.patience
@@ -108,4 +120,5 @@ class Judge:
         job = snapshot.job or {}
         failed = condition(job, "Failed") or {}
         message = " ".join(str(failed.get("message") or failed.get("reason") or "no reason given").split())
-        return f"{self.place} failed: {message.rstrip('.')}"
+        error = f"{self.place} failed: {message.rstrip('.')}"
+        return error if self.cause else f"{error}; kubectl get events -n {self._spec.namespace}"

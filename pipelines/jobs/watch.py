@@ -78,7 +78,7 @@ def _events(cluster: Cluster, kind: JobKind, job: Object, pods: tuple[Object, ..
 def _failure(spec: JobSpec, verdict: Verdict, cause: Death | None, logs: PodLogs) -> str:
     """The error in one line, after the last lines of the pod that ended first."""
     if cause is None:
-        return f"{verdict.error}; kubectl get events -n {spec.namespace}"
+        return verdict.error
     lines = logs.last_lines(cause.uid)
     for line in lines[-_LAST_LINES:]:
         say(f"{cause.pod}| {line}")
