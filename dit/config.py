@@ -1,7 +1,7 @@
 """The study file: what is measured (science) and how it is fitted onto a machine (fit), apart from each other.
 
-Science decides the numbers and enters the hashes that bind records together. Fit, tracking and planning change speed,
-memory and bookkeeping, never a result. Torch-free.
+Science decides the numbers and enters the hashes that bind records together. Fit, tracking, planning and cluster change
+speed, memory and bookkeeping, never a result. Torch-free.
 """
 
 from __future__ import annotations
@@ -11,21 +11,14 @@ import json
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from dit.cluster import ClusterConfig
 from dit.errors import ConfigError
+from dit.section import Fraction, Positive, Section, Slug
 from dit.variants import InputSpec, ModelSpec, resolve
 
 HASH_DIGITS = 12
-Slug = Annotated[str, Field(pattern=r"^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$")]
-Positive = Annotated[int, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Section(BaseModel):
-    """A frozen part of the study file; a key it does not know is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class DigitsSource(Section):
@@ -275,10 +268,11 @@ class StudyConfig(Section):
     sampling: SamplingConfig = SamplingConfig()
     evaluation: EvaluationConfig
     fit: FitConfig = FitConfig()
-    fit_by_variant: dict[str, dict[str, Any]] = {}
+    fit_by_variant: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Variant -> fit keys that replace the common ones, such as `DiT-XL/2: {micro_batch: 16}`."""
     tracking: TrackingConfig = TrackingConfig()
     plan: PlanConfig = PlanConfig()
+    cluster: ClusterConfig = ClusterConfig()
 
     @field_validator("variants")
     @classmethod

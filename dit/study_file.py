@@ -10,8 +10,9 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from dit.config import Section, StudyConfig
+from dit.config import StudyConfig
 from dit.errors import ConfigError, MissingError
+from dit.section import Section
 
 
 def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> StudyConfig:

@@ -27,7 +27,9 @@ LIGHT = (
     "dit.stages.evaluate",
     "dit.stages.report",
     "pipelines.complete",
+    "pipelines.jobs.launch",
     "pipelines.local",
+    "pipelines.reaper",
     "pipelines.step",
 )
 

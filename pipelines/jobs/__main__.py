@@ -1,0 +1,62 @@
+"""A job by hand: print what would be submitted, or submit it and wait.
+
+python -m pipelines.jobs render configs/imagenet256.yaml --variant DiT-XL/2 --root s3://bucket/dit --image IMAGE
+python -m pipelines.jobs launch configs/imagenet256.yaml --variant DiT-XL/2 --root s3://bucket/dit --image IMAGE
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import yaml
+
+from dit import study_file
+from dit.console import say
+from dit.errors import DitError
+from dit.storage import open_store
+from pipelines.jobs.client import Cluster
+from pipelines.jobs.kinds import render
+from pipelines.jobs.launch import launch
+from pipelines.jobs.spec import job_spec
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code of `python -m pipelines.jobs`."""
+    options = _parser().parse_args(arguments)
+    try:
+        _run(options)
+    except DitError as error:
+        sys.stderr.write(f"dit: {' '.join(str(error).split())}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("dit: interrupted; the job goes on, and the same command adopts it\n")
+        return 130
+    return 0
+
+
+def _run(options: argparse.Namespace) -> None:
+    config = study_file.load(options.study, options.overrides)
+    spec = job_spec(config, options.variant, options.stage, options.root, options.image)
+    if options.command == "render":
+        rendered = render(spec)
+        documents = [*(manifest for _, manifest in rendered.companions), rendered.job]
+        say(yaml.safe_dump_all(documents, sort_keys=False).rstrip())
+        return
+    launch(config, open_store(options.root), spec, Cluster.connect())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m pipelines.jobs", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("command", choices=("render", "launch"))
+    parser.add_argument("study", help="study file")
+    parser.add_argument("--stage", choices=("train", "sample"), default="train")
+    parser.add_argument("--variant", required=True)
+    parser.add_argument("--root", required=True, help="store address, s3://bucket/prefix")
+    parser.add_argument("--image", required=True, help="the study's image, by digest")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

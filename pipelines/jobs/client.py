@@ -1,0 +1,182 @@
+"""The cluster's API, as thin as can be: calls, and their two ways to fail."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import urllib3
+from kubernetes import client as k8s
+from kubernetes import config as k8s_config
+
+from dit.errors import DitError, InputError
+from pipelines.jobs.kinds import Object, Resource
+
+WORKFLOWS = Resource("argoproj.io", "v1alpha1", "workflows", "Workflow")
+WORKLOADS = Resource("kueue.x-k8s.io", "v1beta1", "workloads", "Workload")
+NOT_FOUND, CONFLICT, FORBIDDEN = 404, 409, 403
+
+_TIMEOUT = (5, 30)
+_LOG_TIMEOUT = (5, 300)
+_CONNECTIONS = 64
+_NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+T = TypeVar("T")
+
+
+class ApiUnavailable(DitError):
+    """The API server cannot be reached or cannot serve at the moment; the same call may succeed later."""
+
+
+class ApiRefused(DitError):
+    """The API server answered, and its answer is no."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Cluster:
+    """One namespace of a cluster. Every call raises ApiUnavailable or ApiRefused."""
+
+    def __init__(self, api: k8s.ApiClient, namespace: str) -> None:
+        self.namespace = namespace
+        self._api = api
+        self._custom, self._core = k8s.CustomObjectsApi(api), k8s.CoreV1Api(api)
+
+    @classmethod
+    def connect(cls) -> Cluster:
+        """The cluster and namespace this pod runs in, else those of KUBECONFIG.
+
+        InputError where there is neither.
+        """
+        try:
+            if "KUBERNETES_SERVICE_HOST" in os.environ and _NAMESPACE_FILE.is_file():
+                k8s_config.load_incluster_config()
+                own = _NAMESPACE_FILE.read_text().strip()
+            else:
+                k8s_config.load_kube_config()
+                own = k8s_config.list_kube_config_contexts()[1]["context"].get("namespace", "default")
+        except (k8s_config.ConfigException, OSError) as error:
+            raise InputError(
+                f"no cluster: {' '.join(str(error).split())}; set KUBECONFIG to the file of a"
+                " cluster; kubectl get namespaces"
+            ) from None
+        settings = k8s.Configuration.get_default_copy()
+        settings.connection_pool_maxsize = _CONNECTIONS
+        settings.retries = False
+        return cls(k8s.ApiClient(settings), own)
+
+    def within(self, namespace: str) -> Cluster:
+        """Another namespace of the same cluster."""
+        return Cluster(self._api, namespace)
+
+    def create(self, resource: Resource, manifest: Object) -> dict[str, Any]:
+        """Create an object; refused with CONFLICT when there is one of its name."""
+        return self._call(self._custom.create_namespaced_custom_object, *self._of(resource), dict(manifest))
+
+    def get(self, resource: Resource, name: str) -> dict[str, Any] | None:
+        """The object, None where there is none."""
+        return _absent_as_none(lambda: self._call(self._custom.get_namespaced_custom_object, *self._of(resource), name))
+
+    def find(self, resource: Resource, selector: str) -> list[dict[str, Any]]:
+        """Objects with these labels; none where the cluster does not know the kind."""
+        found = _absent_as_none(
+            lambda: self._call(self._custom.list_namespaced_custom_object, *self._of(resource), label_selector=selector)
+        )
+        return found["items"] if found else []
+
+    def patch(self, resource: Resource, name: str, change: Object) -> dict[str, Any]:
+        """Merge `change` into an object."""
+        return self._call(self._custom.patch_namespaced_custom_object, *self._of(resource), name, dict(change))
+
+    def delete(self, resource: Resource, name: str, uid: str) -> None:
+        """Delete this very object with all that it owns; nothing where it is gone or another has its name."""
+        options = k8s.V1DeleteOptions(propagation_policy="Background", preconditions=k8s.V1Preconditions(uid=uid))
+        try:
+            self._call(self._custom.delete_namespaced_custom_object, *self._of(resource), name, body=options)
+        except ApiRefused as error:
+            if error.status not in (NOT_FOUND, CONFLICT):
+                raise
+
+    def pods(self, selector: str) -> list[dict[str, Any]]:
+        """Pods with these labels."""
+        return self._items(self._core.list_namespaced_pod, label_selector=selector)
+
+    def pod(self, name: str) -> dict[str, Any] | None:
+        """One pod, None where there is none."""
+        found = self._items(self._core.list_namespaced_pod, field_selector=f"metadata.name={name}")
+        return found[0] if found else None
+
+    def events(self, kind: str, name: str) -> list[dict[str, Any]]:
+        """Events about one object."""
+        return self._items(
+            self._core.list_namespaced_event,
+            field_selector=f"involvedObject.kind={kind},involvedObject.name={name}",
+        )
+
+    @contextmanager
+    def log(self, pod: str, container: str, since_seconds: int | None) -> Iterator[Iterator[bytes]]:
+        """Follow a container's log, each line after its time stamp; ends with the container or the connection."""
+        with _translated():
+            response = self._core.read_namespaced_pod_log(
+                pod,
+                self.namespace,
+                container=container,
+                follow=True,
+                timestamps=True,
+                since_seconds=since_seconds,
+                _preload_content=False,
+                _request_timeout=_LOG_TIMEOUT,
+            )
+            try:
+                yield response.stream()
+            finally:
+                response.close()
+
+    def _of(self, resource: Resource) -> Sequence[str]:
+        return resource.group, resource.version, self.namespace, resource.plural
+
+    def _items(self, method: Callable[..., Any], **selectors: str) -> list[dict[str, Any]]:
+        # As plain JSON: typed models refuse whole lists over one field that a newer server fills otherwise.
+        with _translated():
+            answer = method(self.namespace, _preload_content=False, _request_timeout=_TIMEOUT, **selectors)
+            items: list[dict[str, Any]] = json.loads(answer.data)["items"]
+            return items
+
+    def _call(self, method: Callable[..., Any], *arguments: Any, **options: Any) -> dict[str, Any]:
+        with _translated():
+            answer: dict[str, Any] = method(*arguments, _request_timeout=_TIMEOUT, **options)
+            return answer
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except k8s.ApiException as error:
+        message = _message(error)
+        if error.status == 429 or error.status >= 500 or error.status == 0:
+            raise ApiUnavailable(f"the cluster's API: {message}") from error
+        raise ApiRefused(message, error.status) from error
+    except (urllib3.exceptions.HTTPError, OSError) as error:
+        raise ApiUnavailable(f"the cluster's API cannot be reached: {' '.join(str(error).split())}") from error
+
+
+def _message(error: k8s.ApiException) -> str:
+    try:
+        return " ".join(str(json.loads(error.body)["message"]).split())
+    except (TypeError, ValueError, KeyError):
+        return f"{error.status} {error.reason}"
+
+
+def _absent_as_none(call: Callable[[], T]) -> T | None:
+    try:
+        return call()
+    except ApiRefused as error:
+        if error.status != NOT_FOUND:
+            raise
+        return None

@@ -1,0 +1,73 @@
+"""Run a stage of one variant as a job, from its submission to its result in the store."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+from dit import study_file
+from dit.config import StudyConfig
+from dit.console import say
+from dit.errors import DitError, StoreError
+from dit.records import Record
+from dit.storage import Store, open_store
+from pipelines.jobs import names
+from pipelines.jobs.client import WORKFLOWS, ApiUnavailable, Cluster
+from pipelines.jobs.kinds import kind_of
+from pipelines.jobs.names import Stage
+from pipelines.jobs.patience import patiently
+from pipelines.jobs.result import ResultMissing, records
+from pipelines.jobs.spec import JobSpec, Workflow, job_spec
+from pipelines.jobs.submit import submit
+from pipelines.jobs.watch import wait
+
+_POD_VARIABLE = "KFP_POD_NAME"
+_RUN_LABEL = "pipeline/runid"
+
+
+def launch(config: StudyConfig, store: Store, spec: JobSpec, cluster: Cluster) -> list[Record]:
+    """The records of the spec's stage: at once where it is complete, else after a job has made them.
+
+    A job that an earlier launcher left is adopted. Raises InputError for what the cluster or the study does not allow,
+    DitError when the job fails, cannot start or leaves no result; each in one line.
+    """
+    api, name = config.cluster.patience.api, spec.variant.name
+    cluster = cluster.within(spec.namespace)
+    try:
+        return patiently(lambda: records(config, store, name, spec.stage), StoreError, api)
+    except ResultMissing as missing:
+        say(f"{spec.name}: {missing}; a job makes it")
+    uid = patiently(lambda: submit(cluster, spec), ApiUnavailable, api)
+    wait(cluster, spec, uid)
+    try:
+        return patiently(lambda: records(config, store, name, spec.stage), StoreError, api)
+    except ResultMissing as missing:
+        kind = kind_of(spec).resource.kind
+        raise DitError(
+            f"{kind} {spec.namespace}/{spec.name} ended well and left no result: {missing};"
+            f" kubectl logs -n {spec.namespace} -l {names.JOB}={spec.name}"
+        ) from None
+
+
+def run(stage: Stage, study: str, root: str, overrides: list[str], variant: str, image: str) -> list[Record]:
+    """`launch` for a study given as YAML text, on the cluster at hand, as part of this pod's pipeline run if any."""
+    config = study_file.load_text(study, overrides)
+    cluster = Cluster.connect()
+    spec = job_spec(config, variant, stage, root, image)
+    spec = patiently(lambda: in_run(spec, cluster), ApiUnavailable, config.cluster.patience.api)
+    return launch(config, open_store(root), spec, cluster)
+
+
+def in_run(spec: JobSpec, cluster: Cluster) -> JobSpec:
+    """The spec with the pipeline run that this process is a step of; unchanged where it is none.
+
+    `cluster` is the namespace of this pod.
+    """
+    name = os.environ.get(_POD_VARIABLE)
+    pod = cluster.pod(name) if name else None
+    if pod is None:
+        return spec
+    metadata = pod["metadata"]
+    owners = [one for one in metadata.get("ownerReferences") or [] if one["kind"] == WORKFLOWS.kind]
+    workflow = Workflow(cluster.namespace, owners[0]["name"], owners[0]["uid"]) if owners else None
+    return replace(spec, run_id=metadata.get("labels", {}).get(_RUN_LABEL), workflow=workflow)

@@ -1,0 +1,136 @@
+"""The logs of a job's pods, followed at once: each line is printed with its pod, and the last ones are kept."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+
+from dit.console import say
+from pipelines.jobs.client import ApiRefused, ApiUnavailable, Cluster
+from pipelines.jobs.kinds import Object
+from pipelines.jobs.patience import pauses
+from pipelines.jobs.snapshot import container_statuses, pod_name, pod_phase
+
+KEPT_LINES = 200
+# A reconnection asks for a little more than was missed; lines that were seen are told by their time stamps.
+_OVERLAP_SECONDS = 10
+Stamp = tuple[str, str]
+
+
+class PodLogs:
+    """Follows every pod's log in a thread of its own, over lost connections and restarts of the container."""
+
+    def __init__(self, cluster: Cluster, job: str) -> None:
+        self._cluster, self._job = cluster, job
+        self._tails: dict[str, _Tail] = {}
+
+    def follow(self, pods: Iterable[Object]) -> None:
+        """Begin with pods that have started since; let go of those that ended or are gone, once their logs are read."""
+        alive = set()
+        for pod in pods:
+            uid = str(pod["metadata"]["uid"])
+            if pod_phase(pod) not in ("Succeeded", "Failed"):
+                alive.add(uid)
+            if uid not in self._tails and _has_started(pod):
+                container = container_statuses(pod)[0]["name"]
+                self._tails[uid] = _Tail(self._cluster, pod_name(pod), container, self._job)
+        for uid, tail in self._tails.items():
+            if uid not in alive:
+                tail.ending.set()
+
+    def close(self, seconds: float = 5.0) -> None:
+        """Read what is left, for so long at most."""
+        until = time.monotonic() + seconds
+        for tail in self._tails.values():
+            tail.ending.set()
+        for tail in self._tails.values():
+            tail.join(max(0.0, until - time.monotonic()))
+        for tail in self._tails.values():
+            tail.silent.set()
+
+    def last_lines(self, uid: str) -> list[str]:
+        """The last lines of the pod with this uid, the newest last."""
+        return list(self._tails[uid].lines) if uid in self._tails else []
+
+
+class _Tail(threading.Thread):
+    """One pod's log."""
+
+    def __init__(self, cluster: Cluster, pod: str, container: str, job: str) -> None:
+        super().__init__(name=f"log of {pod}", daemon=True)
+        self.lines: deque[str] = deque(maxlen=KEPT_LINES)
+        self.ending = threading.Event()
+        """Set: the log's end is the end, no further one comes."""
+        self.silent = threading.Event()
+        """Set: nobody reads any more."""
+        self._cluster, self._pod, self._container = cluster, pod, container
+        self._title = pod.removeprefix(f"{job}-")
+        self._last: Stamp = ("", "")
+        self._heard = 0.0
+        self.start()
+
+    def run(self) -> None:
+        """See Thread."""
+        waits = pauses()
+        while not self.silent.is_set():
+            ending = self.ending.is_set()
+            before = self._last
+            try:
+                self._read()
+                complete = True
+            except ApiUnavailable:
+                complete = False
+            except ApiRefused as error:
+                # The container is being started again, or the pod has been removed.
+                complete = ending or error.status == 404
+                ending |= error.status == 404
+            if ending and complete:
+                return
+            if self._last != before:
+                waits = pauses()
+            self.ending.wait(next(waits))
+
+    def _read(self) -> None:
+        since = math.ceil(time.monotonic() - self._heard) + _OVERLAP_SECONDS if self._heard else None
+        with self._cluster.log(self._pod, self._container, since) as chunks:
+            for line in _lines(chunks):
+                stamp, text = split_stamp(line)
+                self._heard = time.monotonic()
+                if stamp <= self._last:
+                    continue
+                self._last = stamp
+                self.lines.append(text)
+                if self.silent.is_set():
+                    return
+                say(f"{self._title}: {text}")
+
+
+def split_stamp(line: str) -> tuple[Stamp, str]:
+    """The time stamp of a log line, in a form that sorts, and the rest of the line."""
+    stamp, _, text = line.partition(" ")
+    seconds, _, rest = stamp.partition(".")
+    # Trailing zeros of the fraction are left out, so that as text 0.5 would follow 0.51.
+    fraction = rest.rstrip("Z").partition("+")[0]
+    return (seconds.rstrip("Z"), fraction.ljust(9, "0")), text
+
+
+def _lines(chunks: Iterator[bytes]) -> Iterator[str]:
+    rest = b""
+    for chunk in chunks:
+        *whole, rest = (rest + chunk).split(b"\n")
+        for line in whole:
+            yield line.decode(errors="replace").rstrip("\r")
+    if rest:
+        yield rest.decode(errors="replace")
+
+
+def _has_started(pod: Object) -> bool:
+    return any(
+        key in status.get(state, {})
+        for status in container_statuses(pod)
+        for state in ("state", "lastState")
+        for key in ("running", "terminated")
+    )

@@ -1,0 +1,71 @@
+"""A job as the Training Operator's PyTorchJob (v1): elastic workers without a master, restarted in place."""
+
+from __future__ import annotations
+
+from kubeflow.training import models as kubeflow
+
+from pipelines.jobs import pods
+from pipelines.jobs.kinds import Object, Phase, Rendered, Resource, holds, metadata
+from pipelines.jobs.spec import JobSpec
+
+_PORT = 23456
+_CONTAINER = "pytorch"  # the operator looks for this name
+
+
+class PyTorchJob:
+    """See JobKind."""
+
+    resource = Resource("kubeflow.org", "v1", "pytorchjobs", "PyTorchJob")
+    controller = "the Training Operator"
+    pod_label = "training.kubeflow.org/job-name"
+
+    def render(self, spec: JobSpec) -> Rendered:
+        """See JobKind."""
+        cluster = spec.cluster
+        job = kubeflow.KubeflowOrgV1PyTorchJob(
+            api_version=self.resource.api_version,
+            kind=self.resource.kind,
+            metadata=metadata(spec),
+            spec=kubeflow.KubeflowOrgV1PyTorchJobSpec(
+                # Left to itself torchrun counts CPUs where it sees no GPU.
+                nproc_per_node=str(cluster.processes_per_pod),
+                elastic_policy=kubeflow.KubeflowOrgV1ElasticPolicy(
+                    rdzv_backend="c10d",
+                    rdzv_port=_PORT,
+                    rdzv_id=spec.name,
+                    min_replicas=cluster.replicas,
+                    max_replicas=cluster.replicas,
+                    max_restarts=cluster.max_restarts,
+                ),
+                pytorch_replica_specs={
+                    "Worker": kubeflow.KubeflowOrgV1ReplicaSpec(
+                        replicas=cluster.replicas,
+                        restart_policy="OnFailure",
+                        template=pods.template(spec, _CONTAINER),
+                    )
+                },
+                run_policy=kubeflow.KubeflowOrgV1RunPolicy(
+                    backoff_limit=cluster.backoff_limit,
+                    clean_pod_policy="Running",
+                    ttl_seconds_after_finished=cluster.ttl_seconds,
+                    active_deadline_seconds=cluster.deadline_seconds,
+                ),
+            ),
+        )
+        return Rendered(pods.plain(job))
+
+    def phase(self, job: Object) -> Phase:
+        """See JobKind."""
+        for condition, phase in (
+            ("Succeeded", Phase.SUCCEEDED),
+            ("Failed", Phase.FAILED),
+            ("Suspended", Phase.SUSPENDED),
+            ("Running", Phase.RUNNING),
+        ):
+            if holds(job, condition):
+                return phase
+        return Phase.PENDING if job.get("status", {}).get("conditions") else Phase.NEW
+
+    def event_subjects(self, name: str) -> tuple[tuple[str, str], ...]:
+        """See JobKind."""
+        return ((self.resource.kind, name),)

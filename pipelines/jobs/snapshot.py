@@ -1,0 +1,51 @@
+"""What is known of a job at one moment, and how to read it. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.jobs.kinds import Object, Phase
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A job with its pods, the events about both, and Kueue's view of it. `job` is None when it is gone."""
+
+    job: Object | None
+    phase: Phase
+    pods: tuple[Object, ...] = ()
+    events: tuple[Object, ...] = ()
+    """Warnings about the job and about those of its pods that do not run."""
+    workload: Object | None = None
+
+    @property
+    def running(self) -> int:
+        """Pods that run or have ended well."""
+        return sum(pod_phase(pod) in ("Running", "Succeeded") for pod in self.pods)
+
+
+def of_this_job(job: Object, objects: list[dict[str, Any]], time_key: str) -> tuple[Object, ...]:
+    """Those that are not left from an earlier job of the same name: Kubernetes' times sort as text."""
+    born = job["metadata"]["creationTimestamp"]
+    return tuple(one for one in objects if (_time(one, time_key) or born) >= born)
+
+
+def _time(obj: Object, key: str) -> str:
+    return str(obj.get(key) or obj.get("metadata", {}).get(key) or "")
+
+
+def pod_name(pod: Object) -> str:
+    """Its name."""
+    return str(pod["metadata"]["name"])
+
+
+def pod_phase(pod: Object) -> str:
+    """Pending, Running, Succeeded, Failed or Unknown."""
+    return str(pod.get("status", {}).get("phase", "Pending"))
+
+
+def container_statuses(pod: Object) -> list[dict[str, Any]]:
+    """State of the pod's containers; empty before a node has taken it up."""
+    statuses: list[dict[str, Any]] = pod.get("status", {}).get("containerStatuses") or []
+    return statuses

@@ -1,0 +1,121 @@
+"""Put a job onto the cluster, or take over the one that is there already."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from dit.console import say
+from dit.errors import DitError, InputError
+from pipelines.jobs.client import CONFLICT, FORBIDDEN, NOT_FOUND, ApiRefused, Cluster
+from pipelines.jobs.kinds import JobKind, Rendered, Resource, kind_of, ownership, render, spec_hash
+from pipelines.jobs.patience import pauses
+from pipelines.jobs.spec import JobSpec, workflows_of
+
+_REMOVAL_SECONDS = 600.0
+
+
+def submit(cluster: Cluster, spec: JobSpec) -> str:
+    """Create the job, or adopt it where an earlier try did; its uid.
+
+    A job that ended is replaced: it is asked for again because its result is not there. Raises InputError where one of
+    the same name and another content still works, or where the cluster refuses; ApiUnavailable.
+    """
+    kind, rendered = kind_of(spec), render(spec)
+    place = f"{kind.resource.kind} {spec.namespace}/{spec.name}"
+    while True:
+        try:
+            existing = cluster.get(kind.resource, spec.name)
+            if existing is None:
+                uid = _create(cluster, kind, rendered)
+                say(f"{place}: created, {spec.cluster.replicas} pods of {spec.image}")
+                return uid
+            if not _is_over(kind, existing):
+                uid = _adopt(cluster, kind, spec, rendered, existing)
+                say(f"{place}: adopted, created {existing['metadata']['creationTimestamp']}")
+                return uid
+            say(f"{place}: removed an earlier one, {kind.phase(existing).value}")
+            _remove(cluster, kind.resource, existing)
+        except ApiRefused as error:
+            # Another launcher was faster, or the job changed under our hands: look again.
+            if error.status != CONFLICT:
+                raise refusal(error, kind, spec) from error
+
+
+def refusal(error: ApiRefused, kind: JobKind, spec: JobSpec) -> InputError:
+    """Why the cluster does not take a job, in one line with what to do."""
+    resource, namespace = kind.resource, spec.namespace
+    place = f"{resource.kind} {namespace}/{spec.name}"
+    if error.status == NOT_FOUND and "namespaces" in str(error):
+        return InputError(f"{place}: {error}; kubectl create namespace {namespace}")
+    if error.status == NOT_FOUND:
+        crd = f"{resource.plural}.{resource.group}"
+        return InputError(
+            f"{place}: the cluster knows no {resource.kind} ({resource.api_version}), which {kind.controller} brings;"
+            f" install it, or choose another cluster.job; kubectl get crd {crd}"
+        )
+    if error.status == FORBIDDEN:
+        asked = f"kubectl auth can-i --list -n {namespace}"
+        return InputError(f"{place}: {error}; grant it to the service account, see {asked}")
+    return InputError(f"{place}: refused: {error}; correct the cluster section of the study")
+
+
+def _create(cluster: Cluster, kind: JobKind, rendered: Rendered) -> str:
+    """Create what the job needs, the job, and tie the one to the other, so that they go together."""
+    for resource, manifest in rendered.companions:
+        left = cluster.get(resource, manifest["metadata"]["name"])
+        if left is not None:
+            _remove(cluster, resource, left)
+        cluster.create(resource, manifest)
+    job = cluster.create(kind.resource, rendered.job)
+    uid = str(job["metadata"]["uid"])
+    owner = {
+        "apiVersion": kind.resource.api_version,
+        "kind": kind.resource.kind,
+        "name": job["metadata"]["name"],
+        "uid": uid,
+    }
+    for resource, manifest in rendered.companions:
+        cluster.patch(resource, manifest["metadata"]["name"], {"metadata": {"ownerReferences": [owner]}})
+    return uid
+
+
+def _adopt(cluster: Cluster, kind: JobKind, spec: JobSpec, rendered: Rendered, existing: dict[str, Any]) -> str:
+    """Join those who wait for a job; one that was started by hand stays its starter's."""
+    metadata = existing["metadata"]
+    wanted, found = spec_hash(rendered.job), spec_hash(existing)
+    if found != wanted:
+        raise InputError(
+            f"{kind.resource.kind} {spec.namespace}/{spec.name} works on something else: its spec is"
+            f" {found or 'not ours'}, this study's is {wanted}; wait for its end, or"
+            f" kubectl delete {kind.resource.plural} -n {spec.namespace} {spec.name}"
+        )
+    waiting = workflows_of(existing)
+    if spec.workflow is not None and waiting and spec.workflow not in waiting:
+        # The version makes a change by somebody else in this moment a conflict.
+        change = {"resourceVersion": metadata["resourceVersion"]}
+        change |= ownership([*waiting, spec.workflow], spec.namespace)
+        cluster.patch(kind.resource, spec.name, {"metadata": change})
+    return str(metadata["uid"])
+
+
+def _is_over(kind: JobKind, job: dict[str, Any]) -> bool:
+    return kind.phase(job).ended or "deletionTimestamp" in job["metadata"]
+
+
+def _remove(cluster: Cluster, resource: Resource, existing: dict[str, Any]) -> None:
+    """Delete an object and wait until it is gone; DitError when it stays."""
+    name, uid = existing["metadata"]["name"], existing["metadata"]["uid"]
+    cluster.delete(resource, name, uid)
+    until = time.monotonic() + _REMOVAL_SECONDS
+    for pause in pauses():
+        left = cluster.get(resource, name)
+        if left is None or left["metadata"]["uid"] != uid:
+            return
+        if time.monotonic() > until:
+            break
+        time.sleep(pause)
+    raise DitError(
+        f"{resource.kind} {cluster.namespace}/{name} was deleted and does not go; see its finalizers:"
+        f" kubectl get {resource.plural} -n {cluster.namespace} {name} -o yaml"
+    )

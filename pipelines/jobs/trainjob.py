@@ -1,0 +1,78 @@
+"""A job as Trainer v2's TrainJob, with a TrainingRuntime of its own.
+
+Trainer's own runtime restarts a pod that always fails for minutes and then removes it with its log. Ours keeps the
+failed pod, and fails at once: the launcher's next try goes on from the last checkpoint.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipelines.jobs import pods
+from pipelines.jobs.kinds import Object, Phase, Rendered, Resource, holds, metadata
+from pipelines.jobs.spec import JobSpec
+
+RUNTIME = Resource("trainer.kubeflow.org", "v1alpha1", "trainingruntimes", "TrainingRuntime")
+_NODE = "node"  # Trainer looks for this name, of the replicated job and of its container
+
+
+class TrainJob:
+    """See JobKind."""
+
+    resource = Resource("trainer.kubeflow.org", "v1alpha1", "trainjobs", "TrainJob")
+    controller = "Kubeflow Trainer"
+    pod_label = "jobset.sigs.k8s.io/jobset-name"
+
+    def render(self, spec: JobSpec) -> Rendered:
+        """See JobKind."""
+        cluster = spec.cluster
+        deadline = {"activeDeadlineSeconds": cluster.deadline_seconds} if cluster.deadline_seconds else {}
+        job = {
+            "apiVersion": self.resource.api_version,
+            "kind": self.resource.kind,
+            "metadata": metadata(spec),
+            "spec": {
+                "runtimeRef": {"apiGroup": RUNTIME.group, "kind": RUNTIME.kind, "name": spec.name},
+                "trainer": {"numNodes": cluster.replicas, "numProcPerNode": cluster.processes_per_pod},
+                **deadline,
+            },
+        }
+        return Rendered(job, ((RUNTIME, _runtime(spec)),))
+
+    def phase(self, job: Object) -> Phase:
+        """See JobKind."""
+        for condition, phase in (
+            ("Complete", Phase.SUCCEEDED),
+            ("Failed", Phase.FAILED),
+            ("Suspended", Phase.SUSPENDED),
+        ):
+            if holds(job, condition):
+                return phase
+        # A TrainJob that runs has no condition.
+        children: list[dict[str, Any]] = job.get("status", {}).get("jobsStatus") or []
+        if any(child.get("active") for child in children):
+            return Phase.RUNNING
+        return Phase.PENDING if children else Phase.NEW
+
+    def event_subjects(self, name: str) -> tuple[tuple[str, str], ...]:
+        """See JobKind."""
+        return ((self.resource.kind, name), ("JobSet", name), ("Job", f"{name}-{_NODE}-0"))
+
+
+def _runtime(spec: JobSpec) -> dict[str, Any]:
+    node = {
+        "name": _NODE,
+        "template": {
+            "metadata": {"labels": {"trainer.kubeflow.org/trainjob-ancestor-step": "trainer"}},
+            "spec": {"backoffLimit": 0, "template": pods.plain(pods.template(spec, _NODE, restart_policy="Never"))},
+        },
+    }
+    return {
+        "apiVersion": RUNTIME.api_version,
+        "kind": RUNTIME.kind,
+        "metadata": {"name": spec.name, "namespace": spec.namespace, "labels": spec.labels},
+        "spec": {
+            "mlPolicy": {"numNodes": spec.cluster.replicas, "torch": {}},
+            "template": {"spec": {"failurePolicy": {"maxRestarts": 0}, "replicatedJobs": [node]}},
+        },
+    }

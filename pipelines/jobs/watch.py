@@ -1,0 +1,93 @@
+"""Wait for a job, for days where need be: look, tell what is new, look again."""
+
+from __future__ import annotations
+
+import time
+
+from dit.console import say
+from dit.errors import DitError
+from pipelines.jobs.client import WORKLOADS, ApiUnavailable, Cluster
+from pipelines.jobs.failure import Death, own_words, rank_of
+from pipelines.jobs.judge import Judge, Verdict
+from pipelines.jobs.kinds import JobKind, Object, Phase, kind_of
+from pipelines.jobs.logs import PodLogs
+from pipelines.jobs.patience import patiently
+from pipelines.jobs.snapshot import Snapshot, of_this_job, pod_name, pod_phase
+from pipelines.jobs.spec import JobSpec
+
+POLL_SECONDS = 3.0
+_LAST_LINES = 20
+# Of the pods that do not run, all wait for much the same.
+_ASKED_PODS = 3
+
+
+def wait(cluster: Cluster, spec: JobSpec, uid: str) -> None:
+    """Return when the job has succeeded, as its controller sees it; DitError with the reason when it has not.
+
+    A job of which nothing will come is deleted. Raises ApiUnavailable when the API is away for cluster.patience.api.
+    """
+    kind = kind_of(spec)
+    judge, logs = Judge(spec, kind, uid), PodLogs(cluster, spec.name)
+    try:
+        verdict = _until_over(cluster, spec, kind, judge, logs)
+    finally:
+        logs.close()
+    if verdict.abandoned:
+        patiently(lambda: cluster.delete(kind.resource, spec.name, uid), ApiUnavailable, spec.cluster.patience.api)
+        raise DitError(f"{verdict.error}; the job was removed")
+    if verdict.over is Phase.FAILED:
+        raise DitError(_failure(spec, verdict, judge.cause, logs))
+
+
+def look(cluster: Cluster, kind: JobKind, spec: JobSpec) -> Snapshot:
+    """The job as it is now, with what explains it where its pods do not run."""
+    job = cluster.get(kind.resource, spec.name)
+    if job is None:
+        return Snapshot(None, Phase.NEW)
+    phase = kind.phase(job)
+    pods = of_this_job(job, cluster.pods(f"{kind.pod_label}={spec.name}"), "creationTimestamp")
+    events: tuple[Object, ...] = ()
+    workload = None
+    if not phase.ended and Snapshot(job, phase, pods).running < spec.cluster.replicas:
+        events = _events(cluster, kind, job, pods)
+    if phase is Phase.SUSPENDED and spec.cluster.queue:
+        found = cluster.find(WORKLOADS, f"kueue.x-k8s.io/job-uid={job['metadata']['uid']}")
+        workload = found[0] if found else None
+    return Snapshot(job, phase, pods, events, workload)
+
+
+def _until_over(cluster: Cluster, spec: JobSpec, kind: JobKind, judge: Judge, logs: PodLogs) -> Verdict:
+    while True:
+        snapshot = patiently(lambda: look(cluster, kind, spec), ApiUnavailable, spec.cluster.patience.api)
+        logs.follow(snapshot.pods)
+        verdict = judge.look(snapshot, time.monotonic())
+        for line in verdict.news:
+            say(line)
+        if verdict.over is not None:
+            return verdict
+        time.sleep(POLL_SECONDS)
+
+
+def _events(cluster: Cluster, kind: JobKind, job: Object, pods: tuple[Object, ...]) -> tuple[Object, ...]:
+    subjects = list(kind.event_subjects(job["metadata"]["name"]))
+    subjects += [("Pod", pod_name(pod)) for pod in pods if pod_phase(pod) == "Pending"][:_ASKED_PODS]
+    found = [event for subject in subjects for event in cluster.events(*subject)]
+    return of_this_job(job, found, "lastTimestamp")
+
+
+def _failure(spec: JobSpec, verdict: Verdict, cause: Death | None, logs: PodLogs) -> str:
+    """The error in one line, after the last lines of the pod that ended first."""
+    if cause is None:
+        return verdict.error
+    lines = logs.last_lines(cause.uid)
+    for line in lines[-_LAST_LINES:]:
+        say(f"{cause.pod}| {line}")
+    rank = rank_of(lines)
+    where = f"rank {rank}" if rank else "rank unknown: it ended before the ranks were given"
+    words = own_words(lines)
+    if cause.reason == "OOMKilled":
+        remedy = f"raise cluster.pod.memory ({spec.cluster.pod.memory}) or lower fit.micro_batch"
+    else:
+        remedy = f"kubectl logs -n {spec.namespace} {cause.pod}"
+    said = f": {words}" if words else ""
+    return f"{verdict.error}; the first to end was pod {cause.pod} ({where}), {cause}{said}; {remedy}"

@@ -1,0 +1,121 @@
+"""Delete the jobs of pipeline runs that have ended: a step that is terminated has no time to do so itself.
+
+    python -m pipelines.reaper           in the cluster, for ever
+    python -m pipelines.reaper --once    by hand
+
+It looks at our jobs again and again, and at the workflows that wait for them, wherever these are. A job goes when it
+still works, and each workflow that waited for it has ended, is told to end or is gone. A job that never had one is
+somebody's own, and one that has ended takes no room and is kept for its logs: both are left alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any
+
+from dit.console import say
+from dit.errors import DitError
+from pipelines.jobs import names
+from pipelines.jobs.client import WORKFLOWS, ApiRefused, ApiUnavailable, Cluster
+from pipelines.jobs.kinds import JobKind, Object, all_kinds
+from pipelines.jobs.patience import pauses
+from pipelines.jobs.spec import Workflow, workflows_of
+
+INTERVAL_SECONDS = 2.0
+_ENDED = ("Succeeded", "Failed", "Error")
+
+
+def has_ended(workflow: Object | None, uid: str) -> bool:
+    """Whether a run is over: its workflow ended, is told to end, or was deleted, maybe for another of its name."""
+    if workflow is None or workflow["metadata"]["uid"] != uid or "deletionTimestamp" in workflow["metadata"]:
+        return True
+    spec = workflow.get("spec", {})
+    # The pipelines' server terminates a run by taking away all of its time; Argo's own way is `shutdown`.
+    told = spec.get("activeDeadlineSeconds") == 0 or bool(spec.get("shutdown"))
+    return told or workflow.get("status", {}).get("phase") in _ENDED
+
+
+def is_orphan(kind: JobKind, job: Object, find: Callable[[Workflow], Object | None]) -> bool:
+    """Whether nobody waits any more for a job that still works; `find` looks a workflow up by its name."""
+    if kind.phase(job).ended or "deletionTimestamp" in job["metadata"]:
+        return False
+    waiting = workflows_of(job)
+    return bool(waiting) and all(has_ended(find(one), one.uid) for one in waiting)
+
+
+def sweep(cluster: Cluster) -> Iterator[str]:
+    """Delete the orphans there are now in a namespace, and yield each that was deleted.
+
+    Raises ApiUnavailable; ApiRefused once all is done, so that one job in trouble keeps no other.
+    """
+
+    @cache
+    def find(workflow: Workflow) -> Object | None:
+        return cluster.within(workflow.namespace).get(WORKFLOWS, workflow.name)
+
+    refused: ApiRefused | None = None
+    for kind, job in _jobs(cluster):
+        try:
+            if is_orphan(kind, job, find):
+                name = job["metadata"]["name"]
+                cluster.delete(kind.resource, name, job["metadata"]["uid"])
+                yield f"{kind.resource.kind} {cluster.namespace}/{name}"
+        except ApiRefused as error:
+            refused = error
+    if refused is not None:
+        raise refused
+
+
+def _jobs(cluster: Cluster) -> Iterator[tuple[JobKind, dict[str, Any]]]:
+    for kind in all_kinds():
+        for job in cluster.find(kind.resource, names.SELECTOR):
+            yield kind, job
+
+
+def watch(cluster: Cluster) -> None:
+    """Sweep for ever; an API that is away, or refuses, is asked again after growing pauses."""
+    say(f"reaper: watches the jobs of namespace {cluster.namespace}")
+    waits = pauses()
+    while True:
+        try:
+            for what in sweep(cluster):
+                say(f"reaper: deleted {what}, whose run has ended")
+            waits = pauses()
+            time.sleep(INTERVAL_SECONDS)
+        except (ApiUnavailable, ApiRefused) as error:
+            say(f"reaper: {error}")
+            time.sleep(next(waits))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code of `python -m pipelines.reaper`."""
+    parser = argparse.ArgumentParser(prog="python -m pipelines.reaper", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--namespace", help="where the jobs are (default: this pod's, or the context's)")
+    parser.add_argument("--once", action="store_true", help="sweep once and say what was deleted")
+    options = parser.parse_args(arguments)
+    try:
+        cluster = Cluster.connect()
+        if options.namespace:
+            cluster = cluster.within(options.namespace)
+        if options.once:
+            count = 0
+            for what in sweep(cluster):
+                count += 1
+                say(f"deleted {what}, whose run has ended")
+            say(f"namespace {cluster.namespace}: {count} jobs deleted")
+            return 0
+        watch(cluster)
+    except DitError as error:
+        sys.stderr.write(f"dit: {' '.join(str(error).split())}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

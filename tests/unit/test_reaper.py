@@ -1,0 +1,84 @@
+"""Which jobs the reaper deletes, and that it deletes no other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pipelines.jobs import names
+from pipelines.jobs.kinds import all_kinds
+from pipelines.jobs.spec import Workflow
+from pipelines.reaper import has_ended, is_orphan
+
+PYTORCHJOB, TRAINJOB = all_kinds()
+RUNNING = {"type": "Running", "status": "True"}
+
+
+def workflow(phase: str = "Running", uid: str = "w-1", **spec: Any) -> dict[str, Any]:
+    return {"metadata": {"uid": uid}, "spec": spec, "status": {"phase": phase}}
+
+
+def job(*workflows: str, condition: dict[str, str] = RUNNING, **metadata: Any) -> dict[str, Any]:
+    annotations = {names.WORKFLOWS: " ".join(workflows)} if workflows else {}
+    return {"metadata": {"name": "j", "annotations": annotations, **metadata}, "status": {"conditions": [condition]}}
+
+
+@pytest.mark.parametrize(
+    ("found", "ended"),
+    [
+        (workflow(), False),
+        (workflow(""), False),
+        (workflow(activeDeadlineSeconds=3600), False),
+        (None, True),
+        (workflow("Succeeded"), True),
+        (workflow("Failed"), True),
+        (workflow("Error"), True),
+        (workflow(activeDeadlineSeconds=0), True),
+        (workflow(shutdown="Terminate"), True),
+        (workflow(uid="w-2"), True),
+        ({"metadata": {"uid": "w-1", "deletionTimestamp": "2026-01-01T10:00:00Z"}}, True),
+    ],
+)
+def test_when_a_run_has_ended(found: dict[str, Any] | None, ended: bool) -> None:
+    assert has_ended(found, "w-1") is ended
+
+
+def orphan(candidate: dict[str, Any], alive: set[str], kind: Any = PYTORCHJOB) -> bool:
+    def find(one: Workflow) -> dict[str, Any] | None:
+        return workflow(uid=one.uid) if str(one) in alive else None
+
+    return is_orphan(kind, candidate, find)
+
+
+def test_a_job_goes_when_its_run_is_gone_and_not_before() -> None:
+    assert orphan(job("kubeflow/w/w-1"), alive=set())
+    assert not orphan(job("kubeflow/w/w-1"), alive={"kubeflow/w/w-1"})
+    assert orphan(job("kubeflow/w/w-1"), alive={"other/w/w-1"})
+
+
+def test_a_job_that_two_runs_wait_for_stays_for_the_second() -> None:
+    both = job("kubeflow/a/1", "kubeflow/b/2")
+    assert not orphan(both, alive={"kubeflow/b/2"})
+    assert orphan(both, alive=set())
+
+
+@pytest.mark.parametrize(
+    "candidate",
+    [
+        job(),
+        {"metadata": {"name": "j"}},
+        job("not-a-workflow"),
+        job("kubeflow/w/w-1", condition={"type": "Failed", "status": "True"}),
+        job("kubeflow/w/w-1", condition={"type": "Succeeded", "status": "True"}),
+        job("kubeflow/w/w-1", deletionTimestamp="2026-01-01T10:00:00Z"),
+    ],
+    ids=["by hand", "no annotations", "strange annotation", "failed", "succeeded", "being deleted"],
+)
+def test_no_other_job_goes(candidate: dict[str, Any]) -> None:
+    assert not orphan(candidate, alive=set())
+
+
+def test_trainjobs_are_treated_alike() -> None:
+    running = {"metadata": job("kubeflow/w/w-1")["metadata"], "status": {"jobsStatus": [{"name": "node", "active": 1}]}}
+    assert orphan(running, alive=set(), kind=TRAINJOB)
