@@ -126,10 +126,10 @@ class ClusterConfig(Section):
     queue: ObjectName | None = None
     """Kueue's LocalQueue, which starts a job when there is room for all of its pods; unset, no queue."""
     priority_class: ObjectName | None = None
-    service_account: ObjectName = "worker"
+    service_account: ObjectName = "dit-worker"
     """Of the pods, which are given no token for it."""
     image_pull_secrets: tuple[ObjectName, ...] = ()
-    config_maps: tuple[ObjectName, ...] = ("dit-settings",)
+    config_maps: tuple[ObjectName, ...] = ()
     """Config maps of the namespace whose keys become the pods' variables, such as AWS_ENDPOINT_URL_S3 and
     MLFLOW_TRACKING_URI."""
     secrets: tuple[ObjectName, ...] = ("dit-s3", "dit-mlflow")

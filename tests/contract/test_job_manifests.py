@@ -133,7 +133,6 @@ def test_pods_run_what_a_person_would_type_with_nothing_of_the_launchers_environ
         variables = {entry["name"]: entry["value"] for entry in container["env"]}
         assert variables.keys() == {"PYTHONUNBUFFERED", "HOME", "TMPDIR", "DIT_CACHE", "OMP_NUM_THREADS", "LOGLEVEL"}
         assert container["envFrom"] == [
-            {"configMapRef": {"name": "dit-settings"}},
             {"secretRef": {"name": "dit-s3"}},
             {"secretRef": {"name": "dit-mlflow"}},
         ]

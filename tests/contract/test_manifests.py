@@ -10,6 +10,7 @@ import kubernetes_validate
 import pytest
 from manifests import DIGEST, containers, every_overlay, needs_kubectl, pod_templates, rendered, violations
 
+from dit.cluster import ClusterConfig
 from pipelines.deploy import LABEL, Manifest, required_secrets
 
 pytestmark = needs_kubectl
@@ -43,6 +44,12 @@ def test_a_field_that_kubernetes_does_not_know_is_found(build: Path) -> None:
     broken["spec"]["template"]["spec"]["containers"][0]["resourcs"] = {}
     with pytest.raises(kubernetes_validate.ValidationError, match="resourcs"):
         kubernetes_validate.validate(broken, KUBERNETES, strict=True)
+
+
+def test_a_job_names_by_default_what_deploy_makes(build: Path) -> None:
+    job, manifests = ClusterConfig(), rendered("kind", build)
+    assert find(manifests, "ServiceAccount", job.service_account)["metadata"]["namespace"] == job.namespace
+    assert {(job.namespace, name) for name in job.secrets} <= required_secrets(manifests).keys()
 
 
 @every_overlay
