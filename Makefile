@@ -18,8 +18,6 @@ INDEX_URL ?= $(or $(PIP_INDEX_URL),https://pypi.org/simple)
 # Certificates and a password of the index are build secrets: they stay out of the image.
 CA ?= $(or $(PIP_CERT),$(SSL_CERT_FILE))
 NETRC ?=
-# Namespaces beside the overlay's own that `make secrets` fills, such as COPY_TO=kubeflow.
-COPY_TO ?=
 # Without compiled files every step and every test would compile torch's sources again: seconds a process.
 unexport PYTHONDONTWRITEBYTECODE
 VENV := .venv
@@ -83,8 +81,8 @@ push: ## Push both images to REGISTRY; writes their digests, which all else name
 image-size: ## Print the size of the stages' image, its layers and its largest packages.
 	@DOCKER=$(DOCKER) docker/size dit-scaling:$(VERSION)
 
-secrets: env ## Create the secrets that OVERLAY=kind lacks, with random values; copy those of jobs to COPY_TO.
-	@$(BIN)/python -m pipelines.deploy secrets $(OVERLAY) $(if $(COPY_TO),--copy-to $(COPY_TO))
+secrets: env ## Create the secrets that OVERLAY=kind lacks, with random values.
+	@$(BIN)/python -m pipelines.deploy secrets $(OVERLAY)
 
 # Only the overlays of one's own node invent secrets: elsewhere they belong to services that are there already.
 deploy: env $(if $(filter kind%,$(OVERLAY)),secrets) ## Deploy OVERLAY of k8s/overlays with the images last pushed, and wait until it is up.

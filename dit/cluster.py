@@ -20,6 +20,12 @@ _LAUNCHERS = re.compile(
     r"^(PET_|TORCHELASTIC_|(RANK|LOCAL_RANK|GROUP_RANK|WORLD_SIZE|LOCAL_WORLD_SIZE|MASTER_ADDR|MASTER_PORT)$)"
 )
 _SECRET = re.compile(r"(PASSWORD|TOKEN|SECRET)")
+# What `make deploy` makes.
+_SERVICES: dict[str, tuple[str, ...]] = {"dit-services": ("AWS_ENDPOINT_URL_S3", "AWS_REGION", "MLFLOW_TRACKING_URI")}
+_IDENTITIES: dict[str, tuple[str, ...]] = {
+    "dit-s3": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
+    "dit-mlflow": ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),
+}
 
 
 def quantity(text: str) -> Decimal:
@@ -44,6 +50,48 @@ ObjectName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])
 Label = Annotated[str, BeforeValidator(_as_text), Field(pattern=r"^([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?$")]
 LabelKey = Annotated[str, Field(pattern=r"^([a-z0-9.-]{1,253}/)?[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$")]
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+
+
+class StepConfig(Section):
+    """What the pod of a pipeline's step is given, where the step does not leave its work to a job."""
+
+    cpu: Quantity = "1"
+    memory: Quantity = "4Gi"
+    """Set aside and the limit."""
+    shared_memory: Quantity = "1Gi"
+    """Size of /dev/shm, which counts towards `memory`."""
+    gpus: Annotated[int, Field(ge=0)] = 0
+    timeout_seconds: Positive | None = None
+    """The step fails when a try has taken so long; unset, it may take as long as it needs."""
+
+    @model_validator(mode="after")
+    def _shared_memory_fits(self) -> StepConfig:
+        if quantity(self.shared_memory) >= quantity(self.memory):
+            raise ValueError(
+                f"shared_memory={self.shared_memory} must be below memory={self.memory}, of which it is part"
+            )
+        return self
+
+
+class StepsConfig(Section):
+    """The steps of a pipeline run."""
+
+    prepare: StepConfig = StepConfig(cpu="8", memory="32Gi", shared_memory="8Gi", gpus=1)
+    """Each part of the preparation: decodes images and encodes them to latents."""
+    launch: StepConfig = StepConfig(cpu="100m", memory="1Gi", shared_memory="64Mi")
+    """Each step that starts a job and waits for it, for days where need be."""
+    evaluate: StepConfig = StepConfig(cpu="8", memory="32Gi", shared_memory="8Gi", gpus=1)
+    report: StepConfig = StepConfig()
+    """The report, and the step that joins the parts of the preparation."""
+    parts: Positive = 1
+    """Pods that share the preparation."""
+    variants_at_a_time: Positive | None = None
+    """Variants under way at once; unset, all of them where `queue` starts jobs whole, and else one: jobs that start
+    pod by pod take the GPUs from each other, and none gets all of its own."""
+    retries: Annotated[int, Field(ge=0)] = 3
+    """How often a failed step is tried again."""
+    retry_seconds: Positive = 30
+    """Pause before the first of these tries; it doubles from one to the next, up to an hour."""
 
 
 class PodConfig(Section):
@@ -129,14 +177,12 @@ class ClusterConfig(Section):
     service_account: ObjectName = "dit-worker"
     """Of the pods, which are given no token for it."""
     image_pull_secrets: tuple[ObjectName, ...] = ()
-    config_maps: tuple[ObjectName, ...] = ()
-    """Config maps of the namespace whose keys become the pods' variables, such as AWS_ENDPOINT_URL_S3 and
-    MLFLOW_TRACKING_URI."""
-    secrets: tuple[ObjectName, ...] = ("dit-s3", "dit-mlflow")
-    """Secrets of the namespace whose keys become the pods' variables: AWS_ACCESS_KEY_ID and so on of the store,
-    MLFLOW_TRACKING_USERNAME and so on of the tracking server."""
+    config_maps: dict[ObjectName, tuple[Variable, ...]] = Field(default_factory=lambda: dict(_SERVICES))
+    """Config map -> those of its keys that become variables of pods and steps: where the services are."""
+    secrets: dict[ObjectName, tuple[Variable, ...]] = Field(default_factory=lambda: dict(_IDENTITIES))
+    """Secret -> those of its keys that become variables of pods and steps: who we are to the services."""
     env: dict[Variable, Annotated[str, BeforeValidator(_as_text)]] = Field(default_factory=dict)
-    """Further variables of the pods, such as NCCL_DEBUG; they replace those of config maps and secrets."""
+    """Further variables of pods and steps, such as NCCL_DEBUG; they replace those of config maps and secrets."""
     max_restarts: Annotated[int, Field(ge=0)] = 0
     """How often torchrun starts its processes again inside a running pod. Not for a TrainJob."""
     backoff_limit: Annotated[int, Field(ge=0)] = 32
@@ -147,6 +193,12 @@ class ClusterConfig(Section):
     deadline_seconds: Positive | None = None
     """The job fails when it has been active for so long; unset, it may take as long as it needs."""
     patience: PatienceConfig = PatienceConfig()
+    steps: StepsConfig = StepsConfig()
+
+    @property
+    def variants_at_a_time(self) -> int | None:
+        """How many variants are under way at once; None is all."""
+        return self.steps.variants_at_a_time or (None if self.queue else 1)
 
     @property
     def processes_per_pod(self) -> int:

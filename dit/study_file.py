@@ -39,6 +39,7 @@ def load_text(text: str, overrides: list[str] | tuple[str, ...] = (), where: str
         raise ConfigError(f"{where}: must be a mapping of sections, such as study, dataset, train")
     for override in overrides:
         _apply(tree, override)
+    _follow_length(tree, overrides)
     try:
         return StudyConfig.model_validate(tree)
     except ValidationError as error:
@@ -81,6 +82,18 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         node[last] = yaml.load(value, Loader=_Loader)
     except yaml.YAMLError:
         raise ConfigError(f"--set {override}: {value!r} is not a YAML value") from None
+
+
+def _follow_length(tree: dict[str, Any], overrides: list[str] | tuple[str, ...]) -> None:
+    """A run of another length is judged at its own end, and at those of the study's checkpoints that it passes."""
+    given = [override.partition("=")[0].strip() for override in overrides]
+    train, evaluation = tree.get("train"), tree.get("evaluation")
+    if "train.steps" not in given or not isinstance(train, dict) or not isinstance(evaluation, dict):
+        return
+    length, steps = train.get("steps"), evaluation.get("at_steps")
+    asked = any(key in ("evaluation", "evaluation.at_steps") for key in given)
+    if not asked and isinstance(length, int) and isinstance(steps, list) and all(isinstance(s, int) for s in steps):
+        evaluation["at_steps"] = [*(step for step in steps if step < length), length]
 
 
 def _first_line(error: ValidationError) -> str:

@@ -26,8 +26,11 @@ IMAGES = {"dit-scaling": "image.digest", "dit-scaling-mlflow": "mlflow.digest"}
 KEPT = frozenset({"Namespace", "PersistentVolumeClaim"})
 """Kinds that stay when the rest is removed: claims hold data, and the namespace holds claims and secrets."""
 
-CLIENT_SECRETS = ("dit-s3", "dit-mlflow")
-"""What steps and jobs read; the rest is the servers' own."""
+SETTINGS = (("ConfigMap", "dit-services"), ("Secret", "dit-s3"), ("Secret", "dit-mlflow"))
+"""What steps and jobs read, by kind and name; the rest is the servers' own."""
+
+SETTINGS_FROM = "dit-scaling/settings-from"
+"""Annotation of an account in another namespace: where the settings that its pods read are copied from."""
 
 INVENTED = "kind"
 """Overlays of this prefix bring all their services with them, so that any secret will do."""
@@ -75,7 +78,7 @@ def deploy(overlay: str) -> None:
     missing = missing_secrets(manifests)
     if missing:
         raise _missing_error(missing)
-    _apply(manifests)
+    _apply([*manifests, *_settings(manifests, overlay)])
     for manifest in manifests:
         if manifest["kind"] == "Deployment":
             name, namespace = manifest["metadata"]["name"], manifest["metadata"]["namespace"]
@@ -88,7 +91,10 @@ def undeploy(overlay: str) -> None:
     """Remove what `deploy` made of an overlay; claims, secrets and the namespace stay."""
     manifests = render(overlay)
     _check_cluster()
-    for namespace, kinds in removable(manifests).items():
+    found = removable(manifests)
+    for _, namespace in _readers(manifests):
+        found[namespace] += ["configmap", "secret"]
+    for namespace, kinds in found.items():
         scope = ["-n", namespace] if namespace else []
         removed = _kubectl("delete", ",".join(kinds), "-l", f"{LABEL}={overlay}", "--ignore-not-found", *scope)
         sys.stdout.write(removed)
@@ -131,8 +137,8 @@ def missing_secrets(manifests: list[Manifest]) -> list[tuple[str, str]]:
     return [place for place in required_secrets(manifests) if not _exists(*place)]
 
 
-def create_secrets(overlay: str, copies: list[str]) -> None:
-    """Create an overlay's missing secrets with random values; copy those of its clients into more namespaces.
+def create_secrets(overlay: str) -> None:
+    """Create an overlay's missing secrets with random values.
 
     What is there is never changed. InputError for an overlay whose secrets belong to services that exist already.
     """
@@ -145,11 +151,34 @@ def create_secrets(overlay: str, copies: list[str]) -> None:
     needed = required_secrets(manifests)
     for namespace, name in missing:
         _create_secret(namespace, name, {key: random_value(key) for key in sorted(needed[namespace, name])})
-    for namespace, name in needed:
-        for copy in copies if name in CLIENT_SECRETS else []:
-            if not _exists(copy, name):
-                found = yaml.safe_load(_kubectl("get", "secret", name, "-n", namespace, "-o", "yaml"))
-                _create_secret(copy, name, found["data"], encoded=True)
+
+
+def _readers(manifests: list[Manifest]) -> list[tuple[str, str]]:
+    """(from, to): the namespaces that have settings, and those of accounts whose pods read them, too."""
+    metadata = [manifest["metadata"] for manifest in manifests if manifest["kind"] == "ServiceAccount"]
+    return [
+        (one["annotations"][SETTINGS_FROM], one["namespace"])
+        for one in metadata
+        if SETTINGS_FROM in one.get("annotations", {})
+    ]
+
+
+def _settings(manifests: list[Manifest], overlay: str) -> list[Manifest]:
+    """Copies of the settings; InputError where there are none yet."""
+    copies = []
+    for source, namespace in _readers(manifests):
+        for kind, name in SETTINGS:
+            found = yaml.safe_load(
+                _kubectl("get", kind, name, "-n", source, "--ignore-not-found", "-o", "yaml") or "null"
+            )
+            if found is None:
+                raise InputError(
+                    f"no {kind} {name} in namespace {source}; deploy what makes it first: make deploy OVERLAY=kind"
+                )
+            labels = {"app.kubernetes.io/part-of": "dit-scaling", LABEL: overlay}
+            metadata = {"name": name, "namespace": namespace, "labels": labels}
+            copies.append({"apiVersion": "v1", "kind": kind, "metadata": metadata, "data": found["data"]})
+    return copies
 
 
 def random_value(key: str) -> str:
@@ -162,12 +191,12 @@ def _missing_error(missing: list[tuple[str, str]]) -> InputError:
     return InputError(f"missing secret {names}; the commands that create it are in docs/cluster.md, Secrets")
 
 
-def _create_secret(namespace: str, name: str, values: dict[str, str], *, encoded: bool = False) -> None:
+def _create_secret(namespace: str, name: str, values: dict[str, str]) -> None:
     secret = {
         "apiVersion": "v1",
         "kind": "Secret",
         "metadata": {"name": name, "namespace": namespace, "labels": {"app.kubernetes.io/part-of": "dit-scaling"}},
-        "data" if encoded else "stringData": values,
+        "stringData": values,
     }
     # By standard input: a command line can be read by everyone on the machine.
     _kubectl("create", "-f", "-", stdin=yaml.safe_dump(secret))
@@ -220,13 +249,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m pipelines.deploy", description=__doc__)
     parser.add_argument("action", choices=("deploy", "undeploy", "secrets"))
     parser.add_argument("overlay")
-    parser.add_argument("--copy-to", nargs="*", default=[], metavar="NAMESPACE", help="secrets: also create them here")
     options = parser.parse_args(arguments)
     try:
-        if options.action == "secrets":
-            create_secrets(options.overlay, options.copy_to)
-        else:
-            {"deploy": deploy, "undeploy": undeploy}[options.action](options.overlay)
+        {"deploy": deploy, "undeploy": undeploy, "secrets": create_secrets}[options.action](options.overlay)
     except DitError as error:
         _say(f"make: {error}")
         return error.exit_code

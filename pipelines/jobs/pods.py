@@ -70,8 +70,7 @@ def _container(spec: JobSpec, name: str) -> k8s.V1Container:
         image=spec.image,
         command=["python"],
         args=spec.arguments,
-        env=[k8s.V1EnvVar(name=key, value=value) for key, value in environment(spec).items()],
-        env_from=_sources(spec) or None,
+        env=_variables(spec),
         resources=_resources(spec),
         security_context=k8s.V1SecurityContext(
             allow_privilege_escalation=False,
@@ -86,13 +85,20 @@ def _container(spec: JobSpec, name: str) -> k8s.V1Container:
     )
 
 
-def _sources(spec: JobSpec) -> list[k8s.V1EnvFromSource]:
-    maps = [k8s.V1ConfigMapEnvSource(name=name) for name in spec.cluster.config_maps]
-    secrets = [k8s.V1SecretEnvSource(name=name) for name in spec.cluster.secrets]
-    return [
-        *(k8s.V1EnvFromSource(config_map_ref=one) for one in maps),
-        *(k8s.V1EnvFromSource(secret_ref=one) for one in secrets),
-    ]
+def _variables(spec: JobSpec) -> list[k8s.V1EnvVar]:
+    """Key by key, so that one that is missing keeps the pod from starting, and is named."""
+    plain = environment(spec)
+    found = [k8s.V1EnvVar(name=name, value=value) for name, value in plain.items()]
+    for source, kind, reference in (
+        (spec.cluster.config_maps, k8s.V1ConfigMapKeySelector, "config_map_key_ref"),
+        (spec.cluster.secrets, k8s.V1SecretKeySelector, "secret_key_ref"),
+    ):
+        for name, keys in source.items():
+            for key in keys:
+                if key not in plain:
+                    value = k8s.V1EnvVarSource(**{reference: kind(name=name, key=key)})
+                    found.append(k8s.V1EnvVar(name=key, value_from=value))
+    return found
 
 
 def _resources(spec: JobSpec) -> k8s.V1ResourceRequirements:

@@ -42,9 +42,9 @@ if arguments[0] in ("apply", "create"):
         if "stringData" in one:
             one["data"] = one.pop("stringData")
         cluster = [other for other in cluster if place(other) != place(one)] + [one]
-elif arguments[:2] == ["get", "secret"]:
+elif arguments[0] == "get" and "--raw" not in arguments:
     for one in cluster:
-        if place(one) == ["secret", scope, arguments[2]]:
+        if place(one) == [arguments[1].lower(), scope, arguments[2]]:
             print(yaml.safe_dump(one))
 elif arguments[0] == "delete":
     label, value = arguments[arguments.index("-l") + 1].split("=")
@@ -90,6 +90,21 @@ def give_secrets(state: Path, overlay: str) -> None:
     state.write_text(json.dumps(read(state) + made))
 
 
+def settings_of_jobs(kind: str, name: str) -> dict[str, Any]:
+    """What overlay kind or a100 makes."""
+    return {
+        "apiVersion": "v1",
+        "kind": kind,
+        "metadata": {"name": name, "namespace": "dit-scaling"},
+        "data": {"K": name},
+    }
+
+
+def settings_of_runs(overlay: str) -> set[tuple[str, str, str]]:
+    """What overlay pipelines copies to where runs are."""
+    return {(kind, "kubeflow", name) for kind, name in deploy.SETTINGS} if overlay == "pipelines" else set()
+
+
 @every_overlay
 def test_undeploy_removes_what_deploy_made_and_nothing_else(overlay: str, state: Path) -> None:
     objects = deploy.render(overlay)
@@ -97,12 +112,13 @@ def test_undeploy_removes_what_deploy_made_and_nothing_else(overlay: str, state:
         {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "theirs", "namespace": namespace}}
         for namespace in ("dit-scaling", "kubeflow")
     ]
+    strangers += [] if overlay != "pipelines" else [settings_of_jobs(kind, name) for kind, name in deploy.SETTINGS]
     strangers.append({"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": "theirs"}})
     state.write_text(json.dumps(strangers))
     give_secrets(state, overlay)
     before = places(read(state))
     assert deploy.main(["deploy", overlay]) == 0
-    assert places(read(state)) == before | places(objects)
+    assert places(read(state)) == before | places(objects) | settings_of_runs(overlay)
     assert deploy.main(["undeploy", overlay]) == 0
     kept = {place for place in places(objects) if place[0] in {"Namespace", "PersistentVolumeClaim"}}
     assert places(read(state)) == before | kept
@@ -110,7 +126,7 @@ def test_undeploy_removes_what_deploy_made_and_nothing_else(overlay: str, state:
 
 def test_undeploy_removes_what_an_earlier_deploy_left(state: Path) -> None:
     """Config maps carry a hash of their content in their names; a changed setting leaves the old one behind."""
-    deploy.create_secrets("kind", [])
+    deploy.create_secrets("kind")
     deploy.deploy("kind")
     cluster = read(state)
     old = next(one for one in cluster if one["kind"] == "ConfigMap")
@@ -121,18 +137,27 @@ def test_undeploy_removes_what_an_earlier_deploy_left(state: Path) -> None:
 
 
 def test_secrets_are_random_complete_and_never_made_twice(state: Path) -> None:
-    assert deploy.main(["secrets", "kind", "--copy-to", "kubeflow"]) == 0
+    assert deploy.main(["secrets", "kind"]) == 0
     first = [one for one in read(state) if one["kind"] == "Secret"]
-    assert deploy.main(["secrets", "kind", "--copy-to", "kubeflow"]) == 0
+    assert deploy.main(["secrets", "kind"]) == 0
     assert [one for one in read(state) if one["kind"] == "Secret"] == first
     values = {(one["metadata"]["namespace"], one["metadata"]["name"]): one["data"] for one in first}
-    assert {name for space, name in values if space == "kubeflow"} == {"dit-s3", "dit-mlflow"}
-    for name in ("dit-s3", "dit-mlflow"):
-        assert values["dit-scaling", name] == values["kubeflow", name]
     assert values["dit-scaling", "dit-mlflow"].pop("MLFLOW_TRACKING_USERNAME") == "admin"
     secrets = [value for (space, _), data in values.items() if space == "dit-scaling" for value in data.values()]
     assert len(set(secrets)) == len(secrets) == 4
     assert all(len(value) >= 32 for value in secrets)
+
+
+def test_steps_of_runs_read_the_settings_that_jobs_read(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert deploy.main(["deploy", "pipelines"]) == 2
+    assert "make deploy OVERLAY=kind" in capsys.readouterr().err
+    deploy.create_secrets("kind")
+    deploy.deploy("kind")
+    assert deploy.main(["deploy", "pipelines"]) == 0
+    data = {place: one.get("data") for one in read(state) for place in places([one])}
+    for kind, name in deploy.SETTINGS:
+        assert data[kind, "kubeflow", name] == data[kind, "dit-scaling", name]
+        assert data[kind, "kubeflow", name]
 
 
 def test_deploy_without_secrets_names_them_and_applies_no_pod(state: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -130,11 +130,17 @@ def test_pods_run_what_a_person_would_type_with_nothing_of_the_launchers_environ
         assert command == (
             f"python -m torch.distributed.run -m dit train {STUDY_PATH} --variant DiT-XL/4 --root s3://bucket/dit"
         )
-        variables = {entry["name"]: entry["value"] for entry in container["env"]}
-        assert variables.keys() == {"PYTHONUNBUFFERED", "HOME", "TMPDIR", "DIT_CACHE", "OMP_NUM_THREADS", "LOGLEVEL"}
-        assert container["envFrom"] == [
-            {"secretRef": {"name": "dit-s3"}},
-            {"secretRef": {"name": "dit-mlflow"}},
+        plain = {entry["name"] for entry in container["env"] if "value" in entry}
+        assert plain == {"PYTHONUNBUFFERED", "HOME", "TMPDIR", "DIT_CACHE", "OMP_NUM_THREADS", "LOGLEVEL"}
+        references = [next(iter(entry["valueFrom"].values())) for entry in container["env"] if "valueFrom" in entry]
+        assert [(one["name"], one["key"]) for one in references] == [
+            ("dit-services", "AWS_ENDPOINT_URL_S3"),
+            ("dit-services", "AWS_REGION"),
+            ("dit-services", "MLFLOW_TRACKING_URI"),
+            ("dit-s3", "AWS_ACCESS_KEY_ID"),
+            ("dit-s3", "AWS_SECRET_ACCESS_KEY"),
+            ("dit-mlflow", "MLFLOW_TRACKING_USERNAME"),
+            ("dit-mlflow", "MLFLOW_TRACKING_PASSWORD"),
         ]
 
 
