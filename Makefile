@@ -75,8 +75,8 @@ build: ## Build the images of the stages and of the MLflow server.
 push: ## Push both images to REGISTRY; writes their digests, which all else names, below build/.
 	@test -n "$(REGISTRY)" || { echo "make: give REGISTRY, such as 'make push REGISTRY=registry.example.com/team'" >&2; exit 2; }
 	@mkdir -p build
-	@DOCKER=$(DOCKER) docker/push dit-scaling:$(VERSION) $(REGISTRY) $(VERSION)-$(REVISION) build/image.digest
-	@DOCKER=$(DOCKER) docker/push dit-scaling-mlflow:$(VERSION) $(REGISTRY) $(VERSION)-$(REVISION) build/mlflow.digest
+	@DOCKER=$(DOCKER) docker/push dit-scaling:$(VERSION) $(REGISTRY) build/image.digest
+	@DOCKER=$(DOCKER) docker/push dit-scaling-mlflow:$(VERSION) $(REGISTRY) build/mlflow.digest
 
 image-size: ## Print the size of the stages' image, its layers and its largest packages.
 	@DOCKER=$(DOCKER) docker/size dit-scaling:$(VERSION)
