@@ -25,7 +25,7 @@ from dit.errors import DitError, InputError
 from pipelines.events import Event, from_line, spoken
 from pipelines.leash import MARK, Leash, obey
 from pipelines.machine import Share, share
-from pipelines.step import run_step
+from pipelines.step import Run, run_step
 from pipelines.terminal import StudyLog
 
 __all__ = ["terminal"]
@@ -321,7 +321,7 @@ def test_cores_are_those_of_this_process() -> None:
 def test_a_step_in_a_container_says_why_it_fails_on_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study = (Path(__file__).parents[2] / "configs/digits.yaml").read_text()
     with pytest.raises(SystemExit) as caught:
-        run_step("train", study, str(tmp_path), [], "mini-s-2")
+        run_step("train", Run(study, str(tmp_path)), "mini-s-2")
     assert caught.value.code == 2
     errors = capsys.readouterr().err
     assert errors.startswith("dit: train mini-S/2: ")

@@ -1,0 +1,67 @@
+"""A study into the file that Kubeflow Pipelines runs: `make compile`, `python -m pipelines.compile`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from kfp import compiler
+
+from dit import study_file
+from dit.config import StudyConfig
+from dit.errors import DitError, InputError, MissingError
+from pipelines.study import build
+
+DIGEST = Path("build/image.digest")
+"""The reference that `make push` wrote."""
+
+
+def compile_study(config: StudyConfig, root: str, image: str, output: Path) -> Path:
+    """Write the study's pipeline; equal arguments give equal files.
+
+    Raises InputError for a root that pods cannot reach or no image, DitError where the file cannot be written.
+    """
+    if not root.startswith("s3://") or not root.removeprefix("s3://").strip("/"):
+        raise InputError(f"root {root}: pods reach no folder of this machine; give s3://bucket/prefix")
+    if not image:
+        raise InputError("no image is named; run 'make build push REGISTRY=...', or give --image")
+    pipeline = build(config, root, image=image)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        compiler.Compiler().compile(pipeline, str(output))
+    except OSError as error:
+        raise DitError(f"{output}: {error.strerror or error}; give another file by --output") from None
+    return output
+
+
+def pushed_image(digest: Path = DIGEST) -> str:
+    """The image last pushed, by digest; MissingError where none was."""
+    try:
+        return digest.read_text().strip()
+    except OSError:
+        raise MissingError(f"no {digest}; run 'make build push REGISTRY=...' first, or give --image") from None
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code of `python -m pipelines.compile`."""
+    parser = argparse.ArgumentParser(prog="python -m pipelines.compile", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("study", type=Path, help="study file, such as configs/digits.yaml")
+    parser.add_argument("--root", required=True, help="store of all results: s3://bucket/prefix")
+    parser.add_argument("--image", help=f"image of all steps and jobs (default: what {DIGEST} names)")
+    parser.add_argument("--set", dest="overrides", metavar="KEY=VALUE", action="append", default=[])
+    parser.add_argument("--output", type=Path, help="the file (default: build/STUDY.yaml)")
+    options = parser.parse_args(arguments)
+    try:
+        config = study_file.load(options.study, options.overrides)
+        output = options.output or Path("build") / f"{config.study}.yaml"
+        written = compile_study(config, options.root, options.image or pushed_image(), output)
+    except DitError as error:
+        sys.stderr.write(f"dit: {' '.join(str(error).split())}\n")
+        return error.exit_code
+    sys.stdout.write(f"{written}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

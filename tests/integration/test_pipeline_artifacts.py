@@ -1,0 +1,92 @@
+"""What the pipelines' UI is given to show: of steps that find their work done, since that is all an artifact needs."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from report_study import fill, preview, study
+
+from dit.records import TrainRecord
+from dit.storage import open_store
+from pipelines.step import Run, run_job, run_step
+
+VARIANT = "DiT-XL/2"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    config, root = study(), tmp_path / "runs"
+    fill(open_store(root), config)
+    return Run(config.to_yaml(), str(root))
+
+
+@pytest.fixture
+def outputs(tmp_path: Path) -> tuple[Any, Any]:
+    """Two artifacts as kfp gives them to a step."""
+    logged: dict[str, float] = {}
+    first, second = (SimpleNamespace(path=str(tmp_path / name), metadata={}) for name in ("first", "second"))
+    first.log_metric, first.logged = logged.__setitem__, logged
+    return first, second
+
+
+def shown(artifact: Any) -> str:
+    return Path(artifact.path).read_text()
+
+
+def test_previews_stand_in_one_page_each_below_its_step(run: Run, outputs: tuple[Any, Any]) -> None:
+    sets, grids = outputs
+    run_job("sample", run, VARIANT, "image").samples(sets, grids)
+    page = shown(grids)
+    assert re.findall(r"<h2>(.*?)</h2>", page) == [f"{VARIANT}, step 100,000", f"{VARIANT}, step 400,000"]
+    images = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
+    assert [base64.b64decode(image) for image in images] == [preview(100)] * 2
+    assert "http" not in page
+    assert sets.metadata["store"].endswith("/studies/small/dit-xl-2/samples")
+
+
+def test_metrics_are_numbers_and_a_table_with_their_intervals(run: Run, outputs: tuple[Any, Any]) -> None:
+    metrics, summary = outputs
+    run_step("evaluate", run, VARIANT).metrics(metrics, summary)
+    assert metrics.logged == {"fid_step_100000": pytest.approx(38.94), "fid_step_400000": pytest.approx(19.47)}
+    lines = shown(summary).splitlines()
+    assert lines[0] == f"## {VARIANT}"
+    assert lines[2:] == [
+        "| Step | FID | Inception Score |",
+        "| --- | --- | --- |",
+        "| 100,000 | 38.94 [38.16, 39.72] | 50.00 [49.00, 51.00] |",
+        "| 400,000 | 19.47 [19.08, 19.86] | 50.00 [49.00, 51.00] |",
+        "",
+        "50,000 images a checkpoint; intervals of 95%.",
+    ]
+
+
+def test_the_model_is_the_trainings_record_with_its_checkpoints_address(run: Run, outputs: tuple[Any, Any]) -> None:
+    model, _ = outputs
+    run_job("train", run, VARIANT, "image").model(model)
+    assert TrainRecord.from_json(Path(model.path).read_bytes(), "artifact").variant == VARIANT
+    assert model.metadata == {
+        "store": f"{open_store(run.root).url}/studies/small/dit-xl-2/checkpoints/step-00400000",
+        "variant": VARIANT,
+        "steps": 400_000,
+        "loss": 0.15,
+    }
+
+
+def test_the_report_comes_whole_and_its_verdict_as_text(run: Run, outputs: tuple[Any, Any]) -> None:
+    page, verdict = outputs
+    run_step("report", run).report(page, verdict)
+    folder = Path(run.root) / "studies/small/report"
+    assert Path(page.path).read_bytes() == (folder / "report.html").read_bytes()
+    text, claims = shown(verdict), json.loads((folder / "verdict.json").read_bytes())["claims"]
+    assert text.startswith("## Verdict at step 400,000\n")
+    found = re.findall(r"^(\d)\. \*\*(\w+)\*\*", text, re.MULTILINE)
+    assert found == [(str(claim["number"]), claim["verdict"]) for claim in claims]
+    rows = [line for line in text.splitlines() if line.startswith("| DiT-")]
+    assert len(rows) == 8
+    assert page.metadata["store"] == verdict.metadata["store"]
