@@ -2,6 +2,8 @@
 
 STUDY ?= configs/digits.yaml
 ROOT ?= runs
+# What a step is: `local`, a process; or `docker`, a container of the image that `make build` made.
+RUNNER ?= local
 # Overrides of the study file, such as SET="train.steps=400 sampling.num_samples=200".
 SET ?=
 # Arguments for pytest, such as TESTS=tests/unit.
@@ -9,6 +11,9 @@ TESTS ?=
 PORT ?= 5000
 # Images and the cluster: docs/cluster.md. REGISTRY has no default; DOCKER_FLAGS are for `docker build`.
 OVERLAY ?= kind
+# The store that a cluster's pods reach, and the image that they run: unset, the one last pushed.
+S3_ROOT ?= s3://dit-scaling
+IMAGE ?=
 REGISTRY ?=
 DOCKER ?= docker
 DOCKER_FLAGS ?=
@@ -20,22 +25,28 @@ CA ?= $(or $(PIP_CERT),$(SSL_CERT_FILE))
 NETRC ?=
 # Without compiled files every step and every test would compile torch's sources again: seconds a process.
 unexport PYTHONDONTWRITEBYTECODE
+OVERRIDES = $(foreach override,$(SET),--set '$(override)')
 VENV := .venv
 STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help study plan ui test lint format bench build push image-size secrets deploy undeploy env constraints apt clean
+.PHONY: help study plan compile ui test lint format bench build push image-size secrets deploy undeploy env constraints apt clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
+RUN = $(if $(filter docker,$(RUNNER)),python -m pipelines.containers,$(if $(filter local,$(RUNNER)),dit study))
 study: env ## Run STUDY to its verdict, or what is left of it: minutes for the default, on two CPU cores.
-	@$(BIN)/dit study $(STUDY) --root $(ROOT) $(foreach override,$(SET),--set '$(override)')
+	@test -n "$(RUN)" || { echo "make: RUNNER=$(RUNNER): give RUNNER=local or RUNNER=docker" >&2; exit 2; }
+	@$(BIN)/$(RUN) $(STUDY) --root $(ROOT) $(OVERRIDES)
 
 plan: env ## Print what STUDY costs: parameters, Gflops, memory and hours. Writes nothing.
-	@$(BIN)/dit plan $(STUDY) $(foreach override,$(SET),--set '$(override)')
+	@$(BIN)/dit plan $(STUDY) $(OVERRIDES)
+
+compile: env ## Write STUDY as a pipeline for Kubeflow Pipelines, with the image last pushed: build/STUDY.yaml.
+	@$(BIN)/python -m pipelines.compile $(STUDY) --root $(S3_ROOT) $(if $(IMAGE),--image $(IMAGE)) $(OVERRIDES)
 
 ui: env ## Open MLflow on the results below ROOT, at http://127.0.0.1:PORT.
 	@test -f $(ROOT)/mlflow.db || { echo "make: no results below $(ROOT); run 'make study' first" >&2; exit 2; }

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from kfp import local
 
 from dit import study_file
+from pipelines.containers import use_containers
 from pipelines.events import Event
 from pipelines.lanes import Job
 from pipelines.machine import THREADS
@@ -35,7 +36,7 @@ def main(handle: int, folder: str) -> int:
         _tell_ready()
         for line in jobs:
             try:
-                _run(Job.from_line(line))
+                _run(Job.from_line(line), folder)
             except RuntimeError:
                 # kfp's way to say that a step failed; the step has said why.
                 return 1
@@ -43,9 +44,14 @@ def main(handle: int, folder: str) -> int:
     return 0
 
 
-def _run(job: Job) -> None:
+def _run(job: Job, folder: str) -> None:
+    config = study_file.load_text(job.study)
     with _threads(job.threads):
-        build(study_file.load_text(job.study), job.root, job.part)()
+        if job.image is None:
+            build(config, job.root, job.part)()
+        else:
+            use_containers(config, job.root, folder)
+            build(config, job.root, job.part, job.image)()
 
 
 @contextmanager

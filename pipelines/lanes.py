@@ -22,7 +22,10 @@ Take = Callable[[int, str], None]
 
 @dataclass(frozen=True)
 class Job:
-    """A part of a study's pipeline, and on how many threads its steps compute; None leaves that to the environment."""
+    """A part of a study's pipeline, on how many threads its steps compute, and in what.
+
+    None leaves the threads to the environment.
+    """
 
     study: str
     """The study file's text."""
@@ -30,6 +33,8 @@ class Job:
     part: str
     """See `pipelines.study.build`."""
     threads: int | None = None
+    image: str | None = None
+    """Run the steps in containers of this image; None makes them processes."""
 
     def to_line(self) -> str:
         """One line of text."""

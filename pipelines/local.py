@@ -1,4 +1,4 @@
-"""The study on this machine: its pipeline under kfp.local's SubprocessRunner, several variants at a time."""
+"""The study on this machine: its pipeline under kfp.local, several variants at a time."""
 
 from __future__ import annotations
 
@@ -25,8 +25,10 @@ from pipelines.machine import share
 from pipelines.terminal import StudyLog
 
 
-def run(study: Path | str, root: str, overrides: list[str]) -> None:
+def run(study: Path | str, root: str, overrides: list[str], image: str | None = None) -> None:
     """Run what is not complete yet of a study, then print its table, its verdict and where to look next.
+
+    With an image, steps are containers of it.
 
     A step that fails raises DitError with that step's own line; an interrupt ends the running steps, which go on
     from their last checkpoints the next time.
@@ -38,12 +40,12 @@ def run(study: Path | str, root: str, overrides: list[str]) -> None:
         importlib.import_module("dit.stages.report").run(config, store)
     else:
         importlib.import_module("dit.stages.evaluate").check_files(config, store)
-        _run_pipeline(config, store)
+        _run_pipeline(config, store, image)
     flush(config, store)
     show_results(config, store)
 
 
-def _run_pipeline(config: StudyConfig, store: Store) -> None:
+def _run_pipeline(config: StudyConfig, store: Store, image: str | None) -> None:
     log_path, left = _log_path(config, store), complete.unfinished(config, store)
     machine = share(config.fit, len(left))
     say(
@@ -60,9 +62,9 @@ def _run_pipeline(config: StudyConfig, store: Store) -> None:
         text = config.to_yaml()
         try:
             with Lanes(machine.lanes, Path(work), shown.take, leash.pull) as lanes:
-                lanes.run([Job(text, store.url, "prepare")])
-                lanes.run([Job(text, store.url, spec.name, machine.threads) for spec in left])
-                lanes.run([Job(text, store.url, "report")])
+                lanes.run([Job(text, store.url, "prepare", image=image)])
+                lanes.run([Job(text, store.url, spec.name, machine.threads, image) for spec in left])
+                lanes.run([Job(text, store.url, "report", image=image)])
             if caught:
                 _end_by(caught[0])
         except LaneError as error:

@@ -27,6 +27,7 @@ LIGHT = (
     "dit.stages.evaluate",
     "dit.stages.report",
     "pipelines.complete",
+    "pipelines.containers",
     "pipelines.jobs.launch",
     "pipelines.local",
     "pipelines.reaper",
