@@ -70,9 +70,27 @@ class Cluster:
         settings.retries = False
         return cls(k8s.ApiClient(settings), own)
 
+    @property
+    def server(self) -> str:
+        """Address of the API server."""
+        return str(self._api.configuration.host)
+
     def within(self, namespace: str) -> Cluster:
         """Another namespace of the same cluster."""
         return Cluster(self._api, namespace)
+
+    def ask(self, path: str, body: Object | None = None) -> dict[str, Any]:
+        """The JSON answer at a path of the API, such as `/version`; with `body` that to a POST of it."""
+        return self._call(
+            self._api.call_api,
+            path,
+            "GET" if body is None else "POST",
+            body=None if body is None else dict(body),
+            header_params={"Accept": "application/json", "Content-Type": "application/json"},
+            response_type="object",
+            auth_settings=["BearerToken"],
+            _return_http_data_only=True,
+        )
 
     def create(self, resource: Resource, manifest: Object) -> dict[str, Any]:
         """Create an object; refused with CONFLICT when there is one of its name."""

@@ -23,6 +23,12 @@ STUDY_FILE = f"{DOMAIN}/study-file"
 SELECTOR = f"{APP}={DOMAIN},{COMPONENT}=job"
 """Finds the jobs, and nothing else of ours."""
 
+RUNS_NAMESPACE = "kubeflow"
+"""Where Kubeflow Pipelines runs steps."""
+LAUNCHER = "dit-launcher"
+"""Account that steps run as, there and, for a launcher without a pipeline, beside the jobs."""
+REAPER = "dit-reaper"
+
 # Controllers add up to 17 characters (`-node-0-511-x7k2p`) to make the names of pods, whose limit is 63.
 MAX_LENGTH = 46
 _HASH_DIGITS = 6

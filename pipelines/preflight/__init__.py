@@ -1,0 +1,1 @@
+"""Whether a study can run on a cluster, found out before anything is submitted."""

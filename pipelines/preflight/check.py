@@ -1,0 +1,83 @@
+"""All checks, one after the other, and their table."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from dit.config import StudyConfig
+from dit.console import table
+from dit.errors import DitError, InputError
+from pipelines.jobs.client import FORBIDDEN, ApiRefused, Cluster
+from pipelines.jobs.names import RUNS_NAMESPACE
+from pipelines.preflight import capacity, objects, rights, services
+from pipelines.preflight.finding import Check, Finding, Mark, Site, failed, ok, unknown
+from pipelines.runs import Pipelines
+
+_OF_CLUSTER: tuple[tuple[str, Check], ...] = (
+    ("job", objects.job_kind),
+    ("namespaces", objects.namespace),
+    ("service accounts", objects.accounts),
+    ("rights", rights.launcher),
+    ("settings", objects.settings),
+    ("priority class", objects.priority),
+    ("image pull secrets", objects.pull_secrets),
+    ("reaper", objects.reaper),
+    ("GPUs", capacity.gpus),
+    ("queue", capacity.queue),
+    ("bucket", services.store),
+    ("MLflow", services.tracking),
+)
+
+
+def preflight(config: StudyConfig, root: str, endpoint: str | None, runs: str = RUNS_NAMESPACE) -> None:
+    """Make all checks and print their table; InputError when one failed.
+
+    With `endpoint`, for a run of Kubeflow Pipelines whose steps are in namespace `runs`; without, for jobs alone.
+    """
+    findings = list(examine(config, root, endpoint, runs))
+    rows = [(one.mark.value, one.subject, one.text) for one in findings]
+    table(("", "check", "found"), rows, title=f"preflight of {config.study}, {root}")
+    wrong = [one.subject for one in findings if one.mark is Mark.FAILED]
+    if wrong:
+        raise InputError(f"preflight: {len(wrong)} of {len(findings)} checks failed: {', '.join(wrong)}")
+
+
+def examine(config: StudyConfig, root: str, endpoint: str | None, runs: str) -> Iterator[Finding]:
+    """The findings; a check that cannot be made is one, too."""
+    yield from _server(endpoint)
+    try:
+        cluster = Cluster.connect()
+    except InputError as error:
+        yield failed("Kubernetes", str(error))
+        return
+    site = Site(config, root, cluster.within(config.cluster.namespace), endpoint, runs, _inside())
+    reachable = list(_made("Kubernetes", objects.api_server, site))
+    yield from reachable
+    if reachable[-1].mark is not Mark.FAILED:
+        for subject, check in _OF_CLUSTER:
+            yield from _made(subject, check, site)
+
+
+def _made(subject: str, check: Check, site: Site) -> Iterator[Finding]:
+    try:
+        yield from check(site)
+    except ApiRefused as error:
+        yield (unknown if error.status == FORBIDDEN else failed)(subject, f"could not be asked: {error}")
+    except DitError as error:
+        yield failed(subject, str(error))
+
+
+def _server(endpoint: str | None) -> Iterator[Finding]:
+    subject = "Kubeflow Pipelines"
+    if endpoint is None:
+        yield unknown(subject, "not asked: KFP_ENDPOINT is not set, so the rest is checked for jobs started by hand")
+        return
+    try:
+        yield ok(subject, f"{endpoint} answers, version {Pipelines(endpoint).version()}")
+    except DitError as error:
+        yield failed(subject, str(error))
+
+
+def _inside() -> bool:
+    return "KUBERNETES_SERVICE_HOST" in os.environ

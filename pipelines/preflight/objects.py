@@ -1,0 +1,130 @@
+"""The API server, and the objects that jobs and steps name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from dit.errors import MissingError
+from pipelines.jobs.client import FORBIDDEN, NOT_FOUND, ApiRefused
+from pipelines.jobs.kinds import by_name
+from pipelines.jobs.names import REAPER, RUNS_NAMESPACE
+from pipelines.preflight.finding import Finding, Site, failed, ok, unknown
+from pipelines.services import data_of, see
+
+_DEPLOY = "make deploy OVERLAY=kind, or a100"
+_DEPLOY_RUNS = "make deploy OVERLAY=pipelines"
+
+
+def api_server(site: Site) -> Iterator[Finding]:
+    """Whether the API answers."""
+    version = site.cluster.ask("/version")["gitVersion"]
+    yield ok("Kubernetes", f"{site.cluster.server} answers, {version}")
+
+
+def job_kind(site: Site) -> Iterator[Finding]:
+    """Whether the cluster knows the study's kind of job, in the version that we write."""
+    kind = by_name(site.config.cluster.job)
+    resource = kind.resource
+    crd = f"{resource.plural}.{resource.group}"
+    served = _get(site, f"/apis/{resource.group}/{resource.version}")
+    if served is not None and any(one["name"] == resource.plural for one in served["resources"]):
+        yield ok(resource.kind, f"{resource.api_version} is served")
+        return
+    group = _get(site, f"/apis/{resource.group}")
+    others = ", ".join(one["version"] for one in group["versions"]) if group else ""
+    found = f"{resource.group} is served as {others} only" if others else f"there is no {crd}"
+    yield failed(
+        resource.kind, f"{found}; install {kind.controller}, or choose another cluster.job; kubectl get crd {crd}"
+    )
+
+
+def namespace(site: Site) -> Iterator[Finding]:
+    """Whether the namespaces of jobs and steps are there."""
+    for name in site.namespaces:
+        remedy = _DEPLOY if name == site.namespace else "install Kubeflow Pipelines, or give --runs-namespace"
+        yield _there(site, f"namespace {name}", f"/api/v1/namespaces/{name}", remedy)
+
+
+def accounts(site: Site) -> Iterator[Finding]:
+    """Whether those are there whom pods run as."""
+    worker = site.config.cluster.service_account
+    own = f"/api/v1/namespaces/{site.namespace}/serviceaccounts/{worker}"
+    yield _there(site, f"service account {site.namespace}/{worker}", own, _DEPLOY)
+    account = site.account
+    steps = f"/api/v1/namespaces/{account.namespace}/serviceaccounts/{account.name}"
+    remedy = _DEPLOY_RUNS if account.namespace != site.namespace else _DEPLOY
+    yield _there(site, f"service account {account.namespace}/{account.name}", steps, remedy)
+
+
+def settings(site: Site) -> Iterator[Finding]:
+    """Whether config maps and secrets hold the keys that pods are given, in each namespace where such pods run."""
+    cluster = site.config.cluster
+    for where in site.namespaces:
+        remedy = _DEPLOY_RUNS if where == RUNS_NAMESPACE else "docs/cluster.md, Secrets"
+        for kind, sources in (("configmap", cluster.config_maps), ("secret", cluster.secrets)):
+            for name, keys in sources.items():
+                yield _keys(site, kind, where, name, keys, remedy)
+
+
+def _keys(site: Site, kind: str, where: str, name: str, keys: tuple[str, ...], remedy: str) -> Finding:
+    subject = f"{kind} {where}/{name}"
+    try:
+        data = data_of(site.cluster, kind, where, name)
+    except MissingError:
+        return failed(subject, f"is not there; {remedy}")
+    except ApiRefused as error:
+        if error.status != FORBIDDEN:
+            raise
+        return unknown(subject, f"we may not read it: {error}")
+    missing = [key for key in keys if not data.get(key)]
+    if missing:
+        return failed(subject, f"has no {', '.join(missing)}; {see(kind, where, name)}")
+    return ok(subject, f"has {', '.join(keys)}")
+
+
+def priority(site: Site) -> Iterator[Finding]:
+    """Whether the priority class is there."""
+    name = site.config.cluster.priority_class
+    if name:
+        path = f"/apis/scheduling.k8s.io/v1/priorityclasses/{name}"
+        yield _there(site, f"priority class {name}", path, "make deploy OVERLAY=a100, or clear cluster.priority_class")
+
+
+def pull_secrets(site: Site) -> Iterator[Finding]:
+    """Whether what opens the registry is there."""
+    for name in site.config.cluster.image_pull_secrets:
+        path = f"/api/v1/namespaces/{site.namespace}/secrets/{name}"
+        remedy = f"kubectl create secret docker-registry {name} -n {site.namespace} --docker-server=..."
+        yield _there(site, f"image pull secret {site.namespace}/{name}", path, remedy)
+
+
+def reaper(site: Site) -> Iterator[Finding]:
+    """Whether somebody deletes the jobs of runs that have ended."""
+    subject, where = "reaper", f"deployment {site.namespace}/{REAPER}"
+    found = _get(site, f"/apis/apps/v1/namespaces/{site.namespace}/deployments/{REAPER}")
+    if found is None:
+        yield failed(subject, f"there is no {where}: a run that is terminated would leave its jobs; {_DEPLOY}")
+    elif not found.get("status", {}).get("availableReplicas"):
+        yield failed(subject, f"{where} does not run; kubectl describe deployment -n {site.namespace} {REAPER}")
+    else:
+        yield ok(subject, f"{where} runs")
+
+
+def _there(site: Site, subject: str, path: str, remedy: str) -> Finding:
+    try:
+        found = _get(site, path)
+    except ApiRefused as error:
+        if error.status != FORBIDDEN:
+            raise
+        return unknown(subject, f"we may not look: {error}")
+    return ok(subject, "is there") if found is not None else failed(subject, f"is not there; {remedy}")
+
+
+def _get(site: Site, path: str) -> dict[str, Any] | None:
+    try:
+        return site.cluster.ask(path)
+    except ApiRefused as error:
+        if error.status != NOT_FOUND:
+            raise
+        return None
