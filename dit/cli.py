@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -202,10 +203,32 @@ def run_study(study: Study, overrides: Overrides = None, root: Root = "runs") ->
       dit study configs/digits.yaml --set train.steps=400 --root /tmp/quick
     """
     _load(study, overrides)
-    for entry in entry_points(group=ORCHESTRATORS, name="local"):
-        entry.load()(study, root, overrides or [])
-        return
-    raise ConfigError(f"no orchestrator is installed (entry point group {ORCHESTRATORS}); install dit-scaling anew")
+    _orchestrator("local")(study, root, overrides or [])
+
+
+@app.command()
+def status(
+    study: Study,
+    run: Annotated[
+        str | None, typer.Option("--run", metavar="ID", help="Of Kubeflow Pipelines. Unset: the study's newest.")
+    ] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Again and again, until the run ends.")] = False,
+    overrides: Overrides = None,
+    root: Root = "runs",
+) -> None:
+    """Show how far a study is: steps of its pipeline run, jobs, pods, training steps done, the newest metrics.
+
+    Asks Kubeflow Pipelines at KFP_ENDPOINT, the cluster of KUBECONFIG and the store, and says which of them it could
+    not reach.
+
+    [bold]Examples[/]
+
+    \b
+      dit status configs/digits.yaml
+      dit status configs/imagenet256.yaml --root s3://bucket/dit --watch
+    """
+    _load(study, overrides)
+    _orchestrator("status")(study, root, overrides or [], run, watch)
 
 
 @app.command()
@@ -252,6 +275,16 @@ def _open(study: Path, overrides: list[str] | None, root: str) -> tuple[StudyCon
     from dit.storage import open_store
 
     return config, open_store(root)
+
+
+def _orchestrator(name: str) -> Callable[..., None]:
+    """What runs or watches studies, found without knowing it; ConfigError where none is installed."""
+    for entry in entry_points(group=ORCHESTRATORS, name=name):
+        found: Callable[..., None] = entry.load()
+        return found
+    raise ConfigError(
+        f"no orchestrator {name} is installed (entry point group {ORCHESTRATORS}); install dit-scaling anew"
+    )
 
 
 def _variants(config: StudyConfig, names: list[str] | None) -> list[str]:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -66,6 +66,8 @@ class Run:
     ended: datetime | None = None
     message: str = ""
     tasks: tuple[Task, ...] = ()
+    titles: Mapping[str, str] = field(default_factory=dict)
+    """Name of a step in the compiled file -> the one that people know, in the order of the file."""
 
     @property
     def over(self) -> bool:
@@ -159,8 +161,8 @@ class Pipelines:
         except _NotFound as error:
             raise InputError(f"run {uid}: {error}; see which there are: make status") from None
 
-    def latest(self, experiment: str, begins: str = "") -> Run | None:
-        """The newest run of an experiment, by its id, whose name begins so; None where there is none."""
+    def latest(self, experiment: str, pipeline: str) -> Run | None:
+        """The newest run of a pipeline, by its name, in an experiment, by its id; None where there is none."""
         token = ""
         while True:
             answer = self._call(
@@ -171,7 +173,7 @@ class Pipelines:
                 page_token=token,
             )
             for one in answer.runs or []:
-                if str(one.display_name).startswith(begins):
+                if _spec(one.pipeline_spec).get("pipelineInfo", {}).get("name") == pipeline:
                     return self.run(str(one.run_id))
             token = answer.next_page_token or ""
             if not token:
@@ -218,7 +220,9 @@ class Pipelines:
         if error.status == 404:
             return _NotFound(f"{where}: {said}")
         if not error.status or error.status == 429 or error.status >= 500:
-            return PipelinesUnavailable(f"{where}: {said}; see its log: kubectl logs -n kubeflow deployment/ml-pipeline")
+            return PipelinesUnavailable(
+                f"{where}: {said}; see its log: kubectl logs -n kubeflow deployment/ml-pipeline"
+            )
         return InputError(f"{where}: refused: {said}")
 
 
@@ -260,7 +264,18 @@ def _run(found: Any) -> Run:
         ended=_time(found.finished_at),
         message=_said(found.error),
         tasks=tuple(_task(one) for one in details or []),
+        titles=_titles(found.pipeline_spec),
     )
+
+
+def _spec(package: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = package or {}
+    return found.get("pipeline_spec", found)  # type: ignore[no-any-return]
+
+
+def _titles(package: Mapping[str, Any] | None) -> dict[str, str]:
+    tasks = _spec(package).get("root", {}).get("dag", {}).get("tasks", {})
+    return {name: task.get("taskInfo", {}).get("name", name) for name, task in tasks.items()}
 
 
 def _task(found: Any) -> Task:

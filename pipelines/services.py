@@ -142,4 +142,6 @@ def _port(process: subprocess.Popen[str], place: str) -> int:
         return int(match[1])
     process.terminate()
     said = " ".join(process.stderr.read().split()).removeprefix("error: ") or "kubectl port-forward does not answer"
-    raise DitError(f"{place} cannot be reached: {said}; kubectl get endpointslices,pods -n {place.split()[1].split('/')[0]}")
+    raise DitError(
+        f"{place} cannot be reached: {said}; kubectl get endpointslices,pods -n {place.split()[1].split('/')[0]}"
+    )

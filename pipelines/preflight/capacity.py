@@ -2,49 +2,84 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from typing import Any
 
-from dit.cluster import PRODUCT_LABEL, ClusterConfig, Toleration, quantity
+from dit.cluster import PRODUCT_LABEL, ClusterConfig, StepConfig, Toleration, quantity
 from pipelines.jobs.client import NOT_FOUND, ApiRefused
 from pipelines.jobs.kinds import Object, condition
 from pipelines.preflight.finding import Finding, Site, failed, ok, unknown
 
+Asked = Mapping[str, str]
+"""What one pod asks of its node: resource -> quantity."""
+
 _KUEUE = "/apis/kueue.x-k8s.io/v1beta1"
+_STEPS = ("prepare", "launch", "evaluate", "report")
 
 
-def gpus(site: Site) -> Iterator[Finding]:
-    """Whether the nodes that a job's pods may run on have GPUs for all of them."""
+def nodes(site: Site) -> Iterator[Finding]:
+    """Whether the nodes, were they empty, have room for all pods of a job, and for each kind of step."""
     cluster = site.config.cluster
-    nodes = [node for node in site.cluster.ask("/api/v1/nodes")["items"] if usable(cluster, node)]
-    if not cluster.gpus_per_pod:
-        text = f"{len(nodes)} nodes take pods without GPUs"
-        yield ok("nodes", text) if nodes else failed("nodes", f"{text}; {_see(cluster)}")
-        return
-    pods = sum(fitting(cluster, node) for node in nodes)
-    kind = cluster.gpu_product or cluster.gpu_resource
-    text = f"{len(nodes)} nodes offer {kind} for {pods} of {cluster.replicas} pods of {cluster.gpus_per_pod}"
+    found = site.cluster.ask("/api/v1/nodes")["items"]
+    yield _job(cluster, found)
+    if site.endpoint:
+        yield _steps(cluster, found)
+
+
+def _job(cluster: ClusterConfig, found: list[Object]) -> Finding:
+    subject = "GPUs" if cluster.gpus_per_pod else "nodes"
+    asked = of_pod(cluster)
+    fit = [(node, fitting(node, asked)) for node in found if usable(cluster, node, gpus=True)]
+    pods = sum(count for _, count in fit)
+    kind = cluster.gpu_product or cluster.gpu_resource if cluster.gpus_per_pod else "any kind"
+    text = (
+        f"{sum(count > 0 for _, count in fit)} nodes with {kind} have room for {pods} of {cluster.replicas} pods of"
+        f" {_listed(asked)}"
+    )
     if pods >= cluster.replicas:
-        yield ok("GPUs", text)
-    elif cluster.queue:
+        return ok(subject, text)
+    if cluster.queue:
         # Behind a queue, nodes may be made when they are needed.
-        yield unknown("GPUs", f"{text} now; the job waits until there are more; {_see(cluster)}")
-    else:
-        yield failed("GPUs", f"{text}; ask for fewer by cluster.replicas, or see: {_see(cluster)}")
+        return unknown(subject, f"{text}; the job waits until there are more; {_see(cluster)}")
+    return failed(subject, f"{text}; ask for less in cluster.replicas and cluster.pod, or see {_see(cluster)}")
 
 
-def usable(cluster: ClusterConfig, node: Object) -> bool:
-    """Whether the scheduler would consider a node for a job's pods: labels, taints, not set aside."""
+def _steps(cluster: ClusterConfig, found: list[Object]) -> Finding:
+    lacking = []
+    for name in _STEPS:
+        step: StepConfig = getattr(cluster.steps, name)
+        asked = {"cpu": step.cpu, "memory": step.memory, **_gpus(cluster, step.gpus)}
+        if not any(usable(cluster, node, gpus=step.gpus > 0) and fitting(node, asked) for node in found):
+            lacking.append(f"{name} ({_listed(asked)})")
+    if lacking:
+        remedy = f"ask for less in cluster.steps, or see {_see(cluster)}"
+        return failed("steps", f"no node has room for {', '.join(lacking)}; {remedy}")
+    return ok("steps", f"there is a node for each of {', '.join(_STEPS)}")
+
+
+def of_pod(cluster: ClusterConfig) -> dict[str, str]:
+    """What each pod of a job asks for."""
+    pod = cluster.pod
+    return {"cpu": pod.cpu, "memory": pod.memory, "ephemeral-storage": pod.scratch} | _gpus(
+        cluster, cluster.gpus_per_pod
+    )
+
+
+def usable(cluster: ClusterConfig, node: Object, gpus: bool) -> bool:
+    """Whether the scheduler would consider a node: labels, taints, not set aside.
+
+    Only pods with GPUs are sent to the nodes that the study names.
+    """
     labels = node["metadata"].get("labels") or {}
-    wanted = dict(cluster.node_selector)
-    if cluster.gpu_product:
+    wanted = dict(cluster.node_selector) if gpus else {}
+    if gpus and cluster.gpu_product:
         wanted[PRODUCT_LABEL] = cluster.gpu_product
     if node["spec"].get("unschedulable") or not wanted.items() <= labels.items():
         return False
     taints = [one for one in node["spec"].get("taints") or [] if one["effect"] != "PreferNoSchedule"]
-    # What the device plug-in's admission adds to pods that ask for a GPU, where it is switched on, is not known here.
-    return all(any(_tolerates(own, taint) for own in cluster.tolerations) for taint in taints)
+    tolerations = cluster.tolerations if gpus else ()
+    return all(any(_tolerates(own, taint) for own in tolerations) for taint in taints)
 
 
 def _tolerates(own: Toleration, taint: Object) -> bool:
@@ -53,10 +88,10 @@ def _tolerates(own: Toleration, taint: Object) -> bool:
     return own.operator == "Exists" or own.value == taint.get("value", "")
 
 
-def fitting(cluster: ClusterConfig, node: Object) -> int:
-    """How many of a job's pods a node's GPUs, all of them, are enough for."""
-    offered = int(node["status"].get("allocatable", {}).get(cluster.gpu_resource, "0"))
-    return offered // max(1, cluster.gpus_per_pod)
+def fitting(node: Object, asked: Asked) -> int:
+    """How many such pods an empty node has room for."""
+    offered = node["status"].get("allocatable", {})
+    return int(min(_amount(offered.get(name, "0")) // quantity(each) for name, each in asked.items()))
 
 
 def queue(site: Site) -> Iterator[Finding]:
@@ -87,28 +122,22 @@ def queue(site: Site) -> Iterator[Finding]:
 
 def shortage(cluster: ClusterConfig, queue: Object) -> Iterator[str]:
     """What a queue's quota lacks for one job, resource by resource; what it may borrow counts as its own."""
-    pod = cluster.pod
-    asked = {"cpu": pod.cpu, "memory": pod.memory, "ephemeral-storage": pod.scratch}
-    if cluster.gpus_per_pod:
-        asked[cluster.gpu_resource] = str(cluster.gpus_per_pod)
-    for name, each in asked.items():
+    for name, each in of_pod(cluster).items():
         quotas = [quota for quota in _quotas(queue) if quota["name"] == name]
         if not quotas:
             yield f"{name} is not covered"
-        elif cohort := queue["spec"].get("cohort"):
-            # Without a limit, all of a cohort can be borrowed.
-            if all("borrowingLimit" in quota for quota in quotas):
-                yield from _missing(cluster, name, each, quotas, f" with cohort {cohort}")
-        else:
-            yield from _missing(cluster, name, each, quotas, "")
+            continue
+        # Without a limit, all that a cohort has can be borrowed.
+        if queue["spec"].get("cohort") and any("borrowingLimit" not in quota for quota in quotas):
+            continue
+        # A job's pods are alike, and get one flavor.
+        most = max(quotas, key=_most)
+        if cluster.replicas * quantity(each) > _most(most):
+            yield f"{name}: {cluster.replicas} x {each} of {most['nominalQuota']}"
 
 
-def _missing(cluster: ClusterConfig, name: str, each: str, quotas: list[dict[str, Any]], of: str) -> Iterator[str]:
-    """A job's pods are alike, and so get one flavor."""
-    most = max(_amount(quota["nominalQuota"]) + _amount(quota.get("borrowingLimit", "0")) for quota in quotas)
-    wanted = cluster.replicas * quantity(each)
-    if wanted > most:
-        yield f"{name} {cluster.replicas} x {each}, quota {max(quota['nominalQuota'] for quota in quotas)}{of}"
+def _most(quota: Mapping[str, Any]) -> Decimal:
+    return _amount(quota["nominalQuota"]) + _amount(quota.get("borrowingLimit", "0"))
 
 
 def _quotas(queue: Object) -> list[dict[str, Any]]:
@@ -122,6 +151,14 @@ def _quotas(queue: Object) -> list[dict[str, Any]]:
 
 def _amount(text: object) -> Decimal:
     return Decimal(0) if str(text) == "0" else quantity(str(text))
+
+
+def _gpus(cluster: ClusterConfig, count: int) -> dict[str, str]:
+    return {cluster.gpu_resource: str(count)} if count else {}
+
+
+def _listed(asked: Asked) -> str:
+    return ", ".join(f"{each} {name}" for name, each in asked.items())
 
 
 def _see(cluster: ClusterConfig) -> str:

@@ -23,7 +23,7 @@ _OF_CLUSTER: tuple[tuple[str, Check], ...] = (
     ("priority class", objects.priority),
     ("image pull secrets", objects.pull_secrets),
     ("reaper", objects.reaper),
-    ("GPUs", capacity.gpus),
+    ("nodes", capacity.nodes),
     ("queue", capacity.queue),
     ("bucket", services.store),
     ("MLflow", services.tracking),

@@ -137,7 +137,10 @@ def _asked(site: Site, address: str, local: str, variables: Mapping[str, str]) -
     login = base64.b64encode(f"{variables.get(_USER, '')}:{variables.get(_PASSWORD, '')}".encode()).decode()
     request = urllib.request.Request(
         f"{local}/api/2.0/mlflow/experiments/search?max_results=1",
-        headers={"Host": urlsplit(address).netloc, **({"Authorization": f"Basic {login}"} if _USER in variables else {})},
+        headers={
+            "Host": urlsplit(address).netloc,
+            **({"Authorization": f"Basic {login}"} if _USER in variables else {}),
+        },
     )
     logs = f"kubectl logs -n {site.namespace} deployment/mlflow"
     try:

@@ -1,0 +1,150 @@
+"""How far a study is: `dit status`, `make status`. What cannot be reached is said, and the rest is shown."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from dit import study_file
+from dit.config import StudyConfig
+from dit.console import say, table
+from dit.errors import DitError
+from dit.storage import open_store
+from dit.variants import resolve
+from pipelines.board import COLUMNS, JobView, rows, under_way
+from pipelines.jobs import names
+from pipelines.jobs.client import Cluster
+from pipelines.jobs.kinds import JobKind, Object, all_kinds
+from pipelines.jobs.names import Stage as JobStage
+from pipelines.jobs.spec import job_spec
+from pipelines.jobs.watch import look
+from pipelines.jobs.why import explain
+from pipelines.progress import Stage, progress
+from pipelines.services import settings, store_as_pods_see_it
+
+if TYPE_CHECKING:
+    from pipelines.runs import Run
+
+_PAUSE_SECONDS = 10.0
+_KFP_ENDPOINT = "KFP_ENDPOINT"
+T = TypeVar("T")
+
+
+@dataclass
+class _View:
+    """All that could be found out."""
+
+    stages: list[Stage] = field(default_factory=list)
+    jobs: list[JobView] = field(default_factory=list)
+    run: Run | None = None
+    remarks: list[str] = field(default_factory=list)
+    """Why pods do not run, and what could not be reached."""
+    asked: int = 0
+    failed: int = 0
+
+
+def run(study: Path | str, root: str, overrides: list[str], run_id: str | None = None, watch: bool = False) -> None:
+    """Show a study's table once, or with `watch` until nothing is under way.
+
+    DitError where nothing at all could be reached.
+    """
+    config = study_file.load(study, overrides)
+    while True:
+        view = _look(config, root, run_id)
+        if watch and sys.stdout.isatty():
+            say("\033[H\033[2J")
+        _show(config, root, view)
+        if not watch or not under_way(view.stages, view.jobs, view.run):
+            return
+        time.sleep(_PAUSE_SECONDS)
+
+
+def _look(config: StudyConfig, root: str, run_id: str | None) -> _View:
+    view = _View()
+    if not root.startswith("s3://"):
+        # A folder of this machine: nothing of it runs elsewhere.
+        view.stages = progress(config, open_store(root))
+        return view
+    if run_id or os.environ.get(_KFP_ENDPOINT):
+        view.run = _try(view, lambda: _find_run(config, run_id, view))
+    else:
+        view.remarks.append(f"Kubeflow Pipelines was not asked: {_KFP_ENDPOINT} is not set")
+    cluster = _try(view, lambda: Cluster.connect().within(config.cluster.namespace))
+    if cluster is not None:
+        view.jobs = _try(view, lambda: _jobs(config, root, cluster, view)) or []
+    view.stages = _try(view, lambda: _stages(config, root, cluster, view)) or []
+    if view.failed == view.asked:
+        raise DitError(f"nothing could be reached: {'; '.join(view.remarks)}")
+    return view
+
+
+def _try(view: _View, call: Callable[[], T]) -> T | None:
+    view.asked += 1
+    try:
+        return call()
+    except DitError as error:
+        view.failed += 1
+        view.remarks.append(" ".join(str(error).split()))
+        return None
+
+
+def _find_run(config: StudyConfig, run_id: str | None, view: _View) -> Run | None:
+    from pipelines.runs import EXPERIMENT, Pipelines, endpoint_of
+
+    pipelines = Pipelines(endpoint_of(None))
+    found: Run | None = None
+    if run_id:
+        found = pipelines.run(run_id)
+    else:
+        name = os.environ.get("EXPERIMENT") or EXPERIMENT
+        experiment = pipelines.experiment(name)
+        found = pipelines.latest(experiment, f"dit-{config.study}") if experiment else None
+        if found is None:
+            view.remarks.append(f"no run of {config.study} is in experiment {name}; make submit")
+    if found is not None:
+        view.remarks.insert(0, pipelines.url(found.uid))
+    return found
+
+
+def _jobs(config: StudyConfig, root: str, cluster: Cluster, view: _View) -> list[JobView]:
+    selector = f"{names.SELECTOR},{names.STUDY}={config.study}"
+    found = [(kind, job) for kind in all_kinds() for job in cluster.find(kind.resource, selector)]
+    return [_job(config, root, cluster, kind, job, view) for kind, job in found]
+
+
+def _job(config: StudyConfig, root: str, cluster: Cluster, kind: JobKind, job: Object, view: _View) -> JobView:
+    labels = job["metadata"]["labels"]
+    stage: JobStage = "sample" if labels[names.STAGE] == "sample" else "train"
+    spec = replace(job_spec(config, labels[names.VARIANT], stage, root, "its image"), name=job["metadata"]["name"])
+    snapshot = look(cluster, kind, spec)
+    reason = explain(spec, kind, snapshot) if snapshot.job is not None else None
+    if reason is not None:
+        view.remarks.append(str(reason))
+    step = f"{stage} {resolve(labels[names.VARIANT]).name}"
+    return JobView(step, kind.resource.kind, snapshot, spec.cluster.replicas)
+
+
+def _stages(config: StudyConfig, root: str, cluster: Cluster | None, view: _View) -> list[Stage]:
+    variables: dict[str, str] = {}
+    if cluster is not None:
+        try:
+            variables = settings(cluster, config.cluster, cluster.namespace)
+        except DitError as error:
+            view.remarks.append(f"the store is read with our own settings: {error}")
+    with store_as_pods_see_it(variables, config.cluster.namespace):
+        return progress(config, open_store(root))
+
+
+def _show(config: StudyConfig, root: str, view: _View) -> None:
+    title = f"{config.study}, {root}"
+    if view.run is not None:
+        title += f": run {view.run.uid} ({view.run.name}) {view.run.state.lower()}"
+    table(COLUMNS, rows(view.stages, view.jobs, view.run, datetime.now(UTC)), title=title)
+    for remark in view.remarks:
+        say(remark)

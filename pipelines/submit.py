@@ -1,0 +1,123 @@
+"""A study onto Kubeflow Pipelines: `make submit`, `make terminate`.
+
+python -m pipelines.submit configs/digits.yaml --root s3://bucket/dit [--wait]
+python -m pipelines.submit --terminate RUN_ID
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+
+from dit import study_file
+from dit.config import StudyConfig
+from dit.console import say
+from dit.errors import DitError, InputError
+from dit.formatting import format_duration
+from pipelines.compile import compile_study, pushed_image
+from pipelines.jobs.names import LAUNCHER, RUNS_NAMESPACE
+from pipelines.jobs.patience import patiently
+from pipelines.preflight.check import preflight
+from pipelines.runs import ENDPOINT, EXPERIMENT, SUCCEEDED, Pipelines, PipelinesUnavailable, Run, endpoint_of
+from pipelines.steps import failures, steps
+
+POLL_SECONDS = 5.0
+
+
+def submit(config: StudyConfig, root: str, image: str, options: argparse.Namespace) -> None:
+    """Check, compile, start the run, and wait for its end if asked to.
+
+    Raises InputError for what cannot run, DitError for a run that ended in any way but well.
+    """
+    endpoint = endpoint_of(options.endpoint)
+    package = compile_study(config, root, image, Path("build") / f"{config.study}.yaml")
+    preflight(config, root, endpoint, options.runs_namespace)
+    pipelines = Pipelines(endpoint)
+    experiment = pipelines.experiment(options.experiment, create=True)
+    name = options.run or f"{config.study}-{datetime.now():%Y%m%d-%H%M%S}"
+    uid = pipelines.create(str(experiment), name, package, LAUNCHER, caching=options.cache == "on")
+    say(f"run {uid} ({name}) in experiment {options.experiment}: {pipelines.url(uid)}")
+    if options.wait:
+        wait(pipelines, uid, config.cluster.patience.api)
+    else:
+        say(f"see how it goes: make status STUDY={options.study} ROOT={root} RUN={uid}")
+
+
+def wait(pipelines: Pipelines, uid: str, patience: float) -> None:
+    """Return when a run has succeeded, for days where need be, and tell what changes.
+
+    DitError with the failed steps when it ends in any other way; PipelinesUnavailable when the server is away for
+    `patience` seconds.
+    """
+    told: dict[str, str] = {}
+    while True:
+        run = patiently(lambda: pipelines.run(uid), PipelinesUnavailable, patience)
+        for step in steps(run):
+            if step.state and told.get(step.name) != step.state:
+                say(f"{step.name}: {step.state.lower()}")
+                told[step.name] = step.state
+        if run.over:
+            break
+        time.sleep(POLL_SECONDS)
+    if run.state != SUCCEEDED:
+        raise DitError(_failure(pipelines, run))
+    took = f" in {format_duration((run.ended - run.created).total_seconds())}" if run.ended and run.created else ""
+    say(f"run {uid}: succeeded{took}")
+
+
+def _failure(pipelines: Pipelines, run: Run) -> str:
+    """Why a run has not succeeded; the failed steps are told before, a line each."""
+    failed = failures(run)
+    for step in failed:
+        say(f"{step.name}: {step.message or step.state.lower()}")
+    names = f": {', '.join(step.name for step in failed)}" if failed else ""
+    said = f" ({run.message})" if run.message and not failed else ""
+    return f"run {run.uid} ended {run.state}{names}{said}; {pipelines.url(run.uid)}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code of `python -m pipelines.submit`."""
+    options = _parser().parse_args(arguments)
+    try:
+        if options.terminate:
+            Pipelines(endpoint_of(options.endpoint)).terminate(options.terminate)
+            say(f"run {options.terminate} is told to end; the reaper deletes its jobs")
+        else:
+            _submit(options)
+    except DitError as error:
+        sys.stderr.write(f"dit: {' '.join(str(error).split())}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("dit: interrupted; what was submitted goes on: make status, make terminate RUN=...\n")
+        return 130
+    return 0
+
+
+def _submit(options: argparse.Namespace) -> None:
+    if options.study is None or options.root is None:
+        raise InputError("give a study and --root; python -m pipelines.submit configs/digits.yaml --root s3://...")
+    config = study_file.load(options.study, options.overrides)
+    submit(config, options.root, options.image or pushed_image(), options)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m pipelines.submit", description="A study onto Kubeflow Pipelines.")
+    parser.add_argument("study", type=Path, nargs="?", help="study file, such as configs/digits.yaml")
+    parser.add_argument("--root", help="store of all results: s3://bucket/prefix")
+    parser.add_argument("--image", help="image of all steps and jobs (default: the one last pushed)")
+    parser.add_argument("--set", dest="overrides", metavar="KEY=VALUE", action="append", default=[])
+    parser.add_argument("--endpoint", help=f"server of Kubeflow Pipelines (default: {ENDPOINT})")
+    parser.add_argument("--runs-namespace", default=RUNS_NAMESPACE, help="where steps run (default: %(default)s)")
+    parser.add_argument("--experiment", default=EXPERIMENT, help="made where missing (default: %(default)s)")
+    parser.add_argument("--run", metavar="NAME", help="name of the run (default: the study's, and the time)")
+    parser.add_argument("--cache", choices=("on", "off"), default="on", help="take over steps of earlier runs")
+    parser.add_argument("--wait", action="store_true", help="until the run ends; fails when it does")
+    parser.add_argument("--terminate", metavar="RUN_ID", help="end a run, instead")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
