@@ -20,6 +20,11 @@ DOCKER_FLAGS ?=
 BASE_IMAGE ?= python:3.11-slim-bookworm
 SYSTEM_PACKAGES ?= g++
 INDEX_URL ?= $(or $(PIP_INDEX_URL),https://pypi.org/simple)
+# Runs on a cluster: WAIT=1, CACHE=off, WATCH=1; RUN names a run when it is submitted, later it is the run's id.
+EXPERIMENT ?= dit
+RUN ?=
+CACHE ?= on
+NAMESPACE ?= dit-scaling
 # Certificates and a password of the index are build secrets: they stay out of the image.
 CA ?= $(or $(PIP_CERT),$(SSL_CERT_FILE))
 NETRC ?=
@@ -32,7 +37,12 @@ BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
+<<<<<<< HEAD
 .PHONY: help study plan compile ui test lint format bench build push image-size secrets deploy undeploy env constraints apt clean
+=======
+.PHONY: help study plan ui test lint format bench build push image-size secrets deploy undeploy env constraints apt clean
+.PHONY: preflight submit status terminate clean-jobs
+>>>>>>> 2547821 (Runs: steps and their reasons)
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -101,6 +111,25 @@ deploy: env $(if $(filter kind%,$(OVERLAY)),secrets) ## Deploy OVERLAY of k8s/ov
 
 undeploy: env ## Remove what deploy made; volume claims and secrets stay.
 	@$(BIN)/python -m pipelines.deploy undeploy $(OVERLAY)
+
+ON_CLUSTER = $(STUDY) --root $(ROOT) $(foreach override,$(SET),--set '$(override)')
+
+preflight: env ## Check whether STUDY can run on the cluster, with its results at ROOT, s3://bucket/prefix.
+	@$(BIN)/python -m pipelines.preflight $(ON_CLUSTER)
+
+submit: env ## Submit STUDY to Kubeflow Pipelines at KFP_ENDPOINT, after a preflight; WAIT=1 waits for its end.
+	@$(BIN)/python -m pipelines.submit $(ON_CLUSTER) --experiment '$(EXPERIMENT)' --cache $(CACHE) \
+		$(if $(RUN),--run '$(RUN)') $(if $(WAIT),--wait)
+
+status: env ## Show how far STUDY is: pipeline steps, jobs, pods, training steps, metrics; WATCH=1 goes on.
+	@$(BIN)/dit status $(ON_CLUSTER) --experiment '$(EXPERIMENT)' $(if $(RUN),--run '$(RUN)') $(if $(WATCH),--watch)
+
+terminate: env ## End the run of this id, RUN=...; its jobs go with it.
+	@test -n "$(RUN)" || { echo "make: give the run's id, RUN=...; 'make status' shows it" >&2; exit 2; }
+	@$(BIN)/python -m pipelines.submit --terminate '$(RUN)'
+
+clean-jobs: env ## Delete the jobs in NAMESPACE whose runs have ended, as the reaper does, once.
+	@$(BIN)/python -m pipelines.reaper --once --namespace $(NAMESPACE)
 
 env: $(STAMP) ## Build the environment in .venv from constraints.txt, by hash.
 

@@ -212,6 +212,9 @@ def status(
     run: Annotated[
         str | None, typer.Option("--run", metavar="ID", help="Of Kubeflow Pipelines. Unset: the study's newest.")
     ] = None,
+    experiment: Annotated[
+        str, typer.Option("--experiment", metavar="NAME", help="Where its newest run is looked for.")
+    ] = "dit",
     watch: Annotated[bool, typer.Option("--watch", help="Again and again, until the run ends.")] = False,
     overrides: Overrides = None,
     root: Root = "runs",
@@ -228,7 +231,7 @@ def status(
       dit status configs/imagenet256.yaml --root s3://bucket/dit --watch
     """
     _load(study, overrides)
-    _orchestrator("status")(study, root, overrides or [], run, watch)
+    _orchestrator("status")(study, root, overrides or [], run, experiment, watch)
 
 
 @app.command()

@@ -26,8 +26,8 @@ from dit.errors import DitError, InputError
 
 ENDPOINT = "KFP_ENDPOINT"
 EXPERIMENT = "dit"
-SUCCEEDED = "SUCCEEDED"
-ENDED = frozenset({SUCCEEDED, "FAILED", "CANCELED", "SKIPPED"})
+SUCCEEDED, FAILED = "SUCCEEDED", "FAILED"
+ENDED = frozenset({SUCCEEDED, FAILED, "CANCELED", "SKIPPED"})
 
 _TIMEOUT = (5, 30)
 _UI = "KF_PIPELINES_UI_ENDPOINT"
@@ -42,17 +42,13 @@ class PipelinesUnavailable(DitError):
 
 @dataclass(frozen=True)
 class Task:
-    """One step of a run, or one of the pods and groups that it is made of."""
+    """One step of a run, or one of the parts that it is made of."""
 
     name: str
     state: str
     """As the server spells it: RUNNING, SUCCEEDED ...; empty before it has one."""
     started: datetime | None = None
     ended: datetime | None = None
-    message: str = ""
-    pod: str = ""
-    parent: str = ""
-    uid: str = ""
 
 
 @dataclass(frozen=True)
@@ -279,16 +275,11 @@ def _titles(package: Mapping[str, Any] | None) -> dict[str, str]:
 
 
 def _task(found: Any) -> Task:
-    children = [child.pod_name for child in found.child_tasks or [] if child.pod_name]
     return Task(
         name=str(found.display_name or ""),
         state=str(found.state or ""),
         started=_time(found.start_time),
         ended=_time(found.end_time),
-        message=_said(found.error),
-        pod=str(found.pod_name or (children[0] if children else "")),
-        parent=str(found.parent_task_id or ""),
-        uid=str(found.task_id or ""),
     )
 
 

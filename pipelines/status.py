@@ -49,14 +49,16 @@ class _View:
     failed: int = 0
 
 
-def run(study: Path | str, root: str, overrides: list[str], run_id: str | None = None, watch: bool = False) -> None:
-    """Show a study's table once, or with `watch` until nothing is under way.
+def run(
+    study: Path | str, root: str, overrides: list[str], run_id: str | None, experiment: str, watch: bool = False
+) -> None:
+    """Show a study's table once, or with `watch` until nothing is under way; of this run, or the newest.
 
     DitError where nothing at all could be reached.
     """
     config = study_file.load(study, overrides)
     while True:
-        view = _look(config, root, run_id)
+        view = _look(config, root, run_id, experiment)
         if watch and sys.stdout.isatty():
             say("\033[H\033[2J")
         _show(config, root, view)
@@ -65,19 +67,21 @@ def run(study: Path | str, root: str, overrides: list[str], run_id: str | None =
         time.sleep(_PAUSE_SECONDS)
 
 
-def _look(config: StudyConfig, root: str, run_id: str | None) -> _View:
+def _look(config: StudyConfig, root: str, run_id: str | None, experiment: str) -> _View:
     view = _View()
     if not root.startswith("s3://"):
         # A folder of this machine: nothing of it runs elsewhere.
         view.stages = progress(config, open_store(root))
         return view
     if run_id or os.environ.get(_KFP_ENDPOINT):
-        view.run = _try(view, lambda: _find_run(config, run_id, view))
+        view.run = _try(view, lambda: _find_run(config, run_id, experiment, view))
     else:
         view.remarks.append(f"Kubeflow Pipelines was not asked: {_KFP_ENDPOINT} is not set")
     cluster = _try(view, lambda: Cluster.connect().within(config.cluster.namespace))
     if cluster is not None:
         view.jobs = _try(view, lambda: _jobs(config, root, cluster, view)) or []
+        if view.run is not None and not view.run.over:
+            view.remarks += _try(view, lambda: _waiting_steps(view.run, cluster)) or []
     view.stages = _try(view, lambda: _stages(config, root, cluster, view)) or []
     if view.failed == view.asked:
         raise DitError(f"nothing could be reached: {'; '.join(view.remarks)}")
@@ -94,15 +98,14 @@ def _try(view: _View, call: Callable[[], T]) -> T | None:
         return None
 
 
-def _find_run(config: StudyConfig, run_id: str | None, view: _View) -> Run | None:
-    from pipelines.runs import EXPERIMENT, Pipelines, endpoint_of
+def _find_run(config: StudyConfig, run_id: str | None, name: str, view: _View) -> Run | None:
+    from pipelines.runs import Pipelines, endpoint_of
 
     pipelines = Pipelines(endpoint_of(None))
     found: Run | None = None
     if run_id:
         found = pipelines.run(run_id)
     else:
-        name = os.environ.get("EXPERIMENT") or EXPERIMENT
         experiment = pipelines.experiment(name)
         found = pipelines.latest(experiment, f"dit-{config.study}") if experiment else None
         if found is None:
@@ -110,6 +113,15 @@ def _find_run(config: StudyConfig, run_id: str | None, view: _View) -> Run | Non
     if found is not None:
         view.remarks.insert(0, pipelines.url(found.uid))
     return found
+
+
+def _waiting_steps(run: Run | None, cluster: Cluster) -> list[str]:
+    from pipelines.steps import RUN_LABEL, waiting
+
+    if run is None:
+        return []
+    pods = cluster.within(names.RUNS_NAMESPACE).pods(f"{RUN_LABEL}={run.uid}")
+    return [f"{step}: {why}" for step, why in waiting(run, pods).items()]
 
 
 def _jobs(config: StudyConfig, root: str, cluster: Cluster, view: _View) -> list[JobView]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -18,13 +19,15 @@ from dit.console import say
 from dit.errors import DitError, InputError
 from dit.formatting import format_duration
 from pipelines.compile import compile_study, pushed_image
+from pipelines.jobs.client import Cluster
 from pipelines.jobs.names import LAUNCHER, RUNS_NAMESPACE
 from pipelines.jobs.patience import patiently
 from pipelines.preflight.check import preflight
 from pipelines.runs import ENDPOINT, EXPERIMENT, SUCCEEDED, Pipelines, PipelinesUnavailable, Run, endpoint_of
-from pipelines.steps import failures, steps
+from pipelines.steps import CONTAINER, RUN_LABEL, failures, last_death, reason_in, steps
 
 POLL_SECONDS = 5.0
+_LOG_LINES = 100
 
 
 def submit(config: StudyConfig, root: str, image: str, options: argparse.Namespace) -> None:
@@ -41,16 +44,16 @@ def submit(config: StudyConfig, root: str, image: str, options: argparse.Namespa
     uid = pipelines.create(str(experiment), name, package, LAUNCHER, caching=options.cache == "on")
     say(f"run {uid} ({name}) in experiment {options.experiment}: {pipelines.url(uid)}")
     if options.wait:
-        wait(pipelines, uid, config.cluster.patience.api)
+        wait(pipelines, uid, config.cluster.patience.api, options.runs_namespace)
     else:
         say(f"see how it goes: make status STUDY={options.study} ROOT={root} RUN={uid}")
 
 
-def wait(pipelines: Pipelines, uid: str, patience: float) -> None:
+def wait(pipelines: Pipelines, uid: str, patience: float, namespace: str = RUNS_NAMESPACE) -> None:
     """Return when a run has succeeded, for days where need be, and tell what changes.
 
     DitError with the failed steps when it ends in any other way; PipelinesUnavailable when the server is away for
-    `patience` seconds.
+    `patience` seconds. `namespace` is that of the steps' pods.
     """
     told: dict[str, str] = {}
     while True:
@@ -63,19 +66,38 @@ def wait(pipelines: Pipelines, uid: str, patience: float) -> None:
             break
         time.sleep(POLL_SECONDS)
     if run.state != SUCCEEDED:
-        raise DitError(_failure(pipelines, run))
+        raise DitError(_failure(pipelines, run, namespace))
     took = f" in {format_duration((run.ended - run.created).total_seconds())}" if run.ended and run.created else ""
     say(f"run {uid}: succeeded{took}")
 
 
-def _failure(pipelines: Pipelines, run: Run) -> str:
-    """Why a run has not succeeded; the failed steps are told before, a line each."""
-    failed = failures(run)
-    for step in failed:
-        say(f"{step.name}: {step.message or step.state.lower()}")
-    names = f": {', '.join(step.name for step in failed)}" if failed else ""
-    said = f" ({run.message})" if run.message and not failed else ""
-    return f"run {run.uid} ended {run.state}{names}{said}; {pipelines.url(run.uid)}"
+def _failure(pipelines: Pipelines, run: Run, namespace: str) -> str:
+    """That a run has failed; why is told before, a line for each failed step."""
+    failed = [step.name for step in failures(run)]
+    for name, why in reasons(run, failed, namespace).items():
+        say(f"{name}: {why}")
+    where = f" at {', '.join(failed)}" if failed else ""
+    said = f": {run.message}" if run.message else ""
+    return f"run {run.uid} ended {run.state}{where}{said}; {pipelines.url(run.uid)}"
+
+
+def reasons(run: Run, titles: Sequence[str], namespace: str) -> dict[str, str]:
+    """Step -> why it failed, in the words of its newest pod; where there is no telling, how to find out."""
+    see = f"kubectl get pods -n {namespace} -l {RUN_LABEL}={run.uid}"
+    try:
+        cluster = Cluster.connect().within(namespace)
+        pods = cluster.pods(f"{RUN_LABEL}={run.uid}")
+        return {title: _reason(cluster, last_death(run, title, pods)) or f"failed; {see}" for title in titles}
+    except DitError as error:
+        return {title: f"failed; {see}; its pods cannot be asked from here: {error}" for title in titles}
+
+
+def _reason(cluster: Cluster, death: tuple[str, str] | None) -> str:
+    if death is None:
+        return ""
+    pod, said = death
+    said = said or reason_in(cluster.last_log(pod, CONTAINER, _LOG_LINES))
+    return f"{said or 'failed'}; kubectl logs -n {cluster.namespace} {pod} -c {CONTAINER}"
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -136,6 +136,19 @@ class Cluster:
             field_selector=f"involvedObject.kind={kind},involvedObject.name={name}",
         )
 
+    def last_log(self, pod: str, container: str, lines: int) -> str:
+        """The last lines of a container's log."""
+        with _translated():
+            answer = self._core.read_namespaced_pod_log(
+                pod,
+                self.namespace,
+                container=container,
+                tail_lines=lines,
+                _preload_content=False,
+                _request_timeout=_TIMEOUT,
+            )
+            return str(answer.data.decode(errors="replace"))
+
     @contextmanager
     def log(self, pod: str, container: str, since_seconds: int | None) -> Iterator[Iterator[bytes]]:
         """Follow a container's log, each line after its time stamp; ends with the container or the connection."""

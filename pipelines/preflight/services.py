@@ -76,7 +76,7 @@ def _files(config: StudyConfig, store: Store) -> Iterator[Finding]:
             yield failed(
                 "images",
                 f"{shown}={dataset.source.path} is a folder, which pods do not have; put tar files of it into the"
-                " store, and give SET='dataset.source={kind: tar, path: s3://...}'",
+                " store, and give SET='dataset.source.kind=tar dataset.source.path=s3://...'",
             )
         else:
             yield _folder("images", shown, dataset.source.path)
