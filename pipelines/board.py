@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -34,22 +35,38 @@ class JobView:
 Row = tuple[str | None, ...]
 
 
-def rows(stages: Sequence[Stage], jobs: Sequence[JobView], run: Run | None, now: datetime) -> list[Row]:
-    """A row for each step, in the order of the study; without a run, for each stage."""
-    from pipelines.steps import steps  # loads kfp, which a study without a run does not need
+def rows(
+    order: Sequence[str], stages: Sequence[Stage], jobs: Sequence[JobView], run: Run | None, now: datetime
+) -> list[Row]:
+    """A row for each step of a run, or without one for each stage, in the order of the study's stages."""
+    tasks: tuple[Task, ...] = ()
+    if run is not None:
+        from pipelines.steps import steps  # loads kfp, which a study without a run does not need
 
-    tasks = steps(run) if run else ()
-    names = [task.name for task in tasks] or [stage.name for stage in stages]
+        tasks = tuple(sorted(steps(run), key=lambda task: _place(task.name, order)))
+    names = [task.name for task in tasks] or order
     return [
         _row(
             name,
             next((task for task in tasks if task.name == name), None),
             next((job for job in jobs if job.step == name), None),
-            next((stage for stage in stages if stage.name == ("prepare" if name == _MERGED else name)), None),
+            next((stage for stage in stages if stage.name == _completes(name)), None),
             now,
         )
         for name in names
     ]
+
+
+def _place(step: str, order: Sequence[str]) -> tuple[int, list[int]]:
+    """Where a step stands: with its stage, and the parts of one by their numbers."""
+    stage = "prepare" if step == _MERGED or step.startswith("prepare ") else step
+    position = order.index(stage) if stage in order else len(order)
+    return position, [int(step == _MERGED), *(int(digits) for digits in re.findall(r"\d+", step))]
+
+
+def _completes(step: str) -> str:
+    """The stage that is complete when a step is: the parts of a preparation complete none."""
+    return "prepare" if step == _MERGED else step
 
 
 def _row(name: str, task: Task | None, job: JobView | None, stage: Stage | None, now: datetime) -> Row:

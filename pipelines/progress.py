@@ -42,6 +42,12 @@ class Stage:
         return self.done >= self.total
 
 
+def stage_names(config: StudyConfig) -> list[str]:
+    """Every stage, in the study's order, as `Stage` names it."""
+    own = [f"{stage} {spec.name}" for spec in config.specs for stage in ("train", "sample", "evaluate")]
+    return ["prepare", *own, "report"]
+
+
 def progress(config: StudyConfig, store: Store) -> list[Stage]:
     """Every stage of a study in its order; raises MismatchError and DataError as reading a record does."""
     keys = frozenset(store.list(layout.study(config)))

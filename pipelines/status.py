@@ -25,7 +25,7 @@ from pipelines.jobs.names import Stage as JobStage
 from pipelines.jobs.spec import job_spec
 from pipelines.jobs.watch import look
 from pipelines.jobs.why import explain
-from pipelines.progress import Stage, progress
+from pipelines.progress import Stage, progress, stage_names
 from pipelines.services import settings, store_as_pods_see_it
 
 if TYPE_CHECKING:
@@ -157,6 +157,6 @@ def _show(config: StudyConfig, root: str, view: _View) -> None:
     title = f"{config.study}, {root}"
     if view.run is not None:
         title += f": run {view.run.uid} ({view.run.name}) {view.run.state.lower()}"
-    table(COLUMNS, rows(view.stages, view.jobs, view.run, datetime.now(UTC)), title=title)
+    table(COLUMNS, rows(stage_names(config), view.stages, view.jobs, view.run, datetime.now(UTC)), title=title)
     for remark in view.remarks:
         say(remark)

@@ -87,17 +87,17 @@ def reasons(run: Run, titles: Sequence[str], namespace: str) -> dict[str, str]:
     try:
         cluster = Cluster.connect().within(namespace)
         pods = cluster.pods(f"{RUN_LABEL}={run.uid}")
-        return {title: _reason(cluster, last_death(run, title, pods)) or f"failed; {see}" for title in titles}
+        return {title: _reason(cluster, title, last_death(run, title, pods)) or f"failed; {see}" for title in titles}
     except DitError as error:
         return {title: f"failed; {see}; its pods cannot be asked from here: {error}" for title in titles}
 
 
-def _reason(cluster: Cluster, death: tuple[str, str] | None) -> str:
+def _reason(cluster: Cluster, title: str, death: tuple[str, str] | None) -> str:
     if death is None:
         return ""
     pod, said = death
     said = said or reason_in(cluster.last_log(pod, CONTAINER, _LOG_LINES))
-    return f"{said or 'failed'}; kubectl logs -n {cluster.namespace} {pod} -c {CONTAINER}"
+    return f"{said.removeprefix(f'{title}: ') or 'failed'}; kubectl logs -n {cluster.namespace} {pod} -c {CONTAINER}"
 
 
 def main(arguments: list[str] | None = None) -> int:

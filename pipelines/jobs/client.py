@@ -58,8 +58,10 @@ class Cluster:
                 k8s_config.load_incluster_config()
                 own = _NAMESPACE_FILE.read_text().strip()
             else:
-                k8s_config.load_kube_config()
-                own = k8s_config.list_kube_config_contexts()[1]["context"].get("namespace", "default")
+                # As it is now: the client has read the variable when it was imported.
+                file = os.environ.get("KUBECONFIG") or None
+                k8s_config.load_kube_config(file)
+                own = k8s_config.list_kube_config_contexts(file)[1]["context"].get("namespace", "default")
         except (k8s_config.ConfigException, OSError) as error:
             raise InputError(
                 f"no cluster: {' '.join(str(error).split())}; set KUBECONFIG to the file of a"

@@ -1,0 +1,190 @@
+"""Runs of Kubeflow Pipelines: what is sent, how a run is waited for, and what is said when the server fails."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from http_fakes import Kubernetes, PipelinesServer, kubeconfig, run, serve
+from ports import reserved_port
+
+from dit.errors import DitError, InputError
+from pipelines import submit as submission
+from pipelines.jobs import patience
+from pipelines.runs import Pipelines, PipelinesUnavailable, endpoint_of, load_package
+
+
+@pytest.fixture
+def server() -> PipelinesServer:
+    return PipelinesServer()
+
+
+@pytest.fixture
+def pipelines(server: PipelinesServer) -> Iterator[Pipelines]:
+    with serve(server.answer) as address:
+        yield Pipelines(address)
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submission, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(patience, "_FIRST", 0.001)
+    monkeypatch.setattr(patience, "_LONGEST", 0.001)
+
+
+def package(path: Path, platform: bool = False) -> Path:
+    task = {"cachingOptions": {"enableCache": True}, "componentRef": {"name": "comp-a"}}
+    documents: list[dict[str, Any]] = [
+        {"pipelineInfo": {"name": "p"}, "root": {"dag": {"tasks": {"a": task}}}, "components": {"comp-a": {}}}
+    ]
+    if platform:
+        documents.append({"platforms": {"kubernetes": {}}})
+    path.write_text(yaml.safe_dump_all(documents))
+    return path
+
+
+def test_a_run_is_created_once_with_its_experiment_and_account(
+    server: PipelinesServer, pipelines: Pipelines, tmp_path: Path
+) -> None:
+    file = package(tmp_path / "p.yaml", platform=True)
+    experiments = [pipelines.experiment("dit", create=True) for _ in range(2)]
+    uid = pipelines.create(str(experiments[0]), "first", file, "some-account")
+    assert experiments == ["e-dit", "e-dit"]
+    assert server.experiments == ["dit"]
+    (sent,) = server.created
+    assert (uid, sent["display_name"], sent["experiment_id"]) == ("run-1", "first", "e-dit")
+    assert sent["service_account"] == "some-account"
+    assert sent["pipeline_spec"]["platform_spec"] == {"platforms": {"kubernetes": {}}}
+
+
+def test_an_experiment_that_is_only_asked_for_is_not_made(server: PipelinesServer, pipelines: Pipelines) -> None:
+    assert pipelines.experiment("dit") is None
+    assert server.experiments == []
+
+
+@pytest.mark.parametrize("caching", [True, False])
+def test_caching_can_be_switched_off_for_a_run(tmp_path: Path, caching: bool) -> None:
+    spec = load_package(package(tmp_path / "p.yaml"), caching)
+    options = spec["root"]["dag"]["tasks"]["a"]["cachingOptions"]
+    assert options.get("enableCache", False) is caching
+
+
+def test_the_newest_run_of_a_pipeline_is_found_among_others(server: PipelinesServer, pipelines: Pipelines) -> None:
+    other = run("b", "RUNNING", pipeline_spec={"pipelineInfo": {"name": "dit-imagenet256"}})
+    server.runs = {"b": [other], "a": [run("a", "RUNNING")], "old": [run("old", "FAILED")]}
+    found = pipelines.latest("e", "dit-digits")
+    assert found is not None
+    assert found.uid == "a"
+    assert pipelines.latest("e", "dit-nothing") is None
+
+
+def test_waiting_outlasts_a_server_that_is_away(
+    server: PipelinesServer, pipelines: Pipelines, at_once: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    states = [{"a": "RUNNING"}, {"a": "SUCCEEDED", "b": "RUNNING"}, {"a": "SUCCEEDED", "b": "SUCCEEDED"}]
+    answers = [run("r", "RUNNING", one) for one in states[:2]]
+    server.runs["r"] = [answers[0], 503, 500, answers[1], run("r", "SUCCEEDED", states[2])]
+    submission.wait(pipelines, "r", patience=60)
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step")]
+    assert told == ["step a: running", "step a: succeeded", "step b: running", "step b: succeeded"]
+
+
+def test_waiting_gives_up_when_the_server_stays_away(
+    server: PipelinesServer, pipelines: Pipelines, at_once: None
+) -> None:
+    server.runs["r"] = [503]
+    with pytest.raises(PipelinesUnavailable, match="away"):
+        submission.wait(pipelines, "r", patience=0.05)
+
+
+def failed_pod(message: str | None, created: str = "2026-01-01T10:00:00Z", step: str = "a") -> dict[str, Any]:
+    ended = {"exitCode": 1, "reason": "Error", **({"message": message} if message else {})}
+    return {
+        "metadata": {
+            "name": f"w-{created[-3:-1]}",
+            "namespace": "kubeflow",
+            "creationTimestamp": created,
+            "annotations": {"workflows.argoproj.io/node-name": f"w(0).root(0).{step}(1).executor(0)"},
+        },
+        "status": {"phase": "Failed", "containerStatuses": [{"name": "main", "state": {"terminated": ended}}]},
+    }
+
+
+@pytest.mark.parametrize("logged", [False, True])
+def test_a_run_that_fails_tells_which_step_and_why(
+    server: PipelinesServer,
+    pipelines: Pipelines,
+    at_once: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    logged: bool,
+) -> None:
+    server.runs["r"] = [run("r", "FAILED", {"a": "FAILED", "b": "", "c": "SUCCEEDED"})]
+    why = "loss is nan at step 12"
+    pods = [failed_pod("an earlier try"), failed_pod(None if logged else why, "2026-01-01T10:00:09Z")]
+    log = f"dit: earlier\nnoise\ndit: step a: {why}\nmore noise\n" if logged else "dit: of no interest"
+    api = Kubernetes({"/api/v1/namespaces/kubeflow/pods": {"items": pods}})
+    api.objects["/api/v1/namespaces/kubeflow/pods/w-09/log"] = log
+    with serve(api.answer) as address:
+        monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path / "config", address)))
+        with pytest.raises(DitError, match="run r ended FAILED at step a; http") as caught:
+            submission.wait(pipelines, "r", patience=60)
+    assert caught.value.exit_code != 0
+    assert f"step a: {why}; kubectl logs -n kubeflow w-09 -c main" in capsys.readouterr().out
+
+
+def test_a_failed_run_is_told_without_a_cluster_too(
+    server: PipelinesServer,
+    pipelines: Pipelines,
+    at_once: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", "/nowhere")
+    server.runs["r"] = [run("r", "FAILED", {"a-driver": "FAILED", "a": ""})]
+    with pytest.raises(DitError, match="at step a"):
+        submission.wait(pipelines, "r", patience=60)
+    assert "kubectl get pods -n kubeflow -l pipeline/runid=r" in capsys.readouterr().out
+
+
+def test_a_run_is_terminated_by_its_id(server: PipelinesServer, pipelines: Pipelines) -> None:
+    server.runs["r"] = [run("r", "RUNNING")]
+    assert submission.main(["--terminate", "r", "--endpoint", pipelines.endpoint]) == 0
+    assert server.terminated == ["r"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ((200, "<html>sign in</html>"), "not as Kubeflow Pipelines 2 does"),
+        ((404, "no"), "not as Kubeflow Pipelines 2 does"),
+        ((302, ""), "wants you to sign in"),
+        ((401, {"message": "who"}), "wants you to sign in"),
+        ((500, {"message": "broken"}), "broken; see its log"),
+        ((400, {"message": "never"}), "refused: never"),
+    ],
+)
+def test_what_is_no_server_of_ours_is_told_in_one_line(answer: tuple[int, Any], said: str) -> None:
+    with serve(lambda _: answer) as address, pytest.raises(DitError, match=said) as caught:
+        Pipelines(address).version()
+    assert address in str(caught.value)
+
+
+def test_a_server_that_is_away_is_told_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    with reserved_port() as port, pytest.raises(PipelinesUnavailable, match="Connection refused"):
+        Pipelines(f"http://127.0.0.1:{port}").version()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_endpoint_is_given_or_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KFP_ENDPOINT", raising=False)
+    with pytest.raises(InputError, match="set KFP_ENDPOINT"):
+        endpoint_of(None)
+    with pytest.raises(InputError, match="no address"):
+        endpoint_of("localhost:8888")
+    monkeypatch.setenv("KFP_ENDPOINT", "http://there:8888/")
+    assert endpoint_of(None) == "http://there:8888"
