@@ -128,7 +128,9 @@ class PipelinesServer:
             return self._experiments(request)
         if path == "runs":
             return self._runs(request)
-        uid, _, action = path.removeprefix("runs/").partition(":")
+        return self._run(*path.removeprefix("runs/").partition(":")[::2])
+
+    def _run(self, uid: str, action: str) -> Answer:
         if uid not in self.runs:
             return 404, {"error": f"Run {uid} not found", "code": 5, "message": f"Run {uid} not found"}
         if action == "terminate":

@@ -87,7 +87,12 @@ def quota(gpus: int) -> dict[str, Any]:
 
 
 @pytest.fixture
-def place(s3_environment: None, s3_proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+def place(
+    s3_environment: None,  # noqa: ARG001
+    s3_proxy: Proxy,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Place]:
     kubernetes, mlflow, pipelines = Kubernetes(), MLflow(), PipelinesServer()
     with serve(kubernetes.answer) as api, serve(mlflow.answer) as tracking, serve(pipelines.answer) as endpoint:
         mlflow.name = tracking.removeprefix("http://")

@@ -81,8 +81,9 @@ def test_the_newest_run_of_a_pipeline_is_found_among_others(server: PipelinesSer
     assert pipelines.latest("e", "dit-nothing") is None
 
 
+@pytest.mark.usefixtures("at_once")
 def test_waiting_outlasts_a_server_that_is_away(
-    server: PipelinesServer, pipelines: Pipelines, at_once: None, capsys: pytest.CaptureFixture[str]
+    server: PipelinesServer, pipelines: Pipelines, capsys: pytest.CaptureFixture[str]
 ) -> None:
     states = [{"a": "RUNNING"}, {"a": "SUCCEEDED", "b": "RUNNING"}, {"a": "SUCCEEDED", "b": "SUCCEEDED"}]
     answers = [run("r", "RUNNING", one) for one in states[:2]]
@@ -92,9 +93,8 @@ def test_waiting_outlasts_a_server_that_is_away(
     assert told == ["step a: running", "step a: succeeded", "step b: running", "step b: succeeded"]
 
 
-def test_waiting_gives_up_when_the_server_stays_away(
-    server: PipelinesServer, pipelines: Pipelines, at_once: None
-) -> None:
+@pytest.mark.usefixtures("at_once")
+def test_waiting_gives_up_when_the_server_stays_away(server: PipelinesServer, pipelines: Pipelines) -> None:
     server.runs["r"] = [503]
     with pytest.raises(PipelinesUnavailable, match="away"):
         submission.wait(pipelines, "r", patience=0.05)
@@ -113,11 +113,11 @@ def failed_pod(message: str | None, created: str = "2026-01-01T10:00:00Z", step:
     }
 
 
+@pytest.mark.usefixtures("at_once")
 @pytest.mark.parametrize("logged", [False, True])
 def test_a_run_that_fails_tells_which_step_and_why(
     server: PipelinesServer,
     pipelines: Pipelines,
-    at_once: None,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -137,10 +137,10 @@ def test_a_run_that_fails_tells_which_step_and_why(
     assert f"step a: {why}; kubectl logs -n kubeflow w-09 -c main" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("at_once")
 def test_a_failed_run_is_told_without_a_cluster_too(
     server: PipelinesServer,
     pipelines: Pipelines,
-    at_once: None,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
