@@ -37,20 +37,16 @@ BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-<<<<<<< HEAD
 .PHONY: help study plan compile ui test lint format bench build push image-size secrets deploy undeploy env constraints apt clean
-=======
-.PHONY: help study plan ui test lint format bench build push image-size secrets deploy undeploy env constraints apt clean
 .PHONY: preflight submit status terminate clean-jobs
->>>>>>> 2547821 (Runs: steps and their reasons)
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-RUN = $(if $(filter docker,$(RUNNER)),python -m pipelines.containers,$(if $(filter local,$(RUNNER)),dit study))
+STUDY_RUNNER = $(if $(filter docker,$(RUNNER)),python -m pipelines.containers,$(if $(filter local,$(RUNNER)),dit study))
 study: env ## Run STUDY to its verdict, or what is left of it: minutes for the default, on two CPU cores.
-	@test -n "$(RUN)" || { echo "make: RUNNER=$(RUNNER): give RUNNER=local or RUNNER=docker" >&2; exit 2; }
-	@$(BIN)/$(RUN) $(STUDY) --root $(ROOT) $(OVERRIDES)
+	@test -n "$(STUDY_RUNNER)" || { echo "make: RUNNER=$(RUNNER): give RUNNER=local or RUNNER=docker" >&2; exit 2; }
+	@$(BIN)/$(STUDY_RUNNER) $(STUDY) --root $(ROOT) $(OVERRIDES)
 
 plan: env ## Print what STUDY costs: parameters, Gflops, memory and hours. Writes nothing.
 	@$(BIN)/dit plan $(STUDY) $(OVERRIDES)
@@ -112,14 +108,14 @@ deploy: env $(if $(filter kind%,$(OVERLAY)),secrets) ## Deploy OVERLAY of k8s/ov
 undeploy: env ## Remove what deploy made; volume claims and secrets stay.
 	@$(BIN)/python -m pipelines.deploy undeploy $(OVERLAY)
 
-ON_CLUSTER = $(STUDY) --root $(ROOT) $(foreach override,$(SET),--set '$(override)')
+ON_CLUSTER = $(STUDY) --root $(S3_ROOT) $(OVERRIDES)
 
 preflight: env ## Check whether STUDY can run on the cluster, with its results at ROOT, s3://bucket/prefix.
 	@$(BIN)/python -m pipelines.preflight $(ON_CLUSTER)
 
 submit: env ## Submit STUDY to Kubeflow Pipelines at KFP_ENDPOINT, after a preflight; WAIT=1 waits for its end.
 	@$(BIN)/python -m pipelines.submit $(ON_CLUSTER) --experiment '$(EXPERIMENT)' --cache $(CACHE) \
-		$(if $(RUN),--run '$(RUN)') $(if $(WAIT),--wait)
+		$(if $(IMAGE),--image $(IMAGE)) $(if $(RUN),--run '$(RUN)') $(if $(WAIT),--wait)
 
 status: env ## Show how far STUDY is: pipeline steps, jobs, pods, training steps, metrics; WATCH=1 goes on.
 	@$(BIN)/dit status $(ON_CLUSTER) --experiment '$(EXPERIMENT)' $(if $(RUN),--run '$(RUN)') $(if $(WATCH),--watch)

@@ -64,6 +64,10 @@ class Run:
     tasks: tuple[Task, ...] = ()
     titles: Mapping[str, str] = field(default_factory=dict)
     """Name of a step in the compiled file -> the one that people know, in the order of the file."""
+    study: str = ""
+    """The study's text, as it was submitted."""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    """Values of the pipeline's parameters."""
 
     @property
     def over(self) -> bool:
@@ -251,7 +255,7 @@ def load_package(package: Path, caching: bool = True) -> dict[str, Any]:
 
 
 def _run(found: Any) -> Run:
-    details = found.run_details.task_details if found.run_details else None
+    details, spec = found.run_details.task_details if found.run_details else None, _spec(found.pipeline_spec)
     return Run(
         uid=str(found.run_id),
         name=str(found.display_name),
@@ -260,7 +264,9 @@ def _run(found: Any) -> Run:
         ended=_time(found.finished_at),
         message=_said(found.error),
         tasks=tuple(_task(one) for one in details or []),
-        titles=_titles(found.pipeline_spec),
+        titles={name: task.get("taskInfo", {}).get("name", name) for name, task in _tasks(spec).items()},
+        study=next((text for task in _tasks(spec).values() if (text := _constant(task, "study"))), ""),
+        parameters=_parameters(spec, found.runtime_config),
     )
 
 
@@ -269,9 +275,20 @@ def _spec(package: Mapping[str, Any] | None) -> Mapping[str, Any]:
     return found.get("pipeline_spec", found)  # type: ignore[no-any-return]
 
 
-def _titles(package: Mapping[str, Any] | None) -> dict[str, str]:
-    tasks = _spec(package).get("root", {}).get("dag", {}).get("tasks", {})
-    return {name: task.get("taskInfo", {}).get("name", name) for name, task in tasks.items()}
+def _tasks(spec: Mapping[str, Any]) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = spec.get("root", {}).get("dag", {}).get("tasks", {})
+    return found
+
+
+def _constant(task: Mapping[str, Any], name: str) -> str:
+    given = task.get("inputs", {}).get("parameters", {}).get(name, {})
+    return str(given.get("runtimeValue", {}).get("constant", ""))
+
+
+def _parameters(spec: Mapping[str, Any], runtime: Any) -> dict[str, Any]:
+    known = spec.get("root", {}).get("inputDefinitions", {}).get("parameters", {})
+    values = {name: one["defaultValue"] for name, one in known.items() if "defaultValue" in one}
+    return values | ((runtime.parameters if runtime else None) or {})
 
 
 def _task(found: Any) -> Task:

@@ -27,12 +27,15 @@ from pipelines.jobs.watch import look
 from pipelines.jobs.why import explain
 from pipelines.progress import Stage, progress, stage_names
 from pipelines.services import settings, store_as_pods_see_it
+from pipelines.step import Run as Submitted
 
 if TYPE_CHECKING:
     from pipelines.runs import Run
 
 _PAUSE_SECONDS = 10.0
 _KFP_ENDPOINT = "KFP_ENDPOINT"
+_CHANGEABLE = ("steps", "cfg", "samples", "seed", "overrides")
+"""Parameters of a run, besides its root and image."""
 T = TypeVar("T")
 
 
@@ -40,6 +43,8 @@ T = TypeVar("T")
 class _View:
     """All that could be found out."""
 
+    config: StudyConfig
+    root: str
     stages: list[Stage] = field(default_factory=list)
     jobs: list[JobView] = field(default_factory=list)
     run: Run | None = None
@@ -61,20 +66,21 @@ def run(
         view = _look(config, root, run_id, experiment)
         if watch and sys.stdout.isatty():
             say("\033[H\033[2J")
-        _show(config, root, view)
+        _show(view)
         if not watch or not under_way(view.stages, view.jobs, view.run):
             return
         time.sleep(_PAUSE_SECONDS)
 
 
 def _look(config: StudyConfig, root: str, run_id: str | None, experiment: str) -> _View:
-    view = _View()
+    view = _View(config, root)
     if not root.startswith("s3://"):
         # A folder of this machine: nothing of it runs elsewhere.
         view.stages = progress(config, open_store(root))
         return view
     if run_id or os.environ.get(_KFP_ENDPOINT):
         view.run = _try(view, lambda: _find_run(config, run_id, experiment, view))
+        config, root = view.config, view.root
     else:
         view.remarks.append(f"Kubeflow Pipelines was not asked: {_KFP_ENDPOINT} is not set")
     cluster = _try(view, lambda: Cluster.connect().within(config.cluster.namespace))
@@ -112,7 +118,18 @@ def _find_run(config: StudyConfig, run_id: str | None, name: str, view: _View) -
             view.remarks.append(f"no run of {config.study} is in experiment {name}; make submit")
     if found is not None:
         view.remarks.insert(0, pipelines.url(found.uid))
+        _as_submitted(found, view)
     return found
+
+
+def _as_submitted(run: Run, view: _View) -> None:
+    """Look at what the run works on, whatever has become of the study file since."""
+    if not run.study:
+        return
+    given = {key: value for key, value in run.parameters.items() if key in _CHANGEABLE}
+    view.root = str(run.parameters.get("root", view.root))
+    overrides = Submitted(run.study, view.root, **given).all_overrides()
+    view.config = study_file.load_text(run.study, overrides, where=f"study of run {run.uid}")
 
 
 def _waiting_steps(run: Run | None, cluster: Cluster) -> list[str]:
@@ -153,7 +170,8 @@ def _stages(config: StudyConfig, root: str, cluster: Cluster | None, view: _View
         return progress(config, open_store(root))
 
 
-def _show(config: StudyConfig, root: str, view: _View) -> None:
+def _show(view: _View) -> None:
+    config, root = view.config, view.root
     title = f"{config.study}, {root}"
     if view.run is not None:
         title += f": run {view.run.uid} ({view.run.name}) {view.run.state.lower()}"

@@ -167,7 +167,7 @@ def test_a_row_joins_what_run_job_and_store_say(config: StudyConfig, store: Stor
     assert row["pods"] == "7/8"
     assert str(row["done"]).startswith("60/1,500 steps")
     assert row["newest"] == "loss 0.5000 at 60"
-    assert row["time"] == "3 min"
+    assert row["time"] == "3m 00s"
     assert found["prepare 1/2"]["state"] == "succeeded"
     assert found["train mini-B/2"]["state"] is None
 
