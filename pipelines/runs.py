@@ -180,11 +180,11 @@ class Pipelines:
                 return None
 
     def terminate(self, uid: str) -> None:
-        """End a run; its steps are killed. InputError where there is none."""
-        try:
-            self._call(self._runs.run_service_terminate_run, uid)
-        except _NotFound as error:
-            raise InputError(f"run {uid}: {error}; see which there are: make status") from None
+        """End a run; its steps are killed. InputError where there is none that goes on."""
+        found = self.run(uid)
+        if found.over:
+            raise InputError(f"run {uid} ({found.name}) has ended already, {found.state}; make clean-jobs")
+        self._call(self._runs.run_service_terminate_run, uid)
 
     def url(self, uid: str) -> str:
         """Where a browser shows the run."""

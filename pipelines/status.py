@@ -133,12 +133,22 @@ def _as_submitted(run: Run, view: _View) -> None:
 
 
 def _waiting_steps(run: Run | None, cluster: Cluster) -> list[str]:
-    from pipelines.steps import RUN_LABEL, waiting
+    """Why pods of steps do not run, and why earlier ones failed that are tried again."""
+    from pipelines.steps import RUN_LABEL, last_death, steps, waiting
 
     if run is None:
         return []
     pods = cluster.within(names.RUNS_NAMESPACE).pods(f"{RUN_LABEL}={run.uid}")
-    return [f"{step}: {why}" for step, why in waiting(run, pods).items()]
+    found = [f"{step}: {why}" for step, why in waiting(run, pods).items()]
+    for step in steps(run):
+        death = last_death(run, step.name, pods) if step.state == "RUNNING" else None
+        if death is not None:
+            said = f": {death[1]}" if death[1] else ""
+            found.append(
+                f"{step.name}: is tried again, since pod {death[0]} failed{said};"
+                f" kubectl logs -n {names.RUNS_NAMESPACE} {death[0]} -c main"
+            )
+    return found
 
 
 def _jobs(config: StudyConfig, root: str, cluster: Cluster, view: _View) -> list[JobView]:

@@ -18,6 +18,9 @@ CONTAINER = "main"
 
 _NODE = "workflows.argoproj.io/node-name"
 _DRIVER = "-driver"
+_OWN = "dit: "
+# The programs around a step's own have the last words in its log.
+_OF_LAUNCHER = re.compile(r"[IWEF]\d{4} |time=|Error: exit status|[\[\]{}\"]")
 _ATTEMPT = re.compile(r"\(\d+\)")
 
 
@@ -91,8 +94,11 @@ def _last_words(pod: Object) -> str:
 
 
 def reason_in(log: str) -> str:
-    """A step's own line on why it fails, among what the pod printed; empty where it has none."""
-    return next((line for line in reversed(log.splitlines()) if line.startswith("dit: ")), "").removeprefix("dit: ")
+    """Why a step fails, among what its pod printed: its own line on that, else its last; empty where it has none."""
+    lines = [line.strip() for line in log.splitlines()]
+    own = [line.removeprefix(_OWN) for line in lines if line.startswith(_OWN)]
+    others = [line for line in lines if line and not _OF_LAUNCHER.match(line)]
+    return (own or others or [""])[-1]
 
 
 def _init_statuses(pod: Object) -> list[dict[str, Any]]:

@@ -46,7 +46,7 @@ def submit(config: StudyConfig, root: str, image: str, options: argparse.Namespa
     if options.wait:
         wait(pipelines, uid, config.cluster.patience.api, options.runs_namespace)
     else:
-        say(f"see how it goes: make status STUDY={options.study} ROOT={root} RUN={uid}")
+        say(f"see how it goes: dit status {options.study} --root {root} --run {uid}")
 
 
 def wait(pipelines: Pipelines, uid: str, patience: float, namespace: str = RUNS_NAMESPACE) -> None:

@@ -31,12 +31,10 @@ def _job(cluster: ClusterConfig, found: list[Object]) -> Finding:
     subject = "GPUs" if cluster.gpus_per_pod else "nodes"
     asked = of_pod(cluster)
     fit = [(node, fitting(node, asked)) for node in found if usable(cluster, node, gpus=True)]
-    pods = sum(count for _, count in fit)
+    pods = sum(room for _, room in fit)
     kind = cluster.gpu_product or cluster.gpu_resource if cluster.gpus_per_pod else "any kind"
-    text = (
-        f"{sum(count > 0 for _, count in fit)} nodes with {kind} have room for {pods} of {cluster.replicas} pods of"
-        f" {_listed(asked)}"
-    )
+    count = sum(room > 0 for _, room in fit)
+    text = f"{count} nodes with {kind} have room for {pods} pods of {_listed(asked)}; a job has {cluster.replicas}"
     if pods >= cluster.replicas:
         return ok(subject, text)
     if cluster.queue:

@@ -14,7 +14,7 @@ import pytest
 from dit.cli import run
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("plan", "prepare", "train", "sample", "evaluate", "report", "study", "show", "convert")
+COMMANDS = ("plan", "prepare", "train", "sample", "evaluate", "report", "study", "status", "show", "convert")
 
 
 def help_text(capsys: pytest.CaptureFixture[str], *command: str) -> str:
@@ -49,10 +49,10 @@ def test_both_ways_to_start_are_the_same() -> None:
     assert len(outputs) == 1
 
 
-def test_the_study_command_finds_its_runner_without_importing_the_platform() -> None:
-    assert [entry.value for entry in entry_points(group="dit.orchestrators", name="local")][:1] == [
-        "pipelines.local:run"
-    ]
+def test_study_and_status_find_their_runners_without_importing_the_platform() -> None:
+    for name in ("local", "status"):
+        found = [entry.value for entry in entry_points(group="dit.orchestrators", name=name)]
+        assert found[:1] == [f"pipelines.{name}:run"]
 
 
 def test_the_makefile_lists_its_targets_and_shows_them_by_default() -> None:

@@ -171,7 +171,7 @@ def change(path: str, value: Any = None) -> Break:
         ),
         (change(REAPER), "reaper", "make deploy"),
         (change(REAPER, {"status": {}}), "reaper", "does not run; kubectl describe deployment"),
-        (change("/api/v1/nodes", {"items": [node("one", gpus=7)]}), "GPUs", "room for 7 of 8 pods"),
+        (change("/api/v1/nodes", {"items": [node("one", gpus=7)]}), "GPUs", "room for 7 pods"),
         (
             lambda place: place.kubernetes.denied.add("create pytorchjobs"),
             "rights in dit-scaling",

@@ -151,9 +151,15 @@ def test_a_failed_run_is_told_without_a_cluster_too(
     assert "kubectl get pods -n kubeflow -l pipeline/runid=r" in capsys.readouterr().out
 
 
-def test_a_run_is_terminated_by_its_id(server: PipelinesServer, pipelines: Pipelines) -> None:
-    server.runs["r"] = [run("r", "RUNNING")]
+def test_a_run_is_terminated_by_its_id(
+    server: PipelinesServer, pipelines: Pipelines, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.runs |= {"r": [run("r", "RUNNING")], "old": [run("old", "FAILED")]}
     assert submission.main(["--terminate", "r", "--endpoint", pipelines.endpoint]) == 0
+    assert submission.main(["--terminate", "old", "--endpoint", pipelines.endpoint]) == 2
+    assert "has ended already, FAILED" in capsys.readouterr().err
+    assert submission.main(["--terminate", "none", "--endpoint", pipelines.endpoint]) == 2
+    assert "Run none not found" in capsys.readouterr().err
     assert server.terminated == ["r"]
 
 

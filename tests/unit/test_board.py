@@ -254,4 +254,10 @@ def test_the_newest_pod_that_failed_tells_why() -> None:
 
 def test_a_step_tells_why_it_fails_in_a_line_of_its_own() -> None:
     assert reason_in("dit: first\nx\ndit: second\nlauncher: exit status 1\n") == "second"
-    assert reason_in("nothing of the kind") == ""
+    around = [
+        "I1125 07:44:26.019770 15 launcher_v2.go:206] publish",
+        'time=2026-11-25T07:44:26Z msg="x"',
+        "Error: exit status 1",
+    ]
+    assert reason_in("\n".join(["Traceback", "ImportError: no name", "", *around])) == "ImportError: no name"
+    assert reason_in("\n".join(around)) == ""
