@@ -1,4 +1,4 @@
-"""The preflight against an S3 server, and against a cluster, an MLflow and pipelines that answer as such do."""
+"""The preflight, and submitting after it: an S3 server, and a cluster, MLflow and pipelines that answer as such do."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from http_fakes import Answer, Kubernetes, PipelinesServer, Request, kubeconfig, serve
+from http_fakes import Answer, Kubernetes, PipelinesServer, Request, kubeconfig, run, serve
 from s3_proxy import BUCKET, Proxy, raw
 
+from pipelines import submit as submission
 from pipelines.preflight.__main__ import main
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 JOBS, RUNS = "/api/v1/namespaces/dit-scaling", "/api/v1/namespaces/kubeflow"
 QUEUES = "/apis/kueue.x-k8s.io/v1beta1"
 REAPER = "/apis/apps/v1/namespaces/dit-scaling/deployments/dit-reaper"
+IMAGE = "registry.example/dit@sha256:" + "0" * 64
 PASSWORD = "correct horse battery"
 A100 = "NVIDIA-A100-SXM4-80GB"
 
@@ -314,3 +316,51 @@ def test_behind_a_queue_nodes_may_still_come(place: Place, capsys: pytest.Captur
 def test_a_root_that_pods_do_not_reach_is_refused(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     assert place.check(root="runs") == 2
     assert "give s3://bucket/prefix" in capsys.readouterr().err
+
+
+def submit(place: Place, *options: str) -> int:
+    study, root = str(CONFIGS / "digits.yaml"), f"s3://{BUCKET}/dit"
+    return submission.main([study, "--root", root, "--image", IMAGE, "--endpoint", place.endpoint, *options])
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(submission, "POLL_SECONDS", 0.0)
+    return tmp_path
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_a_study_that_can_run_is_submitted_as_its_launcher(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    assert submit(place, "--experiment", "mine", "--run", "first", "--set", "train.steps=100", "--wait") == 0
+    (sent,) = place.pipelines.created
+    assert (sent["display_name"], sent["service_account"]) == ("first", "dit-launcher")
+    assert place.pipelines.experiments == ["mine"]
+    given = sent["pipeline_spec"]["pipeline_spec"]["root"]["inputDefinitions"]["parameters"]
+    assert given["steps"]["defaultValue"] == 100
+    assert given["image"]["defaultValue"] == IMAGE
+    told = capsys.readouterr().out.splitlines()
+    assert f"run run-1 (first) in experiment mine: {place.endpoint}/#/runs/details/run-1" in told
+    assert told[-1].startswith("run run-1: succeeded")
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_nothing_is_submitted_after_a_cross(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    change(f"{RUNS}/serviceaccounts/dit-launcher")(place)
+    assert submit(place) == 2
+    assert "preflight: 1 of" in capsys.readouterr().err
+    assert place.pipelines.created == []
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_a_run_that_fails_is_a_failure_of_the_command(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    place.pipelines.runs["run-1"] = [run("run-1", "RUNNING", {"a": "RUNNING"}), run("run-1", "FAILED", {"a": "FAILED"})]
+    assert submit(place, "--wait") == 1
+    assert "run run-1 ended FAILED at step a" in capsys.readouterr().err
+
+
+def test_submitting_needs_to_know_where(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delenv("KFP_ENDPOINT", raising=False)
+    assert submission.main([]) == 2
+    assert submission.main([str(CONFIGS / "digits.yaml"), "--root", "s3://b/d", "--image", IMAGE]) == 2
+    assert "set KFP_ENDPOINT" in capsys.readouterr().err
