@@ -6,14 +6,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING
 
 from dit.formatting import format_duration, format_number, format_share
 from pipelines.jobs.snapshot import Snapshot
 from pipelines.progress import Stage
-
-if TYPE_CHECKING:
-    from pipelines.runs import Run, Task
+from pipelines.runs import Run, Task
+from pipelines.steps import steps
 
 COLUMNS = ("step", "state", "job", "pods", "done", "newest", "time")
 _MERGED = "merge"
@@ -41,8 +39,6 @@ def rows(
     """A row for each step of a run, or without one for each stage, in the order of the study's stages."""
     tasks: tuple[Task, ...] = ()
     if run is not None:
-        from pipelines.steps import steps  # loads kfp, which a study without a run does not need
-
         tasks = tuple(sorted(steps(run), key=lambda task: _place(task.name, order)))
     names = [task.name for task in tasks] or order
     return [

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from dit import study_file
 from dit.config import StudyConfig
@@ -26,11 +26,10 @@ from pipelines.jobs.spec import job_spec
 from pipelines.jobs.watch import look
 from pipelines.jobs.why import explain
 from pipelines.progress import Stage, progress, stage_names
+from pipelines.runs import Run
 from pipelines.services import settings, store_as_pods_see_it
 from pipelines.step import Run as Submitted
-
-if TYPE_CHECKING:
-    from pipelines.runs import Run
+from pipelines.steps import RUN_LABEL, last_death, steps, waiting
 
 _PAUSE_SECONDS = 10.0
 _KFP_ENDPOINT = "KFP_ENDPOINT"
@@ -105,7 +104,7 @@ def _try(view: _View, call: Callable[[], T]) -> T | None:
 
 
 def _find_run(config: StudyConfig, run_id: str | None, name: str, view: _View) -> Run | None:
-    from pipelines.runs import Pipelines, endpoint_of
+    from pipelines.server import Pipelines, endpoint_of  # loads kfp, which a study without a run does not need
 
     pipelines = Pipelines(endpoint_of(None))
     found: Run | None = None
@@ -134,8 +133,6 @@ def _as_submitted(run: Run, view: _View) -> None:
 
 def _waiting_steps(run: Run | None, cluster: Cluster) -> list[str]:
     """Why pods of steps do not run, and why earlier ones failed that are tried again."""
-    from pipelines.steps import RUN_LABEL, last_death, steps, waiting
-
     if run is None:
         return []
     pods = cluster.within(names.RUNS_NAMESPACE).pods(f"{RUN_LABEL}={run.uid}")

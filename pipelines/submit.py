@@ -23,7 +23,8 @@ from pipelines.jobs.client import Cluster
 from pipelines.jobs.names import LAUNCHER, RUNS_NAMESPACE
 from pipelines.jobs.patience import patiently
 from pipelines.preflight.check import preflight
-from pipelines.runs import ENDPOINT, EXPERIMENT, SUCCEEDED, Pipelines, PipelinesUnavailable, Run, endpoint_of
+from pipelines.runs import SUCCEEDED, Run
+from pipelines.server import ENDPOINT, EXPERIMENT, Pipelines, PipelinesUnavailable, endpoint_of
 from pipelines.steps import CONTAINER, RUN_LABEL, failures, last_death, reason_in, steps
 
 POLL_SECONDS = 5.0

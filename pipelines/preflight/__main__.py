@@ -14,7 +14,7 @@ from dit import study_file
 from dit.errors import DitError, InputError
 from pipelines.jobs.names import RUNS_NAMESPACE
 from pipelines.preflight.check import preflight
-from pipelines.runs import ENDPOINT, endpoint_of
+from pipelines.server import ENDPOINT, endpoint_of
 
 
 def main(arguments: list[str] | None = None) -> int:

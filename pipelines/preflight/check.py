@@ -12,7 +12,7 @@ from pipelines.jobs.client import FORBIDDEN, ApiRefused, Cluster
 from pipelines.jobs.names import RUNS_NAMESPACE
 from pipelines.preflight import capacity, objects, rights, services
 from pipelines.preflight.finding import Check, Finding, Mark, Site, failed, ok, unknown
-from pipelines.runs import Pipelines
+from pipelines.server import Pipelines
 
 _OF_CLUSTER: tuple[tuple[str, Check], ...] = (
     ("job", objects.job_kind),

@@ -31,6 +31,7 @@ LIGHT = (
     "pipelines.jobs.launch",
     "pipelines.local",
     "pipelines.reaper",
+    "pipelines.status",
     "pipelines.step",
 )
 

@@ -14,7 +14,8 @@ from ports import reserved_port
 from dit.errors import DitError, InputError
 from pipelines import submit as submission
 from pipelines.jobs import patience
-from pipelines.runs import Pipelines, PipelinesUnavailable, endpoint_of, load_package
+from pipelines.runs import load_package
+from pipelines.server import Pipelines, PipelinesUnavailable, endpoint_of
 
 
 @pytest.fixture
