@@ -7,23 +7,20 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dit.cli_options import Overrides, Root, Step, Study, Variants, parse_part
+from dit.cli_options import Experiment, Overrides, Root, RunId, Step, Study, Variants, Watch, parse_part
 from dit.errors import ConfigError, DitError
+from dit.orchestrators import orchestrator
 
 if TYPE_CHECKING:
     from dit.config import StudyConfig
-    from dit.records import TrainRecord
     from dit.storage import Store
 
 INTERRUPTED = 130
-ORCHESTRATORS = "dit.orchestrators"
 
 app = typer.Typer(
     name="dit",
@@ -109,12 +106,13 @@ def train(study: Study, variants: Variants = None, overrides: Overrides = None, 
     """
     config, store = _open(study, overrides, root)
     chosen = _variants(config, variants)
+    from dit.analysis.tables import say_trained
     from dit.stages import train as stage
 
     for variant in chosen:
         record = stage.run(config, store, variant)
         if _is_first_rank():
-            _say_trained(record)
+            say_trained(record)
 
 
 @app.command()
@@ -203,19 +201,15 @@ def run_study(study: Study, overrides: Overrides = None, root: Root = "runs") ->
       dit study configs/digits.yaml --set train.steps=400 --root /tmp/quick
     """
     _load(study, overrides)
-    _orchestrator("local")(study, root, overrides or [])
+    orchestrator("local")(study, root, overrides or [])
 
 
 @app.command()
 def status(
     study: Study,
-    run: Annotated[
-        str | None, typer.Option("--run", metavar="ID", help="Of Kubeflow Pipelines. Unset: the study's newest.")
-    ] = None,
-    experiment: Annotated[
-        str, typer.Option("--experiment", metavar="NAME", help="Where its newest run is looked for.")
-    ] = "dit",
-    watch: Annotated[bool, typer.Option("--watch", help="Again and again, until the run ends.")] = False,
+    run: RunId = None,
+    experiment: Experiment = "dit",
+    watch: Watch = False,
     overrides: Overrides = None,
     root: Root = "runs",
 ) -> None:
@@ -231,7 +225,7 @@ def status(
       dit status configs/imagenet256.yaml --root s3://bucket/dit --watch
     """
     _load(study, overrides)
-    _orchestrator("status")(study, root, overrides or [], run, experiment, watch)
+    orchestrator("status")(study, root, overrides or [], run, experiment, watch)
 
 
 @app.command()
@@ -280,29 +274,9 @@ def _open(study: Path, overrides: list[str] | None, root: str) -> tuple[StudyCon
     return config, open_store(root)
 
 
-def _orchestrator(name: str) -> Callable[..., None]:
-    """What runs or watches studies, found without knowing it; ConfigError where none is installed."""
-    for entry in entry_points(group=ORCHESTRATORS, name=name):
-        found: Callable[..., None] = entry.load()
-        return found
-    raise ConfigError(
-        f"no orchestrator {name} is installed (entry point group {ORCHESTRATORS}); install dit-scaling anew"
-    )
-
-
 def _variants(config: StudyConfig, names: list[str] | None) -> list[str]:
     """The named variants, or all; ConfigError for one that the study does not have."""
     return [config.spec(name).name for name in names] if names else list(config.variants)
-
-
-def _say_trained(record: TrainRecord) -> None:
-    from dit.console import say
-    from dit.formatting import format_number, format_rate
-
-    say(
-        f"{record.variant}: trained to step {record.steps}, loss {format_number(record.final_loss)},"
-        f" {format_rate(record.images_per_second, 'images')}, checkpoints at {', '.join(map(str, record.checkpoints))}"
-    )
 
 
 def _is_first_rank() -> bool:

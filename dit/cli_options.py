@@ -31,6 +31,12 @@ Step = Annotated[
     typer.Option("--step", min=1, help="Only this checkpoint. Unset: all of evaluation.at_steps."),
 ]
 
+RunId = Annotated[
+    str | None, typer.Option("--run", metavar="ID", help="Of Kubeflow Pipelines. Unset: the study's newest.")
+]
+Experiment = Annotated[str, typer.Option("--experiment", metavar="NAME", help="Where its newest run is looked for.")]
+Watch = Annotated[bool, typer.Option("--watch", help="Again and again, until the run ends.")]
+
 
 def parse_part(text: str) -> tuple[int, int]:
     """`3/16` as (3, 16); ConfigError unless it is part K of N with 1 <= K <= N."""

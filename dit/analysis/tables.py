@@ -15,8 +15,8 @@ from dit.analysis.results import Results, load_results
 from dit.analysis.text import metric_name
 from dit.config import StudyConfig
 from dit.console import Cell, console, say, table
-from dit.formatting import format_bytes, format_duration, format_number
-from dit.records import Verdict
+from dit.formatting import format_bytes, format_duration, format_number, format_rate
+from dit.records import TrainRecord, Verdict
 from dit.storage import Store
 
 Table = tuple[list[str], list[list[Cell]]]
@@ -117,6 +117,14 @@ def plan_table(planned: Plan) -> Table:
     total: list[Cell] = ["all", None, None, None, None, f"{macs:.2e}", f"{2 * macs:.2e}", None, None, None]
     rows.append([*total, train, planned.count * train, sample, planned.count * sample])
     return list(_PLAN_COLUMNS), rows
+
+
+def say_trained(record: TrainRecord) -> None:
+    """Print what a training came to, in a line."""
+    say(
+        f"{record.variant}: trained to step {record.steps}, loss {format_number(record.final_loss)},"
+        f" {format_rate(record.images_per_second, 'images')}, checkpoints at {', '.join(map(str, record.checkpoints))}"
+    )
 
 
 def show_plan(config: StudyConfig) -> None:
