@@ -91,7 +91,7 @@ class StepsConfig(Section):
     retries: Annotated[int, Field(ge=0)] = 3
     """How often a failed step is tried again."""
     retry_seconds: Positive = 30
-    """Pause before the first of these tries; it doubles from one to the next, up to an hour."""
+    """Pause before the first of these tries; it doubles from one to the next."""
 
 
 class PodConfig(Section):

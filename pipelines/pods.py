@@ -14,7 +14,8 @@ Kind = Literal["prepare", "launch", "evaluate", "report"]
 """Sections of `cluster.steps`."""
 
 _SCRATCH = "/tmp"
-_LONGEST_PAUSE = "3600s"
+# Argo counts it from the start of the first try: later there is no other, and one under way is killed.
+_TRIED_FOR = f"{365 * 24 * 3600}s"
 
 
 def equip(task: Any, kind: Kind, cluster: ClusterConfig) -> None:
@@ -32,7 +33,7 @@ def equip(task: Any, kind: Kind, cluster: ClusterConfig) -> None:
     # As Kubeflow Pipelines is published (retryPolicy OnError), a pod that was lost is tried again; a step that failed
     # by itself, and so would fail again, is not.
     if cluster.steps.retries:
-        task.set_retry(cluster.steps.retries, f"{cluster.steps.retry_seconds}s", 2.0, _LONGEST_PAUSE)
+        task.set_retry(cluster.steps.retries, f"{cluster.steps.retry_seconds}s", 2.0, _TRIED_FOR)
 
 
 def _resources(task: Any, step: StepConfig, cluster: ClusterConfig) -> None:

@@ -203,7 +203,7 @@ def test_every_pod_has_services_and_identities_key_by_key(digits: Compiled) -> N
             "maxRetryCount": 3,
             "backoffDuration": "30s",
             "backoffFactor": 2.0,
-            "backoffMaxDuration": "3600s",
+            "backoffMaxDuration": "31536000s",
         }
 
 
