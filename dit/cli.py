@@ -109,9 +109,10 @@ def train(study: Study, variants: Variants = None, overrides: Overrides = None, 
     from dit.analysis.tables import say_trained
     from dit.stages import train as stage
 
+    is_first = os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1"
     for variant in chosen:
         record = stage.run(config, store, variant)
-        if _is_first_rank():
+        if is_first:
             say_trained(record)
 
 
@@ -215,8 +216,7 @@ def status(
 ) -> None:
     """Show how far a study is: steps of its pipeline run, jobs, pods, training steps done, the newest metrics.
 
-    Asks Kubeflow Pipelines at KFP_ENDPOINT, the cluster of KUBECONFIG and the store, and says which of them it could
-    not reach.
+    Asks Kubeflow Pipelines at KFP_ENDPOINT, the cluster of KUBECONFIG and the store; says what it could not reach.
 
     [bold]Examples[/]
 
@@ -277,10 +277,6 @@ def _open(study: Path, overrides: list[str] | None, root: str) -> tuple[StudyCon
 def _variants(config: StudyConfig, names: list[str] | None) -> list[str]:
     """The named variants, or all; ConfigError for one that the study does not have."""
     return [config.spec(name).name for name in names] if names else list(config.variants)
-
-
-def _is_first_rank() -> bool:
-    return os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1"
 
 
 def run(arguments: list[str]) -> int:
