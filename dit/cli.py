@@ -221,7 +221,6 @@ def status(
     [bold]Examples[/]
 
     \b
-      dit status configs/digits.yaml
       dit status configs/imagenet256.yaml --root s3://bucket/dit --watch
     """
     _load(study, overrides)
