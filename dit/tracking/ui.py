@@ -51,7 +51,7 @@ def server_command(root: str, host: str, port: int) -> tuple[str, list[str]]:
         study, target = next(iter(studies.items()))
         raise InputError(f"{root}: its runs are on a server; open {target.address.rstrip('/')}{_page(study, target)}")
     study, target = local[0]
-    port = _free_port(host, port)
+    port = free_port(host, port)
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", target.uri]
     # Unsaid, this too is a line of output.
     command += ["--registry-store-uri", target.uri]
@@ -75,6 +75,19 @@ def serve(address: str, command: list[str]) -> int:
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(server.pid, signal.SIGTERM)
+
+
+def free_port(host: str, first: int) -> int:
+    """This port, or the next that nobody listens on; InputError where a number of them are taken."""
+    for port in range(first, first + _PORTS_TRIED):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError:
+                continue
+            return port
+    raise InputError(f"{host}: ports {first} to {first + _PORTS_TRIED - 1} are taken; give another --port")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -124,18 +137,6 @@ def _page(study: StudyFolder, target: Target) -> str:
         return ""
     experiment = TrackingRun.from_json(path.read_bytes(), str(path)).experiment_id
     return view_page(experiment, target.study) if target.metric else experiment_page(experiment)
-
-
-def _free_port(host: str, first: int) -> int:
-    for port in range(first, first + _PORTS_TRIED):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((host, port))
-            except OSError:
-                continue
-            return port
-    raise InputError(f"{host}: ports {first} to {first + _PORTS_TRIED - 1} are taken; give another --port")
 
 
 if __name__ == "__main__":
