@@ -113,7 +113,7 @@ constraints: env ## Resolve the dependencies anew; rewrites constraints.txt and 
 	$(COMPILE) --extra dev pyproject.toml mlflow/requirements.in -o constraints.txt
 	$(COMPILE) -c constraints.txt docker/torch.in -o docker/torch.txt
 	$(COMPILE) -c constraints.txt --excludes docker/unused.txt pyproject.toml -o docker/stages.txt
-	$(COMPILE) -c constraints.txt mlflow/requirements.in -o mlflow/requirements.txt
+	$(COMPILE) -c constraints.txt --excludes mlflow/unused.txt mlflow/requirements.in -o mlflow/requirements.txt
 	$(COMPILE) .ci/tools.in -o .ci/tools.txt
 
 apt: ## Debian and Ubuntu, where `python3 -m venv` is missing: install it with the system's package manager.
