@@ -39,8 +39,8 @@ def namespace_of(overlay: str) -> str:
 
 
 @contextmanager
-def forwarded(namespace: str, port: int) -> Iterator[subprocess.Popen[str]]:
-    """The server at this local port, for as long as the body runs; DitError where it cannot be reached."""
+def forwarded(namespace: str, port: int, overlay: str) -> Iterator[subprocess.Popen[str]]:
+    """An overlay's server at this local port, for as long as the body runs; DitError where it cannot be reached."""
     command = ["kubectl", "port-forward", "-n", namespace, "--address", HOST, f"service/{SERVICE}", f"{port}:5000"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -49,7 +49,7 @@ def forwarded(namespace: str, port: int) -> Iterator[subprocess.Popen[str]]:
             # It speaks when it listens, or ends.
             if not process.stdout.readline():
                 reason = " ".join(process.stderr.read().split())
-                raise DitError(f"kubectl port-forward: {reason}; see kubectl get pods -n {namespace}")
+                raise DitError(f"kubectl port-forward: {reason}; deploy it first: make deploy OVERLAY={overlay}")
             yield process
         finally:
             process.terminate()
@@ -85,7 +85,7 @@ def show(overlay: str, study: str, port: int) -> None:
     check_cluster()
     port = free_port(HOST, port)
     base = f"http://{HOST}:{port}"
-    with forwarded(namespace, port) as process:
+    with forwarded(namespace, port, overlay) as process:
         login = credentials(namespace)
         name = config.tracking.experiment or config.study
         experiment = find_experiment(base, name, login)

@@ -13,10 +13,11 @@ import urllib.request
 from contextlib import suppress
 from urllib.parse import urlsplit
 
+from dit import layout
+from dit.config import StudyConfig
 from dit.console import say
 from dit.errors import DitError, InputError
-from dit.layout import TRACKING_RUN
-from dit.storage import open_store
+from dit.storage import Store, open_store, read_record
 from dit.tracking.launch import complain, drain
 from dit.tracking.places import StudyFolder, local_root, tracked_studies
 from dit.tracking.state import TrackingRun, read_shipper, read_target, waiting
@@ -58,6 +59,14 @@ def server_command(root: str, host: str, port: int) -> tuple[str, list[str]]:
     artifacts = (target.artifacts or "").rpartition("/")[0]
     command += ["--artifacts-destination", artifacts, "--host", host, "--port", str(port), "--workers", "1"]
     return f"http://{host}:{port}{_page(study, target)}", [*command, *_QUIET_OPTIONS]
+
+
+def view_on_server(config: StudyConfig, store: Store) -> str | None:
+    """The address of a study's view on a server; None while it has none, or is tracked on a machine's own disk."""
+    run = read_record(store, layout.tracking_run(config, None), TrackingRun)
+    if run is None or not run.uri.startswith(("http://", "https://")):
+        return None
+    return run.uri.rstrip("/") + view_page(run.experiment_id, config.study)
 
 
 def serve(address: str, command: list[str]) -> int:
@@ -132,7 +141,7 @@ def _catch_up(study: StudyFolder, target: Target) -> None:
 
 def _page(study: StudyFolder, target: Target) -> str:
     """Where the study's view is, below the server's address; of a study without one, its experiment."""
-    path = study.path / TRACKING_RUN
+    path = study.path / layout.TRACKING_RUN
     if not path.exists():
         return ""
     experiment = TrackingRun.from_json(path.read_bytes(), str(path)).experiment_id

@@ -87,7 +87,7 @@ class Server:
 def reached(namespace: str) -> Iterator[Server]:
     with reserved_port() as port:
         pass
-    with forwarded(namespace, port):
+    with forwarded(namespace, port, "kind"):
         yield Server(namespace, port, dict(credentials(namespace)))
 
 

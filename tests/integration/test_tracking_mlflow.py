@@ -362,6 +362,22 @@ def test_the_pages_show_what_was_tracked(shared: Shared) -> None:
     assert Image.open(io.BytesIO(image)).size == (64, 32)
 
 
+def test_make_ui_says_where_the_pages_are_once_they_are_and_leaves_no_server_behind(shared: Shared) -> None:
+    with reserved_port() as port:
+        pass
+    root = shared.store.url.removeprefix("file://")
+    command = [sys.executable, "-m", "dit.tracking.ui", "--root", root, "--port", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    address = next(word for line in process.stdout for word in line.split() if word.startswith("http://"))
+    assert "viewStateShareKey=digits" in address
+    health = f"{address.partition('/#')[0]}/health"
+    assert _answers(health)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=PATIENCE_SECONDS) == 0
+    _until(lambda: not _answers(health), "the server has gone")
+
+
 def test_a_view_that_somebody_changed_stays_and_a_former_one_is_replaced(root: Path) -> None:
     config, store = study_file.load(STUDY, [VARIANTS, "tracking.experiment=viewed"]), open_store(root)
     with open_tracker(config, store, config.spec(SHOWN)) as tracker:

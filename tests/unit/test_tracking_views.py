@@ -5,9 +5,14 @@ from __future__ import annotations
 import base64
 import json
 import zlib
+from pathlib import Path
 from typing import Any
 
+from dit import layout, study_file
+from dit.storage import open_store, write_record
 from dit.tracking import views
+from dit.tracking.state import TrackingRun
+from dit.tracking.ui import view_on_server
 from dit.variants import VARIANTS
 
 METRIC = "cfg-1.0_n-1000_steps-25_seed-0/fid"
@@ -53,3 +58,16 @@ def test_a_view_that_a_person_changed_is_theirs() -> None:
 def test_every_variant_of_a_family_has_its_own_colour() -> None:
     paper = [name for name, spec in VARIANTS.items() if spec.family == "DiT"]
     assert len({views.colour(name) for name in paper}) == len(paper) == 12
+
+
+def test_the_view_has_an_address_where_a_server_has_it(tmp_path: Path) -> None:
+    config, store = study_file.load(Path(__file__).parents[2] / "configs" / "digits.yaml"), open_store(tmp_path)
+    assert view_on_server(config, store) is None
+    for uri, shown in (
+        ("sqlite:///mlflow.db", None),
+        ("https://mlflow.example.com/", "https://mlflow.example.com/#/exp"),
+    ):
+        record = TrackingRun(journal="1", run_id="2", experiment_id="7", uri=uri)
+        write_record(store, layout.tracking_run(config, None), record)
+        assert (view_on_server(config, store) or "").startswith(shown or "")
+        assert bool(view_on_server(config, store)) == bool(shown)
