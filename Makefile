@@ -37,8 +37,8 @@ BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help study plan compile ui test lint format bench build push image-size secrets deploy undeploy env constraints apt clean
-.PHONY: preflight submit status terminate clean-jobs
+.PHONY: help study plan compile ui ui-cluster test lint format bench build push image-size secrets deploy undeploy env constraints apt clean
+.PHONY: preflight submit status terminate clean-jobs test-cluster test-pipelines
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,11 +54,11 @@ plan: env ## Print what STUDY costs: parameters, Gflops, memory and hours. Write
 compile: env ## Write STUDY as a pipeline for Kubeflow Pipelines, with the image last pushed: build/STUDY.yaml.
 	@$(BIN)/python -m pipelines.compile $(STUDY) --root $(S3_ROOT) $(if $(IMAGE),--image $(IMAGE)) $(OVERRIDES)
 
-ui: env ## Open MLflow on the results below ROOT, at http://127.0.0.1:PORT.
-	@test -f $(ROOT)/mlflow.db || { echo "make: no results below $(ROOT); run 'make study' first" >&2; exit 2; }
-	@echo "http://127.0.0.1:$(PORT) answers in some seconds; Ctrl-C ends it" >&2
-	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow server --host 127.0.0.1 --port $(PORT) --workers 1 \
-		--backend-store-uri sqlite:///$(abspath $(ROOT))/mlflow.db
+ui: env ## Open MLflow on the results below ROOT, at PORT or the next free one.
+	@$(BIN)/python -m dit.tracking.ui --root $(ROOT) --port $(PORT)
+
+ui-cluster: env ## Open the MLflow that OVERLAY deployed, through a forwarded PORT, on the view of STUDY.
+	@$(BIN)/python -m pipelines.cluster_ui $(OVERLAY) $(STUDY) --port $(PORT)
 
 # A worker a core, one thread a process: many tests start several processes, which would get into each other's way.
 # A file's tests stay together, because they share what is dear to make; tests/conftest.py puts long files first.
@@ -138,7 +138,7 @@ constraints: env ## Resolve the dependencies anew; rewrites constraints.txt and 
 	$(COMPILE) --extra dev pyproject.toml mlflow/requirements.in -o constraints.txt
 	$(COMPILE) -c constraints.txt docker/torch.in -o docker/torch.txt
 	$(COMPILE) -c constraints.txt --excludes docker/unused.txt pyproject.toml -o docker/stages.txt
-	$(COMPILE) -c constraints.txt mlflow/requirements.in -o mlflow/requirements.txt
+	$(COMPILE) -c constraints.txt --excludes mlflow/unused.txt mlflow/requirements.in -o mlflow/requirements.txt
 	$(COMPILE) .ci/tools.in -o .ci/tools.txt
 
 apt: ## Debian and Ubuntu, where `python3 -m venv` is missing: install it with the system's package manager.

@@ -113,6 +113,11 @@ def protocol(sampling: SamplingConfig) -> str:
     return name
 
 
+def metric(sampling: SamplingConfig, name: str) -> str:
+    """Name under which a measured value is tracked: numbers of another protocol are other numbers."""
+    return f"{protocol(sampling)}/{name}"
+
+
 def samples(config: StudyConfig, spec: ModelSpec, number: int) -> str:
     """Folder of a checkpoint's sample set."""
     return f"{variant(config, spec)}/samples/{step(number)}/{protocol(config.sampling)}"

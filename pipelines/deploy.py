@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import secrets
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import yaml
 
 from dit.errors import DitError, InputError
+from pipelines.kubectl import check_cluster, kubectl
 
 Manifest = dict[str, Any]
 
@@ -65,13 +65,13 @@ def render(overlay: str, build: Path = ROOT / "build") -> list[Manifest]:
         "images": [_pushed(name, build / file) for name, file in IMAGES.items()],
     }
     (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization, sort_keys=False))
-    return [manifest for manifest in yaml.safe_load_all(_kubectl("kustomize", str(folder))) if manifest]
+    return [manifest for manifest in yaml.safe_load_all(kubectl("kustomize", str(folder))) if manifest]
 
 
 def deploy(overlay: str) -> None:
     """Apply an overlay and wait until its deployments are up; what another manager owns is refused, not taken over."""
     manifests = render(overlay)
-    _check_cluster()
+    check_cluster()
     namespaces = [manifest for manifest in manifests if manifest["kind"] == "Namespace"]
     if namespaces:
         _apply(namespaces)
@@ -83,20 +83,20 @@ def deploy(overlay: str) -> None:
         if manifest["kind"] == "Deployment":
             name, namespace = manifest["metadata"]["name"], manifest["metadata"]["namespace"]
             _say(f"waiting for {name}")
-            _kubectl("rollout", "status", f"deployment/{name}", "-n", namespace, f"--timeout={ROLLOUT_SECONDS}s")
+            kubectl("rollout", "status", f"deployment/{name}", "-n", namespace, f"--timeout={ROLLOUT_SECONDS}s")
     _say(f"deployed {overlay}: {len(manifests)} objects")
 
 
 def undeploy(overlay: str) -> None:
     """Remove what `deploy` made of an overlay; claims, secrets and the namespace stay."""
     manifests = render(overlay)
-    _check_cluster()
+    check_cluster()
     found = removable(manifests)
     for _, namespace in _readers(manifests):
         found[namespace] += ["configmap", "secret"]
     for namespace, kinds in found.items():
         scope = ["-n", namespace] if namespace else []
-        removed = _kubectl("delete", ",".join(kinds), "-l", f"{LABEL}={overlay}", "--ignore-not-found", *scope)
+        removed = kubectl("delete", ",".join(kinds), "-l", f"{LABEL}={overlay}", "--ignore-not-found", *scope)
         sys.stdout.write(removed)
     _say(f"undeployed {overlay}; volume claims and secrets stay until their namespace is deleted")
 
@@ -143,7 +143,7 @@ def create_secrets(overlay: str) -> None:
     What is there is never changed. InputError for an overlay whose secrets belong to services that exist already.
     """
     manifests = render(overlay)
-    _check_cluster()
+    check_cluster()
     _apply([manifest for manifest in manifests if manifest["kind"] == "Namespace"])
     missing = missing_secrets(manifests)
     if missing and not overlay.startswith(INVENTED):
@@ -169,7 +169,7 @@ def _settings(manifests: list[Manifest], overlay: str) -> list[Manifest]:
     for source, namespace in _readers(manifests):
         for kind, name in SETTINGS:
             found = yaml.safe_load(
-                _kubectl("get", kind, name, "-n", source, "--ignore-not-found", "-o", "yaml") or "null"
+                kubectl("get", kind, name, "-n", source, "--ignore-not-found", "-o", "yaml") or "null"
             )
             if found is None:
                 raise InputError(
@@ -199,7 +199,7 @@ def _create_secret(namespace: str, name: str, values: dict[str, str]) -> None:
         "stringData": values,
     }
     # By standard input: a command line can be read by everyone on the machine.
-    _kubectl("create", "-f", "-", stdin=yaml.safe_dump(secret))
+    kubectl("create", "-f", "-", stdin=yaml.safe_dump(secret))
     _say(f"created secret {name} in namespace {namespace}")
 
 
@@ -213,31 +213,13 @@ def _pushed(name: str, file: Path) -> dict[str, str]:
 
 
 def _exists(namespace: str, name: str) -> bool:
-    found = _kubectl("get", "secret", name, "-n", namespace, "--ignore-not-found", "-o", "name")
+    found = kubectl("get", "secret", name, "-n", namespace, "--ignore-not-found", "-o", "name")
     return bool(found.strip())
-
-
-def _check_cluster() -> None:
-    try:
-        _kubectl("get", "--raw", "/readyz", "--request-timeout=10s")
-    except DitError as error:
-        raise InputError(f"no cluster answers ({error}); set KUBECONFIG to one that does") from None
 
 
 def _apply(manifests: list[Manifest]) -> None:
     text = yaml.safe_dump_all(manifests)
-    _kubectl("apply", "--server-side", "--field-manager=dit-scaling", "--validate=strict", "-f", "-", stdin=text)
-
-
-def _kubectl(*arguments: str, stdin: str | None = None) -> str:
-    try:
-        done = subprocess.run(["kubectl", *arguments], input=stdin, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        raise InputError("kubectl is not on PATH; it is needed to render and to apply manifests") from None
-    if done.returncode:
-        reason = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
-        raise DitError(f"kubectl {arguments[0]}: {reason}")
-    return done.stdout
+    kubectl("apply", "--server-side", "--field-manager=dit-scaling", "--validate=strict", "-f", "-", stdin=text)
 
 
 def _say(text: str) -> None:

@@ -18,6 +18,7 @@ from dit.console import Cell, console, say, table
 from dit.formatting import format_bytes, format_duration, format_number, format_rate
 from dit.records import TrainRecord, Verdict
 from dit.storage import Store
+from dit.tracking.ui import view_on_server
 
 Table = tuple[list[str], list[list[Cell]]]
 
@@ -151,7 +152,8 @@ def show_results(config: StudyConfig, store: Store) -> None:
     for name in (layout.REPORT_PAGE, layout.REPORT_RUNS, layout.REPORT_VERDICT):
         say(f"{name:<13} {address(store, f'{folder}/{name}')}")
     if config.tracking.kind == "mlflow":
-        say("make ui       opens MLflow on these results")
+        server = view_on_server(config, store)
+        say(f"MLflow        {server}" if server else "make ui       opens MLflow on these results")
 
 
 def address(store: Store, key: str) -> str:

@@ -15,14 +15,14 @@ from dit.storage import Store, write_record
 from dit.tracking.journal import Entry, Journal, points, read_entries
 from dit.tracking.mirror import Mirror
 from dit.tracking.places import RunFolder, local_root
-from dit.tracking.sink import JOURNAL_TAG, PARENT_TAG, STUDY_TAG, RunGoneError, Sink, metric_name
+from dit.tracking.sink import JOURNAL_TAG, PARENT_TAG, RunGoneError, Sink, metric_name
 from dit.tracking.state import Shipped, TrackingRun, read_shipped, write_shipped
 from dit.tracking.target import Target
+from dit.tracking.views import COLOUR_TAG, STUDY_TAG, VARIANT_TAG, colour
 from dit.tracking.writers import Status
 
 _ENTRIES_PER_ROUND = 1000
 _ROOT_TAG = "dit.root"
-_VARIANT_TAG = "dit.variant"
 _HASH_TAG = "dit.training_hash"
 _NOTE_TAG = "mlflow.note.content"
 
@@ -126,7 +126,8 @@ class Feed:
         header, study = self._header, {STUDY_TAG: self._target.study}
         if header["variant"]:
             identity = {JOURNAL_TAG: header["id"]}
-            tags = {_VARIANT_TAG: header["variant"], _HASH_TAG: header["hash"], **study}
+            tags = {VARIANT_TAG: header["variant"], _HASH_TAG: header["hash"], **study}
+            tags |= {COLOUR_TAG: colour(header["variant"])}
             tags |= {PARENT_TAG: parent} if parent else {}
         else:
             # Machines that begin a study at the same moment have a journal each, but must share the parent run.

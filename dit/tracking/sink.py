@@ -21,10 +21,10 @@ from mlflow.exceptions import MlflowException
 from dit.storage_base import exclusive
 from dit.tracking.journal import Point
 from dit.tracking.target import SQLITE, Target
+from dit.tracking.views import STUDY_TAG, is_ours, view_tag, view_value
 from dit.tracking.writers import Status
 
 JOURNAL_TAG = "dit.journal"
-STUDY_TAG = "dit.study"
 HEARTBEAT_TAG = "dit.heartbeat"
 PARENT_TAG = "mlflow.parentRunId"
 _ERROR_TAG = "error"
@@ -32,6 +32,8 @@ _METRICS_PER_BATCH = 1000
 _TAGS_PER_BATCH = 100
 # What the server will answer however often it is asked again.
 _REFUSED = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE"}
+# Whoever may log to an experiment need not be allowed to change what its pages show.
+_REFUSED_VIEW = _REFUSED | {"PERMISSION_DENIED"}
 ItemT = TypeVar("ItemT")
 
 
@@ -46,6 +48,7 @@ class Sink:
         with _alone(target):
             self._client: Any = MlflowClient(tracking_uri=target.uri)
             self.experiment_id = self._open_experiment(target)
+            self._save_view(target)
 
     def find_run(self, tags: Mapping[str, str]) -> str | None:
         """The oldest active run that bears these tags."""
@@ -157,6 +160,21 @@ class Sink:
         if experiment.lifecycle_stage == "deleted":
             self._client.restore_experiment(experiment.experiment_id)
         return str(experiment.experiment_id)
+
+    def _save_view(self, target: Target) -> None:
+        """Keep the study's view with the experiment, unless a person has changed it."""
+        experiment = self._client.get_experiment(self.experiment_id)
+        name = view_tag(target.study)
+        value = view_value(target.study, metric_name(target.metric), target.last_step, experiment.creation_time)
+        there = experiment.tags.get(name)
+        if there == value or (there is not None and not is_ours(there)):
+            return
+        try:
+            self._client.set_experiment_tag(self.experiment_id, name, value)
+        except MlflowException as error:
+            if error.error_code not in _REFUSED_VIEW:
+                raise
+            sys.stderr.write(f"refused: view {name}: {error}\n")
 
     def _log(
         self,

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
+from dit import layout
 from dit.config import StudyConfig
 from dit.errors import InputError
 from dit.storage import Store
@@ -33,6 +34,10 @@ class Target:
     """Where a new experiment keeps artifacts; None leaves that to the server."""
     store: str
     """Address of the study's store, where run ids are recorded."""
+    metric: str = ""
+    """Name of the distance that the study is judged by; empty in what an earlier version wrote."""
+    last_step: int = 0
+    """The last step at which it is measured."""
 
     @property
     def digest(self) -> str:
@@ -85,4 +90,6 @@ def resolve_target(config: StudyConfig, store: Store) -> Target:
         description=config.description,
         artifacts=None if over_http else (root / ARTIFACTS / experiment).as_uri(),
         store=store.url,
+        metric=layout.metric(config.sampling, config.evaluation.metric),
+        last_step=config.evaluation.at_steps[-1],
     )

@@ -47,8 +47,14 @@ def test_the_stages_image_holds_every_dependency_of_the_project_and_no_tool() ->
     installed = {name for name, _ in locked("docker/stages.txt")}
     assert names(project["dependencies"]) <= installed
     assert not names(project["optional-dependencies"]["dev"]) & installed
-    unused = [line for line in (ROOT / "docker/unused.txt").read_text().splitlines() if not line.startswith("#")]
-    assert not names(unused) & installed
+
+
+@pytest.mark.parametrize("image", ["docker/stages.txt", "mlflow/requirements.txt"])
+def test_an_image_holds_nothing_that_it_is_said_not_to_use(image: str) -> None:
+    unused = (ROOT / image).with_name("unused.txt").read_text().splitlines()
+    names = {line for line in unused if not line.startswith("#")}
+    assert len(names) > 10
+    assert not names & {name for name, _ in locked(image)}
 
 
 def test_torch_has_a_layer_of_its_own_below_the_packages_and_the_code() -> None:
@@ -63,6 +69,18 @@ def test_stages_and_launcher_import_nothing_that_the_image_leaves_out() -> None:
     modules |= {"skops", "waitress"}
     imports = ["pipelines.step", "pipelines.study", "kubeflow.training", "mlflow.store.tracking.sqlalchemy_store"]
     imports += ["kfp.dsl.executor_main", "dit.tracking.shipper", *(f"dit.stages.{stage}" for stage in STAGES)]
+    import_without(modules, imports)
+
+
+def test_the_server_imports_nothing_that_its_image_leaves_out() -> None:
+    modules = {"contourpy", "docker", "fontTools", "gunicorn", "huey", "joblib", "kiwisolver", "matplotlib", "narwhals"}
+    modules |= {"PIL", "prettytable", "pyarrow", "pyparsing", "scipy", "skops", "sklearn", "threadpoolctl", "wcwidth"}
+    imports = ["mlflow.server.fastapi_app", "mlflow.server.auth.entities", "mlflow.server.auth.sqlalchemy_store"]
+    imports += ["mlflow.server.handlers", "mlflow.store.artifact.s3_artifact_repo"]
+    import_without(modules, imports)
+
+
+def import_without(modules: set[str], imports: list[str]) -> None:
     # None in sys.modules makes an import fail as if the package were not installed.
     code = f"import sys; sys.modules.update(dict.fromkeys({modules!r})); import {', '.join(imports)}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -30,9 +30,11 @@ from dit.storage import Store, open_store, read_record
 from dit.tracking import flush, open_tracker, read_points, reconcile
 from dit.tracking.lease import is_held
 from dit.tracking.places import run_folder, study_folder
+from dit.tracking.sink import Sink
 from dit.tracking.state import TrackingRun, waiting
 from dit.tracking.target import resolve_target
 from dit.tracking.ui import server_command
+from dit.tracking.views import view_page, view_tag
 from dit.variants import ModelSpec
 
 STUDY = Path(__file__).parents[2] / "configs" / "digits.yaml"
@@ -352,11 +354,45 @@ def test_the_pages_show_what_was_tracked(shared: Shared) -> None:
     _until(lambda: _answers(f"{base}/health"), "the pages are served")
     found = Found(base)
     run = found.run(SHOWN).info
-    assert page == f"/experiments/{run.experiment_id}"
+    assert page == view_page(run.experiment_id, "digits").removeprefix("/#")
+    assert view_tag("digits") in found.client.get_experiment(run.experiment_id).tags
     assert found.history(SHOWN, "loss") == [(20, 0.5)]
     [png] = [path for path in found.files(SHOWN) if path.endswith(".png")]
     image = urlopen(f"{base}/get-artifact?run_id={run.run_id}&path={quote(png)}", timeout=60).read()
     assert Image.open(io.BytesIO(image)).size == (64, 32)
+
+
+def test_make_ui_says_where_the_pages_are_once_they_are_and_leaves_no_server_behind(shared: Shared) -> None:
+    with reserved_port() as port:
+        pass
+    root = shared.store.url.removeprefix("file://")
+    command = [sys.executable, "-m", "dit.tracking.ui", "--root", root, "--port", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    address = next(word for line in process.stdout for word in line.split() if word.startswith("http://"))
+    assert "viewStateShareKey=digits" in address
+    health = f"{address.partition('/#')[0]}/health"
+    assert _answers(health)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=PATIENCE_SECONDS) == 0
+    _until(lambda: not _answers(health), "the server has gone")
+
+
+def test_a_view_that_somebody_changed_stays_and_a_former_one_is_replaced(root: Path) -> None:
+    config, store = study_file.load(STUDY, [VARIANTS, "tracking.experiment=viewed"]), open_store(root)
+    with open_tracker(config, store, config.spec(SHOWN)) as tracker:
+        tracker.metrics(20, {"loss": 0.5})
+    assert flush(config, store, timeout=PATIENCE_SECONDS)
+    client: Any = MlflowClient(tracking_uri=_uri(store))
+    experiment, name = client.get_experiment_by_name("viewed"), view_tag("digits")
+    made = experiment.tags[name]
+    assert config.evaluation.metric in resolve_target(config, store).metric
+    changed = made.replace(f'"updatedAt": {experiment.creation_time}', f'"updatedAt": {experiment.creation_time + 1}')
+    assert changed != made
+    for before, after in ((changed, changed), (made.replace("Scaling", "Former"), made)):
+        client.set_experiment_tag(experiment.experiment_id, name, before)
+        Sink(resolve_target(config, store))
+        assert client.get_experiment_by_name("viewed").tags[name] == after
 
 
 def test_no_server_costs_no_point(shared: Shared, root: Path, port: int) -> None:

@@ -1,0 +1,138 @@
+"""The MLflow server that an overlay deployed, through a forwarded port: `make ui-cluster`."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import yaml
+
+from dit import study_file
+from dit.errors import DitError, InputError
+from dit.tracking.ui import free_port
+from dit.tracking.views import view_page
+from pipelines.deploy import ROOT, overlays
+from pipelines.kubectl import check_cluster, kubectl
+
+SERVICE, SECRET = "mlflow", "dit-mlflow"
+HOST = "127.0.0.1"
+USER, PASSWORD = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
+
+
+def namespace_of(overlay: str) -> str:
+    """Where an overlay puts its MLflow server; InputError for one that has none."""
+    if overlay not in overlays():
+        raise InputError(f"OVERLAY={overlay}: there is no such overlay; choose from {', '.join(overlays())}")
+    for manifest in yaml.safe_load_all(kubectl("kustomize", str(ROOT / "k8s" / "overlays" / overlay))):
+        if manifest and (manifest["kind"], manifest["metadata"]["name"]) == ("Service", SERVICE):
+            return str(manifest["metadata"]["namespace"])
+    raise InputError(f"OVERLAY={overlay}: it has no MLflow server; one that has: make ui-cluster OVERLAY=kind")
+
+
+@contextmanager
+def forwarded(namespace: str, port: int, overlay: str) -> Iterator[subprocess.Popen[str]]:
+    """An overlay's server at this local port, for as long as the body runs; DitError where it cannot be reached."""
+    command = ["kubectl", "port-forward", "-n", namespace, "--address", HOST, f"service/{SERVICE}", f"{port}:5000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        try:
+            # It speaks when it listens, or ends.
+            if not process.stdout.readline():
+                reason = " ".join(process.stderr.read().split())
+                raise DitError(f"kubectl port-forward: {reason}; deploy it first: make deploy OVERLAY={overlay}")
+            yield process
+        finally:
+            process.terminate()
+
+
+def credentials(namespace: str) -> Mapping[str, str]:
+    """User and password of MLflow's administrator; DitError where we may not read them."""
+    found = json.loads(kubectl("get", "secret", SECRET, "-n", namespace, "-o", "json"))
+    return {key: base64.b64decode(value).decode() for key, value in found["data"].items()}
+
+
+def find_experiment(base: str, name: str, login: Mapping[str, str]) -> str | None:
+    """Id of an experiment on the server, None where there is none of this name."""
+    query = urllib.parse.urlencode({"experiment_name": name})
+    request = urllib.request.Request(f"{base}/api/2.0/mlflow/experiments/get-by-name?{query}")
+    token = base64.b64encode(f"{login[USER]}:{login[PASSWORD]}".encode()).decode()
+    request.add_header("Authorization", f"Basic {token}")
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return str(json.load(answer)["experiment"]["experiment_id"])
+    except urllib.error.HTTPError as error:
+        if error.code == 404:
+            return None
+        raise DitError(f"MLflow answers {error.code} {error.reason}; does secret {SECRET} hold its password?") from None
+    except OSError as error:
+        raise DitError(f"MLflow does not answer: {error}; see kubectl logs deployment/{SERVICE}") from None
+
+
+def show(overlay: str, study: str, port: int) -> None:
+    """Forward the port, say where the study's view is and how to log in, and stay until Ctrl-C."""
+    config = study_file.load(study)
+    namespace = namespace_of(overlay)
+    check_cluster()
+    port = free_port(HOST, port)
+    base = f"http://{HOST}:{port}"
+    with forwarded(namespace, port, overlay) as process:
+        login = credentials(namespace)
+        name = config.tracking.experiment or config.study
+        experiment = find_experiment(base, name, login)
+        if experiment is None:
+            _say(f"MLflow at {base} (Ctrl-C ends it); it has no experiment {name} yet")
+        else:
+            _say(f"MLflow shows study {config.study} at {base}{view_page(experiment, config.study)} (Ctrl-C ends it)")
+        reveal = f"kubectl get secret {SECRET} -n {namespace} -o jsonpath='{{.data.{PASSWORD}}}' | base64 -d"
+        _say(f"user {login[USER]}, password: {reveal}")
+        _stay(process)
+
+
+def _stay(process: subprocess.Popen[str]) -> None:
+    """Until the forwarding ends, which it does when the pod goes."""
+    assert process.stdout is not None
+    assert process.stderr is not None
+    for _ in process.stdout:
+        pass
+    reason = " ".join(process.stderr.read().split())
+    raise DitError(f"kubectl port-forward ended: {reason}; run make ui-cluster again")
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Show the server until Ctrl-C; a failure is one line."""
+    parser = argparse.ArgumentParser(prog="python -m pipelines.cluster_ui", description=__doc__)
+    parser.add_argument("overlay", help="of k8s/overlays")
+    parser.add_argument("study", help="study file")
+    parser.add_argument("--port", type=int, default=5000, help="local port; the next free one where it is taken")
+    options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        show(options.overlay, options.study, options.port)
+    except KeyboardInterrupt:
+        return 0
+    except DitError as error:
+        _say(f"make: {error}")
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""`make ui-cluster` against a kubectl that renders as the real one, and forwards to an MLflow that knows one study."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from manifests import needs_kubectl
+from ports import reserved_port
+
+ROOT = Path(__file__).parents[2]
+STUDY = "configs/digits.yaml"
+pytestmark = needs_kubectl
+
+KUBECTL = """#!{python}
+import base64, json, os, sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+arguments = sys.argv[1:]
+if arguments[0] == "kustomize":
+    os.execv({real!r}, ["kubectl", *arguments])
+if {lacks!r} in arguments:
+    sys.exit("Error from server (NotFound): " + {lacks!r} + " not found")
+if arguments[:2] == ["get", "secret"]:
+    login = {{"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": "swordfish"}}
+    print(json.dumps({{"data": {{key: base64.b64encode(value.encode()).decode() for key, value in login.items()}}}}))
+
+class Mlflow(BaseHTTPRequestHandler):
+    def do_GET(self):
+        known = self.headers["Authorization"] == "Basic " + base64.b64encode(b"admin:swordfish").decode()
+        self.send_response((200 if self.path.endswith("=" + {known!r}) else 404) if known else 401)
+        self.end_headers()
+        self.wfile.write(json.dumps({{"experiment": {{"experiment_id": "7"}}}}).encode())
+    def log_message(self, *_):
+        pass
+
+if arguments[0] == "port-forward":
+    server = HTTPServer(("127.0.0.1", int(arguments[-1].split(":")[0])), Mlflow)
+    print("Forwarding from 127.0.0.1", flush=True)
+    server.serve_forever()
+"""
+
+
+class Cluster:
+    """A folder with that kubectl."""
+
+    def __init__(self, folder: Path) -> None:
+        self._program = folder / "kubectl"
+        self._real = shutil.which("kubectl")
+        self.arrange()
+
+    def arrange(self, *, lacks: str = "", known: str = "digits") -> None:
+        text = KUBECTL.format(python=sys.executable, real=self._real, lacks=lacks, known=known)
+        self._program.write_text(text)
+        self._program.chmod(0o755)
+
+    def start(self, overlay: str, port: int) -> subprocess.Popen[str]:
+        path = f"{self._program.parent}:{os.environ['PATH']}"
+        command = [sys.executable, "-m", "pipelines.cluster_ui", overlay, STUDY, "--port", str(port)]
+        return subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PATH": path}, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Cluster:
+    return Cluster(tmp_path)
+
+
+def test_the_view_is_shown_until_it_is_ended_and_the_password_is_not(cluster: Cluster) -> None:
+    with reserved_port() as port:
+        pass
+    process = cluster.start("kind", port)
+    assert process.stderr is not None
+    lines = [process.stderr.readline(), process.stderr.readline()]
+    process.send_signal(signal.SIGINT)
+    assert process.wait() == 0
+    address = re.search(r"http://127\.0\.0\.1:(\d+)/#/experiments/7/runs\?viewStateShareKey=digits", lines[0])
+    assert address
+    assert int(address[1]) >= port
+    assert re.search(r"user admin, password: kubectl get secret dit-mlflow -n dit-scaling .*base64 -d", lines[1])
+    assert "swordfish" not in "".join(lines)
+
+
+def test_a_study_that_is_not_there_yet_is_said(cluster: Cluster) -> None:
+    cluster.arrange(known="another")
+    with reserved_port() as port:
+        pass
+    process = cluster.start("kind", port)
+    assert process.stderr is not None
+    assert "no experiment digits yet" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    assert process.wait() == 0
+
+
+@pytest.mark.parametrize(
+    ("overlay", "lacks", "said"),
+    [
+        ("kind", "--raw", "no cluster answers .* set KUBECONFIG"),
+        ("kind", "service/mlflow", "service/mlflow not found; deploy it first: make deploy OVERLAY=kind"),
+        ("kind", "dit-mlflow", "dit-mlflow not found"),
+        ("pipelines", "", "OVERLAY=pipelines: it has no MLflow server; one that has: make ui-cluster OVERLAY=kind"),
+        ("kind-of", "", "OVERLAY=kind-of: there is no such overlay; choose from a100, kind"),
+    ],
+)
+def test_what_is_missing_is_one_line(cluster: Cluster, overlay: str, lacks: str, said: str) -> None:
+    cluster.arrange(lacks=lacks)
+    with reserved_port() as port:
+        pass
+    process = cluster.start(overlay, port)
+    _, error = process.communicate()
+    assert process.returncode != 0
+    assert re.fullmatch(rf"make: .*{said}.*\n", error), error
