@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import base64
-import uuid
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from hand import Hand
-from kube import NAMESPACE, Refused, apply, delete, forwarded, get, kubectl, until
-from studies import TEST, Site, study_config_map
+from kube import (
+    NAMESPACE,
+    SELECTOR,
+    SESSION,
+    Object,
+    Refused,
+    apply,
+    delete,
+    find,
+    forwarded,
+    get,
+    has_crd,
+    kubectl,
+    until,
+)
+from studies import CONFIG_MAP, Site, study_config_map
 
 from pipelines.deploy import ROOT
 from pipelines.jobs import names
@@ -37,7 +49,7 @@ def site(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]
     if not deployed:
         pytest.exit("overlay kind is not deployed; type: make test-cluster", returncode=2)
     apply(study_config_map())
-    root = f"s3://dit-scaling/test-{uuid.uuid4().hex[:8]}"
+    root = f"s3://dit-scaling/test-{SESSION}"
     with forwarded("s3", 7070) as s3, forwarded("mlflow", 5000) as mlflow, pytest.MonkeyPatch.context() as patch:
         for secret in ("dit-s3", "dit-mlflow"):
             for key, value in (get("secret", secret) or {})["data"].items():
@@ -49,6 +61,7 @@ def site(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]
         yield site
         site.store.delete("datasets")
         site.store.delete("studies")
+        delete("configmap", CONFIG_MAP)
 
 
 def _answers(site: Site) -> bool:
@@ -74,14 +87,20 @@ def hand(image: str) -> Iterator[Hand]:
 @pytest.fixture(scope="module", autouse=True)
 def _nothing_left(site: Site) -> Iterator[None]:
     """Each scenario begins and ends without jobs, and without pods of tests."""
+    assert site.store
     _clean()
     yield
     _clean()
 
 
 def _clean() -> None:
-    kubectl("delete", "pods", "-n", NAMESPACE, "-l", "dit-scaling/test", "--grace-period=1", "--wait=true")
-    for kind in JOBS:
-        if get("crd", kind):
-            kubectl("delete", kind, "-n", NAMESPACE, "-l", names.SELECTOR, "--wait=true")
-    until("all pods of jobs are gone", lambda: not kubectl("get", "pods", "-n", NAMESPACE, "-l", names.JOB), 90)
+    kubectl("delete", "pods", "-n", NAMESPACE, "-l", SELECTOR, "--grace-period=1")
+    for kind in filter(has_crd, JOBS):
+        for job in _of_tests(kind):
+            delete(kind, job["metadata"]["name"])
+    until("all pods of jobs are gone", lambda: not _of_tests("pods"), 90)
+
+
+def _of_tests(kind: str) -> list[Object]:
+    found = find(kind, names.STUDY)
+    return [one for one in found if one["metadata"]["labels"][names.STUDY].endswith(SESSION)]

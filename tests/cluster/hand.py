@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from kube import Object, apply, get, kubectl, until
-from studies import TEST
+from kube import OURS, SESSION, Object, apply, get, kubectl, until
 
-_NAMESPACE = "dit-scaling-test"
+_NAMESPACE = f"dit-scaling-test-{SESSION}"
 _NAME = "hand"
 _KILL = """
 import os, signal, sys
@@ -33,7 +32,7 @@ class Hand:
     @contextmanager
     def on_node(cls, image: str) -> Iterator[Hand]:
         """Made, and removed with its namespace."""
-        metadata = {"name": _NAMESPACE, "labels": TEST}
+        metadata = {"name": _NAMESPACE, "labels": OURS}
         apply({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}, _manifest(image))
         try:
             until("the hand runs", lambda: (get("pod", _NAME, _NAMESPACE) or {})["status"]["phase"] == "Running", 180)
@@ -52,7 +51,7 @@ def _manifest(image: str) -> Object:
     return {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {"name": _NAME, "namespace": _NAMESPACE, "labels": TEST},
+        "metadata": {"name": _NAME, "namespace": _NAMESPACE, "labels": OURS},
         "spec": {
             "hostPID": True,
             "terminationGracePeriodSeconds": 0,

@@ -6,15 +6,20 @@ import json
 import subprocess
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import yaml
-
 from ports import reserved_port
 
 NAMESPACE = "dit-scaling"
+SESSION = uuid.uuid4().hex[:6]
+"""Part of the names of all that these tests make: others may work on the same cluster."""
+OURS = {"dit-scaling/test": SESSION}
+"""Label of what they make, besides jobs."""
+SELECTOR = f"dit-scaling/test={SESSION}"
 Object = dict[str, Any]
 T = TypeVar("T")
 
@@ -61,12 +66,14 @@ def until(what: str, look: Callable[[], T], seconds: float, pause: float = 1.0) 
     """The first true thing that `look` returns; an API server that is away for a moment is asked again."""
     end = time.monotonic() + seconds
     trouble = ""
-    while time.monotonic() < end:
+    while True:
         try:
             if found := look():
                 return found
         except Refused as error:
             trouble = f" ({error})"
+        if time.monotonic() > end:
+            break
         time.sleep(pause)
     raise AssertionError(f"not within {seconds:g} s: {what}{trouble}")
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from kube import Object, apply, delete, get, kubectl, until
-from studies import MOUNT, TEST, Running, Study, pod, study_config_map
+from kube import OURS, SELECTOR, Object, apply, delete, get, kubectl, until
+from studies import MOUNT, Running, Study, pod, study_config_map
 
 from pipelines.deploy import ROOT
 
@@ -41,7 +41,7 @@ class Run:
             {
                 "apiVersion": "argoproj.io/v1alpha1",
                 "kind": "Workflow",
-                "metadata": {"name": name, "namespace": NAMESPACE, "labels": TEST},
+                "metadata": {"name": name, "namespace": NAMESPACE, "labels": OURS},
                 "spec": {"entrypoint": "main", "templates": [wait]},
             }
         )
@@ -82,7 +82,7 @@ def pipelines_namespace() -> Iterator[None]:
     try:
         yield
     finally:
-        kubectl("delete", f"pods,configmaps,{CRD}", "-n", NAMESPACE, "-l", "dit-scaling/test", "--grace-period=1")
+        kubectl("delete", f"pods,configmaps,{CRD}", "-n", NAMESPACE, "-l", SELECTOR, "--grace-period=1")
         for kind, name in made:
             delete(kind, name, "")
 

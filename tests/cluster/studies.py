@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kube import NAMESPACE, Object, apply, delete, find, get, kubectl, until
+from kube import NAMESPACE, OURS, SESSION, Object, apply, delete, find, get, kubectl, until
 
 from dit import layout, study_file
 from dit.config import StudyConfig
@@ -24,8 +24,7 @@ from pipelines.jobs import names
 
 STUDY_FILE = Path(__file__).parents[2] / "configs" / "digits.yaml"
 MOUNT = "/study"
-TEST = {"dit-scaling/test": "cluster"}
-"""Label of all pods that tests make."""
+CONFIG_MAP = f"test-study-{SESSION}"
 TOLERANCE = 1e-4
 _SETTINGS = [
     {"configMapRef": {"name": "dit-services"}},
@@ -36,8 +35,13 @@ _SETTINGS = [
 
 def study_config_map(namespace: str = NAMESPACE) -> Object:
     """The study file, for pods to read."""
-    metadata = {"name": "test-study", "namespace": namespace, "labels": TEST}
-    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"study.yaml": STUDY_FILE.read_text()}}
+    metadata = {"name": CONFIG_MAP, "namespace": namespace, "labels": OURS}
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": metadata,
+        "data": {"study.yaml": STUDY_FILE.read_text()},
+    }
 
 
 def pod(name: str, image: str, command: Sequence[str], account: str, namespace: str = NAMESPACE) -> Object:
@@ -46,7 +50,7 @@ def pod(name: str, image: str, command: Sequence[str], account: str, namespace: 
         "apiVersion": "v1",
         "kind": "Pod",
         # The label is what network policies know a launcher by.
-        "metadata": {"name": name, "namespace": namespace, "labels": {**TEST, names.APP: account}},
+        "metadata": {"name": name, "namespace": namespace, "labels": {**OURS, names.APP: account}},
         "spec": {
             "restartPolicy": "Never",
             "serviceAccountName": account,
@@ -73,7 +77,7 @@ def pod(name: str, image: str, command: Sequence[str], account: str, namespace: 
                 }
             ],
             "volumes": [
-                {"name": "study", "configMap": {"name": "test-study"}},
+                {"name": "study", "configMap": {"name": CONFIG_MAP}},
                 {"name": "tmp", "emptyDir": {"sizeLimit": "4Gi"}},
             ],
         },
@@ -107,6 +111,7 @@ class Running:
 
     def says(self, text: str, seconds: float) -> str:
         """The first line with this text, waited for."""
+
         def look() -> str:
             return next((line for line in self.log.splitlines() if text in line), "")
 
@@ -114,6 +119,7 @@ class Running:
 
     def end(self, seconds: float) -> Ended:
         """Wait until it has ended."""
+
         def look() -> Any:
             found = get("pod", self.name, self.namespace)
             statuses = (found or {}).get("status", {}).get("containerStatuses") or [{}]
@@ -149,13 +155,13 @@ class Site:
     def start(self, command: Sequence[str], account: str, name: str = "stage") -> Running:
         """Start a pod."""
         self._pods += 1
-        running = Running(f"test-{name}-{self._pods}")
+        running = Running(f"test-{SESSION}-{name}-{self._pods}")
         apply(pod(running.name, self.image, command, account))
         return running
 
     def study(self, name: str, *overrides: str) -> Study:
         """The digits under a name that no earlier test has used, with overrides."""
-        return Study(self, ("fit.log_every=10", f"study={name}-{self.root[-6:]}", *overrides))
+        return Study(self, ("fit.log_every=10", f"study={name}-{SESSION}", *overrides))
 
 
 @dataclass(frozen=True)

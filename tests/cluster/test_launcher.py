@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from kube import NAMESPACE, find, get, until
+from kube import find, get, until
 from runs import Run, pipelines_namespace
 from studies import Site
 

@@ -17,7 +17,7 @@ QUEUE = "cluster.queue=dit-scaling"
 
 
 @pytest.fixture(scope="module")
-def queue(site: Site) -> Iterator[None]:
+def queue() -> Iterator[None]:
     """The queue of overlay kind-queue."""
     if not has_crd(CLUSTER_QUEUE):
         pytest.skip(f"the cluster knows no {CLUSTER_QUEUE}: Kueue is not installed")

@@ -24,7 +24,12 @@ REVIEW = "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews"
 
 
 def test_the_launcher_has_these_rights_and_no_other() -> None:
-    asked = {"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectRulesReview", "spec": {"namespace": NAMESPACE}}
+    spec = {"namespace": NAMESPACE}
+    asked = {"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectRulesReview", "spec": spec}
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": "SelfSubjectRulesReview",
+        "spec": {"namespace": NAMESPACE},
+    }
     answer = json.loads(kubectl("create", "--raw", REVIEW, "-f", "-", *LAUNCHER, stdin=json.dumps(asked)))
     found = {
         ".".join(filter(None, (resource, group))): set(rule["verbs"])
@@ -54,5 +59,5 @@ def test_the_launcher_has_these_rights_and_no_other() -> None:
 def test_the_launcher_is_refused(command: tuple[str, ...]) -> None:
     pod = kubectl("get", "pods", "-n", NAMESPACE, "-o", "jsonpath={.items[0].metadata.name}")
     job = "apiVersion: kubeflow.org/v1\nkind: PyTorchJob\nmetadata: {name: theirs}\nspec: {pytorchReplicaSpecs: {}}\n"
-    with pytest.raises(Refused, match="Forbidden|forbidden"):
+    with pytest.raises(Refused, match=r"Forbidden|forbidden"):
         kubectl(*LAUNCHER, *(word.format(pod=pod) for word in command), stdin=job)

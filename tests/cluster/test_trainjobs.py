@@ -12,7 +12,7 @@ AS_TRAINJOB = ("cluster.job=trainjob", "cluster.replicas=2")
 
 
 @pytest.fixture(scope="module")
-def trainer(site: Site) -> None:
+def trainer() -> None:
     if not has_crd(TRAINJOB):
         pytest.skip(f"the cluster knows no {TRAINJOB}: Kubeflow Trainer is not installed")
 

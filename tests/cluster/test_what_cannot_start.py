@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
 import pytest
 import yaml
-from kube import NAMESPACE, Object, apply, delete, has_crd
-from studies import STUDY_FILE, TEST, Running, Site, Study
+from kube import NAMESPACE, OURS, SESSION, Object, apply, delete, has_crd
+from studies import STUDY_FILE, Running, Site, Study
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 SECONDS = 120.0
-TWO_PODS = "cluster.replicas=2"
-POWERLESS = "test-powerless"
-
-
-@pytest.fixture
-def powerless() -> Iterator[str]:
-    """A service account without rights."""
-    apply({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": POWERLESS, "namespace": NAMESPACE, "labels": TEST}})
-    yield POWERLESS
-    delete("serviceaccount", POWERLESS)
+ONE = ("cluster.replicas=1",)
+POWERLESS = f"test-powerless-{SESSION}"
+NO_IMAGE = "dit-scaling:of-no-such-tag"
 
 
 def privileged(study: Study) -> Object:
@@ -32,26 +25,55 @@ def privileged(study: Study) -> Object:
     command = [sys.executable, "-m", "pipelines.jobs", "render", str(STUDY_FILE), "--root", study.site.root]
     command += ["--variant", "mini-S/2", "--image", study.site.image]
     command += [word for override in study.overrides for word in ("--set", override)]
-    job = yaml.safe_load(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    job: Object = yaml.safe_load(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     container = job["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["containers"][0]
     container["securityContext"] = {"privileged": True}
     return job
 
 
-def test_each_says_why(site: Site, powerless: str) -> None:
-    nine = ("cluster.replicas=1", "cluster.gpus_per_pod=9", "train.global_batch=63")
-    registry = os.environ["REGISTRY"]
-    injected = site.study("injected", TWO_PODS)
+@pytest.fixture(scope="module")
+def started(site: Site) -> Iterator[tuple[float, dict[str, Running]]]:
+    """Launchers of what cannot start, all at once, and when that was."""
+    metadata = {"name": POWERLESS, "namespace": NAMESPACE, "labels": OURS}
+    apply({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata})
+    injected = site.study("injected", *ONE)
     apply(privileged(injected))
-    waiting: dict[str, Running] = {
-        "finds no node: 0/": site.study("nine", *nine).launch(),
-        f"cannot pull {registry}/dit-scaling:none": site.study("image", TWO_PODS).launch(image=f"{registry}/dit-scaling:none"),
-        'secret "nothing" not found': site.study("secret", TWO_PODS, "cluster.secrets={nothing: [KEY]}").launch(),
-        "violates PodSecurity": injected.launch(),
-        f"serviceaccount:{NAMESPACE}:{POWERLESS}\" cannot": site.study("rights", TWO_PODS).launch(account=powerless),
-        "service account": site.study("account", TWO_PODS, "cluster.service_account=nobody").launch(),
+    launchers = {
+        "gpus": site.study("gpus", *ONE, "cluster.gpus_per_pod=9", "train.global_batch=63").launch(),
+        "image": site.study("image", *ONE).launch(image=f"{os.environ['REGISTRY']}/{NO_IMAGE}"),
+        "secret": site.study("secret", *ONE, "cluster.secrets={of-no-such-name: [KEY]}").launch(),
+        "account": site.study("account", *ONE, "cluster.service_account=of-no-such-name").launch(),
+        "restricted": injected.launch(),
+        "rights": site.study("rights", *ONE).launch(account=POWERLESS),
     }
-    for text, launcher in waiting.items():
-        line = launcher.says(text, SECONDS)
-        print(line)
-    ...
+    if not has_crd("trainjobs.trainer.kubeflow.org"):
+        launchers["crd"] = site.study("crd", "cluster.job=trainjob").launch()
+    yield time.monotonic(), launchers
+    delete("serviceaccount", POWERLESS)
+
+
+@pytest.mark.parametrize(
+    ("what", "why", "remedy"),
+    [
+        ("gpus", "finds no node: 0/", "kubectl describe nodes"),
+        ("image", f"/{NO_IMAGE}: Failed to pull image", "push the image"),
+        ("secret", 'secret "of-no-such-name" not found', f"kubectl get secrets -n {NAMESPACE}"),
+        ("account", "of-no-such-name", f"kubectl get serviceaccounts -n {NAMESPACE}"),
+        ("restricted", "violates PodSecurity", f"kubectl get ns {NAMESPACE} --show-labels"),
+        ("rights", f'{POWERLESS}" cannot get resource "pytorchjobs"', "kubectl auth can-i --list"),
+        ("crd", "the cluster knows no TrainJob", "kubectl get crd trainjobs.trainer.kubeflow.org"),
+    ],
+)
+def test_why(started: tuple[float, dict[str, Running]], what: str, why: str, remedy: str) -> None:
+    since, launchers = started
+    if what not in launchers:
+        pytest.skip("the cluster has both kinds of jobs")
+    line = launchers[what].says(why, since + SECONDS - time.monotonic())
+    assert remedy in line
+
+
+@pytest.mark.parametrize("what", ["image", "secret", "account", "restricted", "rights"])
+def test_what_waiting_cannot_mend_ends_the_step(started: tuple[float, dict[str, Running]], what: str) -> None:
+    since, launchers = started
+    ended = launchers[what].end(max(1.0, since + SECONDS + 30.0 - time.monotonic()))
+    assert ended.code in (1, 2), ended.log
