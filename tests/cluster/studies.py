@@ -64,7 +64,7 @@ def pod(name: str, image: str, command: Sequence[str], account: str, namespace: 
                     "command": list(command),
                     "env": [{"name": "OMP_NUM_THREADS", "value": "1"}],
                     "envFrom": _SETTINGS,
-                    "resources": {"requests": {"cpu": "10m", "memory": "256Mi"}, "limits": {"memory": "3Gi"}},
+                    "resources": {"requests": {"cpu": "200m", "memory": "256Mi"}, "limits": {"memory": "3Gi"}},
                     "securityContext": {
                         "allowPrivilegeEscalation": False,
                         "readOnlyRootFilesystem": True,

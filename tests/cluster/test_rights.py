@@ -26,10 +26,6 @@ REVIEW = "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews"
 def test_the_launcher_has_these_rights_and_no_other() -> None:
     spec = {"namespace": NAMESPACE}
     asked = {"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectRulesReview", "spec": spec}
-        "apiVersion": "authorization.k8s.io/v1",
-        "kind": "SelfSubjectRulesReview",
-        "spec": {"namespace": NAMESPACE},
-    }
     answer = json.loads(kubectl("create", "--raw", REVIEW, "-f", "-", *LAUNCHER, stdin=json.dumps(asked)))
     found = {
         ".".join(filter(None, (resource, group))): set(rule["verbs"])
