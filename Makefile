@@ -32,7 +32,7 @@ BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help study plan compile ui test lint format bench build push image-size secrets deploy undeploy env constraints apt clean
+.PHONY: help study plan compile ui test lint format bench build push image-size secrets deploy undeploy test-cluster env constraints apt clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -101,6 +101,15 @@ deploy: env $(if $(filter kind%,$(OVERLAY)),secrets) ## Deploy OVERLAY of k8s/ov
 
 undeploy: env ## Remove what deploy made; volume claims and secrets stay.
 	@$(BIN)/python -m pipelines.deploy undeploy $(OVERLAY)
+
+# Files in an order of their own: what a cluster does not know yet is told first, Kueue's queue last. STOP_API and START_API
+# are commands that stop the API server and let it go on.
+test-cluster: env ## Show on the cluster of KUBECONFIG, with the images last pushed to REGISTRY, that all of it holds.
+	@test -n "$$KUBECONFIG" || { echo "make: KUBECONFIG is not set; without a cluster: kind create cluster --kubeconfig kind.conf" \
+		"(https://kind.sigs.k8s.io), then KUBECONFIG=kind.conf; docs/cluster.md, Prerequisites, says what else" >&2; exit 2; }
+	@test -n "$(REGISTRY)" || { echo "make: REGISTRY is not set; name one that the nodes can pull from, then make build push" >&2; exit 2; }
+	@$(MAKE) --no-print-directory deploy OVERLAY=kind
+	REGISTRY=$(REGISTRY) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster tests/cluster
 
 env: $(STAMP) ## Build the environment in .venv from constraints.txt, by hash.
 

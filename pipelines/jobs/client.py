@@ -103,7 +103,7 @@ class Cluster:
                 raise
 
     def delete_pods(self, selector: str, grace_seconds: int) -> None:
-        """Have the pods with these labels end, and end them after so long; shortens the time of those that do already."""
+        """Have the pods with these labels end, and end them after so long; also those that are at it already."""
         self._call(
             self._core.delete_collection_namespaced_pod,
             self.namespace,

@@ -60,7 +60,7 @@ class Judge:
         if snapshot.phase is Phase.FAILED:
             cause = cause_of(self._deaths, self._lines)
             return Verdict(tuple(news), over=Phase.FAILED, error=self._failure(snapshot, cause), cause=cause)
-        if (cause := final(self._deaths, self._lines)) is not None:
+        if self._kind.restarts and (cause := final(self._deaths, self._lines)) is not None:
             error = f"{self.place} cannot go on: every further try would end alike"
             return Verdict(tuple(news), over=Phase.FAILED, error=error, cause=cause, abandoned=True)
         reason = explain(self._spec, self._kind, snapshot)

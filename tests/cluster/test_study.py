@@ -30,11 +30,12 @@ def test_the_digits_study(site: Site) -> None:
     for variant in VARIANTS:
         for stage in ("train", "sample"):
             launcher = study.launch(variant, stage)
-            ended = launcher.end(300)
-            assert ended.code == 0, ended.log
+            launcher.says("all 8 pods run", 240)
             pods = find("pods", f"{names.JOB}={study.job(variant, stage)}")
             limits = [pod["spec"]["containers"][0]["resources"]["limits"] for pod in pods]
             assert [limit["nvidia.com/gpu"] for limit in limits] == ["1"] * 8
+            ended = launcher.end(400)
+            assert ended.code == 0, ended.log
         assert study.record(variant).world_size == 8
         study.check_losses(variant)
     study.run("evaluate")

@@ -281,6 +281,17 @@ def test_a_training_that_diverged_is_not_tried_again() -> None:
     assert verdict.cause.uid == "pod-0"
 
 
+def test_a_trainjob_that_diverged_ends_by_itself_and_keeps_its_pod() -> None:
+    kind = kind_of(spec("cluster.job=trainjob"))
+    watch = Judge(spec(), kind, "job-1", lambda _: [DIVERGED])
+    seen = Snapshot(
+        trainjob(jobsStatus=[{"name": "node", "active": 1}]),
+        Phase.RUNNING,
+        (pod(0, "Failed", **container(state=terminated(1, 1))),),
+    )
+    assert watch.look(seen, 0.0).over is None
+
+
 def test_a_pod_may_run_out_of_memory_once() -> None:
     watch = judge()
     for second in (1, 2):
