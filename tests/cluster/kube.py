@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 import yaml
 from ports import reserved_port
 
+from dit.errors import StoreError
+
 NAMESPACE = "dit-scaling"
 SESSION = uuid.uuid4().hex[:6]
 """Part of the names of all that these tests make: others may work on the same cluster."""
@@ -63,14 +65,14 @@ def has_crd(name: str) -> bool:
 
 
 def until(what: str, look: Callable[[], T], seconds: float, pause: float = 1.0) -> T:
-    """The first true thing that `look` returns; an API server that is away for a moment is asked again."""
+    """The first true thing that `look` returns; servers that are away for a moment are asked again."""
     end = time.monotonic() + seconds
     trouble = ""
     while True:
         try:
             if found := look():
                 return found
-        except Refused as error:
+        except (Refused, StoreError) as error:
             trouble = f" ({error})"
         if time.monotonic() > end:
             break

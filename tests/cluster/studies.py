@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from typing import Any
 
 import pytest
 from kube import NAMESPACE, OURS, SESSION, Object, apply, delete, find, get, kubectl, until
+from mlflow import MlflowClient
+from mlflow.entities import Run
 
 from dit import layout, study_file
 from dit.config import StudyConfig
@@ -222,6 +225,14 @@ class Study:
         """(step, loss), as the journal in the store has them."""
         return _losses(self.config, self.site.store, variant)
 
+    def mlflow_run(self, variant: str = "mini-S/2") -> Run:
+        """The variant's run on the tracking server; there is one."""
+        client = MlflowClient(self.site.mlflow)
+        experiment = client.get_experiment_by_name(self.config.study)
+        assert experiment is not None
+        (run,) = client.search_runs([experiment.experiment_id], f"params.variant = '{variant}'")
+        return run
+
     def reference(self, variant: str = "mini-S/2") -> list[tuple[int, float]]:
         """(step, loss) of the same training in one process on this machine."""
         overrides = (*self.overrides, "study=reference", "tracking.kind=none")
@@ -234,12 +245,26 @@ class Study:
         return _losses(config, open_store(root), variant)
 
     def check_losses(self, variant: str = "mini-S/2") -> None:
-        """Every logged step is there once, with the loss of the same training in one process."""
+        """Every step was logged once, with the losses of the same training in one process."""
         found, wanted = self.losses(variant), self.reference(variant)
-        steps = list(range(10, self.config.train.steps + 1, 10))
-        assert [step for step, _ in found] == steps
-        for (step, loss), (_, expected) in zip(found, wanted, strict=False):
-            assert loss == pytest.approx(expected, rel=TOLERANCE), f"step {step}"
+        steps = [step for step, _ in found]
+        assert steps == sorted(set(steps))
+        assert steps[-1] == self.config.train.steps
+        means = _means(found, self.config.fit.log_every)
+        assert list(means) == [step for step, _ in wanted if step <= steps[-1]]
+        for step, loss in wanted[: len(means)]:
+            assert means[step] == pytest.approx(loss, rel=TOLERANCE), f"step {step}"
+
+
+def _means(points: Sequence[tuple[int, float]], every: int) -> dict[int, float]:
+    """Means over `every` steps: a training that is told to stop logs what it has of them, and the rest when it goes on."""
+    means: dict[int, float] = {}
+    before = 0
+    for step, loss in points:
+        end = math.ceil(step / every) * every
+        means[end] = means.get(end, 0.0) + loss * (step - before) / every
+        before = step
+    return means
 
 
 def _losses(config: StudyConfig, store: Store, variant: str) -> list[tuple[int, float]]:

@@ -26,6 +26,7 @@ def scaled_down(name: str) -> Iterator[None]:
         yield
     finally:
         kubectl("scale", f"deployment/{name}", "--replicas=1", "-n", "dit-scaling")
+        kubectl("rollout", "status", f"deployment/{name}", "-n", "dit-scaling", "--timeout=240s")
 
 
 @contextmanager
@@ -50,17 +51,21 @@ def test_servers_that_are_away_cost_no_point(site: Site) -> None:
     study = site.study("outages", "train.steps=6000", "fit.checkpoint_every=100", "cluster.replicas=2")
     launcher = study.launch()
     study.past(100)
-    for outage in (lambda: scaled_down("s3"), lambda: scaled_down("mlflow"), api_stopped):
+    outages = [lambda: scaled_down("s3"), lambda: scaled_down("mlflow")]
+    if "STOP_API" in os.environ:
+        outages.append(api_stopped)
+    for outage in outages:
         away_for_a_minute(study, outage)
     ended = launcher.end(600)
     assert ended.code == 0, ended.log
     wanted = dict.fromkeys(range(10, study.config.train.steps + 1, 10), 1)
     assert Counter(step for step, _ in study.losses()) == wanted
-    run = study.record().tracking_run_id
-    client = MlflowClient(site.mlflow)
+    run, client = study.mlflow_run(), MlflowClient(site.mlflow)
 
     def arrived() -> bool:
-        return Counter(point.step for point in client.get_metric_history(run, "loss")) == wanted
+        return Counter(point.step for point in client.get_metric_history(run.info.run_id, "loss")) == wanted
 
     until("every point is in MLflow, once", arrived, 60)
-    assert client.get_run(run).info.status == "FINISHED"
+    assert study.mlflow_run().info.status == "FINISHED"
+    if "STOP_API" not in os.environ:
+        pytest.skip("the servers of S3 and MLflow were away; STOP_API and START_API, for the API server, are not set")
