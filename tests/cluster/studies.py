@@ -257,7 +257,7 @@ class Study:
 
 
 def _means(points: Sequence[tuple[int, float]], every: int) -> dict[int, float]:
-    """Means over `every` steps: a training that is told to stop logs what it has of them, and the rest when it goes on."""
+    """Means over `every` steps: a training that is told to stop logs what it has of them, and later the rest."""
     means: dict[int, float] = {}
     before = 0
     for step, loss in points:
