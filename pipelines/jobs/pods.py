@@ -63,6 +63,8 @@ def environment(spec: JobSpec) -> dict[str, str]:
         # Agents that share the rendezvous' store publish its address in the first round only: a pod that is started
         # again beside others that still run would wait a minute for it, fail, and take them along.
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+        # A store that is away for two minutes costs less than all pods' way back to their last checkpoint.
+        "AWS_MAX_ATTEMPTS": "20",
         **spec.cluster.env,
     }
 

@@ -24,6 +24,7 @@ from kube import (
 )
 from studies import CONFIG_MAP, Site, study_config_map
 
+from dit.errors import DitError
 from pipelines.deploy import ROOT
 from pipelines.jobs import names
 
@@ -67,7 +68,7 @@ def site(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]
 def _answers(site: Site) -> bool:
     try:
         return site.store is not None
-    except Exception:  # whatever an opening connection makes of a port that is not forwarded yet
+    except DitError:  # the port is not forwarded yet
         return False
 
 
@@ -86,9 +87,8 @@ def hand(image: str) -> Iterator[Hand]:
 
 @pytest.fixture(scope="module", autouse=True)
 def _nothing_left(site: Site) -> Iterator[None]:
-    """Each scenario begins and ends without jobs, and without pods of tests."""
+    """A scenario takes its jobs and pods along, also those of a test that failed."""
     assert site.store
-    _clean()
     yield
     _clean()
 

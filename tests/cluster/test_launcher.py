@@ -14,7 +14,7 @@ from pipelines.jobs import names
 PYTORCHJOB = "pytorchjobs.kubeflow.org"
 RECIPE = ("train.steps=400", "fit.checkpoint_every=40", "cluster.replicas=2")
 REAPED_SECONDS = 15
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600), pytest.mark.usefixtures("dataset")]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200), pytest.mark.usefixtures("dataset")]
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def test_a_launcher_that_is_tried_again_adopts_the_job(site: Site) -> None:
     launcher.delete()
     job = get(PYTORCHJOB, study.job())
     assert job is not None
-    ended = study.launch().end(300)
+    ended = study.launch().end(600)
     assert ended.code == 0, ended.log
     assert f"adopted, created {job['metadata']['creationTimestamp']}" in ended.log
     # One job, whose pods ran through: no step was trained twice.
@@ -55,6 +55,6 @@ def test_a_run_that_is_terminated_leaves_no_job_and_touches_no_other(site: Site)
         return get(PYTORCHJOB, one.job()) is None and not find("pods", f"{names.JOB}={one.job()}")
 
     until("job and pods of the terminated run are gone", gone, REAPED_SECONDS, pause=0.5)
-    ended = steps[1].end(300)
+    ended = steps[1].end(600)
     assert ended.code == 0, ended.log
     other.check_losses()

@@ -10,7 +10,7 @@ from studies import Site
 
 from pipelines.deploy import ROOT
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600), pytest.mark.usefixtures("dataset", "queue")]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200), pytest.mark.usefixtures("dataset", "queue")]
 CLUSTER_QUEUE = "clusterqueues.kueue.x-k8s.io"
 MANIFESTS = (ROOT / "k8s" / "queue", ROOT / "k8s" / "overlays" / "kind-queue" / "door")
 QUEUE = "cluster.queue=dit-scaling"
@@ -38,8 +38,8 @@ def test_the_second_study_waits_for_the_first(site: Site) -> None:
     assert "insufficient unused quota for nvidia.com/gpu" in line
     assert "it starts by itself" in line
     assert not second.workers()
-    assert running.end(300).code == 0
-    ended = waiting.end(300)
+    assert running.end(600).code == 0
+    ended = waiting.end(600)
     assert ended.code == 0, ended.log
     for study in (first, second):
         study.check_losses()
@@ -47,7 +47,7 @@ def test_the_second_study_waits_for_the_first(site: Site) -> None:
 
 def test_a_queue_that_has_no_room_ever_says_so(site: Site) -> None:
     study = site.study("nine", "cluster.replicas=9", "train.global_batch=63", QUEUE)
-    ended = study.launch().end(180)
+    ended = study.launch().end(300)
     assert ended.code == 1
     assert "waits in queue dit-scaling" in ended.last_line
     assert "maximum capacity (9 > 8)" in ended.last_line

@@ -6,7 +6,7 @@ import pytest
 from kube import get, has_crd, kubectl
 from studies import Site
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600), pytest.mark.usefixtures("dataset", "trainer")]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200), pytest.mark.usefixtures("dataset", "trainer")]
 TRAINJOB = "trainjobs.trainer.kubeflow.org"
 AS_TRAINJOB = ("cluster.job=trainjob", "cluster.replicas=2")
 
@@ -19,7 +19,7 @@ def trainer() -> None:
 
 def test_same_losses(site: Site) -> None:
     study = site.study("trainjob", "train.steps=200", *AS_TRAINJOB)
-    ended = study.launch().end(300)
+    ended = study.launch().end(600)
     assert ended.code == 0, ended.log
     assert study.record().world_size == 2
     study.check_losses()
@@ -27,7 +27,7 @@ def test_same_losses(site: Site) -> None:
 
 def test_a_failed_pod_fails_the_job_at_once_and_stays(site: Site) -> None:
     study = site.study("trainjob-diverges", "train.steps=200", "train.learning_rate=1e30", *AS_TRAINJOB)
-    ended = study.launch().end(180)
+    ended = study.launch().end(300)
     assert ended.code == 1
     assert "is not finite" in ended.last_line, ended.log
     assert ended.log.count("exit code 1") <= 2, "pods were tried again"

@@ -13,7 +13,7 @@ import yaml
 from kube import NAMESPACE, OURS, SESSION, Object, apply, delete, has_crd
 from studies import STUDY_FILE, Running, Site, Study
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 SECONDS = 120.0
 ONE = ("cluster.replicas=1",)
 POWERLESS = f"test-powerless-{SESSION}"

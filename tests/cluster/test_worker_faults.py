@@ -12,7 +12,7 @@ from studies import Site, Study
 
 RECIPE = ("train.steps=600", "fit.checkpoint_every=40")
 PYTORCHJOB = "pytorchjobs.kubeflow.org"
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900), pytest.mark.usefixtures("dataset")]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200), pytest.mark.usefixtures("dataset")]
 
 
 def at_random_moment_after(study: Study, step: int) -> None:
@@ -38,7 +38,7 @@ def test_a_worker_is_deleted(site: Site) -> None:
     launcher = study.launch()
     at_random_moment_after(study, 40)
     delete("pod", random.choice(study.workers())["metadata"]["name"])
-    ended = launcher.end(300)
+    ended = launcher.end(600)
     assert ended.code == 0, ended.log
     study.check_losses()
 
@@ -51,7 +51,7 @@ def test_a_job_is_deleted_and_submitted_again(site: Site) -> None:
     ended = launcher.end(60)
     assert ended.code == 1
     assert "it was deleted; the same step, run again, goes on" in ended.last_line
-    ended = study.launch().end(300)
+    ended = study.launch().end(600)
     assert ended.code == 0, ended.log
     study.check_losses()
 
@@ -65,7 +65,7 @@ def test_a_job_of_8_pods_goes_on_with_4(site: Site) -> None:
     assert refused.code == 2
     assert "works on something else" in refused.last_line
     delete(PYTORCHJOB, study.job())
-    ended = smaller.launch().end(300)
+    ended = smaller.launch().end(600)
     assert ended.code == 0, ended.log
     assert smaller.record().world_size == 4
     smaller.check_losses()
