@@ -127,6 +127,22 @@ terminate: env ## End the run of this id, RUN=...; its jobs go with it.
 clean-jobs: env ## Delete the jobs in NAMESPACE whose runs have ended, as the reaper does, once.
 	@$(BIN)/python -m pipelines.reaper --once --namespace $(NAMESPACE)
 
+# Files in an order of their own: what a cluster does not know yet is told first, Kueue's queue last. STOP_API and START_API
+# are commands that stop the API server and let it go on.
+test-cluster: env ## Show on the cluster of KUBECONFIG, with the images last pushed to REGISTRY, that all of it holds.
+	@test -n "$$KUBECONFIG" || { echo "make: KUBECONFIG is not set; without a cluster: kind create cluster --kubeconfig kind.conf" \
+		"(https://kind.sigs.k8s.io), then KUBECONFIG=kind.conf; docs/cluster.md, Prerequisites, says what else" >&2; exit 2; }
+	@test -n "$(REGISTRY)" || { echo "make: REGISTRY is not set; name one that the nodes can pull from, then make build push" >&2; exit 2; }
+	@$(MAKE) --no-print-directory deploy OVERLAY=kind
+	REGISTRY=$(REGISTRY) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster tests/cluster
+
+test-pipelines: env ## Show on the Kubeflow Pipelines of KFP_ENDPOINT, and its cluster, that studies are submitted and end well.
+	@test -n "$$KUBECONFIG" -a -n "$$KFP_ENDPOINT" || { echo "make: set KUBECONFIG and KFP_ENDPOINT, such as" \
+		"KFP_ENDPOINT=http://localhost:8888 after kubectl port-forward -n kubeflow service/ml-pipeline 8888:8888;" \
+		"docs/cluster.md, Prerequisites, says how to get both" >&2; exit 2; }
+	@$(MAKE) --no-print-directory deploy OVERLAY=kind
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m pipelines tests/cluster
+
 env: $(STAMP) ## Build the environment in .venv from constraints.txt, by hash.
 
 $(STAMP): constraints.txt pyproject.toml

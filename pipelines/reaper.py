@@ -26,6 +26,8 @@ from pipelines.jobs.patience import pauses
 from pipelines.jobs.spec import Workflow, workflows_of
 
 INTERVAL_SECONDS = 2.0
+# For a last checkpoint. Left to themselves pods may take half a minute, with GPUs that somebody else waits for.
+GRACE_SECONDS = 8
 _ENDED = ("Succeeded", "Failed", "Error")
 
 
@@ -63,6 +65,7 @@ def sweep(cluster: Cluster) -> Iterator[str]:
             if is_orphan(kind, job, find):
                 name = job["metadata"]["name"]
                 cluster.delete(kind.resource, name, job["metadata"]["uid"])
+                cluster.delete_pods(f"{kind.pod_label}={name}", GRACE_SECONDS)
                 yield f"{kind.resource.kind} {cluster.namespace}/{name}"
         except ApiRefused as error:
             refused = error

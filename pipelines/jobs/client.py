@@ -122,6 +122,16 @@ class Cluster:
             if error.status not in (NOT_FOUND, CONFLICT):
                 raise
 
+    def delete_pods(self, selector: str, grace_seconds: int) -> None:
+        """Have the pods with these labels end, and end them after so long; also those that are at it already."""
+        self._call(
+            self._core.delete_collection_namespaced_pod,
+            self.namespace,
+            label_selector=selector,
+            grace_period_seconds=grace_seconds,
+            _preload_content=False,
+        )
+
     def pods(self, selector: str) -> list[dict[str, Any]]:
         """Pods with these labels."""
         return self._items(self._core.list_namespaced_pod, label_selector=selector)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -15,6 +16,15 @@ _SIGNALS = {129: "SIGHUP", 130: "SIGINT", 134: "SIGABRT", 135: "SIGBUS", 137: "S
 _ROUND = timedelta(minutes=15)
 _RANKS = (re.compile(r"\bglobal_ranks=\[([\d, ]+)\]"), re.compile(r"\(rank (\d+)\)$"))
 _OWN_WORDS = re.compile(r"\bdit: (.+)$")
+# What the processes of the other pods say when one is lost, and their agents when the pod of the rendezvous is.
+_FOLLOWS = re.compile(r"lost contact with the other ranks|stopped by a signal|RendezvousConnectionError")
+_FOLLOWS_LINES = 20
+# The same steps from the same checkpoint lead to the same end.
+_DIVERGED = re.compile(r"\bstep \d+: .+ is not finite\b")
+OUT_OF_MEMORY = "OOMKilled"
+_ENOUGH = 2
+Lines = Callable[[str], Sequence[str]]
+"""The last lines of the log of the pod with a uid."""
 
 
 @dataclass(frozen=True)
@@ -52,19 +62,29 @@ def deaths(pods: Iterable[Object]) -> Iterator[Death]:
             yield Death(name, uid, _time(_last_change(pod)), None, words)
 
 
-def first_of_last_round(seen: Iterable[Death]) -> Death | None:
+def cause_of(seen: Iterable[Death], lines: Lines) -> Death | None:
     """The end that began the last failure: one lost pod takes the others down, and all may have been restarted before.
 
-    Looking back from the last end, a round goes as far as no pod occurs twice and no long pause lies between.
+    Looking back from the last end, a failure goes as far as no pod occurs twice and no long pause lies between. A pod
+    that says that it lost another one may have been faster to end, and is not the cause.
     """
-    first: Death | None = None
-    pods: set[str] = set()
+    last: list[Death] = []
     for death in sorted(seen, key=lambda death: death.finished, reverse=True):
-        if death.pod in pods or (first is not None and first.finished - death.finished > _ROUND):
+        if death.pod in {one.pod for one in last} or (last and last[-1].finished - death.finished > _ROUND):
             break
-        pods.add(death.pod)
-        first = death
-    return first
+        last.append(death)
+    own = [death for death in last if not _follows(death, lines(death.uid))]
+    return min(own or last, key=lambda death: death.finished, default=None)
+
+
+def final(seen: Iterable[Death], lines: Lines) -> Death | None:
+    """An end after which every further try would end alike: a training diverged, or a pod was twice out of memory."""
+    ends = sorted(seen, key=lambda death: death.finished)
+    short = Counter(death.pod for death in ends if death.reason == OUT_OF_MEMORY)
+    for death in ends:
+        if short[death.pod] >= _ENOUGH or _DIVERGED.search(own_words(lines(death.uid)) or ""):
+            return death
+    return None
 
 
 def rank_of(lines: Sequence[str]) -> str | None:
@@ -79,6 +99,13 @@ def rank_of(lines: Sequence[str]) -> str | None:
 def own_words(lines: Sequence[str]) -> str | None:
     """The line in which the program itself says why it ended."""
     return next((match[1] for line in reversed(lines) if (match := _OWN_WORDS.search(line))), None)
+
+
+def _follows(death: Death, lines: Sequence[str]) -> bool:
+    if death.reason == OUT_OF_MEMORY or death.exit_code in _SIGNALS.keys() - {143}:
+        return False
+    words = own_words(lines) or ""
+    return any(_FOLLOWS.search(line) for line in (words, *lines[-_FOLLOWS_LINES:]))
 
 
 def _last_change(pod: Object) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dit.formatting import format_duration
-from pipelines.jobs.failure import Death, deaths, first_of_last_round
+from pipelines.jobs.failure import Death, Lines, cause_of, deaths, final
 from pipelines.jobs.kinds import JobKind, Phase, condition
 from pipelines.jobs.snapshot import Snapshot
 from pipelines.jobs.spec import JobSpec
@@ -24,6 +24,8 @@ class Verdict:
     over: Phase | None = None
     error: str = ""
     """Why the wait is over without success."""
+    cause: Death | None = None
+    """The end of a container that began the failure; None when none was seen."""
     abandoned: bool = False
     """Whether the job still is there, and must be removed, because nothing will come of it."""
 
@@ -31,8 +33,8 @@ class Verdict:
 class Judge:
     """Watches one job from its creation to its end."""
 
-    def __init__(self, spec: JobSpec, kind: JobKind, uid: str) -> None:
-        self._spec, self._kind, self._uid = spec, kind, uid
+    def __init__(self, spec: JobSpec, kind: JobKind, uid: str, lines: Lines) -> None:
+        self._spec, self._kind, self._uid, self._lines = spec, kind, uid, lines
         self.place = f"{kind.resource.kind} {spec.namespace}/{spec.name}"
         self._deaths: set[Death] = set()
         self._complete = False
@@ -40,11 +42,6 @@ class Judge:
         self._hopeless_since: float | None = None
         self._since: dict[str, float] = {}
         self._said: dict[str, float] = {}
-
-    @property
-    def cause(self) -> Death | None:
-        """The end of a container that began the last failure; None when none was seen."""
-        return first_of_last_round(self._deaths)
 
     def look(self, snapshot: Snapshot, now: float) -> Verdict:
         """What to make of the job as it is `now`, in seconds of any clock that does not jump."""
@@ -61,7 +58,11 @@ class Judge:
         if snapshot.phase is Phase.SUCCEEDED:
             return Verdict(tuple(news), over=Phase.SUCCEEDED)
         if snapshot.phase is Phase.FAILED:
-            return Verdict(tuple(news), over=Phase.FAILED, error=self._failure(snapshot))
+            cause = cause_of(self._deaths, self._lines)
+            return Verdict(tuple(news), over=Phase.FAILED, error=self._failure(snapshot, cause), cause=cause)
+        if self._kind.restarts and (cause := final(self._deaths, self._lines)) is not None:
+            error = f"{self.place} cannot go on: every further try would end alike"
+            return Verdict(tuple(news), over=Phase.FAILED, error=error, cause=cause, abandoned=True)
         reason = explain(self._spec, self._kind, snapshot)
         news += self._progress(snapshot, reason, now)
         return self._patience(tuple(news), reason, now)
@@ -116,9 +117,9 @@ class Judge:
             )
         return Verdict(news)
 
-    def _failure(self, snapshot: Snapshot) -> str:
+    def _failure(self, snapshot: Snapshot, cause: Death | None) -> str:
         job = snapshot.job or {}
         failed = condition(job, "Failed") or {}
         message = " ".join(str(failed.get("message") or failed.get("reason") or "no reason given").split())
         error = f"{self.place} failed: {message.rstrip('.')}"
-        return error if self.cause else f"{error}; kubectl get events -n {self._spec.namespace}"
+        return error if cause else f"{error}; kubectl get events -n {self._spec.namespace}"

@@ -62,6 +62,8 @@ class JobKind(Protocol):
     """Who runs such jobs, for people."""
     pod_label: str
     """Label that all pods of a job carry, with the job's name as its value."""
+    restarts: bool
+    """Whether pods that failed are tried again, so that a job which cannot go on does not end by itself."""
 
     def render(self, spec: JobSpec) -> Rendered:
         """The manifests, without a spec hash."""

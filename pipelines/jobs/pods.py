@@ -60,6 +60,11 @@ def environment(spec: JobSpec) -> dict[str, str]:
         "OMP_NUM_THREADS": str(max(1, math.floor(quantity(spec.cluster.pod.cpu) / spec.cluster.processes_per_pod))),
         # At this level torchrun prints which ranks a pod has been given.
         "LOGLEVEL": "INFO",
+        # Agents that share the rendezvous' store publish its address in the first round only: a pod that is started
+        # again beside others that still run would wait a minute for it, fail, and take them along.
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+        # A store that is away for two minutes costs less than all pods' way back to their last checkpoint.
+        "AWS_MAX_ATTEMPTS": "20",
         **spec.cluster.env,
     }
 

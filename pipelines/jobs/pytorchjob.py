@@ -18,6 +18,7 @@ class PyTorchJob:
     resource = Resource("kubeflow.org", "v1", "pytorchjobs", "PyTorchJob")
     controller = "the Training Operator"
     pod_label = "training.kubeflow.org/job-name"
+    restarts = True
 
     def render(self, spec: JobSpec) -> Rendered:
         """See JobKind."""

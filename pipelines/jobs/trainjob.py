@@ -22,6 +22,7 @@ class TrainJob:
     resource = Resource("trainer.kubeflow.org", "v1alpha1", "trainjobs", "TrainJob")
     controller = "Kubeflow Trainer"
     pod_label = "jobset.sigs.k8s.io/jobset-name"
+    restarts = False
 
     def render(self, spec: JobSpec) -> Rendered:
         """See JobKind."""

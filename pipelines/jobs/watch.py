@@ -7,7 +7,7 @@ import time
 from dit.console import say
 from dit.errors import DitError
 from pipelines.jobs.client import WORKLOADS, ApiUnavailable, Cluster
-from pipelines.jobs.failure import Death, own_words, rank_of
+from pipelines.jobs.failure import OUT_OF_MEMORY, own_words, rank_of
 from pipelines.jobs.judge import Judge, Verdict
 from pipelines.jobs.kinds import JobKind, Object, Phase, kind_of
 from pipelines.jobs.logs import PodLogs
@@ -27,16 +27,18 @@ def wait(cluster: Cluster, spec: JobSpec, uid: str) -> None:
     A job of which nothing will come is deleted. Raises ApiUnavailable when the API is away for cluster.patience.api.
     """
     kind = kind_of(spec)
-    judge, logs = Judge(spec, kind, uid), PodLogs(cluster, spec.name)
+    logs = PodLogs(cluster, spec.name)
+    judge = Judge(spec, kind, uid, logs.last_lines)
     try:
         verdict = _until_over(cluster, spec, kind, judge, logs)
     finally:
         logs.close()
-    if verdict.abandoned:
-        patiently(lambda: cluster.delete(kind.resource, spec.name, uid), ApiUnavailable, spec.cluster.patience.api)
-        raise DitError(f"{verdict.error}; the job was removed")
     if verdict.over is Phase.FAILED:
-        raise DitError(_failure(spec, verdict, judge.cause, logs))
+        error = _failure(spec, verdict, logs)
+        if verdict.abandoned:
+            patiently(lambda: cluster.delete(kind.resource, spec.name, uid), ApiUnavailable, spec.cluster.patience.api)
+            error += "; the job was removed"
+        raise DitError(error)
 
 
 def look(cluster: Cluster, kind: JobKind, spec: JobSpec) -> Snapshot:
@@ -75,8 +77,9 @@ def _events(cluster: Cluster, kind: JobKind, job: Object, pods: tuple[Object, ..
     return of_this_job(job, found, "lastTimestamp")
 
 
-def _failure(spec: JobSpec, verdict: Verdict, cause: Death | None, logs: PodLogs) -> str:
+def _failure(spec: JobSpec, verdict: Verdict, logs: PodLogs) -> str:
     """The error in one line, after the last lines of the pod that ended first."""
+    cause = verdict.cause
     if cause is None:
         return verdict.error
     lines = logs.last_lines(cause.uid)
@@ -85,9 +88,9 @@ def _failure(spec: JobSpec, verdict: Verdict, cause: Death | None, logs: PodLogs
     rank = rank_of(lines)
     where = f"rank {rank}" if rank else "rank unknown: it ended before the ranks were given"
     words = own_words(lines)
-    if cause.reason == "OOMKilled":
-        remedy = f"raise cluster.pod.memory ({spec.cluster.pod.memory}) or lower fit.micro_batch"
-    else:
-        remedy = f"kubectl logs -n {spec.namespace} {cause.pod}"
-    said = f": {words}" if words else ""
-    return f"{verdict.error}; the first to end was pod {cause.pod} ({where}), {cause}{said}; {remedy}"
+    told = f"{verdict.error}; the first to end was pod {cause.pod} ({where}), {cause}"
+    if cause.reason == OUT_OF_MEMORY:
+        return f"{told}; raise cluster.pod.memory ({spec.cluster.pod.memory}) or lower fit.micro_batch"
+    if words:
+        return f"{told}: {words}"
+    return told if verdict.abandoned else f"{told}; kubectl logs -n {spec.namespace} {cause.pod}"

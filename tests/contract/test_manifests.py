@@ -155,6 +155,9 @@ def test_the_namespace_of_jobs_enforces_restricted(build: Path) -> None:
 # Argo's own, in the pods of a run: how a step's result reaches its workflow.
 EXECUTOR = {"apiGroups": ["argoproj.io"], "resources": ["workflowtaskresults"], "verbs": ["create", "patch"]}
 
+# The reaper's, for the pods of the jobs that it deletes.
+PODS_THAT_GO = {"apiGroups": [""], "resources": ["pods"], "verbs": ["deletecollection"]}
+
 
 @every_overlay
 def test_no_role_reaches_secrets_other_pods_or_other_namespaces(overlay: str, build: Path) -> None:
@@ -166,10 +169,13 @@ def test_no_role_reaches_secrets_other_pods_or_other_namespaces(overlay: str, bu
             assert "*" not in rule["verbs"] + rule["resources"] + rule["apiGroups"]
             assert not {"pods/exec", "pods/attach", "roles", "rolebindings"} & set(rule["resources"])
             assert "secrets" not in rule["resources"] or len(rule["resourceNames"]) == 1, rule
-            if not {"kubeflow.org", "trainer.kubeflow.org"} & set(rule["apiGroups"]) and rule != EXECUTOR:
+            if not {"kubeflow.org", "trainer.kubeflow.org"} & set(rule["apiGroups"]) and rule not in (
+                EXECUTOR,
+                PODS_THAT_GO,
+            ):
                 assert set(rule["verbs"]) <= reading, rule
     reaper = find(manifests, "Role", "dit-reaper")["rules"]
-    assert {verb for rule in reaper for verb in rule["verbs"]} <= {"get", "list", "watch", "delete"}
+    assert {verb for rule in reaper for verb in rule["verbs"]} <= {"get", "list", "watch", "delete", "deletecollection"}
 
 
 def test_only_launcher_and_reaper_have_a_token(build: Path) -> None:

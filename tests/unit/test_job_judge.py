@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from dit.study_file import load
-from pipelines.jobs.failure import Death, first_of_last_round, own_words, rank_of
+from pipelines.jobs.failure import Death, cause_of, own_words, rank_of
 from pipelines.jobs.judge import Judge
 from pipelines.jobs.kinds import JobKind, Phase, kind_of
 from pipelines.jobs.logs import split_stamp
@@ -61,8 +62,8 @@ def snapshot(
     return Snapshot(manifest, kind_of(spec()).phase(manifest), tuple(pods), tuple(events), workload)
 
 
-def judge(*overrides: str) -> Judge:
-    return Judge(spec(*overrides), kind_of(spec()), "job-1")
+def judge(*overrides: str, logs: dict[str, list[str]] | None = None) -> Judge:
+    return Judge(spec(*overrides), kind_of(spec()), "job-1", lambda uid: (logs or {}).get(uid, []))
 
 
 CREATED = job(condition("Created"))
@@ -220,14 +221,20 @@ def test_the_pod_that_ended_first_is_remembered_when_its_pods_are_gone() -> None
     assert f"{NAME}-worker-1 ended: OOMKilled, exit code 137, SIGKILL" in told
     verdict = watch.look(snapshot(job(condition("Failed", "it has reached the backoff limit"))), 5.0)
     assert "failed: it has reached the backoff limit" in verdict.error
-    assert watch.cause is not None
-    assert (watch.cause.uid, watch.cause.reason) == ("pod-1", "OOMKilled")
+    assert verdict.cause is not None
+    assert (verdict.cause.uid, verdict.cause.reason) == ("pod-1", "OOMKilled")
 
 
 def test_an_evicted_pod_says_so() -> None:
+    evicted = pod(0, "Failed", reason="Evicted", message="The node was low on memory.")
+    verdict = judge().look(snapshot(job(condition("Failed")), [evicted]), 0.0)
+    assert str(verdict.cause) == "Evicted The node was low on memory."
+
+
+def test_an_earlier_failure_is_not_why_a_job_is_gone() -> None:
     watch = judge()
-    watch.look(snapshot(CREATED, [pod(0, "Failed", reason="Evicted", message="The node was low on memory.")]), 0.0)
-    assert str(watch.cause) == "Evicted The node was low on memory."
+    watch.look(snapshot(job(condition("Running")), [pod(0, **container(lastState=terminated(137, 10)))]), 0.0)
+    assert watch.look(Snapshot(None, Phase.NEW), 5.0).cause is None
 
 
 def death(name: str, minutes: float) -> Death:
@@ -245,7 +252,57 @@ def death(name: str, minutes: float) -> Death:
     ids=["nothing seen", "one round", "the last of two rounds", "an old loss is another story"],
 )
 def test_the_first_of_the_last_round(seen: list[Death], first: Death | None) -> None:
-    assert first_of_last_round(seen) == first
+    assert cause_of(seen, lambda _: []) == first
+
+
+LOST = ["dit: lost contact with the other ranks (Connection closed by peer); the first rank that failed says why"]
+AGENT = ["torch.distributed.elastic.rendezvous.api.RendezvousConnectionError: failed", "exit"]
+
+
+@pytest.mark.parametrize("words", [LOST, AGENT])
+def test_a_pod_that_lost_another_is_not_the_cause_although_it_ended_first(words: list[str]) -> None:
+    seen = [death("follower", 1.0), death("cause", 1.5)]
+    logs = {"uid-follower": words}
+    assert cause_of(seen, lambda uid: logs.get(uid, [])) == seen[1]
+    # What it said in an earlier life does not clear a pod that was killed in this one.
+    killed = replace(seen[0], exit_code=137)
+    assert cause_of([killed, seen[1]], lambda uid: logs.get(uid, [])) == killed
+
+
+DIVERGED = "dit: mini-S/2: step 40: mse is not finite; the last good checkpoint does not exist (rank 0)"
+RESTARTED = job(condition("Running"))
+
+
+def test_a_training_that_diverged_is_not_tried_again() -> None:
+    watch = judge(logs={"pod-0": ["global_ranks=[0]", DIVERGED]})
+    verdict = watch.look(snapshot(RESTARTED, [pod(0, **container(lastState=terminated(1, 1))), pod(1)]), 0.0)
+    assert (verdict.over, verdict.abandoned) == (Phase.FAILED, True)
+    assert verdict.cause is not None
+    assert verdict.cause.uid == "pod-0"
+
+
+def test_a_trainjob_that_diverged_ends_by_itself_and_keeps_its_pod() -> None:
+    kind = kind_of(spec("cluster.job=trainjob"))
+    watch = Judge(spec(), kind, "job-1", lambda _: [DIVERGED])
+    seen = Snapshot(
+        trainjob(jobsStatus=[{"name": "node", "active": 1}]),
+        Phase.RUNNING,
+        (pod(0, "Failed", **container(state=terminated(1, 1))),),
+    )
+    assert watch.look(seen, 0.0).over is None
+
+
+def test_a_pod_may_run_out_of_memory_once() -> None:
+    watch = judge()
+    for second in (1, 2):
+        seen = snapshot(RESTARTED, [pod(0, **container(lastState=terminated(1, second, "OOMKilled"))), pod(1)])
+        assert (watch.look(seen, float(second)).over is Phase.FAILED) is (second == 2)
+
+
+def test_other_ends_are_tried_again() -> None:
+    watch = judge(logs={"pod-0": ["dit: s3://bucket/dit: no answer (rank 0)"]})
+    for second in range(1, 9):
+        assert watch.look(snapshot(RESTARTED, [pod(0, **container(lastState=terminated(1, second)))]), 0.0).over is None
 
 
 def test_logs_tell_the_rank_and_the_programs_own_words() -> None:

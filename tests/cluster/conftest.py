@@ -1,0 +1,106 @@
+"""The cluster under test: what `make test-cluster` deployed, a place for results, and a hand on the node."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+
+import pytest
+from hand import Hand
+from kube import (
+    NAMESPACE,
+    SELECTOR,
+    SESSION,
+    Object,
+    Refused,
+    apply,
+    delete,
+    find,
+    forwarded,
+    get,
+    has_crd,
+    kubectl,
+    until,
+)
+from studies import CONFIG_MAP, Site, study_config_map
+
+from dit.errors import DitError
+from pipelines.deploy import ROOT
+from pipelines.jobs import names
+
+JOBS = ("pytorchjobs.kubeflow.org", "trainjobs.trainer.kubeflow.org")
+
+
+@pytest.fixture(scope="session")
+def image() -> str:
+    """The stages' image, by digest."""
+    file = ROOT / "build" / "image.digest"
+    if not file.is_file():
+        pytest.exit(f"{file} is not there: make build push REGISTRY=...", returncode=2)
+    return file.read_text().strip()
+
+
+@pytest.fixture(scope="session")
+def site(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """Overlay kind, and a folder of its own in its store, which goes at the end."""
+    try:
+        deployed = get("deployment", "s3") and get("secret", "dit-s3")
+    except Refused as error:
+        pytest.exit(f"no cluster answers ({error}); set KUBECONFIG", returncode=2)
+    if not deployed:
+        pytest.exit("overlay kind is not deployed; type: make test-cluster", returncode=2)
+    apply(study_config_map())
+    root = f"s3://dit-scaling/test-{SESSION}"
+    with forwarded("s3", 7070) as s3, forwarded("mlflow", 5000) as mlflow, pytest.MonkeyPatch.context() as patch:
+        for secret in ("dit-s3", "dit-mlflow"):
+            for key, value in (get("secret", secret) or {})["data"].items():
+                patch.setenv(key, base64.b64decode(value).decode())
+        patch.setenv("AWS_REGION", "us-east-1")
+        patch.setenv("AWS_ENDPOINT_URL_S3", f"http://{s3}")
+        site = Site(image, root, f"http://{mlflow}", tmp_path_factory.mktemp("reference"))
+        until("the store answers", lambda: _answers(site), 60)
+        yield site
+        site.store.delete("datasets")
+        site.store.delete("studies")
+        delete("configmap", CONFIG_MAP)
+
+
+def _answers(site: Site) -> bool:
+    try:
+        return site.store is not None
+    except DitError:  # the port is not forwarded yet
+        return False
+
+
+@pytest.fixture(scope="session")
+def dataset(site: Site) -> None:
+    """The digits as shards in the store, made by a pod."""
+    site.study("digits").run("prepare")
+
+
+@pytest.fixture(scope="session")
+def hand(image: str) -> Iterator[Hand]:
+    """Something that kills processes on the node, as the kernel or an operator would."""
+    with Hand.on_node(image) as found:
+        yield found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_left(site: Site) -> Iterator[None]:
+    """A scenario takes its jobs and pods along, also those of a test that failed."""
+    assert site.store
+    yield
+    _clean()
+
+
+def _clean() -> None:
+    kubectl("delete", "pods", "-n", NAMESPACE, "-l", SELECTOR, "--grace-period=1")
+    for kind in filter(has_crd, JOBS):
+        for job in _of_tests(kind):
+            delete(kind, job["metadata"]["name"])
+    until("all pods of jobs are gone", lambda: not _of_tests("pods"), 90)
+
+
+def _of_tests(kind: str) -> list[Object]:
+    found = find(kind, names.STUDY)
+    return [one for one in found if one["metadata"]["labels"][names.STUDY].endswith(SESSION)]

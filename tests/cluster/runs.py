@@ -1,0 +1,103 @@
+"""Pipeline runs as the launcher and the reaper see them: a Workflow, and the pod of a step that belongs to it.
+
+Where Kubeflow Pipelines is not installed the kind Workflow is made for the test; whoever acts on it is not needed here.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from kube import OURS, SELECTOR, Object, apply, delete, get, kubectl, until
+from studies import MOUNT, Running, Study, pod, study_config_map
+
+from pipelines.deploy import ROOT
+
+NAMESPACE = "kubeflow"
+CRD = "workflows.argoproj.io"
+# What the step of a pipeline calls, with its pod's name in the variable that Kubeflow Pipelines sets.
+_STEP = """
+import pathlib, sys
+from pipelines.jobs.launch import run
+study, root, variant, image, *overrides = sys.argv[1:]
+run("train", pathlib.Path(study).read_text(), root, overrides, variant, image)
+"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A pipeline run under way."""
+
+    name: str
+
+    @classmethod
+    def start(cls, name: str) -> Run:
+        """A run that goes on until it is told to end."""
+        wait = {"name": "main", "suspend": {}}
+        apply(
+            {
+                "apiVersion": "argoproj.io/v1alpha1",
+                "kind": "Workflow",
+                "metadata": {"name": name, "namespace": NAMESPACE, "labels": OURS},
+                "spec": {"entrypoint": "main", "templates": [wait]},
+            }
+        )
+        return cls(name)
+
+    def launch(self, study: Study, variant: str = "mini-S/2") -> Running:
+        """Start the step that launches a variant's training."""
+        site, name = study.site, f"{self.name}-launch"
+        command = ["python", "-c", _STEP, f"{MOUNT}/study.yaml", site.root, variant, site.image, *study.overrides]
+        step = pod(name, site.image, command, "dit-launcher", NAMESPACE)
+        workflow = get(CRD, self.name, NAMESPACE)
+        assert workflow is not None
+        owner = {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "name": self.name}
+        step["metadata"]["ownerReferences"] = [{**owner, "uid": workflow["metadata"]["uid"]}]
+        step["metadata"]["labels"]["pipeline/runid"] = self.name
+        step["spec"]["containers"][0]["env"].append({"name": "KFP_POD_NAME", "value": name})
+        apply(step)
+        return Running(name, NAMESPACE)
+
+    def terminate(self) -> None:
+        """As the pipelines' server does it."""
+        kubectl("patch", CRD, self.name, "-n", NAMESPACE, "--type=merge", "-p", '{"spec":{"activeDeadlineSeconds":0}}')
+
+
+@contextmanager
+def pipelines_namespace() -> Iterator[None]:
+    """Overlay `pipelines`, deployed; the namespace and the kind Workflow, too, where there are none."""
+    made = []
+    if get("crd", CRD) is None:
+        made.append(("crd", CRD))
+        apply(_crd())
+        until(f"{CRD} is served", lambda: kubectl("get", CRD, "-A") is not None, 30)
+    if get("namespace", NAMESPACE) is None:
+        made.append(("namespace", NAMESPACE))
+        kubectl("create", "namespace", NAMESPACE)
+    subprocess.run([sys.executable, "-m", "pipelines.deploy", "deploy", "pipelines"], cwd=ROOT, check=True)
+    apply(study_config_map(NAMESPACE))
+    try:
+        yield
+    finally:
+        kubectl("delete", f"pods,configmaps,{CRD}", "-n", NAMESPACE, "-l", SELECTOR, "--grace-period=1")
+        for kind, name in made:
+            delete(kind, name, "")
+
+
+def _crd() -> Object:
+    version = {
+        "name": "v1alpha1",
+        "served": True,
+        "storage": True,
+        "schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}},
+    }
+    names = {"plural": "workflows", "singular": "workflow", "kind": "Workflow", "listKind": "WorkflowList"}
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": CRD},
+        "spec": {"group": "argoproj.io", "scope": "Namespaced", "names": names, "versions": [version]},
+    }

@@ -1,0 +1,272 @@
+"""Studies on the cluster, as their stages, launchers and results: in pods, each as `restricted` wants it."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kube import NAMESPACE, OURS, SESSION, Object, apply, delete, find, get, kubectl, until
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from dit import layout, study_file
+from dit.config import StudyConfig
+from dit.records import TrainRecord
+from dit.storage import Store, open_store, read_record
+from dit.tracking import read_points
+from dit.training.checkpoint import list_checkpoints
+from pipelines.jobs import names
+
+STUDY_FILE = Path(__file__).parents[2] / "configs" / "digits.yaml"
+MOUNT = "/study"
+CONFIG_MAP = f"test-study-{SESSION}"
+TOLERANCE = 1e-4
+_SETTINGS = [
+    {"configMapRef": {"name": "dit-services"}},
+    {"secretRef": {"name": "dit-s3"}},
+    {"secretRef": {"name": "dit-mlflow"}},
+]
+
+
+def study_config_map(namespace: str = NAMESPACE) -> Object:
+    """The study file, for pods to read."""
+    metadata = {"name": CONFIG_MAP, "namespace": namespace, "labels": OURS}
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": metadata,
+        "data": {"study.yaml": STUDY_FILE.read_text()},
+    }
+
+
+def pod(name: str, image: str, command: Sequence[str], account: str, namespace: str = NAMESPACE) -> Object:
+    """A pod of the study's image that runs one command to its end."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        # The label is what network policies know a launcher by.
+        "metadata": {"name": name, "namespace": namespace, "labels": {**OURS, names.APP: account}},
+        "spec": {
+            "restartPolicy": "Never",
+            "serviceAccountName": account,
+            "enableServiceLinks": False,
+            "terminationGracePeriodSeconds": 1,
+            "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+            "containers": [
+                {
+                    "name": "main",
+                    "image": image,
+                    "command": list(command),
+                    "env": [{"name": "OMP_NUM_THREADS", "value": "1"}],
+                    "envFrom": _SETTINGS,
+                    "resources": {"requests": {"cpu": "200m", "memory": "256Mi"}, "limits": {"memory": "3Gi"}},
+                    "securityContext": {
+                        "allowPrivilegeEscalation": False,
+                        "readOnlyRootFilesystem": True,
+                        "capabilities": {"drop": ["ALL"]},
+                    },
+                    "volumeMounts": [
+                        {"name": "study", "mountPath": MOUNT},
+                        {"name": "tmp", "mountPath": "/tmp"},
+                    ],
+                }
+            ],
+            "volumes": [
+                {"name": "study", "configMap": {"name": CONFIG_MAP}},
+                {"name": "tmp", "emptyDir": {"sizeLimit": "4Gi"}},
+            ],
+        },
+    }
+
+
+@dataclass
+class Ended:
+    """How a pod ended."""
+
+    code: int
+    log: str
+
+    @property
+    def last_line(self) -> str:
+        """What it said last."""
+        return self.log.strip().rpartition("\n")[2]
+
+
+@dataclass(frozen=True)
+class Running:
+    """A pod that a test started."""
+
+    name: str
+    namespace: str = NAMESPACE
+
+    @property
+    def log(self) -> str:
+        """All that it said so far."""
+        return kubectl("logs", "-n", self.namespace, self.name)
+
+    def says(self, text: str, seconds: float) -> str:
+        """The first line with this text, waited for."""
+
+        def look() -> str:
+            return next((line for line in self.log.splitlines() if text in line), "")
+
+        return until(f"pod {self.name} says {text!r}", look, seconds)
+
+    def end(self, seconds: float) -> Ended:
+        """Wait until it has ended."""
+
+        def look() -> Any:
+            found = get("pod", self.name, self.namespace)
+            statuses = (found or {}).get("status", {}).get("containerStatuses") or [{}]
+            return statuses[0].get("state", {}).get("terminated")
+
+        end = until(f"pod {self.name} ends", look, seconds)
+        ended = Ended(int(end["exitCode"]), self.log)
+        print(ended.log)  # pytest shows it where the test fails
+        return ended
+
+    def delete(self) -> None:
+        """Delete it, as an eviction does."""
+        delete("pod", self.name, self.namespace)
+
+
+@dataclass
+class Site:
+    """The cluster under test: where results are, and which image runs."""
+
+    image: str
+    root: str
+    mlflow: str
+    """Address of the tracking server from this machine."""
+    reference_root: Path
+    """Results of the same studies on this machine, in one process."""
+    _pods: int = field(default=0, init=False)
+
+    @cached_property
+    def store(self) -> Store:
+        """The cluster's store, read from this machine."""
+        return open_store(self.root)
+
+    def start(self, command: Sequence[str], account: str, name: str = "stage") -> Running:
+        """Start a pod."""
+        self._pods += 1
+        running = Running(f"test-{SESSION}-{name}-{self._pods}")
+        apply(pod(running.name, self.image, command, account))
+        return running
+
+    def study(self, name: str, *overrides: str) -> Study:
+        """The digits under a name that no earlier test has used, with overrides."""
+        return Study(self, ("fit.log_every=10", f"study={name}-{SESSION}", *overrides))
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study on the cluster."""
+
+    site: Site
+    overrides: tuple[str, ...]
+
+    @cached_property
+    def config(self) -> StudyConfig:
+        """What its file and overrides say."""
+        return study_file.load(STUDY_FILE, list(self.overrides))
+
+    @property
+    def settings(self) -> list[str]:
+        """Its arguments on a command line."""
+        sets = [word for override in self.overrides for word in ("--set", override)]
+        return [f"{MOUNT}/study.yaml", "--root", self.site.root, *sets]
+
+    def run(self, *arguments: str, seconds: float = 180) -> str:
+        """Run a stage that is no job, such as `prepare`, in a pod to its good end; what it said."""
+        command = ["dit", arguments[0], *self.settings, *arguments[1:]]
+        ended = self.site.start(command, "dit-worker").end(seconds)
+        assert ended.code == 0, ended.log
+        return ended.log
+
+    def launch(self, variant: str = "mini-S/2", stage: str = "train", **changed: str) -> Running:
+        """Start a launcher of a job."""
+        image, account = changed.get("image", self.site.image), changed.get("account", "dit-launcher")
+        command = ["python", "-m", "pipelines.jobs", "launch", *self.settings, "--stage", stage]
+        return self.site.start([*command, "--variant", variant, "--image", image], account, "launcher")
+
+    def job(self, variant: str = "mini-S/2", stage: Any = "train") -> str:
+        """Name of a variant's job."""
+        return names.job_name(self.config.study, self.config.spec(variant), stage)
+
+    def workers(self, variant: str = "mini-S/2") -> list[Object]:
+        """Pods of a variant's training."""
+        return find("pods", f"{names.JOB}={self.job(variant)}")
+
+    def newest_checkpoint(self, variant: str = "mini-S/2") -> int:
+        """Its step, 0 where there is none."""
+        return max(list_checkpoints(self.site.store, self.config, self.config.spec(variant)), default=0)
+
+    def past(self, step: int, variant: str = "mini-S/2", seconds: float = 180) -> None:
+        """Wait until there is a checkpoint of this step or a later one."""
+        what = f"{self.config.study} is past step {step}"
+        until(what, lambda: self.newest_checkpoint(variant) >= step, seconds, pause=0.5)
+
+    def record(self, variant: str = "mini-S/2") -> TrainRecord:
+        """What a finished training left in the store."""
+        record = read_record(self.site.store, layout.train_record(self.config, self.config.spec(variant)), TrainRecord)
+        assert record is not None
+        return record
+
+    def losses(self, variant: str = "mini-S/2") -> list[tuple[int, float]]:
+        """(step, loss), as the journal in the store has them."""
+        return _losses(self.config, self.site.store, variant)
+
+    def mlflow_run(self, variant: str = "mini-S/2") -> Run:
+        """The variant's run on the tracking server; there is one."""
+        client = MlflowClient(self.site.mlflow)
+        experiment = client.get_experiment_by_name(self.config.study)
+        assert experiment is not None
+        (run,) = client.search_runs([experiment.experiment_id], f"params.variant = '{variant}'")
+        return run
+
+    def reference(self, variant: str = "mini-S/2") -> list[tuple[int, float]]:
+        """(step, loss) of the same training in one process on this machine."""
+        overrides = (*self.overrides, "study=reference", "tracking.kind=none")
+        sets = [word for override in overrides for word in ("--set", override)]
+        root = self.site.reference_root
+        for stage in (["prepare"], ["train", "--variant", variant]):
+            command = [sys.executable, "-m", "dit", stage[0], str(STUDY_FILE), "--root", str(root), *sets, *stage[1:]]
+            subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, capture_output=True)
+        config = study_file.load(STUDY_FILE, list(overrides))
+        return _losses(config, open_store(root), variant)
+
+    def check_losses(self, variant: str = "mini-S/2") -> None:
+        """Every step was logged once, with the losses of the same training in one process."""
+        found, wanted = self.losses(variant), self.reference(variant)
+        steps = [step for step, _ in found]
+        assert steps == sorted(set(steps))
+        assert steps[-1] == self.config.train.steps
+        means = _means(found, self.config.fit.log_every)
+        assert list(means) == [step for step, _ in wanted if step <= steps[-1]]
+        for step, loss in wanted[: len(means)]:
+            assert means[step] == pytest.approx(loss, rel=TOLERANCE), f"step {step}"
+
+
+def _means(points: Sequence[tuple[int, float]], every: int) -> dict[int, float]:
+    """Means over `every` steps: a training that is told to stop logs what it has of them, and later the rest."""
+    means: dict[int, float] = {}
+    before = 0
+    for step, loss in points:
+        end = math.ceil(step / every) * every
+        means[end] = means.get(end, 0.0) + loss * (step - before) / every
+        before = step
+    return means
+
+
+def _losses(config: StudyConfig, store: Store, variant: str) -> list[tuple[int, float]]:
+    points = read_points(config, store, config.spec(variant))
+    return [(point.step, point.value) for point in points if point.key == "loss"]

@@ -1,0 +1,60 @@
+"""Scenario 3: a job outlives its launcher, and does not outlive its run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from kube import find, get, until
+from runs import Run, pipelines_namespace
+from studies import Site
+
+from pipelines.jobs import names
+
+PYTORCHJOB = "pytorchjobs.kubeflow.org"
+RECIPE = ("train.steps=400", "fit.checkpoint_every=40", "cluster.replicas=2")
+REAPED_SECONDS = 15
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200), pytest.mark.usefixtures("dataset")]
+
+
+@pytest.fixture(scope="module")
+def pipelines() -> Iterator[None]:
+    with pipelines_namespace():
+        yield
+
+
+def test_a_launcher_that_is_tried_again_adopts_the_job(site: Site) -> None:
+    study = site.study("evicted", *RECIPE)
+    launcher = study.launch()
+    study.past(40)
+    launcher.delete()
+    job = get(PYTORCHJOB, study.job())
+    assert job is not None
+    ended = study.launch().end(600)
+    assert ended.code == 0, ended.log
+    assert f"adopted, created {job['metadata']['creationTimestamp']}" in ended.log
+    # One job, whose pods ran through: no step was trained twice.
+    left = get(PYTORCHJOB, study.job())
+    assert left is not None
+    assert left["metadata"]["uid"] == job["metadata"]["uid"]
+    assert [pod["status"]["containerStatuses"][0]["restartCount"] for pod in study.workers()] == [0, 0]
+    study.check_losses()
+
+
+@pytest.mark.usefixtures("pipelines")
+def test_a_run_that_is_terminated_leaves_no_job_and_touches_no_other(site: Site) -> None:
+    one, other = (site.study(name, *RECIPE) for name in ("terminated", "going-on"))
+    runs = [Run.start(study.config.study) for study in (one, other)]
+    steps = [run.launch(study) for run, study in zip(runs, (one, other), strict=True)]
+    one.past(40)
+    runs[0].terminate()
+    # A step that is terminated ends at once; here nobody else does that.
+    steps[0].delete()
+
+    def gone() -> bool:
+        return get(PYTORCHJOB, one.job()) is None and not find("pods", f"{names.JOB}={one.job()}")
+
+    until("job and pods of the terminated run are gone", gone, REAPED_SECONDS, pause=0.5)
+    ended = steps[1].end(600)
+    assert ended.code == 0, ended.log
+    other.check_losses()

@@ -1,0 +1,167 @@
+"""The digits study on Kubeflow Pipelines, submitted as a person does it: `make test-pipelines`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from kube import find, get, until
+from runs import pipelines_namespace
+from studies import STUDY_FILE, Site, Study
+
+from dit import layout
+from pipelines.deploy import ROOT
+from pipelines.jobs import names
+from pipelines.runs import SUCCEEDED, Run
+from pipelines.server import Pipelines
+from pipelines.steps import failures, steps
+from pipelines.submit import reasons
+
+PYTORCHJOB = "pytorchjobs.kubeflow.org"
+RUN_SECONDS = 900
+REAPED_SECONDS = 15
+SMALL = (
+    "variants=[mini-S/2]",
+    "train.steps=60",
+    "evaluation.at_steps=[60]",
+    "evaluation.resamples=20",
+    "sampling.num_samples=80",
+    "sampling.steps=5",
+    "cluster.replicas=2",
+    "cluster.steps.retries=0",
+)
+# The preparation is the same in every run of one session, and in none of another.
+DATASET = f"dataset.name=digits-{os.getpid()}"
+pytestmark = [pytest.mark.pipelines, pytest.mark.timeout(1800)]
+
+
+@dataclass(frozen=True)
+class Submitter:
+    """Commands of a person at a terminal, and the server they talk to."""
+
+    site: Site
+    server: Pipelines
+    experiment: str
+
+    def study(self, name: str, *overrides: str) -> Study:
+        return self.site.study(name, *SMALL, DATASET, *overrides)
+
+    def command(self, study: Study, *arguments: str) -> list[str]:
+        sets = [word for override in study.overrides for word in ("--set", override)]
+        return [sys.executable, "-m", *arguments, str(STUDY_FILE), "--root", self.site.root, *sets]
+
+    def submit(self, study: Study, *options: str) -> subprocess.Popen[str]:
+        """Start `make submit`."""
+        named = ("--image", self.site.image, "--experiment", self.experiment, "--run", study.config.study)
+        command = [*self.command(study, "pipelines.submit"), *named, *options]
+        return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+    def submitted(self, study: Study, *options: str) -> Run:
+        """Submit without waiting; the run."""
+        process = self.submit(study, *options)
+        output, _ = process.communicate(timeout=180)
+        assert process.returncode == 0, output
+        return self.run(study)
+
+    def run(self, study: Study) -> Run:
+        """The newest run of a study."""
+        experiment = self.server.experiment(self.experiment)
+        assert experiment is not None
+        run = self.server.latest(experiment, f"dit-{study.config.study}")
+        assert run is not None
+        return run
+
+    def ended(self, run: Run) -> Run:
+        """The run when it is over."""
+
+        def look() -> Run | None:
+            now = self.server.run(run.uid)
+            return now if now.over else None
+
+        return until(f"run {run.name} ends", look, RUN_SECONDS, pause=2.0)
+
+
+@pytest.fixture(scope="module")
+def submitter(site: Site) -> Iterator[Submitter]:
+    with pipelines_namespace():
+        yield Submitter(site, Pipelines(os.environ["KFP_ENDPOINT"]), f"test-{site.root.rpartition('-')[2]}")
+
+
+def states(run: Run) -> dict[str, str]:
+    return {step.name: step.state for step in steps(run)}
+
+
+def test_a_study_is_submitted_watched_and_succeeds(submitter: Submitter) -> None:
+    study = submitter.study("whole")
+    process = submitter.submit(study, "--wait")
+    until("its training is a job", lambda: study.workers(), 600)
+    command = [*submitter.command(study, "dit", "status"), "--experiment", submitter.experiment]
+    shown = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=True).stdout
+    line = next(line for line in shown.splitlines() if line.startswith("train mini-S/2"))
+    assert "PyTorchJob" in line
+    assert "/60" in line
+    output, _ = process.communicate(timeout=RUN_SECONDS)
+    assert process.returncode == 0, output
+    run = submitter.run(study)
+    assert run.uid in output
+    assert run.state == SUCCEEDED
+    assert set(states(run).values()) == {SUCCEEDED}, states(run)
+    study.check_losses()
+    assert b"mini-S/2" in study.site.store.read(f"{layout.report(study.config)}/{layout.REPORT_PAGE}")
+
+
+def test_kfp_itself_submits_with_other_parameters_and_takes_the_preparation_over(
+    submitter: Submitter, tmp_path: Path
+) -> None:
+    study, package = submitter.study("changed", "train.steps=30"), tmp_path / "pipeline.yaml"
+    command = submitter.command(study, "pipelines.compile")
+    subprocess.run([*command, "--image", submitter.site.image, "--output", package], cwd=ROOT, check=True)
+    kfp = [str(Path(sys.executable).parent / "kfp"), "--endpoint", os.environ["KFP_ENDPOINT"]]
+    for verb, steps_asked in (("create", 20), ("submit", 30)):
+        arguments = ["-e", submitter.experiment, "-r", f"by-{verb}", "-f", str(package), f"steps={steps_asked}"]
+        subprocess.run([*kfp, "run", verb, *arguments], check=True, capture_output=True, text=True)
+        run = submitter.ended(submitter.run(study))
+        assert run.state == SUCCEEDED, (states(run), reasons(run, [step.name for step in failures(run)], "kubeflow"))
+        assert study.record().steps == steps_asked
+        # The first run of this dataset in the session made the shards.
+        assert {state for name, state in states(run).items() if name.startswith("prepare ")} == {"SKIPPED"}
+        assert states(run)["train mini-S/2"] == SUCCEEDED
+
+
+def test_a_step_that_fails_says_why(submitter: Submitter) -> None:
+    study = submitter.study("failing", "train.learning_rate=1e30", "train.steps=20", "evaluation.at_steps=[20]")
+    process = submitter.submit(study, "--wait")
+    output, _ = process.communicate(timeout=RUN_SECONDS)
+    assert process.returncode != 0
+    run = submitter.run(study)
+    assert run.state == "FAILED"
+    assert [step.name for step in failures(run)] == ["train mini-S/2"]
+    (line,) = [line for line in output.splitlines() if line.startswith("train mini-S/2: ") and "not finite" in line]
+    assert f"pod {study.job()}-worker-" in line
+    assert "rank" in line
+    # The pipelines' own page reads it from the workflow.
+    (workflow,) = find("workflows.argoproj.io", f"pipeline/runid={run.uid}", "kubeflow")
+    messages = [node.get("message", "") for node in workflow["status"]["nodes"].values() if node["type"] == "Pod"]
+    assert any("not finite" in message for message in messages), messages
+
+
+def test_a_run_that_is_terminated_leaves_no_job_while_another_goes_on(submitter: Submitter) -> None:
+    long = ("train.steps=4000", "evaluation.at_steps=[4000]", "fit.checkpoint_every=100")
+    ended, other = submitter.study("ended", *long), submitter.study("other")
+    runs = [submitter.submitted(study) for study in (ended, other)]
+    ended.past(100, seconds=600)
+    terminate = [sys.executable, "-m", "pipelines.submit", "--terminate", runs[0].uid]
+    subprocess.run(terminate, cwd=ROOT, check=True, capture_output=True)
+
+    def gone() -> bool:
+        return get(PYTORCHJOB, ended.job()) is None and not find("pods", f"{names.JOB}={ended.job()}")
+
+    until("job and pods of the terminated run are gone", gone, REAPED_SECONDS, pause=0.5)
+    assert submitter.ended(runs[0]).state in ("CANCELED", "FAILED")
+    assert submitter.ended(runs[1]).state == SUCCEEDED
+    other.check_losses()

@@ -1,0 +1,53 @@
+"""Scenario 9, and of scenario 5 the queue without quota: studies in a Kueue queue of 8 GPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from kube import has_crd, kubectl, until
+from studies import Site
+
+from pipelines.deploy import ROOT
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200), pytest.mark.usefixtures("dataset", "queue")]
+CLUSTER_QUEUE = "clusterqueues.kueue.x-k8s.io"
+MANIFESTS = (ROOT / "k8s" / "queue", ROOT / "k8s" / "overlays" / "kind-queue" / "door")
+QUEUE = "cluster.queue=dit-scaling"
+
+
+@pytest.fixture(scope="module")
+def queue() -> Iterator[None]:
+    """The queue of overlay kind-queue."""
+    if not has_crd(CLUSTER_QUEUE):
+        pytest.skip(f"the cluster knows no {CLUSTER_QUEUE}: Kueue is not installed")
+    for folder in MANIFESTS:
+        until("Kueue takes its objects", lambda path=folder: kubectl("apply", "--server-side", "-k", str(path)), 60)
+    yield
+    for folder in reversed(MANIFESTS):
+        kubectl("delete", "-k", str(folder), "--wait=false")
+
+
+def test_the_second_study_waits_for_the_first(site: Site) -> None:
+    eight = ("train.steps=100", "cluster.replicas=8", QUEUE)
+    first, second = (site.study(name, *eight) for name in ("first", "second"))
+    running = first.launch()
+    running.says("all 8 pods run", 120)
+    waiting = second.launch()
+    line = waiting.says("waits in queue dit-scaling", 120)
+    assert "insufficient unused quota for nvidia.com/gpu" in line
+    assert "it starts by itself" in line
+    assert not second.workers()
+    assert running.end(600).code == 0
+    ended = waiting.end(600)
+    assert ended.code == 0, ended.log
+    for study in (first, second):
+        study.check_losses()
+
+
+def test_a_queue_that_has_no_room_ever_says_so(site: Site) -> None:
+    study = site.study("nine", "cluster.replicas=9", "train.global_batch=63", QUEUE)
+    ended = study.launch().end(300)
+    assert ended.code == 1
+    assert "waits in queue dit-scaling" in ended.last_line
+    assert "maximum capacity (9 > 8)" in ended.last_line

@@ -1,0 +1,59 @@
+"""Scenario 7: pods run under `restricted`, and the launcher's account can do what it needs and nothing else."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from kube import NAMESPACE, Refused, kubectl
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+LAUNCHER = ("--as", f"system:serviceaccount:{NAMESPACE}:dit-launcher", "-n", NAMESPACE)
+JOB_VERBS = {"create", "get", "list", "watch", "patch", "delete"}
+SEE = {"get", "list", "watch"}
+RIGHTS = {
+    "pytorchjobs.kubeflow.org": JOB_VERBS,
+    "trainjobs.trainer.kubeflow.org": JOB_VERBS,
+    "trainingruntimes.trainer.kubeflow.org": JOB_VERBS,
+    "workloads.kueue.x-k8s.io": SEE,
+    "events": SEE,
+    "pods": SEE,
+    "pods/log": {"get"},
+}
+REVIEW = "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews"
+
+
+def test_the_launcher_has_these_rights_and_no_other() -> None:
+    spec = {"namespace": NAMESPACE}
+    asked = {"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectRulesReview", "spec": spec}
+    answer = json.loads(kubectl("create", "--raw", REVIEW, "-f", "-", *LAUNCHER, stdin=json.dumps(asked)))
+    found = {
+        ".".join(filter(None, (resource, group))): set(rule["verbs"])
+        for rule in answer["status"]["resourceRules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        # What Kubernetes lets everybody do: ask who one is, and what one may do.
+        if not resource.startswith("selfsubject")
+    }
+    assert found == RIGHTS
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("get", "secret", "dit-s3"),
+        ("get", "secret", "of-another-name"),
+        ("get", "secrets"),
+        ("exec", "{pod}", "--", "true"),
+        ("create", "-f", "-", "-n", "default"),
+        ("get", "pytorchjobs", "-n", "default"),
+        ("delete", "pod", "{pod}"),
+        ("create", "token", "dit-launcher"),
+    ],
+    ids=" ".join,
+)
+def test_the_launcher_is_refused(command: tuple[str, ...]) -> None:
+    pod = kubectl("get", "pods", "-n", NAMESPACE, "-o", "jsonpath={.items[0].metadata.name}")
+    job = "apiVersion: kubeflow.org/v1\nkind: PyTorchJob\nmetadata: {name: theirs}\nspec: {pytorchReplicaSpecs: {}}\n"
+    with pytest.raises(Refused, match=r"Forbidden|forbidden"):
+        kubectl(*LAUNCHER, *(word.format(pod=pod) for word in command), stdin=job)

@@ -1,0 +1,71 @@
+"""Scenario 2: whatever happens to workers and jobs, the losses are those of a training that nothing disturbed."""
+
+from __future__ import annotations
+
+import random
+import time
+
+import pytest
+from hand import Hand
+from kube import delete
+from studies import Site, Study
+
+RECIPE = ("train.steps=600", "fit.checkpoint_every=40")
+PYTORCHJOB = "pytorchjobs.kubeflow.org"
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200), pytest.mark.usefixtures("dataset")]
+
+
+def at_random_moment_after(study: Study, step: int) -> None:
+    """Return somewhere between a checkpoint and the next."""
+    study.past(step)
+    time.sleep(random.uniform(0.0, 2.0))
+
+
+def test_a_worker_is_killed_three_times(site: Site, hand: Hand) -> None:
+    study = site.study("killed", *RECIPE, "cluster.replicas=2")
+    launcher = study.launch()
+    for step in (40, 200, 400):
+        at_random_moment_after(study, step)
+        hand.kill(random.choice(study.workers()))
+    ended = launcher.end(600)
+    assert ended.code == 0, ended.log
+    assert ended.log.count("SIGKILL") >= 3
+    study.check_losses()
+
+
+def test_a_worker_is_deleted(site: Site) -> None:
+    study = site.study("deleted", *RECIPE, "cluster.replicas=2")
+    launcher = study.launch()
+    at_random_moment_after(study, 40)
+    delete("pod", random.choice(study.workers())["metadata"]["name"])
+    ended = launcher.end(600)
+    assert ended.code == 0, ended.log
+    study.check_losses()
+
+
+def test_a_job_is_deleted_and_submitted_again(site: Site) -> None:
+    study = site.study("again", *RECIPE, "cluster.replicas=2")
+    launcher = study.launch()
+    at_random_moment_after(study, 40)
+    delete(PYTORCHJOB, study.job())
+    ended = launcher.end(60)
+    assert ended.code == 1
+    assert "it was deleted; the same step, run again, goes on" in ended.last_line
+    ended = study.launch().end(600)
+    assert ended.code == 0, ended.log
+    study.check_losses()
+
+
+def test_a_job_of_8_pods_goes_on_with_4(site: Site) -> None:
+    study = site.study("smaller", *RECIPE, "cluster.replicas=8")
+    study.launch()
+    at_random_moment_after(study, 40)
+    smaller = Study(site, (*study.overrides, "cluster.replicas=4"))
+    refused = smaller.launch().end(60)
+    assert refused.code == 2
+    assert "works on something else" in refused.last_line
+    delete(PYTORCHJOB, study.job())
+    ended = smaller.launch().end(600)
+    assert ended.code == 0, ended.log
+    assert smaller.record().world_size == 4
+    smaller.check_losses()
