@@ -21,6 +21,8 @@ _FOLLOWS = re.compile(r"lost contact with the other ranks|stopped by a signal|Re
 _FOLLOWS_LINES = 20
 # The same steps from the same checkpoint lead to the same end.
 _DIVERGED = re.compile(r"\bstep \d+: .+ is not finite\b")
+# torchrun's word on a process that ended with the exit code of what is given and cannot work (dit.errors.InputError).
+_REFUSED = re.compile(r"\(exitcode: 2\)")
 OUT_OF_MEMORY = "OOMKilled"
 _ENOUGH = 2
 Lines = Callable[[str], Sequence[str]]
@@ -78,11 +80,15 @@ def cause_of(seen: Iterable[Death], lines: Lines) -> Death | None:
 
 
 def final(seen: Iterable[Death], lines: Lines) -> Death | None:
-    """An end after which every further try would end alike: a training diverged, or a pod was twice out of memory."""
+    """An end after which every further try would end alike.
+
+    A training diverged, a pod was twice out of memory, or what the pods were given cannot work.
+    """
     ends = sorted(seen, key=lambda death: death.finished)
     short = Counter(death.pod for death in ends if death.reason == OUT_OF_MEMORY)
     for death in ends:
-        if short[death.pod] >= _ENOUGH or _DIVERGED.search(own_words(lines(death.uid)) or ""):
+        said = lines(death.uid)
+        if short[death.pod] >= _ENOUGH or _DIVERGED.search(own_words(said) or "") or any(map(_REFUSED.search, said)):
             return death
     return None
 

@@ -118,18 +118,18 @@ def test_a_study_is_submitted_watched_and_succeeds(submitter: Submitter) -> None
 def test_kfp_itself_submits_with_other_parameters_and_takes_the_preparation_over(
     submitter: Submitter, tmp_path: Path
 ) -> None:
-    study, package = submitter.study("changed", "train.steps=30"), tmp_path / "pipeline.yaml"
+    """Its own command, under its name of today and under the old one."""
+    study, package = submitter.study("changed", "train.steps=20", "evaluation.at_steps=[20]"), tmp_path / "dit.yaml"
     command = submitter.command(study, "pipelines.compile")
     subprocess.run([*command, "--image", submitter.site.image, "--output", package], cwd=ROOT, check=True)
     kfp = [str(Path(sys.executable).parent / "kfp"), "--endpoint", os.environ["KFP_ENDPOINT"]]
-    for verb, steps_asked in (("create", 20), ("submit", 30)):
-        arguments = ["-e", submitter.experiment, "-r", f"by-{verb}", "-f", str(package), f"steps={steps_asked}"]
+    for verb, length, prepared in (("create", 20, SUCCEEDED), ("submit", 40, "SKIPPED")):
+        arguments = ["-e", submitter.experiment, "-r", f"by-{verb}", "-f", str(package), f"steps={length}"]
         subprocess.run([*kfp, "run", verb, *arguments], check=True, capture_output=True, text=True)
         run = submitter.ended(submitter.run(study))
         assert run.state == SUCCEEDED, (states(run), reasons(run, [step.name for step in failures(run)], "kubeflow"))
-        assert study.record().steps == steps_asked
-        # The first run of this dataset in the session made the shards.
-        assert {state for name, state in states(run).items() if name.startswith("prepare ")} == {"SKIPPED"}
+        assert study.record().steps == length
+        assert {state for name, state in states(run).items() if name.startswith("prepare ")} == {prepared}
         assert states(run)["train mini-S/2"] == SUCCEEDED
 
 

@@ -270,11 +270,15 @@ def test_a_pod_that_lost_another_is_not_the_cause_although_it_ended_first(words:
 
 
 DIVERGED = "dit: mini-S/2: step 40: mse is not finite; the last good checkpoint does not exist (rank 0)"
+REFUSED = "E1125 1 api.py:897] failed (exitcode: 2) local_rank: 0 (pid: 9) of binary: /opt/venv/bin/python"
 RESTARTED = job(condition("Running"))
 
 
-def test_a_training_that_diverged_is_not_tried_again() -> None:
-    watch = judge(logs={"pod-0": ["global_ranks=[0]", DIVERGED]})
+@pytest.mark.parametrize(
+    "said", [[DIVERGED], ["dit: variant: unknown", REFUSED, "Traceback"]], ids=["diverged", "given"]
+)
+def test_what_would_end_alike_is_not_tried_again(said: list[str]) -> None:
+    watch = judge(logs={"pod-0": ["global_ranks=[0]", *said]})
     verdict = watch.look(snapshot(RESTARTED, [pod(0, **container(lastState=terminated(1, 1))), pod(1)]), 0.0)
     assert (verdict.over, verdict.abandoned) == (Phase.FAILED, True)
     assert verdict.cause is not None
