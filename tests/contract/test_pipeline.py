@@ -23,6 +23,8 @@ GOLDEN = Path(__file__).parent / "golden" / "pipeline-digits.yaml"
 STUDIES = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
 IMAGE = "registry.example/dit-scaling@sha256:" + "0" * 64
 TWO = "variants=[mini-S/2, mini-B/2]"
+# Of many variants a file for review would say the same again and again.
+ONE = "variants=[mini-S/2]"
 
 
 class Compiled:
@@ -78,8 +80,8 @@ def imagenet() -> Compiled:
     return compiled_once("imagenet256")
 
 
-def test_the_pipeline_of_the_digits_is_as_reviewed(digits: Compiled) -> None:
-    assert digits.text == GOLDEN.read_text()
+def test_the_pipeline_of_the_digits_is_as_reviewed() -> None:
+    assert Compiled("digits", ONE).text == GOLDEN.read_text()
 
 
 @pytest.mark.parametrize("study", STUDIES)
@@ -279,4 +281,4 @@ def test_without_a_pushed_image_the_next_command_is_named(
 
 
 if __name__ == "__main__":
-    compile_study(load(ROOT / "configs/digits.yaml"), "s3://bucket/dit", IMAGE, GOLDEN)
+    compile_study(load(ROOT / "configs/digits.yaml", [ONE]), "s3://bucket/dit", IMAGE, GOLDEN)
