@@ -15,8 +15,9 @@ RUN_LABEL = "pipeline/runid"
 """On the pods of a run, with its id."""
 CONTAINER = "main"
 """Where a step's own program runs."""
+NODE = "workflows.argoproj.io/node-name"
+"""On a pod, with the path of what it works on."""
 
-_NODE = "workflows.argoproj.io/node-name"
 _DRIVER = "-driver"
 _OWN = "dit: "
 # The programs around a step's own have the last words in its log.
@@ -46,7 +47,7 @@ def failures(run: Run) -> tuple[Task, ...]:
 
 def title_of(run: Run, pod: Object) -> str | None:
     """The step that a pod works on; None for pods that serve the run as a whole."""
-    node = str((pod["metadata"].get("annotations") or {}).get(_NODE, ""))
+    node = str((pod["metadata"].get("annotations") or {}).get(NODE, ""))
     parts = _ATTEMPT.sub("", node).split(".")
     # workflow.root.TASK.executor, and workflow.root.TASK-driver
     return run.titles.get(parts[2].removesuffix(_DRIVER)) if len(parts) > 2 else None
