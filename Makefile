@@ -134,7 +134,7 @@ test-cluster: env ## Show on the cluster of KUBECONFIG, with the images last pus
 		"(https://kind.sigs.k8s.io), then KUBECONFIG=kind.conf; docs/cluster.md, Prerequisites, says what else" >&2; exit 2; }
 	@test -n "$(REGISTRY)" || { echo "make: REGISTRY is not set; name one that the nodes can pull from, then make build push" >&2; exit 2; }
 	@$(MAKE) --no-print-directory deploy OVERLAY=kind
-	REGISTRY=$(REGISTRY) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster tests/cluster
+	REGISTRY=$(REGISTRY) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster tests/cluster tests/containers
 
 test-pipelines: env ## Show on the Kubeflow Pipelines of KFP_ENDPOINT, and its cluster, that studies are submitted and end well.
 	@test -n "$$KUBECONFIG" -a -n "$$KFP_ENDPOINT" || { echo "make: set KUBECONFIG and KFP_ENDPOINT, such as" \

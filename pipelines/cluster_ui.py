@@ -123,7 +123,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("study", help="study file")
     parser.add_argument("--port", type=int, default=5000, help="local port; the next free one where it is taken")
     options = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, _interrupt)
+    # SIGINT, too: whoever is started in the background finds it ignored.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     try:
         show(options.overlay, options.study, options.port)
     except KeyboardInterrupt:

@@ -211,3 +211,18 @@ def test_a_file_that_is_no_text_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=str(path)) as caught:
         load(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "judged"),
+    [
+        (["train.steps=80"], (50, 80)),
+        (["train.steps=50"], (50,)),
+        (["train.steps=10"], (10,)),
+        (["train.steps=200"], (50, 100, 200)),
+        (["train.steps=200", "evaluation.at_steps=[150]"], (150,)),
+        (["train.seed=1"], (50, 100)),
+    ],
+)
+def test_a_run_of_another_length_is_judged_at_its_end(overrides: list[str], judged: tuple[int, ...]) -> None:
+    assert parse(overrides).evaluation.at_steps == judged
