@@ -27,7 +27,7 @@ from pipelines.jobs.spec import Workflow, workflows_of
 
 INTERVAL_SECONDS = 2.0
 # For a last checkpoint. Left to themselves pods may take half a minute, with GPUs that somebody else waits for.
-GRACE_SECONDS = 8
+GRACE_SECONDS = 5
 _ENDED = ("Succeeded", "Failed", "Error")
 
 
