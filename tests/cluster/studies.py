@@ -96,8 +96,8 @@ class Ended:
 
     @property
     def last_line(self) -> str:
-        """What it said last."""
-        return self.log.strip().rpartition("\n")[2]
+        """Why it failed: in the log, lines of standard error and of standard output change places."""
+        return [line for line in self.log.splitlines() if line.startswith("dit: ")][-1]
 
 
 @dataclass(frozen=True)
