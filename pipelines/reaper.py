@@ -64,8 +64,9 @@ def sweep(cluster: Cluster) -> Iterator[str]:
         try:
             if is_orphan(kind, job, find):
                 name = job["metadata"]["name"]
-                cluster.delete(kind.resource, name, job["metadata"]["uid"])
+                # The pods first: once a node has begun to end one in its own time, it can no longer be hurried.
                 cluster.delete_pods(f"{kind.pod_label}={name}", GRACE_SECONDS)
+                cluster.delete(kind.resource, name, job["metadata"]["uid"])
                 yield f"{kind.resource.kind} {cluster.namespace}/{name}"
         except ApiRefused as error:
             refused = error
