@@ -17,8 +17,8 @@ from ports import reserved_port
 from dit.errors import StoreError
 
 NAMESPACE = "dit-scaling"
-SESSION = uuid.uuid4().hex[:6]
-"""Part of the names of all that these tests make: others may work on the same cluster."""
+SESSION = f"t{uuid.uuid4().hex[:5]}"
+"""Part of the names of all that these tests make: others may work on the same cluster. No number, which YAML would read."""
 OURS = {"dit-scaling/test": SESSION}
 """Label of what they make, besides jobs."""
 SELECTOR = f"dit-scaling/test={SESSION}"
