@@ -18,7 +18,7 @@ from dit.errors import StoreError
 
 NAMESPACE = "dit-scaling"
 SESSION = f"t{uuid.uuid4().hex[:5]}"
-"""Part of the names of all that these tests make: others may work on the same cluster. No number, which YAML would read."""
+"""Part of the names of all that these tests make: others may work on the same cluster. YAML must not read a number."""
 OURS = {"dit-scaling/test": SESSION}
 """Label of what they make, besides jobs."""
 SELECTOR = f"dit-scaling/test={SESSION}"
