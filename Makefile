@@ -103,7 +103,7 @@ secrets: env ## Create the secrets that OVERLAY=kind lacks, with random values.
 
 # Only the overlays of one's own node invent secrets: elsewhere they belong to services that are there already.
 deploy: env $(if $(filter kind%,$(OVERLAY)),secrets) ## Deploy OVERLAY of k8s/overlays with the images last pushed, and wait until it is up.
-	@$(BIN)/python -m pipelines.deploy deploy $(OVERLAY)
+	@$(BIN)/python -m pipelines.deploy deploy $(OVERLAY) $(if $(FORCE),--force)
 
 undeploy: env ## Remove what deploy made; volume claims and secrets stay.
 	@$(BIN)/python -m pipelines.deploy undeploy $(OVERLAY)

@@ -15,12 +15,11 @@ import typer
 from dit.cli_options import Experiment, Overrides, Root, RunId, Step, Study, Variants, Watch, parse_part
 from dit.errors import ConfigError, DitError
 from dit.orchestrators import orchestrator
+from dit.programs import INTERRUPTED
 
 if TYPE_CHECKING:
     from dit.config import StudyConfig
     from dit.storage import Store
-
-INTERRUPTED = 130
 
 app = typer.Typer(
     name="dit",

@@ -89,7 +89,8 @@ class StepsConfig(Section):
     """Variants under way at once; unset, all of them where `queue` starts jobs whole, and else one: jobs that start
     pod by pod take the GPUs from each other, and none gets all of its own."""
     retries: Annotated[int, Field(ge=0)] = 3
-    """How often a failed step is tried again."""
+    """How often a step is tried again whose pod was lost, to an eviction or with its node. One that failed by itself
+    is not: it would fail again."""
     retry_seconds: Positive = 30
     """Pause before the first of these tries; it doubles from one to the next."""
 

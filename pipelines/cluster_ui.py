@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import base64
 import json
 import signal
@@ -12,11 +11,11 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import yaml
 
-from dit import study_file
+from dit import programs, study_file
 from dit.errors import DitError, InputError
 from dit.tracking.ui import free_port
 from dit.tracking.views import view_page
@@ -118,7 +117,7 @@ def _interrupt(*_: object) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Show the server until Ctrl-C; a failure is one line."""
-    parser = argparse.ArgumentParser(prog="python -m pipelines.cluster_ui", description=__doc__)
+    parser = programs.parser("pipelines.cluster_ui", __doc__)
     parser.add_argument("overlay", help="of k8s/overlays")
     parser.add_argument("study", help="study file")
     parser.add_argument("--port", type=int, default=5000, help="local port; the next free one where it is taken")
@@ -126,14 +125,12 @@ def main(arguments: list[str] | None = None) -> int:
     # SIGINT, too: whoever is started in the background finds it ignored.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
-    try:
-        show(options.overlay, options.study, options.port)
-    except KeyboardInterrupt:
-        return 0
-    except DitError as error:
-        _say(f"make: {error}")
-        return error.exit_code
-    return 0
+    return programs.exit_code(lambda: _until_interrupted(options.overlay, options.study, options.port))
+
+
+def _until_interrupted(overlay: str, study: str, port: int) -> None:
+    with suppress(KeyboardInterrupt):
+        show(overlay, study, port)
 
 
 if __name__ == "__main__":

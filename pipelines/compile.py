@@ -8,8 +8,9 @@ from pathlib import Path
 
 from kfp import compiler
 
-from dit import study_file
+from dit import programs, study_file
 from dit.config import StudyConfig
+from dit.console import say
 from dit.errors import DitError, InputError, MissingError
 from pipelines.study import build
 
@@ -45,22 +46,19 @@ def pushed_image(digest: Path = DIGEST) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code of `python -m pipelines.compile`."""
-    parser = argparse.ArgumentParser(prog="python -m pipelines.compile", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("study", type=Path, help="study file, such as configs/digits.yaml")
-    parser.add_argument("--root", required=True, help="store of all results: s3://bucket/prefix")
+    parser = programs.parser("pipelines.compile", __doc__)
+    programs.add_study(parser)
+    programs.add_root(parser)
     parser.add_argument("--image", help=f"image of all steps and jobs (default: what {DIGEST} names)")
-    parser.add_argument("--set", dest="overrides", metavar="KEY=VALUE", action="append", default=[])
     parser.add_argument("--output", type=Path, help="the file (default: build/STUDY.yaml)")
     options = parser.parse_args(arguments)
-    try:
-        config = study_file.load(options.study, options.overrides)
-        output = options.output or Path("build") / f"{config.study}.yaml"
-        written = compile_study(config, options.root, options.image or pushed_image(), output)
-    except DitError as error:
-        sys.stderr.write(f"dit: {' '.join(str(error).split())}\n")
-        return error.exit_code
-    sys.stdout.write(f"{written}\n")
-    return 0
+    return programs.exit_code(lambda: say(str(_compile(options))))
+
+
+def _compile(options: argparse.Namespace) -> Path:
+    config = study_file.load(options.study, options.overrides)
+    output = options.output or Path("build") / f"{config.study}.yaml"
+    return compile_study(config, options.root, options.image or pushed_image(), output)
 
 
 if __name__ == "__main__":

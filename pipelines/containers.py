@@ -6,7 +6,6 @@ that the study names, each where it lies.
 
 from __future__ import annotations
 
-import argparse
 import os
 import select
 import socket
@@ -19,9 +18,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from dit import __version__, study_file
+from dit import __version__, programs, study_file
 from dit.config import AdmReference, FolderSource, StudyConfig, TarSource, VaeCodec
-from dit.errors import DitError, InputError, MissingError
+from dit.errors import InputError, MissingError
 from dit.storage import cache_dir
 from pipelines import leash
 
@@ -183,22 +182,17 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit code of `python -m pipelines.containers`."""
     from pipelines.local import run
 
-    parser = argparse.ArgumentParser(prog="python -m pipelines.containers", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("study", type=Path, help="study file, such as configs/digits.yaml")
+    parser = programs.parser("pipelines.containers", __doc__)
+    programs.add_study(parser)
     parser.add_argument("--root", default="runs", help="store of all results: a folder or s3://...")
     parser.add_argument("--image", default=LOCAL_IMAGE, help="image of all steps (default: %(default)s)")
-    parser.add_argument("--set", dest="overrides", metavar="KEY=VALUE", action="append", default=[])
     options = parser.parse_args(arguments)
-    try:
+
+    def study() -> None:
         study_file.load(options.study, options.overrides)
         run(options.study, options.root, options.overrides, find_image(options.image))
-    except DitError as error:
-        sys.stderr.write(f"dit: {' '.join(str(error).split())}\n")
-        return error.exit_code
-    except KeyboardInterrupt:
-        sys.stderr.write("dit: interrupted; the same command goes on where it stopped\n")
-        return 130
-    return 0
+
+    return programs.exit_code(study, "interrupted; the same command goes on where it stopped")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ checkout of the project, where the manifests are.
 
 from __future__ import annotations
 
-import argparse
+import re
 import secrets
 import sys
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from dit import programs
 from dit.errors import DitError, InputError
 from pipelines.kubectl import check_cluster, kubectl
 
@@ -38,6 +39,8 @@ INVENTED = "kind"
 LABEL = "dit-scaling/deployed-as"
 ROLLOUT_SECONDS = 420
 _USER = "MLFLOW_TRACKING_USERNAME"
+# What kubectl says, on one line: who else set fields of an object, and which; not of which object.
+_CONFLICT = re.compile(r'conflicts? with "([^"]+)"[^:]*:((?: (?:- )?\.\S+)+)')
 
 
 def overlays() -> list[str]:
@@ -68,8 +71,11 @@ def render(overlay: str, build: Path = ROOT / "build") -> list[Manifest]:
     return [manifest for manifest in yaml.safe_load_all(kubectl("kustomize", str(folder))) if manifest]
 
 
-def deploy(overlay: str) -> None:
-    """Apply an overlay and wait until its deployments are up; what another manager owns is refused, not taken over."""
+def deploy(overlay: str, force: bool = False) -> None:
+    """Apply an overlay and wait until its deployments are up.
+
+    Fields that somebody else has set since, with `kubectl edit` for one, are named and left; `force` sets them.
+    """
     manifests = render(overlay)
     check_cluster()
     namespaces = [manifest for manifest in manifests if manifest["kind"] == "Namespace"]
@@ -78,7 +84,7 @@ def deploy(overlay: str) -> None:
     missing = missing_secrets(manifests)
     if missing:
         raise _missing_error(missing)
-    _apply([*manifests, *_settings(manifests, overlay)])
+    _apply([*manifests, *_settings(manifests, overlay)], force)
     for manifest in manifests:
         if manifest["kind"] == "Deployment":
             name, namespace = manifest["metadata"]["name"], manifest["metadata"]["namespace"]
@@ -217,9 +223,36 @@ def _exists(namespace: str, name: str) -> bool:
     return bool(found.strip())
 
 
-def _apply(manifests: list[Manifest]) -> None:
+def _apply(manifests: list[Manifest], force: bool = False) -> None:
+    options = ["--force-conflicts"] if force else []
+    try:
+        _server_side(manifests, *options)
+    except DitError as error:
+        if not _CONFLICT.search(str(error)):
+            raise
+        raise InputError(
+            f"changed since it was deployed: {'; '.join(_conflicts(manifests))}; "
+            "to deploy what the manifests say all the same: make deploy FORCE=1"
+        ) from None
+
+
+def _conflicts(manifests: list[Manifest]) -> list[str]:
+    """What others have set of these objects: the object, the field, and who."""
+    found = []
+    for manifest in manifests:
+        try:
+            _server_side([manifest], "--dry-run=server")
+        except DitError as error:
+            name = f"{manifest['kind']} {manifest['metadata']['name']}"
+            for manager, fields in _CONFLICT.findall(str(error)):
+                found.append(f"{name}, {fields.replace(' - ', ' ').strip()}, by {manager}")
+    return found
+
+
+def _server_side(manifests: list[Manifest], *options: str) -> None:
     text = yaml.safe_dump_all(manifests)
-    kubectl("apply", "--server-side", "--field-manager=dit-scaling", "--validate=strict", "-f", "-", stdin=text)
+    common = ["--server-side", "--field-manager=dit-scaling", "--validate=strict"]
+    kubectl("apply", *common, *options, "-f", "-", stdin=text)
 
 
 def _say(text: str) -> None:
@@ -228,16 +261,21 @@ def _say(text: str) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run `deploy`, `undeploy` or `secrets`; a failure is one line."""
-    parser = argparse.ArgumentParser(prog="python -m pipelines.deploy", description=__doc__)
+    parser = programs.parser("pipelines.deploy", __doc__)
     parser.add_argument("action", choices=("deploy", "undeploy", "secrets"))
     parser.add_argument("overlay")
+    parser.add_argument("--force", action="store_true", help="deploy: also what was changed by hand since")
     options = parser.parse_args(arguments)
-    try:
-        {"deploy": deploy, "undeploy": undeploy, "secrets": create_secrets}[options.action](options.overlay)
-    except DitError as error:
-        _say(f"make: {error}")
-        return error.exit_code
-    return 0
+    return programs.exit_code(lambda: _act(options.action, options.overlay, options.force))
+
+
+def _act(action: str, overlay: str, force: bool) -> None:
+    if action == "deploy":
+        deploy(overlay, force)
+    elif action == "undeploy":
+        undeploy(overlay)
+    else:
+        create_secrets(overlay)
 
 
 if __name__ == "__main__":

@@ -10,15 +10,14 @@ somebody's own, and one that has ended takes no room and is kept for its logs: b
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import cache
-from typing import Any
+from typing import Any, Never
 
+from dit import programs
 from dit.console import say
-from dit.errors import DitError
 from pipelines.jobs import names
 from pipelines.jobs.client import WORKFLOWS, ApiRefused, ApiUnavailable, Cluster
 from pipelines.jobs.kinds import JobKind, Object, all_kinds
@@ -80,7 +79,7 @@ def _jobs(cluster: Cluster) -> Iterator[tuple[JobKind, dict[str, Any]]]:
             yield kind, job
 
 
-def watch(cluster: Cluster) -> None:
+def watch(cluster: Cluster) -> Never:
     """Sweep for ever; an API that is away, or refuses, is asked again after growing pauses."""
     say(f"reaper: watches the jobs of namespace {cluster.namespace}")
     waits = pauses()
@@ -97,28 +96,24 @@ def watch(cluster: Cluster) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code of `python -m pipelines.reaper`."""
-    parser = argparse.ArgumentParser(prog="python -m pipelines.reaper", description=(__doc__ or "").splitlines()[0])
+    parser = programs.parser("pipelines.reaper", __doc__)
     parser.add_argument("--namespace", help="where the jobs are (default: this pod's, or the context's)")
     parser.add_argument("--once", action="store_true", help="sweep once and say what was deleted")
     options = parser.parse_args(arguments)
-    try:
-        cluster = Cluster.connect()
-        if options.namespace:
-            cluster = cluster.within(options.namespace)
-        if options.once:
-            count = 0
-            for what in sweep(cluster):
-                count += 1
-                say(f"deleted {what}, whose run has ended")
-            say(f"namespace {cluster.namespace}: {count} jobs deleted")
-            return 0
+    return programs.exit_code(lambda: _reap(options.namespace, options.once))
+
+
+def _reap(namespace: str | None, once: bool) -> None:
+    cluster = Cluster.connect()
+    if namespace:
+        cluster = cluster.within(namespace)
+    if not once:
         watch(cluster)
-    except DitError as error:
-        sys.stderr.write(f"dit: {' '.join(str(error).split())}\n")
-        return error.exit_code
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    count = 0
+    for what in sweep(cluster):
+        count += 1
+        say(f"deleted {what}, whose run has ended")
+    say(f"namespace {cluster.namespace}: {count} jobs deleted")
 
 
 if __name__ == "__main__":

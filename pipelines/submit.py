@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from dit import study_file
+from dit import programs, study_file
 from dit.config import StudyConfig
 from dit.console import say
 from dit.errors import DitError, InputError
@@ -104,19 +104,15 @@ def _reason(cluster: Cluster, title: str, death: tuple[str, str] | None) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Exit code of `python -m pipelines.submit`."""
     options = _parser().parse_args(arguments)
-    try:
-        if options.terminate:
-            Pipelines(endpoint_of(options.endpoint)).terminate(options.terminate)
-            say(f"run {options.terminate} is told to end; the reaper deletes its jobs")
-        else:
-            _submit(options)
-    except DitError as error:
-        sys.stderr.write(f"dit: {' '.join(str(error).split())}\n")
-        return error.exit_code
-    except KeyboardInterrupt:
-        sys.stderr.write("dit: interrupted; what was submitted goes on: make status, make terminate RUN=...\n")
-        return 130
-    return 0
+    act = _terminate if options.terminate else _submit
+    return programs.exit_code(
+        lambda: act(options), "interrupted; what was submitted goes on: make status, make terminate RUN=..."
+    )
+
+
+def _terminate(options: argparse.Namespace) -> None:
+    Pipelines(endpoint_of(options.endpoint)).terminate(options.terminate)
+    say(f"run {options.terminate} is told to end; the reaper deletes its jobs")
 
 
 def _submit(options: argparse.Namespace) -> None:
@@ -127,7 +123,7 @@ def _submit(options: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m pipelines.submit", description="A study onto Kubeflow Pipelines.")
+    parser = programs.parser("pipelines.submit", __doc__)
     parser.add_argument("study", type=Path, nargs="?", help="study file, such as configs/digits.yaml")
     parser.add_argument("--root", help="store of all results: s3://bucket/prefix")
     parser.add_argument("--image", help="image of all steps and jobs (default: the one last pushed)")

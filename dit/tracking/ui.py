@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import socket
@@ -13,7 +12,7 @@ import urllib.request
 from contextlib import suppress
 from urllib.parse import urlsplit
 
-from dit import layout
+from dit import layout, programs
 from dit.config import StudyConfig
 from dit.console import say
 from dit.errors import DitError, InputError
@@ -101,7 +100,7 @@ def free_port(host: str, first: int) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """Serve until Ctrl-C."""
-    parser = argparse.ArgumentParser(prog="python -m dit.tracking.ui", description=__doc__)
+    parser = programs.parser("dit.tracking.ui", __doc__)
     parser.add_argument("--root", default=os.environ.get("DIT_ROOT", "runs"), help="store of all results")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=5000, help="port; the next free one where it is taken")
@@ -109,7 +108,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         address, command = server_command(given.root, given.host, given.port)
     except DitError as error:
-        sys.stderr.write(f"dit: {error}\n")
+        programs.complain(error)
         return error.exit_code
     say("MLflow starts; this takes some seconds")
     return serve(address, command)

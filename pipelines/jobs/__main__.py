@@ -11,9 +11,8 @@ import sys
 
 import yaml
 
-from dit import study_file
+from dit import programs, study_file
 from dit.console import say
-from dit.errors import DitError
 from dit.storage import open_store
 from pipelines.jobs.client import Cluster
 from pipelines.jobs.kinds import render
@@ -24,15 +23,7 @@ from pipelines.jobs.spec import job_spec
 def main(arguments: list[str] | None = None) -> int:
     """Exit code of `python -m pipelines.jobs`."""
     options = _parser().parse_args(arguments)
-    try:
-        _run(options)
-    except DitError as error:
-        sys.stderr.write(f"dit: {' '.join(str(error).split())}\n")
-        return error.exit_code
-    except KeyboardInterrupt:
-        sys.stderr.write("dit: interrupted; the job goes on, and the same command adopts it\n")
-        return 130
-    return 0
+    return programs.exit_code(lambda: _run(options), "interrupted; the job goes on, and the same command adopts it")
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -47,14 +38,13 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m pipelines.jobs", description=(__doc__ or "").splitlines()[0])
+    parser = programs.parser("pipelines.jobs", __doc__)
     parser.add_argument("command", choices=("render", "launch"))
-    parser.add_argument("study", help="study file")
+    programs.add_study(parser)
+    programs.add_root(parser)
     parser.add_argument("--stage", choices=("train", "sample"), default="train")
     parser.add_argument("--variant", required=True)
-    parser.add_argument("--root", required=True, help="store address, s3://bucket/prefix")
     parser.add_argument("--image", required=True, help="the study's image, by digest")
-    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     return parser
 
 

@@ -29,6 +29,9 @@ STUDY_FILE = Path(__file__).parents[2] / "configs" / "digits.yaml"
 MOUNT = "/study"
 CONFIG_MAP = f"test-study-{SESSION}"
 TOLERANCE = 1e-4
+_LOGGED = ("fit.log_every=10",)
+# The learning rate is constant: the losses of a shorter training are the first of a longer one.
+_REFERENCE_STEPS = {"mini-S/2": 600}
 _SETTINGS = [
     {"configMapRef": {"name": "dit-services"}},
     {"secretRef": {"name": "dit-s3"}},
@@ -149,6 +152,7 @@ class Site:
     reference_root: Path
     """Results of the same studies on this machine, in one process."""
     _pods: int = field(default=0, init=False)
+    _references: dict[tuple[str, ...], list[tuple[int, float]]] = field(default_factory=dict, init=False)
 
     @cached_property
     def store(self) -> Store:
@@ -162,9 +166,23 @@ class Site:
         apply(pod(running.name, self.image, command, account))
         return running
 
+    def reference(self, variant: str, *recipe: str) -> list[tuple[int, float]]:
+        """(step, loss) of a training in one process on this machine, which is done once."""
+        key = (variant, *recipe)
+        if key not in self._references:
+            overrides = [*_LOGGED, f"study=reference-{len(self._references)}", "tracking.kind=none", *recipe]
+            sets = [word for override in overrides for word in ("--set", override)]
+            for stage in (["prepare"], ["train", "--variant", variant]):
+                command = [sys.executable, "-m", "dit", stage[0], str(STUDY_FILE), "--root", str(self.reference_root)]
+                environment = os.environ | {"OMP_NUM_THREADS": "1"}
+                subprocess.run([*command, *sets, *stage[1:]], env=environment, check=True, capture_output=True)
+            config = study_file.load(STUDY_FILE, overrides)
+            self._references[key] = _losses(config, open_store(self.reference_root), variant)
+        return self._references[key]
+
     def study(self, name: str, *overrides: str) -> Study:
         """The digits under a name that no earlier test has used, with overrides."""
-        return Study(self, ("fit.log_every=10", f"study={name}-{SESSION}", *overrides))
+        return Study(self, (*_LOGGED, f"study={name}-{SESSION}", *overrides))
 
 
 @dataclass(frozen=True)
@@ -234,15 +252,10 @@ class Study:
         return run
 
     def reference(self, variant: str = "mini-S/2") -> list[tuple[int, float]]:
-        """(step, loss) of the same training in one process on this machine."""
-        overrides = (*self.overrides, "study=reference", "tracking.kind=none")
-        sets = [word for override in overrides for word in ("--set", override)]
-        root = self.site.reference_root
-        for stage in (["prepare"], ["train", "--variant", variant]):
-            command = [sys.executable, "-m", "dit", stage[0], str(STUDY_FILE), "--root", str(root), *sets, *stage[1:]]
-            subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, capture_output=True)
-        config = study_file.load(STUDY_FILE, list(overrides))
-        return _losses(config, open_store(root), variant)
+        """(step, loss) of the same training in one process on this machine, and of steps beyond its end."""
+        recipe = (one for one in self.overrides if one.startswith("train.") and not one.startswith("train.steps="))
+        steps = max(self.config.train.steps, _REFERENCE_STEPS.get(variant, 0))
+        return self.site.reference(variant, f"train.steps={steps}", *recipe)
 
     def check_losses(self, variant: str = "mini-S/2") -> None:
         """Every step was logged once, with the losses of the same training in one process."""

@@ -113,4 +113,4 @@ def test_what_is_missing_is_one_line(cluster: Cluster, overlay: str, lacks: str,
     process = cluster.start(overlay, port)
     _, error = process.communicate()
     assert process.returncode != 0
-    assert re.fullmatch(rf"make: .*{said}.*\n", error), error
+    assert re.fullmatch(rf"dit: .*{said}.*\n", error), error

@@ -1,0 +1,50 @@
+"""What was changed by hand since it was deployed is named and left, until one says otherwise."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+from kube import NAMESPACE, get, kubectl
+from studies import Site
+
+from pipelines.deploy import ROOT
+
+MAP, KEY = "dit-services", "MLFLOW_TRACKING_URI"
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+
+
+def make(*words: str) -> subprocess.CompletedProcess[str]:
+    command = ["make", "--no-print-directory", "deploy", "OVERLAY=kind", *words]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def value() -> str:
+    found = get("configmap", MAP)
+    assert found is not None
+    return str(found["data"][KEY])
+
+
+@pytest.fixture
+def changed(site: Site) -> Iterator[str]:
+    """A setting that somebody changes; what it was before."""
+    assert site.store
+    before = value()
+    patch = f'{{"data": {{"{KEY}": "http://elsewhere:5000"}}}}'
+    kubectl("patch", "configmap", MAP, "-n", NAMESPACE, "--field-manager=somebody", "--type=merge", "-p", patch)
+    yield before
+    make("FORCE=1")
+
+
+def test_a_change_by_hand_is_named_and_taken_back_on_request(changed: str) -> None:
+    refused = make()
+    assert refused.returncode
+    (line,) = [line for line in refused.stderr.splitlines() if line.startswith("dit: ")]
+    assert f"ConfigMap {MAP}, .data.{KEY}, by somebody" in line
+    assert "make deploy FORCE=1" in line
+    assert value() != changed
+    done = make("FORCE=1")
+    assert done.returncode == 0, done.stderr
+    assert value() == changed
+    assert make().returncode == 0
