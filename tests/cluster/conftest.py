@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from hand import Hand
+from hopeless import launched
 from kube import (
     NAMESPACE,
     SELECTOR,
@@ -22,7 +23,7 @@ from kube import (
     kubectl,
     until,
 )
-from studies import CONFIG_MAP, Site, study_config_map
+from studies import CONFIG_MAP, EARLY, EARLY_LABEL, Running, Site, study_config_map
 
 from dit.errors import DitError
 from pipelines.deploy import ROOT
@@ -85,6 +86,21 @@ def hand(image: str) -> Iterator[Hand]:
         yield found
 
 
+@pytest.fixture(scope="session")
+def cannot_start(site: Site) -> Iterator[dict[str, Running]]:
+    """Launchers of jobs that cannot start."""
+    with launched(site) as launchers:
+        yield launchers
+        _clean(early=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _what_waits_begins(request: pytest.FixtureRequest) -> None:
+    """They have their two minutes while other tests work."""
+    if any("cannot_start" in getattr(item, "fixturenames", ()) for item in request.session.items):
+        request.getfixturevalue("cannot_start")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _nothing_left(site: Site) -> Iterator[None]:
     """A scenario takes its jobs and pods along, also those of a test that failed."""
@@ -93,14 +109,16 @@ def _nothing_left(site: Site) -> Iterator[None]:
     _clean()
 
 
-def _clean() -> None:
-    kubectl("delete", "pods", "-n", NAMESPACE, "-l", SELECTOR, "--grace-period=1")
+def _clean(*, early: bool = False) -> None:
+    selector = f"{SELECTOR},{'' if early else '!'}{EARLY_LABEL}"
+    kubectl("delete", "pods", "-n", NAMESPACE, "-l", selector, "--grace-period=1")
     for kind in filter(has_crd, JOBS):
-        for job in _of_tests(kind):
+        for job in _of_tests(kind, early):
             delete(kind, job["metadata"]["name"])
-    until("all pods of jobs are gone", lambda: not _of_tests("pods"), 90)
+    until("all pods of jobs are gone", lambda: not _of_tests("pods", early), 90)
 
 
-def _of_tests(kind: str) -> list[Object]:
-    found = find(kind, names.STUDY)
-    return [one for one in found if one["metadata"]["labels"][names.STUDY].endswith(SESSION)]
+def _of_tests(kind: str, early: bool) -> list[Object]:
+    studies = ((one, one["metadata"]["labels"][names.STUDY]) for one in find(kind, names.STUDY))
+    ours = [(one, study) for one, study in studies if study.endswith(SESSION)]
+    return [one for one, study in ours if study.startswith(f"{EARLY}-") is early]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,13 @@ from pipelines.jobs import names
 STUDY_FILE = Path(__file__).parents[2] / "configs" / "digits.yaml"
 MOUNT = "/study"
 CONFIG_MAP = f"test-study-{SESSION}"
+EARLY = "early"
+EARLY_LABEL = f"dit-scaling/{EARLY}"
+"""Pods that outlast the test module that is under way when they begin, as jobs of studies of this prefix do."""
 TOLERANCE = 1e-4
 _LOGGED = ("fit.log_every=10",)
 # The learning rate is constant: the losses of a shorter training are the first of a longer one.
-_REFERENCE_STEPS = {"mini-S/2": 600}
+_REFERENCE_STEPS = {"mini-S/2": 400}
 _SETTINGS = [
     {"configMapRef": {"name": "dit-services"}},
     {"secretRef": {"name": "dit-s3"}},
@@ -123,6 +127,19 @@ class Running:
 
         return until(f"pod {self.name} says {text!r}", look, seconds)
 
+    def said(self, text: str, seconds: float) -> tuple[str, float]:
+        """The first line with this text, and when it came, in seconds since the pod was made; waited for."""
+
+        def look() -> str:
+            log = kubectl("logs", "--timestamps", "-n", self.namespace, self.name)
+            return next((line for line in log.splitlines() if text in line), "")
+
+        moment, _, line = until(f"pod {self.name} says {text!r}", look, seconds).partition(" ")
+        made = kubectl("get", "pod", "-n", self.namespace, self.name, "-o=jsonpath={.metadata.creationTimestamp}")
+        # Fractions of a second have nine digits here.
+        came = datetime.fromisoformat(f"{moment[:19]}+00:00")
+        return line, (came - datetime.fromisoformat(made)).total_seconds()
+
     def end(self, seconds: float) -> Ended:
         """Wait until it has ended."""
 
@@ -159,11 +176,14 @@ class Site:
         """The cluster's store, read from this machine."""
         return open_store(self.root)
 
-    def start(self, command: Sequence[str], account: str, name: str = "stage") -> Running:
+    def start(self, command: Sequence[str], account: str, name: str = "stage", early: bool = False) -> Running:
         """Start a pod."""
         self._pods += 1
         running = Running(f"test-{SESSION}-{name}-{self._pods}")
-        apply(pod(running.name, self.image, command, account))
+        manifest = pod(running.name, self.image, command, account)
+        if early:
+            manifest["metadata"]["labels"][EARLY_LABEL] = "true"
+        apply(manifest)
         return running
 
     def reference(self, variant: str, *recipe: str) -> list[tuple[int, float]]:
@@ -210,11 +230,13 @@ class Study:
         assert ended.code == 0, ended.log
         return ended.log
 
-    def launch(self, variant: str = "mini-S/2", stage: str = "train", **changed: str) -> Running:
+    def launch(
+        self, variant: str = "mini-S/2", stage: str = "train", *, early: bool = False, **changed: str
+    ) -> Running:
         """Start a launcher of a job."""
         image, account = changed.get("image", self.site.image), changed.get("account", "dit-launcher")
         command = ["python", "-m", "pipelines.jobs", "launch", *self.settings, "--stage", stage]
-        return self.site.start([*command, "--variant", variant, "--image", image], account, "launcher")
+        return self.site.start([*command, "--variant", variant, "--image", image], account, "launcher", early)
 
     def job(self, variant: str = "mini-S/2", stage: Any = "train") -> str:
         """Name of a variant's job."""

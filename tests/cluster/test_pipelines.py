@@ -35,6 +35,7 @@ SMALL = (
     "cluster.replicas=2",
     "cluster.steps.retries=0",
 )
+SHORT = ("train.steps=20", "evaluation.at_steps=[20]")
 # The preparation is the same in every run of one session, and in none of another.
 DATASET = f"dataset.name=digits-{os.getpid()}"
 pytestmark = [pytest.mark.pipelines, pytest.mark.timeout(1800)]
@@ -76,6 +77,12 @@ class Submitter:
         assert run is not None
         return run
 
+    def by_kfp(self, verb: str, package: Path, length: int) -> None:
+        """`kfp run`, under its name of today or the old one, with another number of steps."""
+        kfp = [str(Path(sys.executable).parent / "kfp"), "--endpoint", os.environ["KFP_ENDPOINT"]]
+        arguments = ["-e", self.experiment, "-r", f"by-{verb}", "-f", str(package), f"steps={length}"]
+        subprocess.run([*kfp, "run", verb, *arguments], check=True, capture_output=True, text=True)
+
     def ended(self, run: Run) -> Run:
         """The run when it is over."""
 
@@ -92,6 +99,31 @@ def submitter(site: Site) -> Iterator[Submitter]:
         yield Submitter(site, Pipelines(os.environ["KFP_ENDPOINT"]), f"test-{site.root.rpartition('-')[2]}")
 
 
+@dataclass(frozen=True)
+class UnderWay:
+    """Runs that work at the same time, each waited for in its own test."""
+
+    whole: Study
+    whole_submission: subprocess.Popen[str]
+    failing: Study
+    failing_submission: subprocess.Popen[str]
+    changed: Study
+    package: Path
+    """The compiled pipeline of `changed`."""
+
+
+@pytest.fixture(scope="module")
+def under_way(submitter: Submitter, tmp_path_factory: pytest.TempPathFactory) -> UnderWay:
+    whole = submitter.study("whole")
+    failing = submitter.study("failing", "train.learning_rate=1e30", *SHORT)
+    changed, package = submitter.study("changed", *SHORT), tmp_path_factory.mktemp("kfp") / "dit.yaml"
+    submissions = [submitter.submit(study, "--wait") for study in (whole, failing)]
+    command = submitter.command(changed, "pipelines.compile")
+    subprocess.run([*command, "--image", submitter.site.image, "--output", package], cwd=ROOT, check=True)
+    submitter.by_kfp("create", package, 20)
+    return UnderWay(whole, submissions[0], failing, submissions[1], changed, package)
+
+
 def states(run: Run) -> dict[str, str]:
     return {step.name: step.state for step in steps(run)}
 
@@ -103,17 +135,16 @@ def worked_on(run: Run) -> set[str]:
     return {title for pod in own if (title := title_of(run, pod))}
 
 
-def test_a_study_is_submitted_watched_and_succeeds(submitter: Submitter) -> None:
-    study = submitter.study("whole")
-    process = submitter.submit(study, "--wait")
+def test_a_study_is_submitted_watched_and_succeeds(submitter: Submitter, under_way: UnderWay) -> None:
+    study = under_way.whole
     until("its training is a job", lambda: study.workers(), 600)
     command = [*submitter.command(study, "dit", "status"), "--experiment", submitter.experiment]
     shown = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=True).stdout
     line = next(line for line in shown.splitlines() if line.startswith("train mini-S/2"))
     assert "PyTorchJob" in line
     assert "/60" in line
-    output, _ = process.communicate(timeout=RUN_SECONDS)
-    assert process.returncode == 0, output
+    output, _ = under_way.whole_submission.communicate(timeout=RUN_SECONDS)
+    assert under_way.whole_submission.returncode == 0, output
     run = submitter.run(study)
     assert run.uid in output
     assert run.state == SUCCEEDED
@@ -123,29 +154,27 @@ def test_a_study_is_submitted_watched_and_succeeds(submitter: Submitter) -> None
 
 
 def test_kfp_itself_submits_with_other_parameters_and_takes_the_preparation_over(
-    submitter: Submitter, tmp_path: Path
+    submitter: Submitter, under_way: UnderWay
 ) -> None:
-    """Its own command, under its name of today and under the old one."""
-    study, package = submitter.study("changed", "train.steps=20", "evaluation.at_steps=[20]"), tmp_path / "dit.yaml"
-    command = submitter.command(study, "pipelines.compile")
-    subprocess.run([*command, "--image", submitter.site.image, "--output", package], cwd=ROOT, check=True)
-    kfp = [str(Path(sys.executable).parent / "kfp"), "--endpoint", os.environ["KFP_ENDPOINT"]]
-    for verb, length, prepared in (("create", 20, {"prepare 1/2", "prepare 2/2"}), ("submit", 40, set())):
-        arguments = ["-e", submitter.experiment, "-r", f"by-{verb}", "-f", str(package), f"steps={length}"]
-        subprocess.run([*kfp, "run", verb, *arguments], check=True, capture_output=True, text=True)
-        run = submitter.ended(submitter.run(study))
-        assert run.state == SUCCEEDED, (states(run), reasons(run, [step.name for step in failures(run)], "kubeflow"))
-        assert study.record().steps == length
-        worked = worked_on(run)
-        assert {title for title in worked if title.startswith("prepare")} == prepared
-        assert {"merge", "train mini-S/2", "report"} < worked
+    study = under_way.changed
+    check_succeeded(submitter, study, 20)
+    submitter.by_kfp("submit", under_way.package, 40)
+    worked = worked_on(check_succeeded(submitter, study, 40))
+    assert not [title for title in worked if title.startswith("prepare")]
+    assert {"merge", "train mini-S/2", "report"} < worked
 
 
-def test_a_step_that_fails_says_why(submitter: Submitter) -> None:
-    study = submitter.study("failing", "train.learning_rate=1e30", "train.steps=20", "evaluation.at_steps=[20]")
-    process = submitter.submit(study, "--wait")
-    output, _ = process.communicate(timeout=RUN_SECONDS)
-    assert process.returncode != 0
+def check_succeeded(submitter: Submitter, study: Study, length: int) -> Run:
+    run = submitter.ended(submitter.run(study))
+    assert run.state == SUCCEEDED, (states(run), reasons(run, [step.name for step in failures(run)], "kubeflow"))
+    assert study.record().steps == length
+    return run
+
+
+def test_a_step_that_fails_says_why(submitter: Submitter, under_way: UnderWay) -> None:
+    study = under_way.failing
+    output, _ = under_way.failing_submission.communicate(timeout=RUN_SECONDS)
+    assert under_way.failing_submission.returncode != 0
     run = submitter.run(study)
     assert run.state == "FAILED"
     assert [step.name for step in failures(run)] == ["train mini-S/2"]

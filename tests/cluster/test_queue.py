@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from kube import has_crd, kubectl, until
-from studies import Site
+from studies import Running, Site
 
 from pipelines.deploy import ROOT
 
@@ -28,6 +28,13 @@ def queue() -> Iterator[None]:
         kubectl("delete", "-k", str(folder), "--wait=false")
 
 
+@pytest.fixture(scope="module")
+def nine(site: Site) -> Running:
+    """Launcher of a study that asks for more than the queue will ever have; it waits while others start."""
+    return site.study("nine", "cluster.replicas=9", "train.global_batch=63", QUEUE).launch()
+
+
+@pytest.mark.usefixtures("nine")
 def test_the_second_study_waits_for_the_first(site: Site) -> None:
     eight = ("train.steps=100", "cluster.replicas=8", QUEUE)
     first, second = (site.study(name, *eight) for name in ("first", "second"))
@@ -45,9 +52,10 @@ def test_the_second_study_waits_for_the_first(site: Site) -> None:
         study.check_losses()
 
 
-def test_a_queue_that_has_no_room_ever_says_so(site: Site) -> None:
-    study = site.study("nine", "cluster.replicas=9", "train.global_batch=63", QUEUE)
-    ended = study.launch().end(300)
+def test_a_queue_that_has_no_room_ever_says_so(nine: Running) -> None:
+    _, seconds = nine.said("maximum capacity (9 > 8)", 120)
+    assert seconds <= 120
+    ended = nine.end(300)
     assert ended.code == 1
     assert "waits in queue dit-scaling" in ended.last_line
     assert "maximum capacity (9 > 8)" in ended.last_line

@@ -10,7 +10,7 @@ from hand import Hand
 from kube import delete
 from studies import Site, Study
 
-RECIPE = ("train.steps=600", "fit.checkpoint_every=40")
+RECIPE = ("train.steps=400", "fit.checkpoint_every=20")
 PYTORCHJOB = "pytorchjobs.kubeflow.org"
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200), pytest.mark.usefixtures("dataset")]
 
@@ -18,13 +18,13 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200), pytest.mark.usefix
 def at_random_moment_after(study: Study, step: int) -> None:
     """Return somewhere between a checkpoint and the next."""
     study.past(step)
-    time.sleep(random.uniform(0.0, 2.0))
+    time.sleep(random.uniform(0.0, 1.0))
 
 
 def test_a_worker_is_killed_three_times(site: Site, hand: Hand) -> None:
     study = site.study("killed", *RECIPE, "cluster.replicas=2")
     launcher = study.launch()
-    for step in (40, 200, 400):
+    for step in (20, 120, 240):
         at_random_moment_after(study, step)
         hand.kill(random.choice(study.workers()))
     ended = launcher.end(600)
@@ -36,7 +36,7 @@ def test_a_worker_is_killed_three_times(site: Site, hand: Hand) -> None:
 def test_a_worker_is_deleted(site: Site) -> None:
     study = site.study("deleted", *RECIPE, "cluster.replicas=2")
     launcher = study.launch()
-    at_random_moment_after(study, 40)
+    at_random_moment_after(study, 20)
     delete("pod", random.choice(study.workers())["metadata"]["name"])
     ended = launcher.end(600)
     assert ended.code == 0, ended.log
@@ -46,7 +46,7 @@ def test_a_worker_is_deleted(site: Site) -> None:
 def test_a_job_is_deleted_and_submitted_again(site: Site) -> None:
     study = site.study("again", *RECIPE, "cluster.replicas=2")
     launcher = study.launch()
-    at_random_moment_after(study, 40)
+    at_random_moment_after(study, 20)
     delete(PYTORCHJOB, study.job())
     ended = launcher.end(60)
     assert ended.code == 1
@@ -59,7 +59,7 @@ def test_a_job_is_deleted_and_submitted_again(site: Site) -> None:
 def test_a_job_of_8_pods_goes_on_with_4(site: Site) -> None:
     study = site.study("smaller", *RECIPE, "cluster.replicas=8")
     study.launch()
-    at_random_moment_after(study, 40)
+    at_random_moment_after(study, 20)
     smaller = Study(site, (*study.overrides, "cluster.replicas=4"))
     refused = smaller.launch().end(60)
     assert refused.code == 2
