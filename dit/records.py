@@ -171,6 +171,7 @@ class TrainRecord(Record):
     device: str
     world_size: int
     tracking_run_id: str | None = None
+    """MLflow's, where it was known by the end; `tracking.json` has it once the server has the run."""
 
 
 class SamplePartRecord(Record):
