@@ -127,8 +127,7 @@ terminate: env ## End the run of this id, RUN=...; its jobs go with it.
 clean-jobs: env ## Delete the jobs in NAMESPACE whose runs have ended, as the reaper does, once.
 	@$(BIN)/python -m pipelines.reaper --once --namespace $(NAMESPACE)
 
-# Files in an order of their own: what a cluster does not know yet is told first, Kueue's queue last. STOP_API and START_API
-# are commands that stop the API server and let it go on.
+# Variables that let them show more: docs/cluster.md, Tests.
 test-cluster: env ## Show on the cluster of KUBECONFIG, with the images last pushed to REGISTRY, that all of it holds.
 	@test -n "$$KUBECONFIG" || { echo "make: KUBECONFIG is not set; without a cluster: kind create cluster --kubeconfig kind.conf" \
 		"(https://kind.sigs.k8s.io), then KUBECONFIG=kind.conf; docs/cluster.md, Prerequisites, says what else" >&2; exit 2; }
