@@ -30,12 +30,11 @@ def queue() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def nine(site: Site) -> Running:
-    """Launcher of a study that asks for more than the queue will ever have; it waits while others start."""
+    """Launcher of a study that asks for more than the queue will ever have. Nothing behind it starts until it gives up."""
     return site.study("nine", "cluster.replicas=9", "train.global_batch=63", QUEUE).launch()
 
 
-@pytest.mark.usefixtures("nine")
-def test_the_second_study_waits_for_the_first(site: Site) -> None:
+def test_the_second_study_waits_for_the_first(site: Site, request: pytest.FixtureRequest) -> None:
     eight = ("train.steps=100", "cluster.replicas=8", QUEUE)
     first, second = (site.study(name, *eight) for name in ("first", "second"))
     running = first.launch()
@@ -46,6 +45,8 @@ def test_the_second_study_waits_for_the_first(site: Site) -> None:
     assert "it starts by itself" in line
     assert not second.workers()
     assert running.end(600).code == 0
+    waiting.says("all 8 pods run", 120)
+    request.getfixturevalue("nine")  # the next test's, which may wait from now on
     ended = waiting.end(600)
     assert ended.code == 0, ended.log
     for study in (first, second):
