@@ -30,7 +30,7 @@ def queue() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def nine(site: Site) -> Running:
-    """Launcher of a study that asks for more than the queue will ever have. Nothing behind it starts until it gives up."""
+    """Launcher of a study that asks for more than the queue will ever have; until it gives up, it is in the way."""
     return site.study("nine", "cluster.replicas=9", "train.global_batch=63", QUEUE).launch()
 
 
