@@ -6,8 +6,8 @@ import os
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import pytest
 from kube import kubectl, until
@@ -15,6 +15,8 @@ from mlflow import MlflowClient
 from studies import Site, Study
 
 SECONDS = 60
+SECONDS_BEFORE_THE_LAST = 200
+MEASURED = 300
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200), pytest.mark.usefixtures("dataset")]
 
 
@@ -29,6 +31,14 @@ def scaled_down(name: str) -> Iterator[None]:
         kubectl("rollout", "status", f"deployment/{name}", "-n", "dit-scaling", "--timeout=240s")
 
 
+def mlflow_away() -> AbstractContextManager[None]:
+    return scaled_down("mlflow")
+
+
+def s3_away() -> AbstractContextManager[None]:
+    return scaled_down("s3")
+
+
 @contextmanager
 def api_stopped() -> Iterator[None]:
     """Whoever starts the tests knows how: commands in STOP_API and START_API."""
@@ -40,22 +50,31 @@ def api_stopped() -> Iterator[None]:
         until("the API server is back", lambda: kubectl("get", "--raw", "/readyz"), 120)
 
 
-def away_for_a_minute(study: Study, outage: Callable[[], object]) -> None:
-    """An outage that begins between two checkpoints; afterwards the training goes on."""
-    with outage():
-        time.sleep(SECONDS)
-    study.past(study.newest_checkpoint() + 2 * study.config.fit.checkpoint_every)
+def long_enough(site: Site) -> Study:
+    """A study whose training, at the rate of its first steps, goes on until the last outage begins."""
+    recipe = ("fit.checkpoint_every=100", "cluster.replicas=2")
+    first = site.study("outages", f"train.steps={MEASURED}", *recipe)
+    ended = first.launch().end(300)
+    assert ended.code == 0, ended.log
+    rate = first.record().images_per_second / first.config.train.global_batch
+    steps = MEASURED + round(SECONDS_BEFORE_THE_LAST * rate, -2)
+    return site.study("outages", f"train.steps={steps:.0f}", *recipe)
 
 
 def test_servers_that_are_away_cost_no_point(site: Site) -> None:
-    study = site.study("outages", "train.steps=6000", "fit.checkpoint_every=100", "cluster.replicas=2")
+    study = long_enough(site)
     launcher = study.launch()
-    study.past(100)
-    outages = [lambda: scaled_down("s3"), lambda: scaled_down("mlflow")]
+    every = study.config.fit.checkpoint_every
+    study.past(MEASURED + every)
+    # Without its store a training waits at the second checkpoint that it cannot write, and so does not end early: last.
+    outages = [mlflow_away, s3_away]
     if "STOP_API" in os.environ:
-        outages.append(api_stopped)
+        outages.insert(0, api_stopped)
     for outage in outages:
-        away_for_a_minute(study, outage)
+        assert study.newest_checkpoint() < study.config.train.steps - every, "the training is over too early"
+        with outage():
+            time.sleep(SECONDS)
+        study.past(min(study.newest_checkpoint() + 2 * every, study.config.train.steps))
     ended = launcher.end(600)
     assert ended.code == 0, ended.log
     wanted = dict.fromkeys(range(10, study.config.train.steps + 1, 10), 1)
