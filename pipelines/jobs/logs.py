@@ -1,8 +1,12 @@
-"""The logs of a job's pods, followed at once: each line is printed with its pod, and the last ones are kept."""
+"""The logs of a job's pods, followed at once: lines are printed with their pod, and the last ones are kept.
+
+What torchrun says of itself, forty lines a pod, is kept and not printed.
+"""
 
 from __future__ import annotations
 
 import math
+import re
 import threading
 import time
 from collections import deque
@@ -18,6 +22,11 @@ KEPT_LINES = 200
 # A reconnection asks for a little more than was missed; lines that were seen are told by their time stamps.
 _OVERLAP_SECONDS = 10
 Stamp = tuple[str, str]
+# Its settings and each state of its agent, at the level at which it names a pod's ranks; and a warning of its store's
+# sockets that means nothing where a pod's address has no name.
+_OF_TORCHRUN = re.compile(
+    r"I\d{4} [\d:.]+ +\d+ torch/distributed/|\[W[\d]+ [\d:.]+ socket\.cpp:\d+\] \[c10d\] The hostname of the client"
+)
 
 
 class PodLogs:
@@ -105,7 +114,13 @@ class _Tail(threading.Thread):
                 self.lines.append(text)
                 if self.silent.is_set():
                     return
-                say(f"{self._title}: {text}")
+                if not of_torchrun(text):
+                    say(f"{self._title}: {text}")
+
+
+def of_torchrun(line: str) -> bool:
+    """Whether torchrun says this about its own work, which goes well."""
+    return _OF_TORCHRUN.match(line) is not None
 
 
 def split_stamp(line: str) -> tuple[Stamp, str]:

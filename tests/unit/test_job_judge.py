@@ -14,7 +14,7 @@ from dit.study_file import load
 from pipelines.jobs.failure import Death, cause_of, own_words, rank_of
 from pipelines.jobs.judge import Judge
 from pipelines.jobs.kinds import JobKind, Phase, kind_of
-from pipelines.jobs.logs import split_stamp
+from pipelines.jobs.logs import of_torchrun, split_stamp
 from pipelines.jobs.snapshot import Snapshot, of_this_job
 from pipelines.jobs.spec import JobSpec, job_spec
 from pipelines.jobs.why import explain
@@ -321,6 +321,23 @@ def test_time_stamps_of_log_lines_sort_as_times_do() -> None:
     stamps = [split_stamp(line)[0] for line in lines]
     assert stamps == sorted(stamps)
     assert split_stamp(lines[2])[1] == "c d"
+
+
+@pytest.mark.parametrize(
+    ("line", "hidden"),
+    [
+        ("I1125 10:59:28.915000 1 torch/distributed/elastic/agent/server/api.py:553]   global_ranks=[1]", True),
+        ("I1125 10:59:28.915000 1 torch/distributed/launcher/api.py:254] ", True),
+        ("[W1125 10:59:32.112736095 socket.cpp:207] [c10d] The hostname of the client socket cannot be", True),
+        ("[W1125 10:59:32.112736095 socket.cpp:464] [c10d] Timed out", False),
+        ("E1125 10:59:28.915000 1 torch/distributed/elastic/multiprocessing/api.py:1010] failed (exitcode: 1)", False),
+        ("W1125 10:59:28.915000 1 torch/distributed/elastic/agent/server/api.py:739] Received 15 death signal", False),
+        ("train mini-S/2: 1,272/5,200 step (24 %), 32.4 step/s", False),
+        ("dit: mini-S/2: step 3: loss is not finite (rank 1)", False),
+    ],
+)
+def test_of_what_torchrun_says_only_trouble_is_printed(line: str, hidden: bool) -> None:
+    assert of_torchrun(line) is hidden
 
 
 def test_what_an_earlier_job_of_the_same_name_left_does_not_count() -> None:
