@@ -270,7 +270,7 @@ def test_interrupted_at_any_moment_it_goes_on(finished: tuple[Study, str], tmp_p
         wait_until(lambda: any(study.root.glob("studies/digits/mini-s-2/checkpoints/*/meta.json")), process)
         time.sleep(moment.uniform(0, 2))
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=SECONDS)
         assert process.returncode == 130
         assert errors.splitlines()[-1].startswith("dit: interrupted")
         assert "Traceback" not in errors
@@ -331,7 +331,7 @@ def test_a_step_that_is_killed_fails_the_study(tmp_path: Path) -> None:
     wait_until(study.steps_under_way, process)
     for number in study.steps_under_way():
         os.kill(number, signal.SIGKILL)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=SECONDS)
     assert process.returncode == 1
     assert errors.splitlines()[-1].startswith("dit: ")
     assert str(study.root / "logs/digits.log") in errors
