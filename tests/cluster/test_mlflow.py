@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import base64
 import http.client
-import json
 import os
 import secrets
 import shutil
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,12 +23,12 @@ from typing import Any
 import boto3
 import pytest
 import yaml
+from kube import NAMESPACE, apply, get, kubectl, until
 from mlflow import MlflowClient
 from ports import reserved_port
 
 from pipelines.cluster_ui import PASSWORD, USER, credentials, forwarded
 from pipelines.deploy import ROOT
-from pipelines.kubectl import kubectl
 
 pytestmark = [
     pytest.mark.cluster,
@@ -38,7 +36,6 @@ pytestmark = [
     pytest.mark.skipif(not os.environ.get("KUBECONFIG"), reason="no KUBECONFIG"),
 ]
 
-DEPLOYED = "dit-scaling"
 PATIENCE_SECONDS = 300
 KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 # Tests themselves run without these variables.
@@ -94,7 +91,7 @@ def reached(namespace: str) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def deployed() -> Iterator[Server]:
     """What `make deploy OVERLAY=kind` made."""
-    with reached(DEPLOYED) as server:
+    with reached(NAMESPACE) as server:
         yield server
 
 
@@ -249,10 +246,6 @@ def write_overlay(folder: Path, namespace: str, values: dict[str, str]) -> None:
     (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
 
 
-def apply(*manifests: dict[str, Any]) -> None:
-    kubectl("apply", "--server-side", "-f", "-", stdin=yaml.safe_dump_all(manifests))
-
-
 def create_secret(namespace: str, name: str, values: dict[str, str]) -> None:
     metadata = {"name": name, "namespace": namespace}
     apply({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": values})
@@ -286,18 +279,11 @@ def run_client(namespace: str, experiment: str) -> str:
     apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "client", "namespace": namespace}, "spec": spec})
 
     def ended() -> bool:
-        pod = json.loads(kubectl("get", "pod", "client", "-n", namespace, "-o", "json"))
-        return pod["status"].get("phase") in ("Succeeded", "Failed")
+        pod = get("pod", "client", namespace)
+        return pod is not None and pod["status"].get("phase") in ("Succeeded", "Failed")
 
-    until(ended)
+    until("the client has ended", ended, PATIENCE_SECONDS)
     return kubectl("logs", "client", "-n", namespace)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(1)
 
 
 def test_runs_of_pods_outlive_the_server_in_postgres_and_s3(
