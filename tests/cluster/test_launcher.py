@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 from kube import find, get, until
-from runs import Run, pipelines_namespace
 from studies import Site
+from workflows import Run, pipelines_namespace
 
 from pipelines.jobs import names
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 from kube import find, get, until
-from runs import pipelines_namespace
 from studies import STUDY_FILE, Site, Study
+from workflows import pipelines_namespace
 
 from dit import layout
 from pipelines.deploy import ROOT
