@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -115,3 +116,51 @@ def test_the_build_context_holds_what_the_dockerfiles_copy_and_no_more() -> None
     matched = {pattern for pattern in allowed for name in used if Path(name).match(pattern)}
     assert matched == allowed
     assert all(any(Path(name).match(pattern) for pattern in allowed) for name in used)
+
+
+DOCKER = """#!/bin/sh
+case "$*" in
+    *RepoDigests*) printf '%s' "$REPO_DIGESTS" ;;
+    *version*) echo 0.1.0-abc ;;
+esac
+"""
+OURS, OTHER = "sha256:" + "1" * 64, "sha256:" + "2" * 64
+
+
+def push(folder: Path, registry: str, digests: list[str]) -> subprocess.CompletedProcess[str]:
+    """`make push` with an engine that has these digests afterwards; no engine is at hand where tests run."""
+    docker = folder / "docker"
+    docker.write_text(DOCKER)
+    docker.chmod(0o755)
+    return subprocess.run(
+        [str(ROOT / "docker/push"), "dit-scaling:0.1.0", registry, str(folder / "image.digest")],
+        env={**os.environ, "DOCKER": str(docker), "REPO_DIGESTS": "".join(f"{one}\n" for one in digests)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("registry", "digests"),
+    [
+        ("localhost:5000", [f"localhost:5000/dit-scaling@{OURS}"]),
+        # Pushed before, and elsewhere; of two repositories one's name may end the other's.
+        ("r.example/team", [f"r.example/team/dit-scaling@{OTHER}", f"r.example/team/dit-scaling@{OURS}"]),
+        ("team", [f"team/dit-scaling@{OURS}", f"r.example/team/dit-scaling@{OTHER}"]),
+        ("docker.io/team", [f"team/dit-scaling@{OURS}", f"r.example/team/dit-scaling@{OTHER}"]),
+        ("docker.io/team", [f"docker.io/team/dit-scaling@{OURS}"]),
+    ],
+)
+def test_a_push_writes_what_nodes_can_pull(registry: str, digests: list[str], tmp_path: Path) -> None:
+    done = push(tmp_path, registry, digests)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "image.digest").read_text() == f"{registry}/dit-scaling@{OURS}\n"
+
+
+@pytest.mark.parametrize("digests", [[], [f"elsewhere/dit-scaling@{OTHER}"]])
+def test_a_push_without_a_digest_fails_and_writes_nothing(digests: list[str], tmp_path: Path) -> None:
+    done = push(tmp_path, "r.example", digests)
+    assert done.returncode == 1
+    assert "no digest of r.example/dit-scaling:0.1.0-abc" in done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"docker"}
