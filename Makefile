@@ -11,7 +11,7 @@ TESTS ?=
 PORT ?= 5000
 # Images and the cluster: docs/cluster.md. REGISTRY has no default; DOCKER_FLAGS are for `docker build`.
 OVERLAY ?= kind
-# The store that a cluster's pods reach, and the image that they run: unset, the one last pushed.
+# The store that a cluster's pods reach, and the image that they run, by its digest: unset, the one last pushed.
 S3_ROOT ?= s3://dit-scaling
 IMAGE ?=
 REGISTRY ?=

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
@@ -17,16 +18,22 @@ from pipelines.study import build
 DIGEST = Path("build/image.digest")
 """The reference that `make push` wrote."""
 
+_BY_DIGEST = re.compile(r"^[^@\s]+@sha256:[0-9a-f]{64}$")
+
 
 def compile_study(config: StudyConfig, root: str, image: str, output: Path) -> Path:
     """Write the study's pipeline; equal arguments give equal files.
 
-    Raises InputError for a root that pods cannot reach or no image, DitError where the file cannot be written.
+    Raises InputError for a root that pods cannot reach, or an image that is not named by its digest, DitError where the
+    file cannot be written.
     """
     if not root.startswith("s3://") or not root.removeprefix("s3://").strip("/"):
         raise InputError(f"root {root}: pods reach no folder of this machine; give s3://bucket/prefix")
     if not image:
         raise InputError("no image is named; run 'make build push REGISTRY=...', or give --image")
+    if not _BY_DIGEST.match(image):
+        # What the pipelines' cache holds, and which job is the same as one that runs, is told by the image's name.
+        raise InputError(f"image {image}: a tag may mean another image tomorrow; give NAME@sha256:..., as in {DIGEST}")
     pipeline = build(config, root, image=image)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -49,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = programs.parser("pipelines.compile", __doc__)
     programs.add_study(parser)
     programs.add_root(parser)
-    parser.add_argument("--image", help=f"image of all steps and jobs (default: what {DIGEST} names)")
+    parser.add_argument("--image", help=f"image of all steps and jobs, by digest (default: what {DIGEST} names)")
     parser.add_argument("--output", type=Path, help="the file (default: build/STUDY.yaml)")
     options = parser.parse_args(arguments)
     return programs.exit_code(lambda: say(str(_compile(options))))

@@ -126,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = programs.parser("pipelines.submit", __doc__)
     parser.add_argument("study", type=Path, nargs="?", help="study file, such as configs/digits.yaml")
     parser.add_argument("--root", help="store of all results: s3://bucket/prefix")
-    parser.add_argument("--image", help="image of all steps and jobs (default: the one last pushed)")
+    parser.add_argument("--image", help="image of all steps and jobs, by digest (default: the one last pushed)")
     parser.add_argument("--set", dest="overrides", metavar="KEY=VALUE", action="append", default=[])
     parser.add_argument("--endpoint", help=f"server of Kubeflow Pipelines (default: {ENDPOINT})")
     parser.add_argument("--runs-namespace", default=RUNS_NAMESPACE, help="where steps run (default: %(default)s)")

@@ -266,6 +266,19 @@ def test_a_root_that_pods_do_not_reach_is_refused(capsys: pytest.CaptureFixture[
     assert not Path(output).exists()
 
 
+@pytest.mark.parametrize(
+    "image", ["registry.example/dit:0.1", "registry.example/dit@sha256:0123", "@sha256:" + "0" * 64]
+)
+def test_an_image_that_may_be_another_one_tomorrow_is_refused(
+    image: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    study, output = str(ROOT / "configs/digits.yaml"), tmp_path / "file.yaml"
+    said = refused([study, "--root", "s3://bucket", "--image", image, "--output", str(output)], capsys)
+    assert f"image {image}: " in said
+    assert "NAME@sha256:" in said
+    assert not output.exists()
+
+
 def test_without_a_pushed_image_the_next_command_is_named(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,7 +39,7 @@ def config() -> StudyConfig:
 def package(config: StudyConfig, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The study as it is compiled."""
     output = tmp_path_factory.mktemp("build") / "study.yaml"
-    return load_package(compile_study(config, ROOT, "registry.example/dit@sha256:0", output))
+    return load_package(compile_study(config, ROOT, f"registry.example/dit@sha256:{'0' * 64}", output))
 
 
 @pytest.fixture
