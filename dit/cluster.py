@@ -60,6 +60,9 @@ class StepConfig(Section):
     """Set aside and the limit."""
     shared_memory: Quantity = "1Gi"
     """Size of /dev/shm, which counts towards `memory`."""
+    scratch: Quantity = "10Gi"
+    """Size of /tmp on the node's disk, for what is downloaded. No node sets it aside for a step; a pod that takes more
+    is evicted."""
     gpus: Annotated[int, Field(ge=0)] = 0
     timeout_seconds: Positive | None = None
     """The step fails when a try has taken so long; unset, it may take as long as it needs."""
@@ -76,11 +79,13 @@ class StepConfig(Section):
 class StepsConfig(Section):
     """The steps of a pipeline run."""
 
-    prepare: StepConfig = StepConfig(cpu="8", memory="32Gi", shared_memory="8Gi", gpus=1)
-    """Each part of the preparation: decodes images and encodes them to latents."""
-    launch: StepConfig = StepConfig(cpu="100m", memory="1Gi", shared_memory="64Mi")
+    prepare: StepConfig = StepConfig(cpu="8", memory="32Gi", shared_memory="8Gi", scratch="200Gi", gpus=1)
+    """Each part of the preparation: decodes images and encodes them to latents. Its scratch holds all tar files of the
+    source, of which every part reads: 148 GB for ImageNet."""
+    launch: StepConfig = StepConfig(cpu="100m", memory="1Gi", shared_memory="64Mi", scratch="1Gi")
     """Each step that starts a job and waits for it, for days where need be."""
-    evaluate: StepConfig = StepConfig(cpu="8", memory="32Gi", shared_memory="8Gi", gpus=1)
+    evaluate: StepConfig = StepConfig(cpu="8", memory="32Gi", shared_memory="8Gi", scratch="100Gi", gpus=1)
+    """Its scratch holds a variant's sample sets: up to 10 GB for each 50,000 images of 256x256."""
     report: StepConfig = StepConfig()
     """The report, and the step that joins the parts of the preparation."""
     parts: Positive = 1

@@ -41,6 +41,7 @@ def _resources(task: Any, step: StepConfig, cluster: ClusterConfig) -> None:
     task.set_cpu_request(_cpu(step.cpu)).set_memory_request(_memory(step.memory)).set_memory_limit(_memory(step.memory))
     if step.gpus:
         task.set_accelerator_type(cluster.gpu_resource).set_accelerator_limit(step.gpus)
+    kubernetes.empty_dir_mount(task, "scratch", _SCRATCH, size_limit=_memory(step.scratch))
     kubernetes.empty_dir_mount(
         task, "shared-memory", "/dev/shm", medium="Memory", size_limit=_memory(step.shared_memory)
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
 from typing import Any
 
@@ -16,6 +16,7 @@ Asked = Mapping[str, str]
 
 _KUEUE = "/apis/kueue.x-k8s.io/v1beta1"
 _STEPS = ("prepare", "launch", "evaluate", "report")
+_DISK = "ephemeral-storage"
 
 
 def nodes(site: Site) -> Iterator[Finding]:
@@ -47,21 +48,39 @@ def _steps(cluster: ClusterConfig, found: list[Object]) -> Finding:
     lacking = []
     for name in _STEPS:
         step: StepConfig = getattr(cluster.steps, name)
-        asked = {"cpu": step.cpu, "memory": step.memory, **_gpus(cluster, step.gpus)}
+        asked = {**_placed_by(cluster, step), _DISK: step.scratch}
         if not any(usable(cluster, node, gpus=step.gpus > 0) and fitting(node, asked) for node in found):
             lacking.append(f"{name} ({_listed(asked)})")
     if lacking:
         remedy = f"ask for less in cluster.steps, or see {_see(cluster)}"
         return failed("steps", f"no node has room for {', '.join(lacking)}; {remedy}")
+    if crowded := crowding(cluster, found):
+        return unknown("steps", f"{crowded}; a lower cluster.steps.parts, or cluster.steps.prepare.scratch")
     return ok("steps", f"there is a node for each of {', '.join(_STEPS)}")
+
+
+def _placed_by(cluster: ClusterConfig, step: StepConfig) -> dict[str, str]:
+    """What the scheduler looks at for a step's pod: Kubeflow Pipelines has no setting that asks for disk."""
+    return {"cpu": step.cpu, "memory": step.memory, **_gpus(cluster, step.gpus)}
+
+
+def crowding(cluster: ClusterConfig, found: Iterable[Object]) -> str | None:
+    """The node whose disk is too small for the parts of the preparation that may meet there, in words; None is none."""
+    step, parts = cluster.steps.prepare, cluster.steps.parts
+    for node in found:
+        if usable(cluster, node, gpus=step.gpus > 0):
+            meeting = min(parts, fitting(node, _placed_by(cluster, step)))
+            stored = fitting(node, {_DISK: step.scratch})
+            if meeting > stored:
+                place = f"node {node['metadata']['name']}, whose disk has room for {stored} of {step.scratch}"
+                return f"{meeting} pods of prepare may meet on {place}"
+    return None
 
 
 def of_pod(cluster: ClusterConfig) -> dict[str, str]:
     """What each pod of a job asks for."""
     pod = cluster.pod
-    return {"cpu": pod.cpu, "memory": pod.memory, "ephemeral-storage": pod.scratch} | _gpus(
-        cluster, cluster.gpus_per_pod
-    )
+    return {"cpu": pod.cpu, "memory": pod.memory, _DISK: pod.scratch} | _gpus(cluster, cluster.gpus_per_pod)
 
 
 def usable(cluster: ClusterConfig, node: Object, gpus: bool) -> bool:
@@ -93,7 +112,7 @@ def fitting(node: Object, asked: Asked) -> int:
 
 
 def queue(site: Site) -> Iterator[Finding]:
-    """Whether Kueue's queue is there, works, and has quota for a whole job."""
+    """Whether Kueue's queue is there, works, and has quota for a whole job, and not for more than nodes have."""
     cluster = site.config.cluster
     if not cluster.queue:
         return
@@ -111,11 +130,23 @@ def queue(site: Site) -> Iterator[Finding]:
     if active is not None and active["status"] != "True":
         yield failed(subject, f"{place} is not active: {active.get('message', '')}; {see}")
         return
-    short = list(shortage(cluster, site.cluster.ask(f"{_KUEUE}/clusterqueues/{name}")))
-    if short:
+    found = site.cluster.ask(f"{_KUEUE}/clusterqueues/{name}")
+    if short := list(shortage(cluster, found)):
         yield failed(subject, f"ClusterQueue {name} can never admit the job: {', '.join(short)}; {see}")
+    elif over := excess(cluster, found, _nodes_seen(site)):
+        remedy = "lower it, unless nodes are made when they are needed"
+        yield unknown(subject, f"ClusterQueue {name} admits jobs whose pods find no node: {over}; {remedy}; {see}")
     else:
         yield ok(subject, f"{place} is active, and ClusterQueue {name} has quota for {cluster.replicas} pods")
+
+
+def _nodes_seen(site: Site) -> list[Object] | None:
+    """All nodes; None where we may not look, of which the line about nodes tells."""
+    try:
+        found: list[Object] = site.cluster.ask("/api/v1/nodes")["items"]
+        return found
+    except ApiRefused:
+        return None
 
 
 def shortage(cluster: ClusterConfig, queue: Object) -> Iterator[str]:
@@ -132,6 +163,20 @@ def shortage(cluster: ClusterConfig, queue: Object) -> Iterator[str]:
         most = max(quotas, key=_most)
         if cluster.replicas * quantity(each) > _most(most):
             yield f"{name}: {cluster.replicas} x {each} of {most['nominalQuota']}"
+
+
+def excess(cluster: ClusterConfig, queue: Object, found: Iterable[Object] | None) -> str | None:
+    """The quota of GPUs beside those that nodes of the kind have, in words, where it is above these."""
+    quotas = [quota for quota in _quotas(queue) if quota["name"] == cluster.gpu_resource]
+    # Which of several flavors has these nodes, the queue alone does not say.
+    if found is None or not cluster.gpus_per_pod or len(quotas) != 1:
+        return None
+    offers = [node["status"].get("allocatable", {}) for node in found if usable(cluster, node, gpus=True)]
+    there = sum(_amount(offered.get(cluster.gpu_resource, "0")) for offered in offers)
+    if _amount(quotas[0]["nominalQuota"]) <= there:
+        return None
+    kind = f" with {cluster.gpu_product}" if cluster.gpu_product else ""
+    return f"its quota is {quotas[0]['nominalQuota']} {cluster.gpu_resource}, and nodes{kind} have {there}"
 
 
 def _most(quota: Mapping[str, Any]) -> Decimal:

@@ -145,6 +145,23 @@ def test_pods_run_what_a_person_would_type_with_nothing_of_the_launchers_environ
         ]
 
 
+@pytest.mark.parametrize("study", ["imagenet256", "imagenet256-52k"])
+def test_one_pod_for_a_whole_node_is_what_the_study_file_says(study: str) -> None:
+    text = (ROOT / "configs" / f"{study}.yaml").read_text()
+    overrides = text.partition('SET="')[2].partition('"')[0].split()
+    job = rendered(study, *overrides).job
+    assert problems(job) == []
+    spec, worker = job["spec"], job["spec"]["pytorchReplicaSpecs"]["Worker"]
+    assert (spec["nprocPerNode"], worker["replicas"]) == ("8", 1)
+    assert (spec["elasticPolicy"]["minReplicas"], spec["elasticPolicy"]["maxReplicas"]) == (1, 1)
+    container = worker["template"]["spec"]["containers"][0]
+    assert container["resources"]["limits"] == {"memory": "512Gi", "nvidia.com/gpu": "8"}
+    assert {"name": "OMP_NUM_THREADS", "value": "8"} in container["env"]
+    train = rendered(study, *overrides, "cluster.job=trainjob").job
+    assert problems(train) == []
+    assert (train["spec"]["trainer"]["numNodes"], train["spec"]["trainer"]["numProcPerNode"]) == (1, 8)
+
+
 def test_a_trainjob_keeps_a_failed_pod_and_fails_at_once() -> None:
     result = rendered("digits", "cluster.job=trainjob")
     ((_, runtime),) = result.companions

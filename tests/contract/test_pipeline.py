@@ -199,7 +199,8 @@ def test_every_pod_has_services_and_identities_key_by_key(digits: Compiled) -> N
             "MLFLOW_TRACKING_PASSWORD",
         }
         assert settings["emptyDirMounts"] == [
-            {"mountPath": "/dev/shm", "volumeName": "shared-memory", "medium": "Memory", "sizeLimit": "64Mi"}
+            {"mountPath": "/tmp", "volumeName": "scratch", "sizeLimit": "1Gi"},
+            {"mountPath": "/dev/shm", "volumeName": "shared-memory", "medium": "Memory", "sizeLimit": "64Mi"},
         ]
         assert digits.task(name)["retryPolicy"] == {
             "maxRetryCount": 3,
@@ -215,6 +216,8 @@ def test_steps_with_gpus_go_where_these_are_and_launchers_do_not(imagenet: Compi
     assert resources["accelerator"]["resourceCount"] == "1"
     assert (resources["resourceCpuRequest"], resources["resourceMemoryLimit"]) == ("8", "32Gi")
     assert "resourceCpuLimit" not in resources
+    disks = {step: imagenet.settings(step)["emptyDirMounts"][0]["sizeLimit"] for step in ("prepare 1/16", "merge")}
+    assert disks == {"prepare 1/16": "200Gi", "merge": "10Gi"}
     placed = imagenet.settings("evaluate DiT-B/2")
     assert placed["nodeSelector"] == {"labels": {"nvidia.com/gpu.product": "NVIDIA-A100-SXM4-80GB"}}
     assert placed["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]

@@ -307,6 +307,26 @@ def test_a_queue_that_never_admits_the_job_is_a_cross(
     assert said in marks(capsys.readouterr().out)["queue dit-scaling"]
 
 
+def test_a_quota_above_what_nodes_have_is_a_question(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    place.objects[f"{QUEUES}/clusterqueues/gpus"] = quota(32)
+    imagenet(place)
+    said = marks(capsys.readouterr().out)["queue dit-scaling"]
+    assert said.startswith("? ")
+    assert f"quota is 32 nvidia.com/gpu, and nodes with {A100} have 8; lower it" in said
+    place.kubernetes.forbidden.add("/api/v1/nodes")
+    imagenet(place)
+    assert marks(capsys.readouterr().out)["queue dit-scaling"].startswith("✓")
+
+
+def test_steps_need_disk_for_what_they_download(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    assert place.check("digits", "cluster.steps.evaluate.scratch=3Ti") == 2
+    said = marks(capsys.readouterr().out)["steps"]
+    assert "no node has room for evaluate" in said
+    assert "3Ti ephemeral-storage" in said
+    place.check("imagenet256", "cluster.steps.prepare.scratch=500Gi")
+    assert marks(capsys.readouterr().out)["steps"].startswith("? 8 pods of prepare may meet on node one")
+
+
 def test_behind_a_queue_nodes_may_still_come(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     place.objects["/api/v1/nodes"] = {"items": [node("one", product="NVIDIA-L4")]}
     imagenet(place)

@@ -1,4 +1,4 @@
-"""Which nodes a job's pods may run on, how many fit, and what a queue's quota lacks."""
+"""Which nodes a job's pods may run on, how many fit, and what a queue's quota lacks, or has too much."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from dit.cluster import ClusterConfig
-from pipelines.preflight.capacity import fitting, of_pod, shortage, usable
+from pipelines.preflight.capacity import crowding, excess, fitting, of_pod, shortage, usable
 
 A100 = "NVIDIA-A100-SXM4-80GB"
 
@@ -65,6 +65,37 @@ def test_the_scarcest_resource_decides_how_many_pods_fit(offered: dict[str, str]
     assert fitting({"status": {"allocatable": offered}}, asked) == pods
 
 
+def offering(gpus: int = 8, disk: str = "2Ti", **rest: Any) -> dict[str, Any]:
+    offered = {"cpu": "96", "memory": "1000Gi", "ephemeral-storage": disk, "nvidia.com/gpu": str(gpus)}
+    return {**node(**rest), "status": {"allocatable": offered}}
+
+
+def test_one_pod_may_have_all_gpus_of_a_node() -> None:
+    whole = cluster(replicas=1, gpus_per_pod=8, pod={"cpu": "64", "memory": "512Gi", "scratch": "100Gi"})
+    assert fitting(offering(8), of_pod(whole)) == 1
+    assert fitting(offering(7), of_pod(whole)) == 0
+    assert list(shortage(whole, queue([{"nominalQuota": "8"}]))) == []
+    assert list(shortage(whole, queue([{"nominalQuota": "7"}]))) == ["nvidia.com/gpu: 1 x 8 of 7"]
+
+
+@pytest.mark.parametrize(
+    ("parts", "scratch", "disk", "said"),
+    [
+        (16, "200Gi", "2Ti", None),
+        (16, "300Gi", "2Ti", "8 pods of prepare may meet on node one, whose disk has room for 6 of 300Gi"),
+        # So few cannot fill it, and more than the node's GPUs do not meet there.
+        (6, "300Gi", "2Ti", None),
+        (16, "200Gi", "1Ti", "8 pods of prepare may meet on node one, whose disk has room for 5 of 200Gi"),
+    ],
+)
+def test_parts_of_the_preparation_share_a_nodes_disk(parts: int, scratch: str, disk: str, said: str | None) -> None:
+    step = {"cpu": 8, "memory": "32Gi", "gpus": 1, "scratch": scratch}
+    asked = cluster(steps={"parts": parts, "prepare": step})
+    one, other = offering(disk=disk), offering(disk="1Gi", labels={"nvidia.com/gpu.product": "NVIDIA-L4"})
+    one["metadata"]["name"] = "one"
+    assert crowding(asked, [other, one]) == said
+
+
 def queue(gpus: list[dict[str, str]], **spec: Any) -> dict[str, Any]:
     others = [{"name": name, "nominalQuota": "1000Ti"} for name in ("cpu", "memory", "ephemeral-storage")]
     flavors = [
@@ -92,3 +123,27 @@ def test_what_a_queue_lacks_for_one_job(found: dict[str, Any], lacks: list[str])
 
 def test_a_resource_that_the_queue_does_not_cover_is_named() -> None:
     assert "memory is not covered" in list(shortage(cluster(), {"spec": {"resourceGroups": []}}))
+
+
+@pytest.mark.parametrize(
+    ("quotas", "gpus", "said"),
+    [
+        (["32"], [8, 8, 8, 8], None),
+        (["32"], [8], f"its quota is 32 nvidia.com/gpu, and nodes with {A100} have 8"),
+        (["8"], [], f"its quota is 8 nvidia.com/gpu, and nodes with {A100} have 0"),
+        # One of these has other nodes.
+        (["8", "32"], [8], None),
+    ],
+)
+def test_a_quota_above_what_nodes_have_starts_jobs_beside_each_other(
+    quotas: list[str], gpus: list[int], said: str | None
+) -> None:
+    found = queue([{"nominalQuota": one} for one in quotas])
+    nodes = [*map(offering, gpus), offering(8, labels={"nvidia.com/gpu.product": "NVIDIA-L4"})]
+    assert excess(cluster(), found, nodes) == said
+
+
+def test_where_nodes_may_not_be_seen_or_gpus_are_not_asked_for_no_quota_is_too_much() -> None:
+    found = queue([{"nominalQuota": "32"}])
+    assert excess(cluster(), found, None) is None
+    assert excess(cluster(gpu_product=None, gpus_per_pod=0), found, []) is None
