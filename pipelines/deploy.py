@@ -6,8 +6,8 @@ checkout of the project, where the manifests are.
 
 from __future__ import annotations
 
+import json
 import re
-import secrets
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,10 @@ import yaml
 
 from dit import programs
 from dit.errors import DitError, InputError
+from pipelines import rollout
+from pipelines.credentials import check_secrets, create_secret, missing_secrets, required_secrets
+from pipelines.jobs import names
+from pipelines.jobs.kinds import all_kinds
 from pipelines.kubectl import check_cluster, kubectl
 
 Manifest = dict[str, Any]
@@ -37,8 +41,7 @@ INVENTED = "kind"
 """Overlays of this prefix bring all their services with them, so that any secret will do."""
 
 LABEL = "dit-scaling/deployed-as"
-ROLLOUT_SECONDS = 420
-_USER = "MLFLOW_TRACKING_USERNAME"
+DELETE_SECONDS = 120
 # What kubectl says, on one line: who else set fields of an object, and which; not of which object.
 _CONFLICT = re.compile(r'conflicts? with "([^"]+)"[^:]*:((?: (?:- )?\.\S+)+)')
 
@@ -48,8 +51,8 @@ def overlays() -> list[str]:
     return sorted(path.parent.name for path in (ROOT / "k8s" / "overlays").glob("*/kustomization.yaml"))
 
 
-def render(overlay: str, build: Path = ROOT / "build") -> list[Manifest]:
-    """An overlay's objects, labelled, with our images by digest.
+def render(overlay: str, build: Path = ROOT / "build", *, images: bool = True) -> list[Manifest]:
+    """An overlay's objects, labelled, with our images by digest; without `images` with names that no node can pull.
 
     Writes the kustomization that makes them into build/deploy/OVERLAY. Raises InputError for an unknown overlay or
     images that were not pushed.
@@ -65,7 +68,7 @@ def render(overlay: str, build: Path = ROOT / "build") -> list[Manifest]:
         "kind": "Kustomization",
         "resources": [str(source)],
         "labels": [{"pairs": {LABEL: overlay}}],
-        "images": [_pushed(name, build / file) for name, file in IMAGES.items()],
+        "images": [_pushed(name, build / file) for name, file in IMAGES.items()] if images else [],
     }
     (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization, sort_keys=False))
     return [manifest for manifest in yaml.safe_load_all(kubectl("kustomize", str(folder))) if manifest]
@@ -81,30 +84,64 @@ def deploy(overlay: str, force: bool = False) -> None:
     namespaces = [manifest for manifest in manifests if manifest["kind"] == "Namespace"]
     if namespaces:
         _apply(namespaces)
-    missing = missing_secrets(manifests)
-    if missing:
-        raise _missing_error(missing)
+    check_secrets(manifests)
     _apply([*manifests, *_settings(manifests, overlay)], force)
     for manifest in manifests:
         if manifest["kind"] == "Deployment":
             name, namespace = manifest["metadata"]["name"], manifest["metadata"]["namespace"]
             _say(f"waiting for {name}")
-            kubectl("rollout", "status", f"deployment/{name}", "-n", namespace, f"--timeout={ROLLOUT_SECONDS}s")
+            rollout.wait(name, namespace)
     _say(f"deployed {overlay}: {len(manifests)} objects")
 
 
 def undeploy(overlay: str) -> None:
-    """Remove what `deploy` made of an overlay; claims, secrets and the namespace stay."""
-    manifests = render(overlay)
+    """Remove what `deploy` made of an overlay; claims, secrets and the namespace stay.
+
+    InputError while jobs work there: they need what goes, and Kueue lets no queue go before the jobs in it.
+    """
+    manifests = render(overlay, images=False)
     check_cluster()
     found = removable(manifests)
+    for namespace in filter(None, found):
+        _check_idle(namespace)
     for _, namespace in _readers(manifests):
         found[namespace] += ["configmap", "secret"]
     for namespace, kinds in found.items():
-        scope = ["-n", namespace] if namespace else []
-        removed = kubectl("delete", ",".join(kinds), "-l", f"{LABEL}={overlay}", "--ignore-not-found", *scope)
-        sys.stdout.write(removed)
+        sys.stdout.write(_delete(kinds, overlay, namespace))
     _say(f"undeployed {overlay}; volume claims and secrets stay until their namespace is deleted")
+
+
+def _check_idle(namespace: str) -> None:
+    working: dict[str, list[str]] = {}
+    for kind in all_kinds():
+        resource = f"{kind.resource.plural}.{kind.resource.group}"
+        try:
+            text = kubectl("get", resource, "-n", namespace, "-l", names.SELECTOR, "-o", "json")
+        except DitError as error:
+            if "have a resource type" not in str(error):
+                raise
+            continue
+        if jobs := [job["metadata"]["name"] for job in json.loads(text)["items"] if not kind.phase(job).ended]:
+            working[resource] = jobs
+    if working:
+        jobs = [name for found in working.values() for name in found]
+        raise InputError(
+            f"jobs in namespace {namespace} have not ended: {', '.join(jobs)}; end those of pipelines by"
+            f" make terminate RUN=..., others by kubectl delete {','.join(working)} -n {namespace} NAME"
+        )
+
+
+def _delete(kinds: list[str], overlay: str, namespace: str) -> str:
+    """What kubectl says of the objects that it deleted; DitError for one that does not go."""
+    place = [",".join(kinds), "-l", f"{LABEL}={overlay}", *(["-n", namespace] if namespace else [])]
+    try:
+        return kubectl("delete", *place, "--ignore-not-found", f"--timeout={DELETE_SECONDS}s")
+    except DitError as error:
+        if "timed out" not in str(error):
+            raise
+        queue = "; a queue goes when the jobs in it have ended, of any namespace: kubectl get workloads -A"
+        see = f"metadata.finalizers says what holds it: kubectl get {' '.join(place)} -o yaml"
+        raise DitError(f"{error}; {see}{queue if any('queue' in kind for kind in kinds) else ''}") from None
 
 
 def removable(manifests: list[Manifest]) -> dict[str, list[str]]:
@@ -121,28 +158,6 @@ def removable(manifests: list[Manifest]) -> dict[str, list[str]]:
     return kinds
 
 
-def required_secrets(manifests: list[Manifest]) -> dict[tuple[str, str], set[str]]:
-    """Keys that pods read, by (namespace, secret); a secret that a pod reads as a whole may have none here."""
-    needed: dict[tuple[str, str], set[str]] = {}
-    for manifest in manifests:
-        if manifest["kind"] != "Deployment":
-            continue
-        pod = manifest["spec"]["template"]["spec"]
-        for container in [*pod["containers"], *pod.get("initContainers", [])]:
-            named = [source["secretRef"]["name"] for source in container.get("envFrom", []) if "secretRef" in source]
-            for name in named:
-                needed.setdefault((manifest["metadata"]["namespace"], name), set())
-            sources = [variable.get("valueFrom", {}).get("secretKeyRef") for variable in container.get("env", [])]
-            for source in filter(None, sources):
-                needed.setdefault((manifest["metadata"]["namespace"], source["name"]), set()).add(source["key"])
-    return needed
-
-
-def missing_secrets(manifests: list[Manifest]) -> list[tuple[str, str]]:
-    """The (namespace, name) of secrets that pods read and the cluster does not have."""
-    return [place for place in required_secrets(manifests) if not _exists(*place)]
-
-
 def create_secrets(overlay: str) -> None:
     """Create an overlay's missing secrets with random values.
 
@@ -153,10 +168,10 @@ def create_secrets(overlay: str) -> None:
     _apply([manifest for manifest in manifests if manifest["kind"] == "Namespace"])
     missing = missing_secrets(manifests)
     if missing and not overlay.startswith(INVENTED):
-        raise _missing_error(missing)
+        check_secrets(manifests)
     needed = required_secrets(manifests)
-    for namespace, name in missing:
-        _create_secret(namespace, name, {key: random_value(key) for key in sorted(needed[namespace, name])})
+    for place in missing:
+        create_secret(place, needed[place])
 
 
 def _readers(manifests: list[Manifest]) -> list[tuple[str, str]]:
@@ -187,28 +202,6 @@ def _settings(manifests: list[Manifest], overlay: str) -> list[Manifest]:
     return copies
 
 
-def random_value(key: str) -> str:
-    """A value for a key that is up to us: MLflow's first user is always admin."""
-    return "admin" if key == _USER else secrets.token_hex(20)
-
-
-def _missing_error(missing: list[tuple[str, str]]) -> InputError:
-    names = ", ".join(f"{name} in namespace {namespace}" for namespace, name in missing)
-    return InputError(f"missing secret {names}; the commands that create it are in docs/cluster.md, Secrets")
-
-
-def _create_secret(namespace: str, name: str, values: dict[str, str]) -> None:
-    secret = {
-        "apiVersion": "v1",
-        "kind": "Secret",
-        "metadata": {"name": name, "namespace": namespace, "labels": {"app.kubernetes.io/part-of": "dit-scaling"}},
-        "stringData": values,
-    }
-    # By standard input: a command line can be read by everyone on the machine.
-    kubectl("create", "-f", "-", stdin=yaml.safe_dump(secret))
-    _say(f"created secret {name} in namespace {namespace}")
-
-
 def _pushed(name: str, file: Path) -> dict[str, str]:
     if not file.is_file():
         raise InputError(f"no build/{file.name}; run 'make build push REGISTRY=...' first")
@@ -216,11 +209,6 @@ def _pushed(name: str, file: Path) -> dict[str, str]:
     if not at:
         raise InputError(f"build/{file.name} holds no NAME@DIGEST; run 'make push REGISTRY=...' again")
     return {"name": name, "newName": remote, "digest": digest}
-
-
-def _exists(namespace: str, name: str) -> bool:
-    found = kubectl("get", "secret", name, "-n", namespace, "--ignore-not-found", "-o", "name")
-    return bool(found.strip())
 
 
 def _apply(manifests: list[Manifest], force: bool = False) -> None:

@@ -9,10 +9,15 @@ from typing import Any
 
 import kubernetes_validate
 import pytest
+import yaml
 from manifests import DIGEST, containers, every_overlay, needs_kubectl, pod_templates, rendered, violations
 
 from dit.cluster import ClusterConfig
-from pipelines.deploy import LABEL, Manifest, required_secrets
+from dit.study_file import load
+from pipelines.credentials import required_secrets
+from pipelines.deploy import LABEL, Manifest
+from pipelines.kubectl import kubectl
+from pipelines.preflight.capacity import shortage
 
 pytestmark = needs_kubectl
 
@@ -146,6 +151,17 @@ def test_what_an_object_names_is_there(overlay: str, build: Path) -> None:
             assert subject["name"] == "pipeline-runner" or ("ServiceAccount", subject["name"]) in names
 
 
+def test_the_queue_is_for_one_node_of_eight_gpus(build: Path) -> None:
+    """More than there are would start jobs whose pods take the GPUs from each other."""
+    for overlay in ("kind-queue", "a100"):
+        (group,) = find(rendered(overlay, build), "ClusterQueue", "dit-scaling")["spec"]["resourceGroups"]
+        quotas = {one["name"]: one["nominalQuota"] for one in group["flavors"][0]["resources"]}
+        assert quotas["nvidia.com/gpu"] == "8"
+        for study in ("imagenet256", "imagenet256-52k"):
+            cluster = load(ROOT / "configs" / f"{study}.yaml").cluster
+            assert list(shortage(cluster, {"spec": {"resourceGroups": [group]}})) == []
+
+
 def test_the_namespace_of_jobs_enforces_restricted(build: Path) -> None:
     for overlay in ("kind", "a100"):
         labels = find(rendered(overlay, build), "Namespace", "dit-scaling")["metadata"]["labels"]
@@ -176,6 +192,22 @@ def test_no_role_reaches_secrets_other_pods_or_other_namespaces(overlay: str, bu
                 assert set(rule["verbs"]) <= reading, rule
     reaper = find(manifests, "Role", "dit-reaper")["rules"]
     assert {verb for rule in reaper for verb in rule["verbs"]} <= {"get", "list", "watch", "delete", "deletecollection"}
+
+
+@every_overlay
+def test_every_account_can_be_given_a_pull_secret_as_documented(overlay: str, build: Path) -> None:
+    text = (ROOT / "docs" / "cluster.md").read_text()
+    documented = yaml.safe_load(text.partition("```yaml\n")[2].partition("```")[0])
+    rendered(overlay, build)
+    folder = build / "deploy" / overlay
+    patched = folder.with_name(f"{overlay}-private")
+    patched.mkdir()
+    (patched / "kustomization.yaml").write_text(yaml.safe_dump({"resources": [f"../{overlay}"], **documented}))
+    manifests = list(yaml.safe_load_all(kubectl("kustomize", str(patched))))
+    accounts = {one["metadata"]["name"]: one for one in manifests if one["kind"] == "ServiceAccount"}
+    assert {pod["serviceAccountName"] for _, pod in pod_templates(manifests)} <= accounts.keys()
+    assert all(one["imagePullSecrets"] == [{"name": "registry"}] for one in accounts.values())
+    assert accounts.keys() >= ({"dit-launcher"} if overlay == "pipelines" else {"dit-worker", "dit-reaper", "mlflow"})
 
 
 def test_only_launcher_and_reaper_have_a_token(build: Path) -> None:
