@@ -15,12 +15,12 @@ def run(config: StudyConfig, store: Store, variant: str) -> TrainRecord:
     a shorter one is extended. Under torchrun every rank calls this.
 
     Raises InputError kinds before any work: ConfigError (unknown variant, batch not divisible), MissingError (dataset),
-    MismatchError (record or checkpoint of another configuration), InputError (store not writable). During work:
-    DivergedError, StoppedError at a signal, DataError, StoreError.
+    MismatchError (record or checkpoint of another configuration or of other shards), InputError (store not writable).
+    During work: DivergedError, StoppedError at a signal, DataError, StoreError.
     """
     spec = config.spec(variant)
     record = read_train_record(config, store, spec)
-    if record is not None and is_complete(config, record):
+    if record is not None and is_complete(config, store, spec, record):
         return record
     plan = make_plan(config, store, spec, record)
     from dit.training.run import execute

@@ -68,10 +68,16 @@ class TrainingLoop:
         bar.advance(0, loss=self.telemetry.loss)
 
     def _checkpoint(self, step: int) -> None:
-        """Copy and begin to write, once it is certain that nothing in it is spoiled."""
+        """Copy and begin to write, once it is certain that nothing in it is spoiled and the one before is written.
+
+        One that is there stays as it is: samples name it by its hash, and a kill while it is made again would lose it.
+        """
+        if step in self.plan.ahead:
+            return
         self._require_finite(first_nonfinite(self.trainer.window.read()))
         if not self.trainer.is_finite():
             self._require_finite(NonFinite(step, "a weight"))
+        self._settle()
         if self._writer is not None:
             self._writer.save(self.trainer.files(), self._meta(step))
 

@@ -28,6 +28,8 @@ class TrainPlan:
     resume: CheckpointMeta | None
     record: TrainRecord | None
     """Of a training that went to fewer steps, or without all checkpoints that are now to be evaluated."""
+    ahead: tuple[int, ...] = ()
+    """Steps on the way whose checkpoints are complete already, and stay as they are."""
 
     @property
     def milestones(self) -> tuple[int, ...]:
@@ -41,44 +43,52 @@ def milestones(config: StudyConfig) -> tuple[int, ...]:
 
 
 def read_train_record(config: StudyConfig, store: Store, spec: ModelSpec) -> TrainRecord | None:
-    """The record of a finished training; MismatchError when another configuration made it."""
+    """The record of a finished training; MismatchError when another configuration, or another dataset, made it."""
     key = layout.train_record(config, spec)
     record = read_record(store, key, TrainRecord)
     if record is not None:
-        check_hash(f"{store.url}/{key}", record.config_hash, config.training_hash(spec))
+        where, content = f"{store.url}/{key}", _dataset_content(config, store)
+        check_hash(where, record.config_hash, config.training_hash(spec))
+        # What is trained needs its shards no more; they may have been removed.
+        if content is not None:
+            _check_content(where, record.dataset_content, content)
     return record
 
 
-def is_complete(config: StudyConfig, record: TrainRecord) -> bool:
-    """Whether a training went far enough and left all checkpoints that are to be evaluated.
+def is_complete(config: StudyConfig, store: Store, spec: ModelSpec, record: TrainRecord) -> bool:
+    """Whether a training went far enough, and all checkpoints that are to be evaluated are there and promised to stay.
 
     With a constant learning rate a longer training passes through every shorter one.
     """
-    return record.steps >= config.train.steps and set(milestones(config)) <= set(record.checkpoints)
+    kept = {*record.checkpoints} & {*list_checkpoints(store, config, spec)}
+    return record.steps >= config.train.steps and kept >= {*milestones(config)}
 
 
 def make_plan(config: StudyConfig, store: Store, spec: ModelSpec, record: TrainRecord | None) -> TrainPlan:
     """Check everything that can be checked without a framework, and find where to begin.
 
-    The start is the newest checkpoint from which every milestone that is still missing lies ahead.
+    The start is the newest checkpoint from which every milestone that is still missing lies ahead. What is missing is
+    told by the store, not by a record: a checkpoint that was removed is made again.
     Raises ConfigError, MissingError, MismatchError or InputError, all before any work.
     """
     check_batch(config, environment_world_size())
     content = _dataset_content(config, store)
+    if content is None:
+        raise MissingError(
+            f"{store.url}/{layout.dataset(config)}/{layout.MANIFEST}: the dataset is not prepared; run `dit prepare`"
+            " with the same study file"
+        )
     if environment_rank() == 0:
         store.check_writable()
     present = list_checkpoints(store, config, spec)
-    have = {*present, *(record.checkpoints if record else ())}
-    missing = [step for step in milestones(config) if step not in have]
+    missing = [step for step in milestones(config) if step not in present]
     first, last = (missing[0], missing[-1]) if missing else (config.train.steps, config.train.steps)
     start = max((step for step in present if step <= first), default=0)
-    resume = read_meta(store, config, spec, start) if start else None
-    if resume is not None and resume.dataset_content != content:
-        raise MismatchError(
-            f"{store.url}/{layout.checkpoint(config, spec, start)}: trained on shards {resume.dataset_content}, the"
-            f" dataset is now {content}; restore the shards, or train under another study name or root"
-        )
-    return TrainPlan(config, store, spec, config.fit_for(spec), content, start, last, resume, record)
+    metas = {step: read_meta(store, config, spec, step) for step in present if start <= step <= last}
+    for step, meta in metas.items():
+        _check_content(f"{store.url}/{layout.checkpoint(config, spec, step)}", meta.dataset_content, content)
+    resume = metas.pop(start, None)
+    return TrainPlan(config, store, spec, config.fit_for(spec), content, start, last, resume, record, tuple(metas))
 
 
 def check_batch(config: StudyConfig, world_size: int) -> None:
@@ -90,16 +100,23 @@ def check_batch(config: StudyConfig, world_size: int) -> None:
         )
 
 
-def _dataset_content(config: StudyConfig, store: Store) -> str:
+def _dataset_content(config: StudyConfig, store: Store) -> str | None:
+    """What names the shards' bytes; None where the dataset is not prepared."""
     key = f"{layout.dataset(config)}/{layout.MANIFEST}"
     manifest = read_record(store, key, DatasetManifest)
     if manifest is None:
-        raise MissingError(
-            f"{store.url}/{key}: the dataset is not prepared; run `dit prepare` with the same study file"
-        )
+        return None
     if manifest.config_hash != config.dataset_hash():
         raise MismatchError(
             f"{store.url}/{key}: made with configuration {manifest.config_hash}, this study's dataset is"
             f" {config.dataset_hash()}; prepare it again under another root"
         )
     return manifest.content_hash()
+
+
+def _check_content(where: str, trained_on: str, content: str) -> None:
+    if trained_on != content:
+        raise MismatchError(
+            f"{where}: trained on shards {trained_on}, the dataset is now {content}; restore the shards, or train"
+            " under another study name or root"
+        )

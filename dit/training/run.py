@@ -16,11 +16,11 @@ from dit.errors import MissingError
 from dit.records import TrainRecord
 from dit.storage import write_record
 from dit.tracking import Tracker, open_tracker
-from dit.training.checkpoint import FILES, load_file
+from dit.training.checkpoint import FILES, list_checkpoints, load_file, read_meta
 from dit.training.loop import TrainingLoop
 from dit.training.plan import TrainPlan
 from dit.training.signals import StopRequest
-from dit.training.telemetry import Telemetry
+from dit.training.telemetry import Telemetry, peak_memory_bytes
 from dit.training.trainer import Trainer
 from dit.training.writer import CheckpointWriter
 
@@ -39,16 +39,19 @@ def execute(plan: TrainPlan) -> TrainRecord:
         if plan.resume is not None:
             _restore(plan, trainer)
         with open_tracker(plan.config, plan.store, plan.spec, enabled=ranks.is_main) as tracker:
-            record = _train(plan, ranks, trainer, tracker)
-            if ranks.is_main:
+            _train(plan, ranks, trainer, tracker)
+            record = _record(plan, ranks, tracker) if ranks.is_main else None
+            if record is not None:
                 write_record(plan.store, layout.train_record(plan.config, plan.spec), record)
-        return ranks.broadcast(record)
+        shared = ranks.broadcast(record)
+        assert shared is not None
+        return shared
 
 
 def _check_agreement(plan: TrainPlan, ranks: Ranks) -> None:
     """Ranks on different machines with a root of their own would each begin elsewhere."""
-    span = (plan.start_step, plan.stop_step)
-    if ranks.maximum(int(ranks.broadcast(span) != span)):
+    seen = (plan.start_step, plan.stop_step, plan.ahead)
+    if ranks.maximum(int(ranks.broadcast(seen) != seen)):
         raise MissingError(
             f"{plan.store.url}: ranks see different checkpoints there; give a root that all machines share"
         )
@@ -67,12 +70,12 @@ def _restore(plan: TrainPlan, trainer: Trainer) -> None:
     trainer.load(plan.start_step, f"{plan.store.url}/{folder}", files)
 
 
-def _train(plan: TrainPlan, ranks: Ranks, trainer: Trainer, tracker: Tracker) -> TrainRecord:
-    """Run the loop, if there are steps to do, and sum up."""
+def _train(plan: TrainPlan, ranks: Ranks, trainer: Trainer, tracker: Tracker) -> None:
+    """Run the loop, if there are steps to do."""
     config, spec, start, stop = plan.config, plan.spec, plan.start_step, plan.stop_step
     _log_parameters(plan, tracker)
     if start == stop:
-        return _record(plan, ranks, Telemetry(plan, ranks, tracker), tracker)
+        return
     stream = TrainingStream(
         ShardSet.open(plan.store, config, show_progress=ranks.is_main),
         config.train,
@@ -91,7 +94,6 @@ def _train(plan: TrainPlan, ranks: Ranks, trainer: Trainer, tracker: Tracker) ->
     ):
         telemetry = Telemetry(plan, ranks, tracker)
         TrainingLoop(plan, ranks, trainer, telemetry, writer).run(stream, stop_request, bar)
-        return _record(plan, ranks, telemetry, tracker)
 
 
 def _log_parameters(plan: TrainPlan, tracker: Tracker) -> None:
@@ -111,28 +113,31 @@ def _log_parameters(plan: TrainPlan, tracker: Tracker) -> None:
     tracker.metrics(0, {"parameters_m": spec.parameters(inputs) / 1e6, "gflops": spec.gflops(inputs)})
 
 
-def _record(plan: TrainPlan, ranks: Ranks, telemetry: Telemetry, tracker: Tracker) -> TrainRecord:
+def _record(plan: TrainPlan, ranks: Ranks, tracker: Tracker) -> TrainRecord:
+    """Sum up from what lies in the store, which may be farther than the steps that were done here."""
     config, spec, before = plan.config, plan.spec, plan.record
-    if before is not None and before.steps >= plan.stop_step:
+    present = list_checkpoints(plan.store, config, spec)
+    checkpoints = tuple(step for step in plan.milestones if step in present)
+    if before is not None and before.steps >= config.train.steps:
         # Only checkpoints that an earlier, longer run had not kept were made again.
-        return before.model_copy(update={"checkpoints": plan.milestones})
-    inputs = config.dataset.inputs
+        return before.model_copy(update={"checkpoints": checkpoints})
+    inputs, last = config.dataset.inputs, read_meta(plan.store, config, spec, config.train.steps)
     return TrainRecord(
         study=config.study,
         variant=spec.name,
-        steps=plan.stop_step,
+        steps=last.step,
         config_hash=config.training_hash(spec),
         science_hash=config.science_hash(),
         dataset_content=plan.dataset_content,
         parameters=spec.parameters(inputs),
         gflops=spec.gflops(inputs),
-        checkpoints=plan.milestones,
-        final_loss=telemetry.loss,
-        images_per_second=telemetry.images_per_second,
-        train_seconds=telemetry.train_seconds,
-        peak_memory_bytes=telemetry.peak_memory_bytes,
+        checkpoints=checkpoints,
+        final_loss=last.loss,
+        images_per_second=last.images_per_second,
+        train_seconds=last.train_seconds,
+        peak_memory_bytes=peak_memory_bytes(ranks.device),
         device=_device_name(ranks.device),
-        world_size=ranks.world_size,
+        world_size=last.world_size,
         tracking_run_id=tracker.run_id,
     )
 

@@ -46,7 +46,7 @@ class Telemetry:
             "loss_vb": statistics.fmean(row.vb for row in rows),
             "grad_norm": statistics.fmean(row.grad_norm for row in rows),
             "images_per_second": rate,
-            "memory_bytes": float(self.peak_memory_bytes),
+            "memory_bytes": float(peak_memory_bytes(self._ranks.device)),
         }
         if self._peak is not None:
             values["mfu"] = rate * self._image_flops / (self._peak * self._ranks.world_size)
@@ -66,9 +66,9 @@ class Telemetry:
         before = self._resume.train_seconds if self._resume else 0.0
         return before + time.perf_counter() - self._began
 
-    @property
-    def peak_memory_bytes(self) -> int:
-        """The most memory that tensors held on the GPU, or, without one, that the process held."""
-        if self._ranks.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self._ranks.device)
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory that tensors held on the GPU, or, without one, that the process held."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -9,6 +9,7 @@ import re
 import resource
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,10 +18,11 @@ import torch
 
 from dit import layout
 from dit.config import StudyConfig
+from dit.distributed import Ranks
 from dit.errors import ConfigError, DataError, DivergedError, InputError, MismatchError, MissingError, StoreError
 from dit.records import FileEntry, HealthEvent, TrainRecord
 from dit.stages import prepare, train
-from dit.storage import Store, open_store, read_record
+from dit.storage import Store, open_store, read_record, write_record
 from dit.storage_file import FileStore
 from dit.study_file import load
 from dit.tracking import read_points
@@ -155,6 +157,43 @@ def test_checkpoint_that_is_wanted_later_is_made_without_training_all_again(
     assert losses(store, wider) == losses(store, straight[0])
 
 
+def test_checkpoints_that_are_passed_again_are_left_as_they_are(
+    store: Store, straight: tuple[StudyConfig, TrainRecord]
+) -> None:
+    config = study("passed", "train.steps=10")
+    train.run(config, store, VARIANT)
+    spec = config.spec(VARIANT)
+    kept = [f"{layout.checkpoint(config, spec, step)}/{layout.META}" for step in (4, 8, 10)]
+    before = [store.read(key) for key in kept]
+    wider = study("passed", "evaluation.at_steps=[3, 4, 8]", "train.steps=12")
+    record = train.run(wider, store, VARIANT)
+    assert record.checkpoints == (3, 4, 8, 10, 12)
+    assert read_meta(store, wider, spec, 3).train_seconds > 0
+    assert [store.read(key) for key in kept] == before
+    assert losses(store, wider) == losses(store, straight[0])
+
+
+def test_checkpoint_that_was_removed_is_made_again(store: Store, straight: tuple[StudyConfig, TrainRecord]) -> None:
+    config = study("removed")
+    record = train.run(config, store, VARIANT)
+    spec = config.spec(VARIANT)
+    for gone in (4, 12):
+        store.delete(layout.checkpoint(config, spec, gone))
+        assert train.run(config, store, VARIANT) == record
+        assert {4, 8, 12} <= set(list_checkpoints(store, config, spec))
+    assert losses(store, config) == losses(store, straight[0])
+
+
+def test_record_is_of_the_last_step_also_when_only_an_earlier_checkpoint_is_made(store: Store) -> None:
+    config = study("without-record")
+    before = train.run(config, store, VARIANT)
+    store.delete(record_key(config))
+    store.delete(layout.checkpoint(config, config.spec(VARIANT), 4))
+    again = train.run(config, store, VARIANT)
+    for field in ("steps", "checkpoints", "final_loss", "images_per_second", "train_seconds"):
+        assert getattr(again, field) == getattr(before, field), field
+
+
 def test_record_lost_after_the_last_checkpoint_is_made_again_without_a_step(
     store: Store, straight: tuple[StudyConfig, TrainRecord]
 ) -> None:
@@ -203,7 +242,6 @@ def test_damaged_checkpoint_is_refused_and_the_one_before_serves(
     with pytest.raises(DataError, match=r"step-00000008/optimizer\.safetensors: .*remove .*step-00000008"):
         train.run(longer, store, VARIANT)
     store.delete(folder)
-    store.delete(record_key(config))
     train.run(longer, store, VARIANT)
     assert losses(store, longer) == losses(store, straight[0])
 
@@ -232,6 +270,55 @@ def test_shards_that_changed_under_a_training_are_refused(store: Store) -> None:
     store.write(key, meta.model_copy(update={"dataset_content": "other"}).to_json())
     with pytest.raises(MismatchError, match="trained on shards other"):
         train.run(study("shards", "train.steps=12"), store, VARIANT)
+
+
+def test_shards_that_changed_after_a_training_are_refused(store: Store) -> None:
+    config = study("shards-after", "train.steps=4", "evaluation.at_steps=[4]")
+    record = train.run(config, store, VARIANT)
+    write_record(store, record_key(config), record.model_copy(update={"dataset_content": "other"}))
+    with pytest.raises(MismatchError, match=r"train\.json: trained on shards other, the dataset is now [0-9a-f]+; "):
+        train.run(config, store, VARIANT)
+
+
+def test_complete_training_outlives_its_shards(tmp_path: Path) -> None:
+    config = study("shards-gone", "train.steps=4", "evaluation.at_steps=[4]")
+    own = open_store(tmp_path)
+    prepare.run(config, own)
+    record = train.run(config, own, VARIANT)
+    own.delete(layout.dataset(config))
+    assert train.run(config, own, VARIANT) == record
+
+
+class Patient(FileStore):
+    """A store that takes a checkpoint's file only after the ranks have met a few times more."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.meetings = 0
+
+    def upload(self, path: Path, key: str) -> FileEntry:
+        until, end = self.meetings + 8, time.monotonic() + 60
+        while self.meetings < until:
+            if time.monotonic() > end:
+                raise StoreError(f"{key}: the ranks wait for each other while the store is slow")
+            time.sleep(0.01)
+        return super().upload(path, key)
+
+
+def test_ranks_keep_meeting_while_a_checkpoint_waits_for_a_slow_store(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rank that waits in silence is taken for lost by the others, whose collectives have a time limit."""
+    assert isinstance(store, FileStore)
+    slow, meet = Patient(store.root), Ranks.maximum
+
+    def counted(ranks: Ranks, value: int) -> int:
+        slow.meetings += 1
+        return meet(ranks, value)
+
+    monkeypatch.setattr(Ranks, "maximum", counted)
+    config = study("slow", "train.steps=6", "evaluation.at_steps=[4]", "fit.checkpoint_every=1")
+    assert train.run(config, slow, VARIANT).checkpoints == (4, 6)
 
 
 def test_missing_dataset_is_named(tmp_path: Path) -> None:
