@@ -12,7 +12,7 @@ import hashlib
 import os
 import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import BufferedRandom
 from pathlib import Path
@@ -74,6 +74,10 @@ class Store(ABC):
     @abstractmethod
     def local_folder(self, prefix: str) -> Path:
         """As `local`, for all files of a folder; MissingError when it holds none."""
+
+    @abstractmethod
+    def sweep(self, prefix: str) -> None:
+        """Free the room of files below a folder that nobody will finish, because their writer was killed."""
 
     @abstractmethod
     def _remove(self, keys: Sequence[str], prefix: str) -> None:
@@ -141,7 +145,7 @@ def place_file(path: Path, fill: Callable[[BufferedRandom], None]) -> None:
     What a killed process left of the same file before is removed. Raises OSError.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(path)
+    sweep_partial(path.parent.glob(f".{_escaped(path.name[:200])}.*{PARTIAL}"))
     temporary, file = _open_temporary(path)
     try:
         # Closing comes after the rename: the lock tells others, until then, that this file has a living writer.
@@ -160,6 +164,14 @@ def place_file(path: Path, fill: Callable[[BufferedRandom], None]) -> None:
 def is_partial(name: str) -> bool:
     """Whether this is the name of a file that is being written."""
     return name.startswith(".") and name.endswith(PARTIAL)
+
+
+def sweep_partial(files: Iterable[Path]) -> None:
+    """Remove those of these temporaries whose writer is gone, which shows in their lock being free."""
+    for leftover in files:
+        with suppress(OSError), open(leftover, "rb") as file:
+            if _locked(file):
+                leftover.unlink()
 
 
 def copy_hashed(source: BinaryIO, target: BinaryIO | BufferedRandom) -> tuple[int, str]:
@@ -202,14 +214,6 @@ def _locked(file: BinaryIO | BufferedRandom) -> bool | None:
     except OSError:
         return None
     return True
-
-
-def _sweep(path: Path) -> None:
-    """Remove temporaries of `path` whose writer is gone, which shows in their lock being free."""
-    for leftover in path.parent.glob(f".{_escaped(path.name[:200])}.*{PARTIAL}"):
-        with suppress(OSError), open(leftover, "rb") as file:
-            if _locked(file):
-                leftover.unlink()
 
 
 def _escaped(name: str) -> str:

@@ -13,12 +13,14 @@ from pathlib import Path
 from dit.errors import InputError, MissingError
 from dit.records import FileEntry
 from dit.storage_base import (
+    PARTIAL,
     Store,
     check_key,
     copy_hashed,
     is_partial,
     local_errors,
     place_file,
+    sweep_partial,
     verify,
 )
 
@@ -89,6 +91,11 @@ class FileStore(Store):
         if not self.list(prefix):
             raise MissingError(f"{self.root / prefix}: no files there; put the folder there or give another address")
         return self.root / prefix
+
+    def sweep(self, prefix: str) -> None:
+        """See Store."""
+        with local_errors(top := self._path(prefix)):
+            sweep_partial(top.rglob(f".*{PARTIAL}"))
 
     def _remove(self, keys: Sequence[str], prefix: str) -> None:
         for key in keys:

@@ -157,6 +157,9 @@ class S3Store(Store):
                 self._fetch_folder(prefix, objects, target)
         return target
 
+    def sweep(self, prefix: str) -> None:
+        """Nothing: the bucket's life-cycle rule does it; see Store."""
+
     def _fetch_folder(self, prefix: str, objects: Sequence[_Object], target: Path) -> None:
         if target.is_dir():
             return

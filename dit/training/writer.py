@@ -48,20 +48,23 @@ class HostCopy:
 class CheckpointWriter:
     """Writes one checkpoint at a time on a thread: files, then meta.json, then retires the oldest it may retire.
 
-    Kept are the plan's milestones and `fit.keep_checkpoints` of the newest others. Only rank 0 has a writer. What the
-    thread raises comes out of the next call; leaving the context waits for it.
+    Kept are the plan's milestones and `fit.keep_checkpoints` of the newest others. A longer run may have left some
+    ahead: these count as newer once the last step is written, not before, so that a kill never costs more than the
+    steps since the last checkpoint. Only rank 0 has a writer. What the thread raises comes out of the next call;
+    leaving the context waits for it.
     """
 
     def __init__(self, plan: TrainPlan, before_completion: Callable[[], None]) -> None:
         """`before_completion` is called on the thread, between the last file and meta.json."""
         self._store, self._config, self._spec = plan.store, plan.config, plan.spec
-        self._keep, self._milestones = plan.fit.keep_checkpoints, plan.milestones
+        self._keep, self._milestones, self._stop = plan.fit.keep_checkpoints, plan.milestones, plan.stop_step
         self._before_completion = before_completion
         self._host = HostCopy()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
 
     def __enter__(self) -> CheckpointWriter:
+        self._store.sweep(layout.checkpoints(self._config, self._spec))
         for step in incomplete_checkpoints(self._store, self._config, self._spec):
             self._store.delete(layout.checkpoint(self._config, self._spec, step))
         return self
@@ -97,7 +100,7 @@ class CheckpointWriter:
         complete = meta.model_copy(update={"files": entries})
         self._before_completion()
         self._store.write(f"{folder}/{layout.META}", complete.to_json())
-        self._retire()
+        self._retire(meta.step)
 
     def _upload(self, tensors: Mapping[str, Tensor], key: str) -> FileEntry:
         # One file at a time lies in the scratch folder, so that it needs room for the largest only.
@@ -111,9 +114,11 @@ class CheckpointWriter:
                 f"{tempfile.gettempdir()}: cannot write {key} there: {error}; make room or set TMPDIR, then run again"
             ) from error
 
-    def _retire(self) -> None:
+    def _retire(self, written: int) -> None:
         passing = [
-            step for step in list_checkpoints(self._store, self._config, self._spec) if step not in self._milestones
+            step
+            for step in list_checkpoints(self._store, self._config, self._spec)
+            if step not in self._milestones and (step <= written or written == self._stop)
         ]
         for step in passing[: -self._keep]:
             self._store.delete(layout.checkpoint(self._config, self._spec, step))

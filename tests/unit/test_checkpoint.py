@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -103,6 +105,25 @@ def test_newest_and_milestones_are_kept(tmp_path: Path) -> None:
     assert list_checkpoints(store, config, config.spec(VARIANT)) == [20, 40, 50, 60]
 
 
+def test_what_a_longer_run_left_ahead_costs_an_earlier_step_nothing(tmp_path: Path) -> None:
+    store, config = open_store(tmp_path), study()
+    spec = config.spec(VARIANT)
+    write(store, config, 10, 20, 30, 40, 50, 60)
+    earlier = study("evaluation.at_steps=[17, 20]")
+    kept = []
+    with CheckpointWriter(replace(plan(store, earlier), stop_step=17), no_more) as writer:
+        for step in (5, 10, 15, 17):
+            writer.save(tensors(step), meta(earlier, step))
+            writer.wait()
+            kept.append(list_checkpoints(store, earlier, spec))
+    assert kept == [
+        [5, 20, 40, 50, 60],
+        [5, 10, 20, 40, 50, 60],
+        [10, 15, 20, 40, 50, 60],
+        [17, 20, 40, 50, 60],
+    ]
+
+
 class Interrupted(FileStore):
     """A store whose process dies before the last file: what a SIGKILL during the upload leaves."""
 
@@ -126,6 +147,21 @@ def test_interrupted_upload_is_no_checkpoint_and_is_cleaned_up(tmp_path: Path) -
     write(store, config, 30)
     assert not store.list(folder)
     assert list_checkpoints(store, config, spec) == [10, 30]
+
+
+def test_half_a_file_of_a_killed_upload_takes_no_room_for_ever(tmp_path: Path) -> None:
+    store, config = open_store(tmp_path), study()
+    left, living = (
+        tmp_path / layout.checkpoint(config, config.spec(VARIANT), step) / f".{layout.RAW_WEIGHTS}.0123.partial"
+        for step in (20, 30)
+    )
+    for path in (left, living):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"half")
+    with open(living, "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        write(store, config, 10)
+        assert (left.exists(), living.exists()) == (False, True)
 
 
 def test_failure_of_the_writer_surfaces_while_training_goes_on(tmp_path: Path) -> None:
