@@ -48,7 +48,7 @@ def open_tars(dataset: DatasetConfig, config: TarSource) -> Source:
 
     An image's class is the number in the `.cls` member of its name, as WebDataset writes it, else the folder it lies
     in, else the name of its tar. Raises MissingError when there are no tar files, InputError for one that is
-    compressed or for a mixture of images with and without `.cls`, DataError for a truncated one.
+    compressed or for a mixture of images with and without `.cls`, DataError for one that is damaged or truncated.
     """
     images: list[_Member] = []
     labels: dict[tuple[str, str, str], str] = {}
@@ -97,7 +97,7 @@ def _members(path: str) -> Iterator[_Member]:
         try:
             yield from _walk(file, path, Path(path).stem, 0)
         except tarfile.ReadError as error:
-            raise DataError(f"{path}: the tar file is truncated ({error}); copy it again") from None
+            raise DataError(f"{path}: the tar file is truncated or damaged ({error}); copy it again") from None
 
 
 def _walk(file: IO[bytes], path: str, container: str, start: int) -> Iterator[_Member]:
@@ -114,6 +114,10 @@ def _walk(file: IO[bytes], path: str, container: str, start: int) -> Iterator[_M
             yield from _walk(inner, path, PurePosixPath(info.name).stem, place)
         elif info.isreg():
             yield _Member(info.name.removeprefix("./"), container, path, place, info.size)
+    # A header that is damaged, cut or missing ends the listing like the block of zeros that ends every tar.
+    file.seek(archive.offset)
+    if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise tarfile.ReadError(f"neither a file nor the end at byte {start + archive.offset}")
 
 
 def _class_of(image: _Member, labels: dict[tuple[str, str, str], str]) -> str:

@@ -140,6 +140,26 @@ def test_bad_tars_are_named(tmp_path: Path) -> None:
         open_source(tar_study(tmp_path / "packed.tar", 1).dataset)
 
 
+@pytest.mark.parametrize("within", [False, True])
+@pytest.mark.parametrize("damage", ["altered header", "cut before a header", "cut in a header"])
+def test_a_tar_that_ends_without_its_end_is_damaged(tmp_path: Path, damage: str, within: bool) -> None:
+    path = tar_of(tmp_path / "cat.tar", {f"{i}.png": png(i) for i in range(4)})
+    with tarfile.open(path) as archive:
+        header = archive.getmembers()[2].offset
+    data = bytearray(path.read_bytes())
+    if damage == "altered header":
+        data[header + 3] ^= 1
+    else:
+        del data[header + (100 if "in a" in damage else 0) :]
+    path.write_bytes(data)
+    if within:
+        path = tar_of(tmp_path / "outer.tar", {"cat.tar": bytes(data)})
+        header += tarfile.BLOCKSIZE
+    with pytest.raises(DataError, match=rf"{path.name}.*at byte {header}\b.*copy it again") as caught:
+        open_source(tar_study(path, 1).dataset)
+    assert "\n" not in str(caught.value)
+
+
 def test_digits_are_the_librarys_spread_over_all_grey_levels() -> None:
     from sklearn.datasets import load_digits
 
