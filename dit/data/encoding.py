@@ -36,30 +36,36 @@ class ShardContent:
 class ShardEncoder:
     """Writes shards of one dataset."""
 
-    def __init__(self, dataset: DatasetConfig, codec: Codec, batch: int, on_batch: Callable[[int], None]) -> None:
-        """`on_batch` hears, at most `batch` at a time, how many images went by."""
-        self._codec, self._mirror = codec, dataset.mirror
+    def __init__(
+        self, dataset: DatasetConfig, items: int, codec: Codec, batch: int, on_batch: Callable[[int], None]
+    ) -> None:
+        """`items` are the images of the source; `on_batch` hears, at most `batch` at a time, how many went by."""
+        self._codec, self._mirror, self._channels = codec, dataset.mirror, dataset.inputs.channels
         self._batch, self._on_batch = batch, on_batch
+        self._lost, self._allowed = 0, dataset.max_corrupt_fraction * items
         self._member = PIXELS if isinstance(dataset.codec, PixelCodec) else MOMENTS
 
     def write(self, path: Path, loaded: Iterable[Loaded]) -> ShardContent:
         """Write all of `loaded` that is readable to a tar at `path`.
 
         Batches begin anew with every shard, so that its bytes do not depend on what was encoded before. Raises
-        DataError naming images whose encoding is not finite, or when no image is readable, StoreError for a full disk.
+        DataError naming images whose encoding is not finite, or when none is readable and more are corrupt by now than
+        `dataset.max_corrupt_fraction` allows; StoreError for a full disk.
         """
         corrupt: list[tuple[str, str]] = []
-        sums: list[ChannelSums] = []
+        nothing = np.zeros(self._channels)
+        sums = ChannelSums(nothing, nothing, 0)
         with local_errors(path), ShardWriter(path, self._member) as writer:
             for batch in _batches(iter(loaded), self._batch):
                 readable = [(item, image) for item, image in batch if not isinstance(image, CorruptImageError)]
                 corrupt += [(item.name, str(error)) for item, error in batch if isinstance(error, CorruptImageError)]
                 if readable:
-                    sums.append(self._add(writer, readable))
+                    sums += self._add(writer, readable)
                 self._on_batch(len(batch))
-        if not sums:
+        self._lost += len(corrupt)
+        if not sums.values and self._lost > self._allowed:
             raise DataError(f"none of {len(corrupt)} images in a row can be read; the first: {corrupt[0][1]}")
-        return ShardContent(writer.index(), sum(sums[1:], start=sums[0]), tuple(corrupt))
+        return ShardContent(writer.index(), sums, tuple(corrupt))
 
     def _add(self, writer: ShardWriter, images: list[tuple[Item, UInt8Array]]) -> ChannelSums:
         items = [item for item, _ in images]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import resource
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,13 +18,15 @@ from dit import layout
 from dit.config import StudyConfig
 from dit.data.shards import ALIGNMENT, ShardIndex, read_header
 from dit.data.verify import Expected, verify_files
-from dit.errors import DataError, MismatchError, MissingError
+from dit.errors import DataError, InputError, MismatchError, MissingError
 from dit.records import DatasetManifest, ShardRecord
 from dit.storage import Store, read_record
 from dit.storage_base import local_errors
 
 # Remote shards are fetched this many at a time.
 _DOWNLOADS = 8
+# What a process has open besides its shards: libraries, sockets, checkpoints.
+_OTHER_FILES = 256
 
 
 class MappedShard:
@@ -54,7 +57,7 @@ class ShardSet:
     """All samples of a dataset, numbered through its shards."""
 
     def __init__(self, manifest: DatasetManifest, paths: list[Path], indices: list[ShardIndex]) -> None:
-        """Map shards that are verified; `open` is the way to get one."""
+        """Map shards that are verified, those that hold samples; `open` is the way to get one."""
         self.manifest = manifest
         self.labels = np.concatenate([index.labels for index in indices]).astype(np.int64)
         """[count] class of every sample."""
@@ -69,7 +72,7 @@ class ShardSet:
         self._starts = np.concatenate([[0], self._ends])
         self._shards = [
             MappedShard(path, index, self._views, shard.name)
-            for path, index, shard in zip(paths, indices, manifest.shards, strict=True)
+            for path, index, shard in zip(paths, indices, _filled(manifest).values(), strict=True)
         ]
 
     @classmethod
@@ -77,14 +80,15 @@ class ShardSet:
         """The study's dataset, with local copies of remote shards; every copy is hashed once, before its first use.
 
         Raises MissingError when it is not prepared, MismatchError for one made by another configuration, DataError
-        naming the first shard that is truncated or altered.
+        naming the first shard that is truncated or altered, InputError where so many files cannot be open at once.
         """
         manifest = read_manifest(store, config)
         if manifest is None:
             raise MissingError(
                 f"{store.url}/{layout.dataset(config)}: no complete dataset; run `dit prepare` with this study first"
             )
-        folder = layout.dataset(config)
+        folder, shards = layout.dataset(config), _filled(manifest)
+        _allow_open_files(len(shards))
 
         def fetch(numbered: tuple[int, ShardRecord]) -> tuple[Expected, Expected]:
             number, shard = numbered
@@ -95,7 +99,7 @@ class ShardSet:
             )
 
         with ThreadPoolExecutor(_DOWNLOADS) as pool:
-            fetched = list(pool.map(fetch, enumerate(manifest.shards)))
+            fetched = list(pool.map(fetch, shards.items()))
         verify_files([file for pair in fetched for file in pair], show=show_progress)
         indices = [ShardIndex.read(index.path, index.name) for _, index in fetched]
         return cls(manifest, [tar.path for tar, _ in fetched], indices)
@@ -156,6 +160,24 @@ def read_manifest(store: Store, config: StudyConfig) -> DatasetManifest | None:
     return manifest
 
 
+def _filled(manifest: DatasetManifest) -> dict[int, ShardRecord]:
+    """Shards by number, without those whose images were all corrupt: they hold no sample."""
+    return {number: shard for number, shard in enumerate(manifest.shards) if shard.count}
+
+
+def _allow_open_files(shards: int) -> None:
+    """Raise this process's limit where it is too low: a mapped shard keeps a descriptor for as long as it is mapped."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = shards + _OTHER_FILES
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise InputError(
+            f"the dataset's {shards} shards need {needed} open files, and the limit of this process is {hard};"
+            f" allow more (ulimit -n {needed}) or prepare with a larger dataset.samples_per_shard"
+        )
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
 def _check_header(file: Any, index: ShardIndex, name: str) -> None:
     """The first sample's own header must say what the index says of all."""
     # Tar puts an array at a multiple of 512; its header fills what lies between that and the values.
@@ -174,7 +196,7 @@ def _check_shapes(manifest: DatasetManifest, indices: list[ShardIndex]) -> None:
     is_pixels = not manifest.codec_sha256
     shape = (channels, size, size) if is_pixels else (1 + manifest.mirror, 2 * channels, size, size)
     dtype = np.dtype(np.uint8 if is_pixels else "<f2")
-    for index, shard in zip(indices, manifest.shards, strict=True):
+    for index, shard in zip(indices, _filled(manifest).values(), strict=True):
         labels_fit = index.labels.min() >= 0 and index.labels.max() < manifest.classes
         if (index.shape, index.dtype, len(index.labels)) != (shape, dtype, shard.count) or not labels_fit:
             raise DataError(f"{shard.name}: not the samples that the manifest describes; prepare the dataset again")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -34,6 +33,7 @@ class ShardIndex:
     offsets: npt.NDArray[np.int64]
     """[N] first byte of the array's values in the tar, past numpy's header; a multiple of ALIGNMENT."""
     shape: tuple[int, ...]
+    """() in a shard without samples."""
     dtype: np.dtype[Any]
 
     @property
@@ -100,7 +100,7 @@ class ShardWriter:
     def index(self) -> ShardIndex:
         """The finished shard's index, from the offsets that the tar itself holds; after leaving the context."""
         offsets, shape, dtype = scan(self._path, self._member)
-        keys = np.array([key.encode() for key in self._keys])
+        keys = np.array([key.encode() for key in self._keys], dtype=np.bytes_)
         return ShardIndex(keys, np.array(self._labels, dtype=np.int32), offsets, shape, dtype)
 
 
@@ -114,9 +114,9 @@ def scan(path: Path, member: str) -> tuple[npt.NDArray[np.int64], tuple[int, ...
             file.seek(start)
             headers.add(read_header(file))
             offsets.append(file.tell())
-    if len(headers) != 1:
+    if len(headers) > 1:
         raise DataError(f"{path}: samples of {len(headers)} shapes or types, a shard holds one")
-    _, shape, dtype = headers.pop()
+    _, shape, dtype = headers.pop() if headers else (0, (), np.dtype(np.uint8))
     return np.array(offsets, dtype=np.int64), shape, dtype
 
 
@@ -130,8 +130,3 @@ def read_header(file: BinaryIO) -> tuple[int, tuple[int, ...], np.dtype[Any]]:
     if fortran_order:
         raise ValueError("Fortran order")
     return file.tell() - start, shape, dtype
-
-
-def join_labels(indices: Sequence[ShardIndex]) -> npt.NDArray[np.int64]:
-    """Labels of all shards' samples, in order, as torch wants them."""
-    return np.concatenate([index.labels for index in indices]).astype(np.int64)

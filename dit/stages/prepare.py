@@ -126,7 +126,9 @@ class _Preparation:
             tempfile.TemporaryDirectory(prefix="dit-prepare-") as scratch,
             ThreadPoolExecutor(1) as sender,
         ):
-            encoder = ShardEncoder(self.config.dataset, codec, self.config.fit.decode_batch, bar.advance)
+            encoder = ShardEncoder(
+                self.config.dataset, len(self.source.items), codec, self.config.fit.decode_batch, bar.advance
+            )
             sent: Future[None] | None = None
             for number in todo:
                 path = Path(scratch) / layout.shard(number)

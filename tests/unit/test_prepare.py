@@ -17,6 +17,7 @@ from dit import layout
 from dit.config import StudyConfig
 from dit.data.images import decode_image
 from dit.data.shard_set import ShardSet
+from dit.data.sources import open_source
 from dit.errors import DataError, DitError, InputError, MismatchError, MissingError
 from dit.stages import prepare
 from dit.storage import Store, open_store
@@ -179,11 +180,39 @@ def test_corrupt_images_of_one_name_in_two_tars_are_two(store: Store, tmp_path: 
     assert names == ["all.tar:cat.tar/2.png", "all.tar:dog.tar/2.png"]
 
 
-def test_a_shard_without_any_readable_image_stops_the_step(store: Store, pictures: Path) -> None:
+@pytest.mark.parametrize(("allowed", "made"), [(0.0, 0), (0.3, 1), (0.9, 3)])
+def test_shards_without_any_readable_image_stop_the_step_when_they_are_too_many(
+    store: Store, pictures: Path, allowed: float, made: int
+) -> None:
     for path in pictures.glob("*/*"):
         path.write_bytes(b"not an image")
-    with pytest.raises(DataError, match="none of 4 images"):
-        prepare.run(folder_study(pictures, max_corrupt_fraction=0.9), store)
+    config = folder_study(pictures, max_corrupt_fraction=allowed)
+    with pytest.raises(DataError, match=r"none of [34] images in a row can be read; the first: class-\d/picture"):
+        prepare.run(config, store)
+    assert sum(key.endswith(".tar") for key in store.list()) == made
+
+
+@pytest.mark.parametrize("number", [0, 2])
+def test_a_shard_may_be_without_samples_within_what_is_allowed(store: Store, tmp_path: Path, number: int) -> None:
+    pictures = image_folder(tmp_path / "nine")
+    for path in pictures.glob("*/picture_3.*"):
+        path.unlink()
+    config = folder_study(pictures, max_corrupt_fraction=0.5)
+    items = open_source(config.dataset).items
+    bad = items[4 * number : 4 * (number + 1)]
+    for item in bad:
+        Path(item.path).write_bytes(b"not an image")
+    manifest = prepare.run(config, store)
+    assert manifest is not None
+    assert [shard.count for shard in manifest.shards] == ([0, 4, 1] if number == 0 else [4, 4, 0])
+    shards = ShardSet.open(store, config)
+    good = [item for item in items if item not in bad]
+    ((images, labels),) = shards.images(9)
+    assert labels.tolist() == [item.label for item in good]
+    for image, item in zip(images, good, strict=True):
+        assert np.array_equal(image, decode_image(Path(item.path).read_bytes(), 16, 3, ""))
+    assert np.allclose(manifest.latents.mean, (images / 127.5 - 1).mean(axis=(0, 1, 2)))
+    assert prepare.run(config, store) == manifest
 
 
 def test_merge_names_missing_shards(store: Store, pictures: Path) -> None:

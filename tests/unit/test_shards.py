@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import subprocess
 import sys
 from pathlib import Path
 
@@ -163,6 +165,39 @@ def test_a_cache_that_cannot_be_written_costs_only_time(
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("DIT_CACHE", str(tmp_path / "file"))
     assert len(ShardSet.open(store, config)) == len(ShardSet.open(store, config)) == 20
+
+
+def test_more_shards_than_a_process_may_open_are_opened_all_the_same(store: Store) -> None:
+    config = latent_study(samples_per_shard=1)
+    write_latents(store, config, 150)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    opened = len(os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (opened + 60, before[1]))
+    try:
+        shards = ShardSet.open(store, config)
+        assert shards.gather(np.arange(150), np.zeros(150, dtype=bool))[1].tolist() == [i % 3 for i in range(150)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_shards_that_cannot_all_be_open_are_counted(store: Store, tmp_path: Path) -> None:
+    config = latent_study()
+    write_latents(store, config, 20)
+    (tmp_path / "study.yaml").write_text(config.to_yaml())
+    code = (
+        "import sys; from dit.data.shard_set import ShardSet; from dit.storage import open_store;"
+        "from dit.study_file import load; ShardSet.open(open_store(sys.argv[2]), load(sys.argv[1]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "study.yaml", store.url],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stderr.splitlines()[-1].startswith(
+        "dit.errors.InputError: the dataset's 3 shards need 259 open files, and the limit of this process is 200; "
+    )
 
 
 def test_an_index_of_another_shard_is_refused(tmp_path: Path, store: Store) -> None:
