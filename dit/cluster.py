@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
-from dit.section import Positive, Section, Slug
+from dit.section import Natural, Positive, Section, Slug
 
 PRODUCT_LABEL = "nvidia.com/gpu.product"
 _SUFFIXES = {"": Decimal(1), "m": Decimal("0.001")}
@@ -63,7 +63,7 @@ class StepConfig(Section):
     scratch: Quantity = "10Gi"
     """Size of /tmp on the node's disk, for what is downloaded. No node sets it aside for a step; a pod that takes more
     is evicted."""
-    gpus: Annotated[int, Field(ge=0)] = 0
+    gpus: Natural = 0
     timeout_seconds: Positive | None = None
     """The step fails when a try has taken so long; unset, it may take as long as it needs."""
 
@@ -93,7 +93,7 @@ class StepsConfig(Section):
     variants_at_a_time: Positive | None = None
     """Variants under way at once; unset, all of them where `queue` starts jobs whole, and else one: jobs that start
     pod by pod take the GPUs from each other, and none gets all of its own."""
-    retries: Annotated[int, Field(ge=0)] = 3
+    retries: Natural = 3
     """How often a step is tried again whose pod was lost, to an eviction or with its node. One that failed by itself
     is not: it would fail again."""
     retry_seconds: Positive = 30
@@ -165,9 +165,9 @@ class ClusterConfig(Section):
     job: Literal["pytorchjob", "trainjob"] = "pytorchjob"
     """PyTorchJob of the Training Operator (v1), whose pods are restarted in place; or TrainJob of Trainer v2, which
     fails at the first pod that fails."""
-    replicas: Annotated[int, Field(gt=0, le=512)] = 8
+    replicas: Annotated[Positive, Field(le=512)] = 8
     """Pods of a job."""
-    gpus_per_pod: Annotated[int, Field(ge=0)] = 1
+    gpus_per_pod: Natural = 1
     """GPUs of a pod, with one process each; 0 is one process on CPUs."""
     gpu_resource: LabelKey = "nvidia.com/gpu"
     """Name under which nodes offer their GPUs."""
@@ -189,9 +189,9 @@ class ClusterConfig(Section):
     """Secret -> those of its keys that become variables of pods and steps: who we are to the services."""
     env: dict[Variable, Annotated[str, BeforeValidator(_as_text)]] = Field(default_factory=dict)
     """Further variables of pods and steps, such as NCCL_DEBUG; they replace those of config maps and secrets."""
-    max_restarts: Annotated[int, Field(ge=0)] = 0
+    max_restarts: Natural = 0
     """How often torchrun starts its processes again inside a running pod. Not for a TrainJob."""
-    backoff_limit: Annotated[int, Field(ge=0)] = 32
+    backoff_limit: Natural = 32
     """The job fails when its pods were restarted so often, all together; when one pod is lost, all of them are
     restarted. Not for a TrainJob."""
     ttl_seconds: Positive = 86_400

@@ -15,7 +15,7 @@ from pydantic import Field, field_validator, model_validator
 
 from dit.cluster import ClusterConfig
 from dit.errors import ConfigError
-from dit.section import Fraction, Positive, Section, Slug
+from dit.section import Fraction, Natural, Positive, Section, Seed, Slug
 from dit.variants import InputSpec, ModelSpec, resolve
 
 HASH_DIGITS = 12
@@ -75,7 +75,7 @@ class DatasetConfig(Section):
     mirror: bool = True
     """Train on each image and its mirror image."""
     samples_per_shard: Positive = 4096
-    shuffle_seed: int = 0
+    shuffle_seed: Seed = 0
     """Order in which images enter the shards, so that any run of a shard mixes classes."""
     max_corrupt_fraction: Fraction = 0.0
     """Preparation fails when a larger share of the images cannot be read."""
@@ -118,7 +118,7 @@ class TrainConfig(Section):
     """Share of labels replaced by the null class, so that guidance has an unconditional model."""
     precision: Literal["fp32", "tf32", "bf16"] = "tf32"
     """Of matrix products; weights, EMA and optimizer state are float32 always."""
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
 
     def identity(self) -> dict[str, Any]:
         """What decides the weights at any step."""
@@ -129,7 +129,7 @@ class SamplingConfig(Section):
     """The protocol by which every variant's images are drawn; the same noise and labels for all (paper, section 4)."""
 
     sampler: Literal["ddpm", "ddim"] = "ddpm"
-    steps: Annotated[int, Field(gt=0, le=1000)] = 250
+    steps: Annotated[Positive, Field(le=1000)] = 250
     eta: float = Field(default=0.0, ge=0, le=1)
     """DDIM's noise: 0 is deterministic. Ignored by DDPM."""
     cfg_scale: float = Field(default=1.0, ge=0)
@@ -141,7 +141,7 @@ class SamplingConfig(Section):
     weights: Literal["ema", "raw"] = "ema"
     precision: Literal["fp32", "tf32", "bf16"] = "tf32"
     """Of the model's matrix products; the paper sampled with tf32. A CPU computes tf32 as fp32."""
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _ddim_keeps_every_nth(self) -> SamplingConfig:
@@ -214,7 +214,7 @@ class FitConfig(Section):
     """torch.compile; auto uses it on a GPU."""
     activation_checkpointing: bool = False
     attention: Literal["auto", "sdpa", "plain"] = "auto"
-    prefetch: Annotated[int, Field(ge=0)] = 4
+    prefetch: Natural = 4
     """Steps of data and noise prepared ahead by a background thread; 0 prepares them in line."""
     threads: Positive | None = None
     """CPU threads per process for torch; unset, torch's own choice."""

@@ -33,7 +33,7 @@ def load_text(text: str, overrides: list[str] | tuple[str, ...] = (), where: str
     """As `load`, from YAML text; `where` names it in errors."""
     try:
         tree = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: the 45th of a month looks like a date to YAML
         raise ConfigError(f"{where}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{where}: must be a mapping of sections, such as study, dataset, train")
@@ -49,22 +49,23 @@ def load_text(text: str, overrides: list[str] | tuple[str, ...] = (), where: str
 class _Loader(yaml.SafeLoader):
     """Safe YAML that reads 1e-4 as a number, which YAML 1.1 takes for a string, and refuses a key given twice."""
 
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Keys are compared where they are read: later, those that a merge (<<) brings along are among them."""
+        node = super().compose_mapping_node(anchor)
+        found: set[Any] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            value = self.construct_object(key)
+            if value in found:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} is given twice", key.start_mark)
+            found.add(value)
+        return node
+
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
 )
-
-
-def _unique_mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    mapping = loader.construct_mapping(node, deep=True)
-    if len(mapping) != len(node.value):
-        keys = [key.value for key, _ in node.value]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise yaml.constructor.ConstructorError(None, None, f"key {twice!r} is given twice", node.start_mark)
-    return mapping
-
-
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
@@ -80,7 +81,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         node = child
     try:
         node[last] = yaml.load(value, Loader=_Loader)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         raise ConfigError(f"--set {override}: {value!r} is not a YAML value") from None
 
 

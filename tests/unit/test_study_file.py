@@ -130,6 +130,13 @@ def test_only_science_enters_the_training_hash(change: dict[str, Any], same: boo
         ({"train__learning_rate": -1}, "train.learning_rate=-1"),
         ({"train__label_drop": 1.0}, "train.label_drop=1.0"),
         ({"train__precision": "fp16"}, "train.precision='fp16'"),
+        ({"train__steps": True}, "train.steps=True: must be a whole number"),
+        ({"evaluation__at_steps": [True]}, "evaluation.at_steps.0=True"),
+        ({"fit__prefetch": False}, "fit.prefetch=False"),
+        ({"cluster__replicas": True}, "cluster.replicas=True"),
+        ({"train__seed": 2**63}, f"train.seed={2**63}"),
+        ({"sampling__seed": 10**22}, f"sampling.seed={10**22}"),
+        ({"dataset__shuffle_seed": -1}, "dataset.shuffle_seed=-1"),
         ({"sampling__steps": 1001}, "sampling.steps=1001"),
         ({"evaluation__at_steps": []}, "evaluation.at_steps"),
         ({"evaluation__at_steps": [100, 50]}, "steps must ascend"),
@@ -181,6 +188,8 @@ def test_any_override_gives_a_study_or_one_line(overrides: list[str]) -> None:
         ("study: [", "not YAML"),
         ("just words", "must be a mapping"),
         ("study: a\nstudy: b\n", "'study' is given twice"),
+        ("study: {1: a, 01: b}\n", "'01' is given twice"),
+        ("description: 2024-13-45\n", "month must be"),
         ("!!python/object:os.system {}", "not YAML"),
     ],
 )
@@ -190,7 +199,19 @@ def test_what_is_no_study_is_one_line(text: str, named: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("override", ["train.steps", "=3", "study.name=x", "train.steps=[", "train.steps=: :"])
+def test_a_merge_brings_the_keys_that_are_not_given() -> None:
+    names = ("mini-S/2", "mini-B/2")
+    text = yaml.safe_dump(tree(variants=list(names), dataset__image_size=64))
+    fits = "fit_by_variant:\n  mini-S/2: &small {micro_batch: 8, sample_batch: 4}\n"
+    config = load_text(f"{text}{fits}  mini-B/2: {{<<: *small, sample_batch: 2}}\n")
+    assert config.fit_by_variant["mini-B/2"] == {"micro_batch": 8, "sample_batch": 2}
+    with pytest.raises(ConfigError, match="'sample_batch' is given twice"):
+        load_text(f"{text}{fits}  mini-B/2: {{<<: *small, sample_batch: 2, sample_batch: 3}}\n")
+
+
+@pytest.mark.parametrize(
+    "override", ["train.steps", "=3", "study.name=x", "train.steps=[", "train.steps=: :", "study=2024-13-45"]
+)
 def test_a_mistake_in_an_override_names_the_override(override: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse([override])
