@@ -123,6 +123,8 @@ class Feed:
 
     def _adopt(self, sink: Sink, parent: str | None) -> None:
         """Find the run that this journal belongs to, or make it."""
+        # Of a run that is no longer there nothing counts as sent.
+        self._there, self._compared_until = set(), 0
         header, study = self._header, {STUDY_TAG: self._target.study}
         if header["variant"]:
             identity = {JOURNAL_TAG: header["id"]}

@@ -32,8 +32,12 @@ from dit.config import StudyConfig
 from dit.errors import DataError, StoppedError
 from dit.storage import Store, open_store, read_record
 from dit.tracking import flush, open_tracker, read_points
+from dit.tracking.feed import Feed
+from dit.tracking.journal import read_header
 from dit.tracking.places import run_folder
+from dit.tracking.sink import Sink
 from dit.tracking.state import TrackingRun
+from dit.tracking.target import resolve_target
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
 
@@ -187,3 +191,27 @@ def test_points_that_only_the_server_kept_are_taken_back_and_not_doubled(shared:
     found = Found(database(shared.store))
     assert found.run(spec.name).info.run_id == before
     assert found.history(spec.name, "loss") == losses(*range(10, 120, 10))
+
+
+def test_a_run_deleted_after_a_comparison_is_made_anew_with_all_its_points(shared: Shared, root: Path) -> None:
+    overrides = [VARIANTS, f"tracking.uri={database(shared.store)}", "tracking.experiment=compared"]
+    config, store = study_file.load(STUDY, overrides), open_store(root)
+    unshipped, spec = study_file.load(STUDY, [*overrides, "tracking.kind=none"]), config.specs[0]
+    run, target = run_folder(config, store, spec), resolve_target(config, store)
+    with open_tracker(unshipped, store, spec) as tracker:
+        tracker.metrics(10, {"loss": 1 / 10})
+    header, sink = read_header(run.journal), Sink(target)
+    assert header is not None
+    Feed(run, run.journal, header, target, store).ship(sink, None)
+    # One that remembers nothing finds the run and compares.
+    run.shipped(header.values["id"]).unlink()
+    feed = Feed(run, run.journal, header, target, store)
+    feed.ship(sink, None)
+    first = feed.run_id
+    Found(target.uri, "compared").client.delete_run(first)
+    with open_tracker(unshipped, store, spec) as tracker:
+        tracker.metrics(20, {"loss": 1 / 20})
+    for _ in range(2):
+        feed.ship(sink, None)
+    assert feed.run_id not in (None, first)
+    assert Found(target.uri, "compared").history(spec.name, "loss") == losses(10, 20)
