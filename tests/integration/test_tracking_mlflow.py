@@ -215,3 +215,18 @@ def test_a_run_deleted_after_a_comparison_is_made_anew_with_all_its_points(share
         feed.ship(sink, None)
     assert feed.run_id not in (None, first)
     assert Found(target.uri, "compared").history(spec.name, "loss") == losses(10, 20)
+
+
+def test_a_finished_run_is_not_running_again_while_one_of_a_changed_recipe_is(root: Path) -> None:
+    before = study_file.load(STUDY, [VARIANTS, "tracking.kind=none"])
+    config, store = study_file.load(STUDY, [VARIANTS, "train.learning_rate=1e-4"]), open_store(root)
+    spec = config.specs[0]
+    with open_tracker(before, store, spec) as tracker:
+        tracker.metrics(10, {"loss": 1 / 10})
+    with open_tracker(config, store, spec) as tracker:
+        # When the second has arrived, the round of the first is over.
+        for step in (20, 30):
+            tracker.metrics(step, {"loss": 1 / step})
+            until(lambda: arrived(config, store), "all has arrived")
+        runs = [run for run in Found(database(store)).runs if run.info.run_name == spec.name]
+        assert sorted(run.info.status for run in runs) == ["FINISHED", "RUNNING"]
