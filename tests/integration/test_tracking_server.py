@@ -18,6 +18,7 @@ from urllib.parse import quote, urlsplit
 from urllib.request import urlopen
 
 import pytest
+from http_fakes import serve as proxy
 from mlflow import MlflowClient
 from PIL import Image
 from ports import reserved_port
@@ -157,9 +158,12 @@ def test_make_ui_says_where_the_pages_are_once_they_are_and_leaves_no_server_beh
         pass
     root = served.store.url.removeprefix("file://")
     command = [sys.executable, "-m", "dit.tracking.ui", "--root", root, "--port", str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    address = next(word for line in process.stdout for word in line.split() if word.startswith("http://"))
+    # A proxy, which knows no server of this machine, is no way to it.
+    with proxy(lambda _: (200, "OK")) as elsewhere:
+        environment = os.environ | {"http_proxy": elsewhere, "no_proxy": ""}
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+        assert process.stdout is not None
+        address = next(word for line in process.stdout for word in line.split() if word.startswith("http://"))
     assert "viewStateShareKey=digits" in address
     health = f"{address.partition('/#')[0]}/health"
     assert _answers(health)
