@@ -43,6 +43,11 @@ class Feed:
         return self._shipped.run_id
 
     @property
+    def is_current(self) -> bool:
+        """Whether the run's writers write to this journal; whoever wrote to one that was moved aside is done."""
+        return self._path == self.run.journal
+
+    @property
     def ended(self) -> tuple[int, Status | None]:
         """When (in ms) and how the latest writer ended; (0, None) while none has."""
         return self._shipped.ended_at, self._shipped.ended
@@ -123,6 +128,8 @@ class Feed:
 
     def _adopt(self, sink: Sink, parent: str | None) -> None:
         """Find the run that this journal belongs to, or make it."""
+        # Of a run that is no longer there nothing counts as sent.
+        self._there, self._compared_until = set(), 0
         header, study = self._header, {STUDY_TAG: self._target.study}
         if header["variant"]:
             identity = {JOURNAL_TAG: header["id"]}
@@ -141,7 +148,7 @@ class Feed:
             self._compare(sink, found)
         self._shipped = Shipped(run_id=found)
         self._save()
-        if self._path == self.run.journal:
+        if self.is_current:
             self._record(sink, found)
 
     def _compare(self, sink: Sink, run_id: str) -> None:

@@ -116,11 +116,14 @@ class Shipper:
         for feed in children:
             feed.ship(self._sink, parents[-1].run_id if parents else None)
             # A run that began since the round did is not in the set yet.
-            feed.settle(self._sink, live=feed.run.path in live or feed.run.is_live(), ended=feed.ended)
+            lives = feed.is_current and (feed.run.path in live or feed.run.is_live())
+            feed.settle(self._sink, live=lives, ended=feed.ended)
         latest = max((feed.ended for feed in feeds if feed.ended[1]), default=(0, None))
+        # All journals of the study itself, those moved aside too, belong to one run.
         for feed in parents:
             feed.settle(self._sink, live=bool(live), ended=latest)
-        self._beat([feed for feed in feeds if feed.run.path in live or (live and feed in parents)])
+        living = [feed for feed in children if feed.is_current and feed.run.path in live]
+        self._beat([*living, *(parents if live else [])])
         for feed in feeds:
             feed.ship_files(self._sink)
 

@@ -62,14 +62,16 @@ class ShipperState:
 
 def read_shipped(run: RunFolder, journal_id: str, target: Target) -> Shipped:
     """How much of a journal this target has."""
-    tree = _read_json(run.shipped(journal_id)).get(target.digest)
+    ledgers = _read_json(run.shipped(journal_id))
+    # An earlier version told ledgers apart by their passwords, too.
+    tree = ledgers.get(target.ledger) or ledgers.get(target.digest)
     return Shipped(**tree) if tree else Shipped()
 
 
 def write_shipped(run: RunFolder, journal_id: str, target: Target, shipped: Shipped) -> None:
     """Remember it."""
     path = run.shipped(journal_id)
-    write_json(path, {**_read_json(path), target.digest: asdict(shipped)})
+    write_json(path, {**_read_json(path), target.ledger: asdict(shipped)})
 
 
 def shipper_lock(study: StudyFolder, target: Target) -> Path:
@@ -117,7 +119,7 @@ def waiting_in(run: RunFolder, target: Target, *, live: bool) -> int:
 
 def write_target(study: StudyFolder, target: Target) -> None:
     """Remember where the study is shipped to, for those who have no study file; a password is left out."""
-    tree = asdict(target) | {"uri": target.address}
+    tree = asdict(target) | {"uri": target.address, "lacks_password": target.address != target.uri}
     if _read_json(study.target) != tree:
         write_json(study.target, tree)
 

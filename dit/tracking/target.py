@@ -38,11 +38,18 @@ class Target:
     """Name of the distance that the study is judged by; empty in what an earlier version wrote."""
     last_step: int = 0
     """The last step at which it is measured."""
+    lacks_password: bool = False
+    """Whether a password was left out of `uri`, as it is on disk."""
 
     @property
     def digest(self) -> str:
-        """Tells targets apart in file names."""
-        return hashlib.sha256(f"{self.uri} {self.experiment}".encode()).hexdigest()[:12]
+        """Tells shippers apart in file names. One with another password is another: either may be wrong."""
+        return self._digest(self.uri)
+
+    @property
+    def ledger(self) -> str:
+        """Tells apart where lines were shipped to, whatever password they were shipped with."""
+        return self._digest(self.address)
 
     @property
     def address(self) -> str:
@@ -56,6 +63,9 @@ class Target:
     def stays_here(self) -> bool:
         """Whether runs stay on this machine although the study's results do not."""
         return self.uri.startswith(SQLITE) and not self.store.startswith("file:")
+
+    def _digest(self, uri: str) -> str:
+        return hashlib.sha256(f"{uri} {self.experiment}".encode()).hexdigest()[:12]
 
     def to_json(self) -> str:
         """For the shipper's environment."""

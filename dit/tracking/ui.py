@@ -121,8 +121,10 @@ def _interrupt(*_: object) -> None:
 def _answers(server: subprocess.Popen[bytes], address: str) -> bool:
     """Wait for the server's first answer; False when it ends before."""
     health = f"http://{urlsplit(address).netloc}/health"
+    # To this machine no proxy leads, whatever `http_proxy` says.
+    directly = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     while server.poll() is None:
-        with suppress(OSError), urllib.request.urlopen(health, timeout=5):
+        with suppress(OSError), directly.open(health, timeout=5):
             return True
         time.sleep(_POLL_SECONDS)
     return False
@@ -131,7 +133,13 @@ def _answers(server: subprocess.Popen[bytes], address: str) -> bool:
 def _catch_up(study: StudyFolder, target: Target) -> None:
     for run in study.runs():
         close_dead_writers(run)
-    if waiting(study, target):
+    left = waiting(study, target)
+    if left and target.lacks_password:
+        say(
+            f"{target.study}: {left} lines wait for {target.address}, whose password is not kept here;"
+            " they are shipped when the study runs"
+        )
+    elif left:
         say(f"{target.study}: shipping what waits to {target.address}")
         if drain(study, target, _DRAIN_SECONDS):
             state = read_shipper(study, target)

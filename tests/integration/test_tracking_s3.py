@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ import boto3
 import pytest
 from mlflow import MlflowClient
 from moto.server import ThreadedMotoServer
+from tracked_study import PATIENCE_SECONDS, STUDY, end_shippers
 
 from dit import layout, study_file
 from dit.config import StudyConfig
@@ -19,12 +18,9 @@ from dit.errors import StoreError
 from dit.storage import Store, open_store, read_record
 from dit.storage_s3 import S3Store
 from dit.tracking import flush, open_tracker, read_points
-from dit.tracking.lease import is_held
 from dit.tracking.places import local_root
 from dit.tracking.state import TrackingRun
 
-STUDY = Path(__file__).parents[2] / "configs" / "digits.yaml"
-PATIENCE_SECONDS = 240.0
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
 
 
@@ -50,9 +46,7 @@ def store(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
         monkeypatch.setenv(key, value)
     boto3.client("s3").create_bucket(Bucket=(bucket := tmp_path.name.replace("_", "-").lower()))
     yield open_store(f"s3://{bucket}/results")
-    for lock in tmp_path.rglob("shipper-*.lock"):
-        if is_held(lock):
-            os.kill(int(lock.read_text().split()[1]), signal.SIGKILL)
+    end_shippers(tmp_path)
 
 
 @pytest.fixture

@@ -10,9 +10,11 @@ from dit import layout, study_file
 from dit.errors import DataError, InputError, StoppedError
 from dit.storage import open_store
 from dit.tracking import flush, open_tracker, read_points, reconcile
-from dit.tracking.journal import read_entries
-from dit.tracking.places import local_root, study_folder
+from dit.tracking.journal import read_entries, read_header
+from dit.tracking.places import local_root, run_folder, study_folder
+from dit.tracking.state import Shipped, read_target, waiting, write_json, write_shipped, write_target
 from dit.tracking.target import resolve_target
+from dit.tracking.ui import server_command
 
 ROOT = Path(__file__).parents[2]
 
@@ -179,6 +181,47 @@ def test_where_runs_go_by_default(store, monkeypatch, tmp_path):
     assert remote.address == "http://mlflow:5000"
     monkeypatch.chdir(tmp_path)
     assert resolve_target(study("tracking.uri=sqlite:///x.db"), store).uri == f"sqlite:///{tmp_path}/x.db"
+
+
+def log_and_ship(config, store, target):
+    """Lines that a server has, by what is remembered; the file that remembers it."""
+    with open_tracker(config, store, None) as tracker:
+        tracker.metrics(1, {"loss": 1.0})
+    run = run_folder(config, store, None)
+    identity = read_header(run.journal).values["id"]
+    write_target(study_folder(config, store), target)
+    write_shipped(run, identity, target, Shipped("1", run.journal.stat().st_size, status="FINISHED"))
+    return run.shipped(identity)
+
+
+def test_a_password_in_the_address_makes_no_other_server(store):
+    target = resolve_target(study("tracking.uri=http://user:secret@mlflow:5000"), store)
+    changed = resolve_target(study("tracking.uri=http://user:changed@mlflow:5000"), store)
+    folder = study_folder(study(), store)
+    file = log_and_ship(study(), store, target)
+    assert not any("secret" in path.read_text() for path in (file, folder.target))
+    assert [waiting(folder, one) for one in (target, changed, read_target(folder))] == [0, 0, 0]
+    # As an earlier version wrote it.
+    write_json(file, {target.digest: json.loads(file.read_text())[target.ledger]})
+    assert waiting(folder, target) == 0
+
+
+def test_what_waits_for_a_password_that_is_not_kept_is_said_and_not_tried(store, capsys):
+    file = log_and_ship(study(), store, resolve_target(study("tracking.uri=http://user:secret@mlflow:5000"), store))
+    said = []
+    for _ in range(2):
+        with pytest.raises(InputError, match="open http://mlflow:5000"):
+            server_command(str(store.root), "127.0.0.1", 5000)
+        said.append(capsys.readouterr().out)
+        file.unlink(missing_ok=True)
+    assert said[0] == ""
+    assert "lines wait for http://mlflow:5000" in said[1]
+    assert not list(store.root.rglob("shipper*"))
+
+
+def test_an_address_without_a_password_is_remembered_under_its_name_of_old(store):
+    target = resolve_target(study("tracking.uri=http://mlflow:5000"), store)
+    assert (target.digest, target.ledger) == ("98cd55686abc", "98cd55686abc")
 
 
 @pytest.mark.parametrize("uri", ["runs/mlruns", "file:///tmp/mlruns", "/tmp/mlruns"])

@@ -1,0 +1,218 @@
+"""MLflow's server before what was tracked: its pages, `make ui`, a study's view, and servers that are away."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+from urllib.request import urlopen
+
+import pytest
+from http_fakes import serve as proxy
+from mlflow import MlflowClient
+from PIL import Image
+from ports import reserved_port
+from tracked_study import (
+    PATIENCE_SECONDS,
+    SHOWN,
+    STUDY,
+    VARIANTS,
+    Found,
+    arrived,
+    database,
+    end_shippers,
+    losses,
+    picture,
+    train,
+    until,
+)
+
+from dit import study_file
+from dit.storage import Store, open_store
+from dit.tracking import flush, open_tracker, read_points, reconcile
+from dit.tracking.sink import Sink
+from dit.tracking.target import resolve_target
+from dit.tracking.ui import server_command
+from dit.tracking.views import view_page, view_tag
+
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
+
+
+class Gate:
+    """A port through which a server is reached, or not."""
+
+    def __init__(self, port: int, upstream: int) -> None:
+        self.port, self._upstream = port, upstream
+        self._listener: socket.socket | None = None
+        self._open: list[socket.socket] = []
+
+    def open(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", self.port))
+        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+
+    def shut(self) -> None:
+        for one in [self._listener, *self._open]:
+            if one is not None:
+                with suppress(OSError):
+                    one.shutdown(socket.SHUT_RDWR)
+                one.close()
+        self._listener, self._open = None, []
+
+    def _accept(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                client, _ = listener.accept()
+                server = socket.create_connection(("127.0.0.1", self._upstream))
+            except OSError:
+                return
+            self._open += [client, server]
+            for source, target in ((client, server), (server, client)):
+                threading.Thread(target=_pump, args=(source, target), daemon=True).start()
+
+
+def _pump(source: socket.socket, target: socket.socket) -> None:
+    with suppress(OSError):
+        while data := source.recv(1 << 16):
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)
+
+
+@dataclass(frozen=True)
+class Served:
+    """A study's results, and the address that shows them."""
+
+    store: Store
+    address: str
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("served")
+    config, store = study_file.load(STUDY, [VARIANTS]), open_store(folder)
+    with open_tracker(config, store, config.spec(SHOWN)) as tracker:
+        tracker.image("samples", 10, picture(255))
+        tracker.metrics(20, {"loss": 0.5})
+    until(lambda: arrived(config, store), "the run has arrived")
+    with reserved_port() as number:
+        address, command = server_command(str(folder), "127.0.0.1", number)
+        process = _serve(command, folder)
+        yield Served(store, address)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    end_shippers(folder)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Iterator[Path]:
+    """Another root, such as that of another machine."""
+    yield tmp_path / "root"
+    end_shippers(tmp_path)
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    """Where a server will be found, and not yet."""
+    with reserved_port() as number:
+        yield number
+
+
+def _serve(command: list[str], folder: Path) -> subprocess.Popen[bytes]:
+    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with open(folder / "server.log", "wb") as log:
+        return subprocess.Popen(
+            command, env=os.environ | quiet, stdout=log, stderr=log, start_new_session=True, cwd=folder
+        )
+
+
+def _answers(url: str) -> bool:
+    with suppress(OSError):
+        return urlopen(url, timeout=5).status == 200
+    return False
+
+
+def test_the_pages_show_what_was_tracked(served: Served) -> None:
+    base, _, page = served.address.partition("/#")
+    until(lambda: _answers(f"{base}/health"), "the pages are served")
+    found = Found(base)
+    run = found.run(SHOWN).info
+    assert page == view_page(run.experiment_id, "digits").removeprefix("/#")
+    assert view_tag("digits") in found.client.get_experiment(run.experiment_id).tags
+    assert found.history(SHOWN, "loss") == [(20, 0.5)]
+    [png] = [path for path in found.files(SHOWN) if path.endswith(".png")]
+    image = urlopen(f"{base}/get-artifact?run_id={run.run_id}&path={quote(png)}", timeout=60).read()
+    assert Image.open(io.BytesIO(image)).size == (64, 32)
+
+
+def test_make_ui_says_where_the_pages_are_once_they_are_and_leaves_no_server_behind(served: Served) -> None:
+    with reserved_port() as port:
+        pass
+    root = served.store.url.removeprefix("file://")
+    command = [sys.executable, "-m", "dit.tracking.ui", "--root", root, "--port", str(port)]
+    # A proxy, which knows no server of this machine, is no way to it.
+    with proxy(lambda _: (200, "OK")) as elsewhere:
+        environment = os.environ | {"http_proxy": elsewhere, "no_proxy": ""}
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+        assert process.stdout is not None
+        address = next(word for line in process.stdout for word in line.split() if word.startswith("http://"))
+    assert "viewStateShareKey=digits" in address
+    health = f"{address.partition('/#')[0]}/health"
+    assert _answers(health)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=PATIENCE_SECONDS) == 0
+    until(lambda: not _answers(health), "the server has gone")
+
+
+def test_a_view_that_somebody_changed_stays_and_a_former_one_is_replaced(root: Path) -> None:
+    config, store = study_file.load(STUDY, [VARIANTS, "tracking.experiment=viewed"]), open_store(root)
+    with open_tracker(config, store, config.spec(SHOWN)) as tracker:
+        tracker.metrics(20, {"loss": 0.5})
+    assert flush(config, store, timeout=PATIENCE_SECONDS)
+    client: Any = MlflowClient(tracking_uri=database(store))
+    experiment, name = client.get_experiment_by_name("viewed"), view_tag("digits")
+    made = experiment.tags[name]
+    assert config.evaluation.metric in resolve_target(config, store).metric
+    changed = made.replace(f'"updatedAt": {experiment.creation_time}', f'"updatedAt": {experiment.creation_time + 1}')
+    assert changed != made
+    for before, after in ((changed, changed), (made.replace("Scaling", "Former"), made)):
+        client.set_experiment_tag(experiment.experiment_id, name, before)
+        Sink(resolve_target(config, store))
+        assert client.get_experiment_by_name("viewed").tags[name] == after
+
+
+def test_no_server_costs_no_point(served: Served, root: Path, port: int) -> None:
+    gate = Gate(port, urlsplit(served.address).port or 0)
+    uri = f"http://127.0.0.1:{gate.port}"
+    overrides = (f"tracking.uri={uri}", "tracking.experiment=outage")
+    config, store = study_file.load(STUDY, [VARIANTS, *overrides]), open_store(root)
+    spec = config.specs[0]
+    train(store, spec, 10, 50, *overrides)
+    assert not flush(config, store, timeout=0.5)
+    gate.open()
+    with open_tracker(config, store, spec) as tracker:
+        until(lambda: tracker.run_id, "the server has been reached")
+        tracker.metrics(60, {"loss": 1 / 60})
+        tracker.image("samples", 60, picture(0))
+        until(lambda: len(Found(uri, "outage").history(spec.name, "loss")) == 6, "points arrive")
+        gate.shut()
+        tracker.metrics(70, {"loss": 1 / 70})
+        tracker.artifact("report.html", b"<html>")
+    assert [point.step for point in read_points(config, store, spec) if point.key == "loss"] == list(range(10, 80, 10))
+    gate.open()
+    reconcile(config, store)
+    assert flush(config, store, timeout=PATIENCE_SECONDS)
+    expected = {"digits": "FINISHED", spec.name: "FINISHED"}
+    until(lambda: Found(uri, "outage").statuses == expected, f"runs stand at {expected}")
+    found = Found(uri, "outage")
+    assert found.history(spec.name, "loss") == losses(*range(10, 80, 10))
+    assert {"report.html"} < set(found.files(spec.name))
+    gate.shut()
