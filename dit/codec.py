@@ -36,10 +36,6 @@ class ChannelSums:
 class Codec(ABC):
     """Encodes images for the shards and decodes what the model samples."""
 
-    name: str
-    weights_sha256: str
-    """Of the weights behind this codec; empty where there are none."""
-
     @abstractmethod
     def encode(self, images_NHWC: npt.NDArray[np.uint8], mirror: bool) -> npt.NDArray[Any]:
         """What a shard stores of each image.
@@ -70,26 +66,8 @@ def open_codec(dataset: DatasetConfig, device: torch.device | str, *, decoding: 
     return Autoencoder(dataset.codec, torch.device(device), decoding=decoding, batch=batch)
 
 
-def encoder_sha256(dataset: DatasetConfig) -> str:
-    """Of the weights that encode the dataset, without loading them; empty for pixels.
-
-    Raises MissingError or MismatchError also when the decoder's weights, if it has its own, are not there or not fit.
-    """
-    if isinstance(dataset.codec, PixelCodec):
-        return ""
-    from dit.codec_vae import find_weights
-    from dit.storage import sha256_file
-
-    if dataset.codec.decoder:
-        find_weights(dataset.codec.decoder)
-    return sha256_file(find_weights(dataset.codec.weights)[1])
-
-
 class Pixels(Codec):
     """No autoencoder: pixels scaled to [-1, 1]."""
-
-    name = "pixels"
-    weights_sha256 = ""
 
     def encode(self, images_NHWC: npt.NDArray[np.uint8], mirror: bool) -> npt.NDArray[np.uint8]:  # noqa: ARG002
         """See Codec."""

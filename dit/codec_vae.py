@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -13,31 +12,18 @@ import torch
 from torch import Tensor
 
 from dit.codec import LOG_VARIANCE_RANGE, ChannelSums, Codec, to_uint8
+from dit.codec_weights import CHANNELS, find_weights
 from dit.config import VaeCodec
-from dit.errors import DataError, MismatchError, MissingError
-from dit.storage import fetch_folder, sha256_file
+from dit.errors import DataError, MismatchError
 from dit.torchvision_shim import ensure_torchvision
-
-# File name, and the variant by which diffusers asks for it; a pickled file is the last resort.
-_WEIGHTS = (
-    ("diffusion_pytorch_model.safetensors", None),
-    ("diffusion_pytorch_model.fp16.safetensors", "fp16"),
-    ("diffusion_pytorch_model.bin", None),
-)
-_CHANNELS = 4
-_LEVELS = 4
-"""Resolutions of the autoencoder; each but the first halves the side, which makes 8x8 pixels one position."""
 
 
 class Autoencoder(Codec):
     """A pretrained autoencoder in evaluation mode (Rombach et al. 2022)."""
 
-    name = "AutoencoderKL"
-
     def __init__(self, config: VaeCodec, device: torch.device, *, decoding: bool, batch: int) -> None:
         address = (config.decoder or config.weights) if decoding else config.weights
         folder, weights, variant = find_weights(address)
-        self.weights_sha256 = sha256_file(weights)
         self._scale, self._device, self._batch = config.scale_factor, device, batch
         self._dtype = getattr(torch, config.dtype)
         # Half-precision convolutions on a GPU are about a third faster with channels innermost.
@@ -55,7 +41,7 @@ class Autoencoder(Codec):
         pixels = images_NHWC.to(self._device).permute(0, 3, 1, 2).float().div_(127.5).sub_(1).to(self._dtype)
         views = [pixels, pixels.flip(-1)] if mirror else [pixels]
         moments = torch.stack([self._model.encode(view).latent_dist.parameters for view in views], dim=1).float()
-        moments[:, :, _CHANNELS:].clamp_(*LOG_VARIANCE_RANGE)
+        moments[:, :, CHANNELS:].clamp_(*LOG_VARIANCE_RANGE)
         return moments.half()
 
     @torch.inference_mode()
@@ -80,35 +66,6 @@ class Autoencoder(Codec):
         square = np.square(mean) + np.exp(log_variance)
         return ChannelSums(
             mean.sum(axis=over) * self._scale, square.sum(axis=over) * self._scale**2, mean[:, :, 0].size
-        )
-
-
-def find_weights(address: str) -> tuple[Path, Path, str | None]:
-    """Folder, weights file and its variant of an autoencoder; MissingError or MismatchError when none is fit."""
-    folder = fetch_folder(address)
-    config = folder / "config.json"
-    weights = next(((folder / name, variant) for name, variant in _WEIGHTS if (folder / name).is_file()), None)
-    if not config.is_file() or weights is None:
-        absent = _WEIGHTS[0][0] if config.is_file() else config.name
-        raise MissingError(f"dataset.codec: no {absent} in {address}; save an AutoencoderKL there (save_pretrained)")
-    _check_architecture(config, address)
-    return folder, *weights
-
-
-def _check_architecture(config: Path, address: str) -> None:
-    try:
-        settings = json.loads(config.read_text(encoding="utf-8"))
-    except ValueError:
-        raise DataError(f"{address}/config.json: not JSON; fetch the autoencoder again") from None
-    expected = {"_class_name": "AutoencoderKL", "in_channels": 3, "out_channels": 3, "latent_channels": _CHANNELS}
-    found = {key: settings.get(key, value) for key, value in expected.items()}
-    levels = len(settings.get("block_out_channels", ()))
-    if found != expected or levels != _LEVELS:
-        wrong = [f"{key}={value}" for key, value in found.items() if value != expected[key]]
-        wrong += [f"{levels} block_out_channels"] * (levels != _LEVELS)
-        raise MismatchError(
-            f"dataset.codec: {address} has {', '.join(wrong)}; needed is an AutoencoderKL with {_CHANNELS} latent"
-            f" channels and {_LEVELS} block_out_channels, such as Stable Diffusion's"
         )
 
 

@@ -57,7 +57,8 @@ class VaeCodec(Section):
     weights: str
     """Folder or store address that `AutoencoderKL.save_pretrained` wrote."""
     decoder: str | None = None
-    """Another autoencoder to decode with; unset, the encoder's own. ft-EMA and ft-MSE share their encoder."""
+    """Another autoencoder to decode with; unset, the encoder's own. ft-EMA and ft-MSE share their encoder. In no hash:
+    samples and metrics name the decoder by its weights, and those of another are refused."""
     scale_factor: float = Field(default=0.18215, gt=0)
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Precision in which images are encoded and decoded."""

@@ -201,6 +201,7 @@ class SampleSetManifest(Record):
     image_size: int
     channels: int
     decoder: str
+    """`pixels`, or the autoencoder and its weights' SHA-256."""
     seconds: float
     latent_mean: tuple[float, ...]
     latent_std: tuple[float, ...]
@@ -223,7 +224,7 @@ class ReferenceRecord(Record):
     config_hash: str
     source: str
     source_sha256: str
-    """Of the file the statistics came from, or the dataset's content hash."""
+    """Of the file the statistics came from, or of the dataset's source as its manifest has it."""
     extractor: str
     extractor_sha256: str
     count: int

@@ -1,7 +1,8 @@
 """Whether a study is complete in a store, told from records alone: no torch, no kfp, milliseconds.
 
 It is when each step's records are there, carry this configuration's hash, and the files they list are there, too. Sizes
-and checksums are verified by the stage that reads a file.
+and checksums are verified by the stage that reads a file. Where the decoder is an autoencoder and at hand, its file is
+hashed, for records must name the same.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from dit import layout
+from dit.codec_weights import decoder_at_hand
 from dit.config import StudyConfig
 from dit.records import CheckpointMeta, DatasetManifest, MetricsRecord, SampleSetManifest, TrainRecord
 from dit.storage import Store, read_record
@@ -25,17 +27,18 @@ def study_complete(config: StudyConfig, store: Store) -> bool:
 
 def unfinished(config: StudyConfig, store: Store) -> list[ModelSpec]:
     """The variants of which a step is not complete, the costliest first; raises as `study_complete`."""
-    left = [spec for spec in config.specs if not _all_in_place(store, _variant(config, store, spec))]
+    decoder = decoder_at_hand(config.dataset)
+    left = [spec for spec in config.specs if not _all_in_place(store, _variant(config, store, spec, decoder))]
     return sorted(left, key=lambda spec: spec.macs(config.dataset.inputs), reverse=True)
 
 
-def _variant(config: StudyConfig, store: Store, spec: ModelSpec) -> Iterator[Files]:
+def _variant(config: StudyConfig, store: Store, spec: ModelSpec, decoder: str) -> Iterator[Files]:
     yield _training(config, store, spec)
     for step in sorted({*config.evaluation.at_steps, config.train.steps}):
         yield _checkpoint(config, store, spec, step)
     for step in config.evaluation.at_steps:
-        yield _samples(config, store, spec, step)
-        yield _metrics(config, store, spec, step)
+        yield _samples(config, store, spec, step, decoder)
+        yield _metrics(config, store, spec, step, decoder)
 
 
 def _dataset(config: StudyConfig, store: Store) -> Files:
@@ -61,17 +64,19 @@ def _checkpoint(config: StudyConfig, store: Store, spec: ModelSpec, step: int) -
     return [f"{folder}/{file.name}" for file in record.files]
 
 
-def _samples(config: StudyConfig, store: Store, spec: ModelSpec, step: int) -> Files:
+def _samples(config: StudyConfig, store: Store, spec: ModelSpec, step: int, decoder: str) -> Files:
     folder = layout.samples(config, spec, step)
     record = read_record(store, f"{folder}/{layout.MANIFEST}", SampleSetManifest)
-    if record is None or record.config_hash != config.sampling_hash(spec):
+    if record is None or record.config_hash != config.sampling_hash(spec) or decoder not in ("", record.decoder):
         return None
     return [f"{folder}/{file.name}" for file in record.files]
 
 
-def _metrics(config: StudyConfig, store: Store, spec: ModelSpec, step: int) -> Files:
+def _metrics(config: StudyConfig, store: Store, spec: ModelSpec, step: int, decoder: str) -> Files:
     record = read_record(store, layout.metrics(config, spec, step), MetricsRecord)
-    return None if record is None or record.config_hash != config.evaluation_hash(spec) else []
+    if record is None or record.config_hash != config.evaluation_hash(spec) or decoder not in ("", record.decoder):
+        return None
+    return []
 
 
 def _all_in_place(store: Store, found: Iterable[Files]) -> bool:

@@ -39,6 +39,7 @@ def build(config: StudyConfig, root: str, part: str | None = None, image: str = 
         image: str = image,
         overrides: list[str] = [],  # noqa: B006
     ) -> None:
+        """The study's steps, or those of its part, with the parameters of a run."""
         asked = {"steps": steps, "cfg": cfg, "samples": samples, "seed": seed, "overrides": overrides}
         given = {"study": text, "root": root, **asked}
         if part is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,14 @@ def save_autoencoder(path: Path, seed: int = 0, channels: tuple[int, ...] = (8, 
     ).eval()
     model.save_pretrained(path)
     return model
+
+
+def pretend_autoencoder(path: Path, weights: bytes) -> Path:
+    """The files of an autoencoder that is told by its bytes and never loaded."""
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps({"block_out_channels": [8, 8, 8, 8]}))
+    (path / "diffusion_pytorch_model.safetensors").write_bytes(weights)
+    return path
 
 
 def latent_study(samples_per_shard: int = 8, mirror: bool = True, **train: Any) -> StudyConfig:

@@ -11,6 +11,7 @@ from safetensors.torch import save
 from torch import nn
 
 from dit import layout
+from dit.codec_weights import decoder_at_hand
 from dit.config import StudyConfig
 from dit.model.transformer import DiT
 from dit.records import CheckpointMeta, SampleSetManifest
@@ -69,15 +70,13 @@ def write_samples(
     store: Store, config: StudyConfig, images: np.ndarray[Any, np.dtype[np.uint8]], step: int = STEP
 ) -> SampleSetManifest:
     """A complete sample set that holds these images."""
-    sample_set = SampleSet(store, config, config.spec(VARIANT), step)
+    sample_set = SampleSet(store, config, config.spec(VARIANT), step, decoder_at_hand(config.dataset))
     labels = sample_labels(config.sampling, config.dataset.classes)
     for part in sample_set.parts:
         held = sample_set.indices(part)
         chosen = images[held.start : held.stop]
         latents = chosen.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1
-        sample_set.write_part(
-            part, Drawn(chosen, latents, 1.0), labels[held.start : held.stop], WEIGHTS_SHA256, "pixels"
-        )
+        sample_set.write_part(part, Drawn(chosen, latents, 1.0), labels[held.start : held.stop], WEIGHTS_SHA256)
     sample_set.write_manifest(sample_set.all_parts(WEIGHTS_SHA256), [])
     return sample_set.required_manifest()
 

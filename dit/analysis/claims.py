@@ -46,11 +46,12 @@ _MUST_AGREE = (
 def judge(study: str, records: Sequence[MetricsRecord]) -> Verdict:
     """Judge the claims at the largest step that every variant of `records` was evaluated at.
 
-    Raises MissingError where there is no such step, MismatchError where two records cannot be compared.
+    Raises MissingError where there is no such step, MismatchError where two records, of whatever steps, cannot be
+    compared.
     """
     step = common_step(records)
+    _check_comparable(records)
     chosen = sorted((record for record in records if record.step == step), key=_order)
-    _check_comparable(chosen)
     claims = (_size_claim(chosen), _patch_claim(chosen), _compute_claim(chosen))
     return Verdict(
         study=study,
@@ -113,8 +114,8 @@ def _check_comparable(records: Sequence[MetricsRecord]) -> None:
             ours, theirs = getattr(first, field), getattr(other, field)
             if ours != theirs:
                 raise MismatchError(
-                    f"claims: {first.variant} has {field} {ours}, {other.variant} has {theirs}: their numbers cannot"
-                    " be compared; evaluate both under one study file"
+                    f"claims: {first.variant} at step {first.step} has {field} {ours}, {other.variant} at step"
+                    f" {other.step} has {theirs}: their numbers cannot be compared; evaluate both under one study file"
                 )
 
 

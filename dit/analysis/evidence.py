@@ -43,14 +43,19 @@ class Evidence:
     """Variant -> (step, training loss), thinned."""
     samples: dict[tuple[str, int], SampleSetManifest]
     dataset: DatasetManifest | None
-    code_versions: tuple[str, ...]
-    """Of the programs that trained the evaluated checkpoints."""
+    checkpoints: dict[tuple[str, int], CheckpointMeta]
+
+    @property
+    def code_versions(self) -> list[str]:
+        """Of the programs that trained the evaluated checkpoints."""
+        return sorted({meta.code_version for meta in self.checkpoints.values()})
 
 
 def inputs_hash(results: Results, store: Store) -> str:
     """Changes when anything does that the report is made from; reads no image."""
     config = results.config
     manifests = [_sample_set(config, store, variant.spec, record.step) for variant, record in results.rows()]
+    checkpoints = [_checkpoint(config, store, variant.spec, record.step) for variant, record in results.rows()]
     return digest(
         {
             "program": __version__,
@@ -58,6 +63,7 @@ def inputs_hash(results: Results, store: Store) -> str:
             "trained": [_hash(variant.train.to_json()) for variant in results.variants],
             "metrics": [_hash(record.to_json()) for _, record in results.rows()],
             "samples": [_hash(manifest.to_json()) if manifest else None for manifest in manifests],
+            "checkpoints": [_hash(meta.to_json()) if meta else None for meta in checkpoints],
         }
     )
 
@@ -65,8 +71,7 @@ def inputs_hash(results: Results, store: Store) -> str:
 def load_evidence(results: Results, store: Store) -> Evidence:
     """Read what is there."""
     config = results.config
-    grids, samples = {}, {}
-    versions: set[str] = set()
+    grids, samples, checkpoints = {}, {}, {}
     for variant, record in results.rows():
         place = variant.spec.name, record.step
         key = layout.sample_grid(config, variant.spec, record.step)
@@ -74,15 +79,14 @@ def load_evidence(results: Results, store: Store) -> Evidence:
             grids[place] = embed(store.read(key))
         if manifest := _sample_set(config, store, variant.spec, record.step):
             samples[place] = manifest
-        meta_key = f"{layout.checkpoint(config, variant.spec, record.step)}/{layout.META}"
-        if meta := read_record(store, meta_key, CheckpointMeta):
-            versions.add(meta.code_version)
+        if meta := _checkpoint(config, store, variant.spec, record.step):
+            checkpoints[place] = meta
     return Evidence(
         grids=grids,
         losses={spec.name: curve for spec in config.specs if (curve := _loss_curve(config, store, spec))},
         samples=samples,
         dataset=read_record(store, f"{layout.dataset(config)}/{layout.MANIFEST}", DatasetManifest),
-        code_versions=tuple(sorted(versions)),
+        checkpoints=checkpoints,
     )
 
 
@@ -109,6 +113,10 @@ def thin(points: list[tuple[int, float]], most: int = CURVE_POINTS) -> list[tupl
 
 def _sample_set(config: StudyConfig, store: Store, spec: ModelSpec, step: int) -> SampleSetManifest | None:
     return read_record(store, f"{layout.samples(config, spec, step)}/{layout.MANIFEST}", SampleSetManifest)
+
+
+def _checkpoint(config: StudyConfig, store: Store, spec: ModelSpec, step: int) -> CheckpointMeta | None:
+    return read_record(store, f"{layout.checkpoint(config, spec, step)}/{layout.META}", CheckpointMeta)
 
 
 def _loss_curve(config: StudyConfig, store: Store, spec: ModelSpec) -> list[tuple[float, float]]:

@@ -29,7 +29,11 @@ def provenance(results: Results, evidence: Evidence) -> Facts:
         ("Model size", "Parameters include the frozen position embedding, as the paper counts them."),
         ("Gflops", f"{paper().gflops_convention[0].upper()}{paper().gflops_convention[1:]}: the paper's convention."),
         ("Training", _training(config)),
-        ("Images per second", "Median over logging windows, start-up left out."),
+        (
+            "Images per second",
+            "Median over logging windows, start-up left out; in runs.csv, like the seconds of training, up to each"
+            " checkpoint.",
+        ),
         ("Samples", _samples(config, record)),
         *_metric(config, record),
         ("Verdicts", _verdicts(record)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from dit import layout
@@ -46,7 +46,7 @@ def load_results(config: StudyConfig, store: Store) -> Results:
     """Read all records of the study and judge the claims.
 
     Raises MissingError naming the first variant and step without a result, how many more there are and the command
-    that makes it; MismatchError for a result of another configuration.
+    that makes it; MismatchError for a result of another configuration, or of another dataset's content.
     """
     missing: list[str] = []
     variants = []
@@ -56,12 +56,18 @@ def load_results(config: StudyConfig, store: Store) -> Results:
             missing.append(f"{spec.name} is not trained to its end; run: dit train STUDY --variant {spec.name}")
             continue
         _check(layout.train_record(config, spec), train.config_hash, config.training_hash(spec))
+        if train.steps < config.train.steps:
+            missing.append(
+                f"{spec.name} is trained to step {train.steps} of {config.train.steps}; run: dit train STUDY --variant"
+                f" {spec.name}"
+            )
         metrics = [_metrics(config, store, spec, step, missing) for step in config.evaluation.at_steps]
         variants.append(VariantResults(spec, train, tuple(record for record in metrics if record)))
     if missing:
         more = f" ({len(missing) - 1} more results are missing)" if len(missing) > 1 else ""
         raise MissingError(f"study {config.study}: {missing[0]}{more}")
     results = tuple(variants)
+    _check_content(results)
     verdict = judge(config.study, [record for variant in results for record in variant.metrics])
     return Results(config, results, verdict)
 
@@ -81,6 +87,21 @@ def _metrics(config: StudyConfig, store: Store, spec: ModelSpec, step: int, miss
     if record.metric not in record.metrics:
         raise DitError(f"{key}: has no {record.metric}, its own primary metric; remove it and evaluate again")
     return record
+
+
+def _check_content(variants: Sequence[VariantResults]) -> None:
+    """All models must have been trained on the same shards, and measured beside them."""
+    content = variants[0].train.dataset_content
+    for variant in variants:
+        used = [("trained on", variant.train.dataset_content)]
+        used += [(f"at step {record.step} measured beside", record.dataset_content) for record in variant.metrics]
+        for what, found in used:
+            if found != content:
+                raise MismatchError(
+                    f"{variants[0].spec.name} was trained on shards {content}, {variant.spec.name} was {what} {found}:"
+                    " their numbers cannot be compared; make both anew with one dataset, under another study name or"
+                    " root"
+                )
 
 
 def _check(key: str, found: str, expected: str) -> None:

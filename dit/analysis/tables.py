@@ -11,6 +11,7 @@ from dit import layout
 from dit.analysis.accelerators import GIB
 from dit.analysis.claims import primary
 from dit.analysis.cost import Plan, VariantPlan, plan
+from dit.analysis.evidence import Evidence
 from dit.analysis.results import Results, load_results
 from dit.analysis.text import metric_name
 from dit.config import StudyConfig
@@ -71,8 +72,12 @@ def training_table(results: Results) -> Table:
     return columns, rows
 
 
-def runs_csv(results: Results) -> bytes:
-    """`runs.csv`: every number of every checkpoint, and where it lies below the store's root."""
+def runs_csv(results: Results, evidence: Evidence) -> bytes:
+    """`runs.csv`: every number of every checkpoint, and where it lies below the store's root.
+
+    `images_per_second` and `train_seconds` are the training's up to that checkpoint; empty where the store no longer
+    has it, the rate also where no logging window had ended.
+    """
     names = _secondary(results)
     columns = ["study", "variant", "parameters", "gflops", "tokens", "step", "images_per_second", "train_seconds"]
     columns += ["metric", "value", "low", "high", "confidence", "num_samples"]
@@ -85,6 +90,7 @@ def runs_csv(results: Results) -> bytes:
     for variant, record in results.rows():
         estimate = primary(record)
         spec = variant.spec
+        trained = evidence.checkpoints.get((spec.name, record.step))
         row: dict[str, object] = {
             "study": config.study,
             "variant": spec.name,
@@ -92,8 +98,8 @@ def runs_csv(results: Results) -> bytes:
             "gflops": record.gflops,
             "tokens": spec.tokens(config.dataset.inputs),
             "step": record.step,
-            "images_per_second": variant.train.images_per_second,
-            "train_seconds": variant.train.train_seconds,
+            "images_per_second": (trained and trained.images_per_second) or None,
+            "train_seconds": trained and trained.train_seconds,
             "metric": record.metric,
             "value": estimate.value,
             "low": estimate.low,

@@ -14,9 +14,10 @@ from dit import layout
 from dit.codec import open_codec
 from dit.config import StudyConfig, digest
 from dit.console import progress, say
+from dit.data.items import Source
 from dit.data.sources import iter_source_images, open_source
 from dit.distributed import Ranks
-from dit.errors import MissingError
+from dit.errors import MismatchError, MissingError
 from dit.metrics import digits
 from dit.metrics.extractors import Extractor, Features, extract, open_digits, open_inception
 from dit.metrics.folder import ReferenceFolder
@@ -69,7 +70,8 @@ def find_inputs(config: StudyConfig, store: Store) -> Inputs:
 def open_yardstick(folder: ReferenceFolder, inputs: Inputs, decoder: str) -> Yardstick:
     """The study's yardstick for samples from this decoder; made where it is not there yet, by all ranks together.
 
-    Raises MissingError when the dataset's images or the decoder are needed to make it and are not there.
+    Raises MissingError when the dataset's images or the decoder are needed to make it and are not there, MismatchError
+    when the images are not those that the dataset was prepared from.
     """
     config, ranks = folder.config, folder.ranks
     extractor = _open_extractor(folder, inputs)
@@ -86,6 +88,7 @@ def open_yardstick(folder: ReferenceFolder, inputs: Inputs, decoder: str) -> Yar
     judge = Judge(Reference.from_file(folder.path(record.file), record.count), config.evaluation, ranks.device)
 
     def make_floor() -> NoiseFloorRecord:
+        """What some samples of an untrained model score; all ranks draw them together."""
         images = min(config.sampling.num_samples, NOISE_IMAGES)
         seen = _noise_features(folder, noise or _noise_generator(config, ranks), extractor, images)
         return NoiseFloorRecord(
@@ -129,7 +132,7 @@ def _make_reference(
         path, _ = inputs.files.adm
         reference, source = from_adm(path, extractor, ranks, batch), path.name
     else:
-        reference = from_source(open_source(config.dataset), extractor, ranks, batch)
+        reference = from_source(_prepared_source(config, inputs.dataset), extractor, ranks, batch)
         source = f"{config.dataset.name}, {reference.count} images"
     if not ranks.is_main:
         return None
@@ -143,6 +146,19 @@ def _make_reference(
         features=0 if reference.features is None else len(reference.features),
         file=folder.add("statistics", ".npz", reference.to_bytes()),
     )
+
+
+def _prepared_source(config: StudyConfig, prepared: DatasetManifest) -> Source:
+    """The source as it was when the dataset was prepared, told by its images' names and labels."""
+    source = open_source(config.dataset)
+    found = source.sha256()
+    if found != prepared.source_sha256:
+        raise MismatchError(
+            f"dataset.source: {len(source.items)} images, source {found[:12]}; the dataset was prepared from"
+            f" {prepared.count + prepared.corrupt}, source {prepared.source_sha256[:12]}; give the images it was"
+            " prepared from, or prepare these under another dataset.name"
+        )
+    return source
 
 
 def _noise_generator(config: StudyConfig, ranks: Ranks) -> Generator:

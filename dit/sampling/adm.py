@@ -22,6 +22,7 @@ def write_npz(
     """
 
     def fill(file: BinaryIO) -> None:
+        """Write the archive, arr_0 before arr_1."""
         labels = []
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
             with archive.open("arr_0.npy", "w", force_zip64=True) as member:

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dit import layout
+from dit.codec_weights import check_decoder
 from dit.config import StudyConfig
 from dit.errors import DataError, MismatchError, MissingError
 from dit.records import FileEntry, SamplePartRecord, SampleSetManifest
@@ -44,6 +45,8 @@ class SampleSet:
     config: StudyConfig
     spec: ModelSpec
     step: int
+    decoder: str
+    """What makes its images of latents, as `decoder_at_hand` tells; empty where that is unknown, and not compared."""
 
     @property
     def folder(self) -> str:
@@ -65,11 +68,11 @@ class SampleSet:
         return range(part * PART_IMAGES, min((part + 1) * PART_IMAGES, self.config.sampling.num_samples))
 
     def manifest(self) -> SampleSetManifest | None:
-        """The manifest of a complete set, None of another; MismatchError when another configuration made it."""
+        """The manifest of a complete set, None of another; MismatchError for another configuration or decoder."""
         key = f"{self.folder}/{layout.MANIFEST}"
         manifest = read_record(self.store, key, SampleSetManifest)
         if manifest is not None:
-            self._check_hash(key, manifest.config_hash)
+            self._check_origin(key, manifest)
         return manifest
 
     def required_manifest(self) -> SampleSetManifest:
@@ -83,7 +86,10 @@ class SampleSet:
         return manifest
 
     def finished_parts(self, checkpoint_sha256: str) -> dict[int, SamplePartRecord]:
-        """Records of the parts that were drawn from these weights; those of other weights count as not made."""
+        """Records of the parts that were drawn from these weights; those of other weights count as not made.
+
+        MismatchError for another configuration or decoder.
+        """
         keys = set(self.store.list(self.folder))
         finished = {}
         for part in self.parts:
@@ -91,12 +97,12 @@ class SampleSet:
             record = read_record(self.store, key, SamplePartRecord) if key in keys else None
             if record is None:
                 continue
-            self._check_hash(key, record.config_hash)
+            self._check_origin(key, record)
             if record.checkpoint_sha256 == checkpoint_sha256:
                 finished[part] = record
         return finished
 
-    def write_part(self, part: int, drawn: Drawn, labels: Labels, checkpoint_sha256: str, decoder: str) -> None:
+    def write_part(self, part: int, drawn: Drawn, labels: Labels, checkpoint_sha256: str) -> None:
         """Store one part's images, labels and latent statistics, then its record."""
         buffer = io.BytesIO()
         np.savez(buffer, images=drawn.images, labels=labels)
@@ -105,7 +111,7 @@ class SampleSet:
         record = SamplePartRecord(
             config_hash=self.config_hash,
             checkpoint_sha256=checkpoint_sha256,
-            decoder=decoder,
+            decoder=self.decoder,
             file=entry,
             count=len(drawn.images),
             values_per_channel=latents[:, 0].size,
@@ -140,7 +146,7 @@ class SampleSet:
             num_samples=sum(record.count for record in records),
             image_size=self.config.dataset.image_size,
             channels=self.read_part(records[0].file)[0].shape[-1],
-            decoder=records[0].decoder,
+            decoder=self.decoder,
             seconds=sum(record.seconds for record in records),
             latent_mean=tuple(mean),
             latent_std=tuple(np.sqrt(np.maximum(square - mean**2, 0))),
@@ -167,9 +173,13 @@ class SampleSet:
         except (KeyError, ValueError, zipfile.BadZipFile) as error:
             raise DataError(f"{damaged} ({error})") from error
 
-    def _check_hash(self, key: str, made_with: str) -> None:
-        if made_with != self.config_hash:
+    def _check_origin(self, key: str, record: SamplePartRecord | SampleSetManifest) -> None:
+        if record.config_hash != self.config_hash:
             raise MismatchError(
-                f"{self.store.url}/{key}: made with configuration {made_with}, this study is {self.config_hash}:"
-                " dataset, train or sampling keys differ; restore them, or use another study name or root"
+                f"{self.store.url}/{key}: made with configuration {record.config_hash}, this study is"
+                f" {self.config_hash}: dataset, train or sampling keys differ; restore them, or use another study name"
+                " or root"
             )
+        metrics = layout.metrics(self.config, self.spec, self.step)
+        remedy = f"remove {self.store.url}/{self.folder}, and {metrics} if there, to draw these samples again"
+        check_decoder(f"{self.store.url}/{key}", record.decoder, self.decoder, remedy)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from dit import layout
+from dit.codec_weights import check_decoder, decoder_at_hand
 from dit.config import SamplingConfig, StudyConfig
 from dit.console import progress, say
 from dit.errors import ConfigError, MismatchError
@@ -27,14 +28,16 @@ def run(config: StudyConfig, store: Store, variant: str, step: int | None = None
     """Measure the samples of one checkpoint, or, without a step, of every evaluated one.
 
     Raises MissingError when samples, dataset, extractor weights or reference are not there, MismatchError when another
-    configuration made them, ConfigError for a single sample, DataError when a file of theirs is damaged.
+    configuration, decoder or source made them, ConfigError for a single sample, DataError when a file of theirs is
+    damaged.
     """
     spec = config.spec(variant)
     steps = config.evaluation.at_steps if step is None else (step,)
-    found = {number: _read(config, store, spec, number) for number in steps}
+    decoder = decoder_at_hand(config.dataset)
+    found = {number: _read(config, store, spec, number, decoder) for number in steps}
     pending = [number for number, record in found.items() if record is None]
     if pending:
-        found |= _evaluate(config, store, spec, pending)
+        found |= _evaluate(config, store, spec, pending, decoder)
     return [record for record in found.values() if record is not None]
 
 
@@ -43,21 +46,26 @@ def check_files(config: StudyConfig, store: Store) -> None:
     find_evaluation_files(config, store)
 
 
-def _read(config: StudyConfig, store: Store, spec: ModelSpec, step: int) -> MetricsRecord | None:
-    """A checkpoint's metrics, None where there are none; MismatchError when another configuration made them."""
+def _read(config: StudyConfig, store: Store, spec: ModelSpec, step: int, decoder: str) -> MetricsRecord | None:
+    """A checkpoint's metrics, None where there are none; MismatchError for another configuration or decoder."""
     key = layout.metrics(config, spec, step)
     record = read_record(store, key, MetricsRecord)
+    if record is None:
+        return None
     expected = config.evaluation_hash(spec)
-    if record is not None and record.config_hash != expected:
+    if record.config_hash != expected:
         raise MismatchError(
             f"{store.url}/{key}: made with configuration {record.config_hash}, this study is {expected}: dataset,"
             " train, sampling or evaluation keys differ; restore them, or use another study name or root"
         )
+    check_decoder(f"{store.url}/{key}", record.decoder, decoder, "remove it, and its samples where they are left")
     return record
 
 
-def _evaluate(config: StudyConfig, store: Store, spec: ModelSpec, steps: list[int]) -> dict[int, MetricsRecord | None]:
-    sets = [SampleSet(store, config, spec, step) for step in steps]
+def _evaluate(
+    config: StudyConfig, store: Store, spec: ModelSpec, steps: list[int], decoder: str
+) -> dict[int, MetricsRecord | None]:
+    sets = [SampleSet(store, config, spec, step, decoder) for step in steps]
     manifests = [sample_set.required_manifest() for sample_set in sets]
     if config.sampling.num_samples < 2:
         raise ConfigError("sampling.num_samples=1: a distance between distributions needs two samples or more")
@@ -83,7 +91,7 @@ def _evaluate(config: StudyConfig, store: Store, spec: ModelSpec, steps: list[in
                 _log(record, config.sampling, tracker)
                 write_record(store, layout.metrics(config, spec, sample_set.step), record)
             ranks.barrier()
-    return {step: _read(config, store, spec, step) for step in steps}
+    return {step: _read(config, store, spec, step, decoder) for step in steps}
 
 
 def _features(sample_set: SampleSet, manifest: SampleSetManifest, yardstick: Yardstick, ranks: Ranks) -> Features:

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from dit import layout
-from dit.codec import encoder_sha256, open_codec
+from dit.codec import open_codec
+from dit.codec_weights import encoder_sha256
 from dit.compute import tune_process
 from dit.config import StudyConfig
 from dit.console import progress, say

@@ -46,9 +46,10 @@ def _complete(config: StudyConfig, store: Store, done: ReportRecord) -> bool:
 def _pages(results: Results, store: Store) -> dict[str, bytes]:
     from dit.analysis.report import render
 
+    evidence = load_evidence(results, store)
     return {
-        layout.REPORT_PAGE: render(results, load_evidence(results, store)),
-        layout.REPORT_RUNS: runs_csv(results),
+        layout.REPORT_PAGE: render(results, evidence),
+        layout.REPORT_RUNS: runs_csv(results, evidence),
         layout.REPORT_VERDICT: results.verdict.to_json(),
     }
 

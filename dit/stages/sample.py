@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dit import layout
+from dit.codec_weights import decoder_at_hand
 from dit.config import StudyConfig
 from dit.console import progress, say
 from dit.errors import MissingError
@@ -29,11 +30,12 @@ def run(config: StudyConfig, store: Store, variant: str, step: int | None = None
     """Draw the sample set of one checkpoint, or, without a step, of every evaluated one.
 
     Raises MissingError when a checkpoint or the decoder's weights are not there, MismatchError when another
-    configuration made them, DivergedError when a model's samples are not finite.
+    configuration or decoder made what is there, DivergedError when a model's samples are not finite.
     """
     spec = config.spec(variant)
     steps = config.evaluation.at_steps if step is None else (step,)
-    sets = [SampleSet(store, config, spec, number) for number in steps]
+    decoder = decoder_at_hand(config.dataset)
+    sets = [SampleSet(store, config, spec, number, decoder) for number in steps]
     pending = [sample_set for sample_set in sets if sample_set.manifest() is None]
     if pending:
         _check_inputs(config, store, spec, [sample_set.step for sample_set in pending])
@@ -42,10 +44,10 @@ def run(config: StudyConfig, store: Store, variant: str, step: int | None = None
 
 
 def export_adm(config: StudyConfig, store: Store, variant: str, step: int, path: str | Path) -> None:
-    """Write a complete sample set as the npz of the ADM evaluator; MissingError when it is not complete."""
+    """Write a complete sample set as the npz of the ADM evaluator; raises as `SampleSet.required_manifest`."""
     from dit.sampling.adm import write_npz
 
-    sample_set = SampleSet(store, config, config.spec(variant), step)
+    sample_set = SampleSet(store, config, config.spec(variant), step, decoder_at_hand(config.dataset))
     manifest = sample_set.required_manifest()
     write_npz(Path(path), sample_set.read(manifest), manifest.num_samples, manifest.image_size)
     say(f"{path}: {manifest.num_samples} images of {sample_set.spec.name} at step {step}")
@@ -82,19 +84,18 @@ def _draw_sets(config: StudyConfig, store: Store, spec: ModelSpec, sets: Sequenc
         compiled = compiles(fit, ranks)
         # First, because its weights may be missing.
         codec = open_codec(config.dataset, ranks.device, decoding=True, batch=fit.decode_batch)
-        decoder = f"{codec.name} {codec.weights_sha256[:12]}".strip()
         for sample_set in sets:
             weights, sha256 = load_weights(store, config, spec, sample_set.step, config.sampling.weights)
             denoise = trained(config, spec, weights, ranks.device, compiled=compiled)
             generator = Generator(config, denoise, codec, ranks.device, fit.sample_batch)
-            _draw_parts(sample_set, generator, sha256, decoder, ranks)
+            _draw_parts(sample_set, generator, sha256, ranks)
             ranks.barrier()
             if ranks.is_main:
                 _finish(sample_set, sha256, tracker)
             ranks.barrier()
 
 
-def _draw_parts(sample_set: SampleSet, generator: Generator, sha256: str, decoder: str, ranks: Ranks) -> None:
+def _draw_parts(sample_set: SampleSet, generator: Generator, sha256: str, ranks: Ranks) -> None:
     """This rank's share of the parts that are not there yet."""
     finished = ranks.broadcast(list(sample_set.finished_parts(sha256)))
     mine = [part for part in sample_set.parts if part not in finished][ranks.rank :: ranks.world_size]
@@ -115,7 +116,7 @@ def _draw_parts(sample_set: SampleSet, generator: Generator, sha256: str, decode
                 rows = slice(first, first + len(own))
                 seconds = drawn.seconds * len(own) / len(indices)
                 piece = Drawn(drawn.images[rows], drawn.latents[rows], seconds)
-                sample_set.write_part(part, piece, generator.labels[own.start : own.stop], sha256, decoder)
+                sample_set.write_part(part, piece, generator.labels[own.start : own.stop], sha256)
                 first += len(own)
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from dit import layout
 from dit.analysis.published import paper
 from dit.config import StudyConfig
-from dit.records import Estimate, MetricsRecord, SampleSetManifest, TrainRecord
+from dit.records import CheckpointMeta, Estimate, MetricsRecord, SampleSetManifest, TrainRecord
 from dit.storage import Store, write_record
 from dit.study_file import load_text
 from dit.tracking import open_tracker
@@ -54,6 +54,23 @@ def train_record(config: StudyConfig, spec: ModelSpec) -> TrainRecord:
         peak_memory_bytes=3 << 30,
         device="a device",
         world_size=8,
+    )
+
+
+def checkpoint_meta(config: StudyConfig, spec: ModelSpec, step: int) -> CheckpointMeta:
+    return CheckpointMeta(
+        study=config.study,
+        variant=spec.name,
+        step=step,
+        config_hash=config.training_hash(spec),
+        dataset_content="content",
+        precision="tf32",
+        world_size=8,
+        code_version="version-of-the-test",
+        finite=True,
+        files=(),
+        images_per_second=1000.0 + step / 10_000,
+        train_seconds=7000.0 * step / config.train.steps,
     )
 
 
@@ -120,6 +137,8 @@ def fill(store: Store, config: StudyConfig) -> None:
             for step in range(100, 1000, 100):
                 tracker.metrics(step, {"loss": 1 / step, "grad_norm": 1.0})
         for step in config.evaluation.at_steps:
+            meta = f"{layout.checkpoint(config, spec, step)}/{layout.META}"
+            write_record(store, meta, checkpoint_meta(config, spec, step))
             write_record(store, layout.metrics(config, spec, step), metrics_record(config, spec, step))
             folder = layout.samples(config, spec, step)
             write_record(store, f"{folder}/{layout.MANIFEST}", sample_set(config, spec, step))

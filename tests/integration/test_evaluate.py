@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dataset_fixtures import folder_study, image_folder
+from dataset_fixtures import folder_study, image_folder, picture, pretend_autoencoder
+from report_study import fill, study
 from sample_fixtures import STEP, VARIANT, save_inception, small_study, write_checkpoint, write_samples
 
 from dit import layout
@@ -163,6 +164,14 @@ def test_metrics_of_another_protocol_are_refused(judged: tuple[Store, dict[str, 
         evaluate.run(other, judged[0], VARIANT)
 
 
+def test_metrics_of_another_decoder_are_refused(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "root")
+    fill(store, study())
+    weights = pretend_autoencoder(tmp_path / "vae", b"other")
+    with pytest.raises(MismatchError, match=r"metrics/.*: decoded with decoder-of-the-test, this study .*; restore"):
+        evaluate.run(study(overrides=(f"dataset.codec.weights={weights}",)), store, "DiT-B/2")
+
+
 def test_missing_samples_are_named_with_the_command_that_makes_them(
     judged: tuple[Store, dict[str, MetricsRecord]],
 ) -> None:
@@ -274,6 +283,21 @@ def test_a_file_without_adms_keys_is_refused_with_what_it_holds(
         with pytest.raises(InputError, match=message) as error:
             evaluate.run(adm, store, VARIANT)
         assert "\n" not in str(error.value)
+
+
+def test_images_that_changed_since_the_preparation_are_no_reference(
+    pictures: tuple[Store, StudyConfig], tmp_path: Path
+) -> None:
+    folder = image_folder(tmp_path / "images", per_class=3)
+    config = load_text(pictures[1].to_yaml(), [f"dataset.source.path={folder}"])
+    store = open_store(tmp_path / "root")
+    prepare.run(config, store)
+    write_samples(store, config, np.zeros((6, 16, 16, 3), dtype=np.uint8))
+    picture(seed=7, width=50, height=40).save(folder / "class-1" / "new.png")
+    with pytest.raises(MismatchError, match=r"dataset\.source: 10 images.*prepared from 9, source") as error:
+        evaluate.run(config, store, VARIANT)
+    assert "\n" not in str(error.value)
+    assert not store.list(layout.reference(config))
 
 
 def test_missing_inception_weights_are_one_line_before_any_work(

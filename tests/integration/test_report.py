@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from report_study import fill, metrics_record, read, study
+from report_study import fill, metrics_record, read, study, train_record
 
 from dit import layout
 from dit.analysis.results import load_results
@@ -41,6 +41,19 @@ def test_runs_csv_has_a_row_for_every_checkpoint(store: Store) -> None:
     assert (last["tokens"], last["parameters"], last["isc"]) == ("64", str(675_074_432 - 990 * 1152), "50.0")
     assert all(store.exists(row["metrics_record"]) for row in rows)
     assert all(store.exists(f"{row['samples']}/{layout.MANIFEST}") for row in rows)
+
+
+def test_runs_csv_tells_what_training_up_to_each_checkpoint_took(store: Store) -> None:
+    config = study()
+    fill(store, config)
+    gone = layout.checkpoint(config, config.specs[1], 100_000)
+    store.delete(gone)
+    report.run(config, store)
+    rows = list(csv.DictReader(io.StringIO(read(store, config, "runs.csv"))))
+    told = {(row["variant"], row["step"]): (row["train_seconds"], row["images_per_second"]) for row in rows}
+    assert told["DiT-B/2", "100000"] == ("1750.0", "1010.0")
+    assert told["DiT-B/2", "400000"] == ("7000.0", "1040.0")
+    assert told["DiT-L/2", "100000"] == ("", "")
 
 
 def test_verdict_json_reads_back(store: Store) -> None:
@@ -124,6 +137,35 @@ def test_results_of_another_recipe_are_refused(store: Store) -> None:
         MismatchError, match=f"{config.training_hash(config.specs[0])}.*{other.training_hash(other.specs[0])}"
     ):
         report.run(other, store)
+
+
+def test_a_variant_that_was_trained_to_fewer_steps_is_not_finished(store: Store) -> None:
+    """As after a short run that is now to go on: its records are there, and are not of this study's length."""
+    short = study(overrides=("train.steps=100000", "evaluation.at_steps=[100000]"))
+    fill(store, short)
+    report.run(short, store)
+    longer = study(overrides=("evaluation.at_steps=[100000]",))
+    with pytest.raises(MissingError, match=r"DiT-B/2 is trained to step 100000 of 400000; run: dit train .*\(3 more"):
+        report.run(longer, store)
+
+
+@pytest.mark.parametrize("what", ["training", "metrics"])
+def test_results_beside_other_shards_are_refused(store: Store, what: str) -> None:
+    config = study()
+    fill(store, config)
+    if what == "training":
+        spec = config.specs[2]
+        other = train_record(config, spec).model_copy(update={"dataset_content": "other"})
+        write_record(store, layout.train_record(config, spec), other)
+        message = r"DiT-B/2 was trained on shards content, DiT-XL/2 was trained on other"
+    else:
+        for spec in config.specs:
+            for step in config.evaluation.at_steps:
+                record = metrics_record(config, spec, step, dataset_content="other")
+                write_record(store, layout.metrics(config, spec, step), record)
+        message = r"DiT-B/2 was trained on shards content, DiT-B/2 was at step 100000 measured beside other"
+    with pytest.raises(MismatchError, match=message):
+        report.run(config, store)
 
 
 def test_the_terminal_shows_table_verdict_and_where_to_look(store: Store, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,28 +17,31 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from dataset_fixtures import folder_study, pretend_autoencoder, save_autoencoder
 from PIL import Image
-from sample_fixtures import ROOT, STEP, VARIANT, small_study, write_checkpoint
+from sample_fixtures import ROOT, STEP, VARIANT, small_study, write_checkpoint, write_samples
 from torch import Tensor
 
 from dit import layout
 from dit.cli import run
 from dit.codec import Pixels
+from dit.codec_weights import decoder_at_hand
 from dit.config import StudyConfig
 from dit.errors import DataError, DivergedError, InputError, MismatchError, MissingError
 from dit.records import SampleSetManifest
 from dit.sampling.generate import Generator, untrained
 from dit.sampling.sets import PART_IMAGES, SampleSet
-from dit.stages import prepare, sample
+from dit.stages import evaluate, prepare, sample
 from dit.storage import Store, open_store
 from dit.storage_file import FileStore
+from dit.study_file import load_text
 
 Array = np.ndarray[Any, np.dtype[Any]]
 CPU = torch.device("cpu")
 
 
 def sample_set(store: Store, config: StudyConfig) -> SampleSet:
-    return SampleSet(store, config, config.spec(VARIANT), STEP)
+    return SampleSet(store, config, config.spec(VARIANT), STEP, decoder_at_hand(config.dataset))
 
 
 def images_of(store: Store, config: StudyConfig) -> tuple[Array, Array]:
@@ -244,6 +248,49 @@ def test_samples_of_another_recipe_are_refused(whole: tuple[Store, StudyConfig, 
     other = small_study("train.learning_rate=0.5")
     with pytest.raises(MismatchError, match=f"{whole[2].config_hash}.*{other.sampling_hash(other.spec(VARIANT))}"):
         sample.run(other, whole[0], VARIANT)
+
+
+def decoded_study(weights: Path, *overrides: str) -> StudyConfig:
+    """A study of 2x2 latents, with two parts of samples of one early checkpoint."""
+    base = folder_study("unused", image_size=16, codec={"kind": "vae", "weights": str(weights)})
+    own = (f"evaluation.at_steps=[{STEP}]", f"sampling.num_samples={PART_IMAGES + 2}", "sampling.steps=3")
+    return load_text(base.to_yaml(), [*own, "tracking.kind=none", *overrides])
+
+
+def test_samples_of_another_decoder_are_refused_and_its_place_does_not_count(tmp_path: Path) -> None:
+    mse, ema = (pretend_autoencoder(tmp_path / name, name.encode()) for name in ("mse", "ema"))
+    config, store = decoded_study(mse), FileStore(tmp_path / "root")
+    manifest = write_samples(store, config, np.zeros((PART_IMAGES + 2, 16, 16, 3), dtype=np.uint8))
+    other = decoded_study(mse, f"dataset.codec.decoder={ema}")
+    theirs, ours = decoder_at_hand(config.dataset), decoder_at_hand(other.dataset)
+    refused = rf"manifest\.json: decoded with {theirs}, this study decodes with {ours}; restore dataset\.codec"
+    with pytest.raises(MismatchError, match=refused):
+        sample.run(other, store, VARIANT)
+    with pytest.raises(MismatchError, match=refused):
+        evaluate.run(other, store, VARIANT)
+    with pytest.raises(MismatchError, match=refused):
+        sample.export_adm(other, store, VARIANT, STEP, tmp_path / "adm.npz")
+    shutil.copytree(mse, tmp_path / "moved")
+    assert sample.run(decoded_study(mse, f"dataset.codec.decoder={tmp_path / 'moved'}"), store, VARIANT) == [manifest]
+    shutil.rmtree(mse)
+    assert sample.run(config, store, VARIANT) == [manifest]
+
+
+@pytest.mark.slow
+def test_one_set_does_not_mix_two_decoders(tmp_path: Path) -> None:
+    for seed, name in enumerate(("one", "two")):
+        save_autoencoder(tmp_path / name, seed)
+    config = decoded_study(tmp_path / "one")
+    store = fresh(tmp_path / "root", config)
+    found = sample_set(store, config)
+    whole = sample.run(config, store, VARIANT)[0]
+    # As an interrupt after the first part leaves it.
+    store.delete(f"{found.folder}/{layout.MANIFEST}")
+    store.delete(f"{found.folder}/{layout.sample_part_record(1)}")
+    with pytest.raises(MismatchError, match=r"part-00000\.json: decoded with AutoencoderKL"):
+        sample.run(decoded_study(tmp_path / "one", f"dataset.codec.decoder={tmp_path / 'two'}"), store, VARIANT)
+    assert found.manifest() is None
+    assert sample.run(config, store, VARIANT)[0].decoder == whole.decoder == found.decoder
 
 
 def test_samples_that_are_not_finite_stop_the_stage(tmp_path: Path) -> None:

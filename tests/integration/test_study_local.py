@@ -15,13 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from dataset_fixtures import pretend_autoencoder
 from hypothesis import given
 from hypothesis import strategies as st
+from report_study import fill, study
 from terminals import Terminal, terminal
 
 from dit.config import FitConfig
 from dit.console import progress
 from dit.errors import DitError, InputError
+from dit.storage import open_store
+from pipelines.complete import unfinished
 from pipelines.events import Event, from_line, spoken
 from pipelines.leash import MARK, Leash, obey
 from pipelines.machine import Share, share
@@ -316,6 +320,15 @@ def test_cores_are_those_of_this_process() -> None:
     code += "from dit.config import FitConfig\nprint(machine.share(FitConfig(), 5, {'CUDA_VISIBLE_DEVICES': ''}).lanes)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "1\n"
+
+
+def test_samples_of_another_decoder_leave_a_study_unfinished(tmp_path: Path) -> None:
+    """Its step then says why, in one line."""
+    config, store = study(), open_store(tmp_path / "root")
+    fill(store, config)
+    assert unfinished(config, store) == []
+    weights = pretend_autoencoder(tmp_path / "vae", b"other")
+    assert set(unfinished(study(overrides=(f"dataset.codec.weights={weights}",)), store)) == set(config.specs)
 
 
 def test_a_step_in_a_container_says_why_it_fails_on_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -168,6 +168,14 @@ def test_what_cannot_be_compared_is_refused_by_name(field: str) -> None:
         judge("s", records)
 
 
+@pytest.mark.parametrize("field", ["decoder", "reference_sha256", "evaluator"])
+def test_steps_that_were_not_measured_alike_are_refused(field: str) -> None:
+    """Also where the step that is judged is alike for all: the curves and runs.csv show the others beside it."""
+    early = [own.model_copy(update={"step": 100_000, field: "old"}) for own in published(STUDIED)]
+    with pytest.raises(MismatchError, match=rf"DiT-B/2 at step 100000 has {field} old, DiT-B/2 at step 400000 has"):
+        judge("s", early + published(STUDIED))
+
+
 def test_the_verdict_says_what_its_intervals_leave_out() -> None:
     notes = " ".join(judge("s", published(STUDIED)).notes)
     assert "another seed" in notes

@@ -11,7 +11,8 @@ import pytest
 import torch
 from dataset_fixtures import digits_study, folder_study
 
-from dit.codec import Pixels, encoder_sha256, open_codec, pixels_to_latents, sample_posterior, to_uint8
+from dit.codec import Pixels, open_codec, pixels_to_latents, sample_posterior, to_uint8
+from dit.codec_weights import encoder_sha256
 from dit.errors import MissingError
 
 

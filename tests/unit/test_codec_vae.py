@@ -13,6 +13,7 @@ from dataset_fixtures import folder_study, save_autoencoder
 from safetensors.torch import load_file, save_file
 
 from dit.codec import open_codec, to_uint8
+from dit.codec_weights import decoder_at_hand, encoder_sha256
 from dit.config import DatasetConfig
 from dit.errors import DataError, MismatchError
 from dit.storage import sha256_file
@@ -47,7 +48,7 @@ def test_moments_are_the_autoencoders_for_image_and_mirror_image(saved: tuple[Pa
     codec = open_codec(dataset(path), "cpu", decoding=False, batch=2)
     moments = codec.encode(images, mirror=True)
     assert (moments.shape, moments.dtype) == ((5, 2, 8, 4, 4), np.float16)
-    assert codec.weights_sha256 == sha256_file(path / WEIGHTS)
+    assert encoder_sha256(dataset(path)) == sha256_file(path / WEIGHTS)
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1
     for view, batch in enumerate((pixels, pixels.flip(3))):
         with torch.no_grad():
@@ -81,15 +82,26 @@ def test_decoding_divides_by_the_scale_and_rounds(saved: tuple[Path, Any]) -> No
         codec.decode(torch.full((1, 4, 4, 4), float("nan")))
 
 
-def test_another_decoder_decodes_and_the_encoder_stays(saved: tuple[Path, Any], tmp_path: Path) -> None:
+def test_another_decoder_decodes_and_the_encoder_stays(saved: tuple[Path, Any], tmp_path: Path, images: Any) -> None:
     save_autoencoder(tmp_path / "other", seed=9)
     both = dataset(saved[0], decoder=str(tmp_path / "other"))
     latents = torch.randn(2, 4, 4, 4)
     own, other = (open_codec(config, "cpu", decoding=True, batch=2) for config in (dataset(saved[0]), both))
     assert not np.array_equal(own.decode(latents), other.decode(latents))
-    assert other.weights_sha256 == sha256_file(tmp_path / "other" / WEIGHTS)
-    encoder = open_codec(both, "cpu", decoding=False, batch=2)
-    assert encoder.weights_sha256 == own.weights_sha256
+    encoders = [open_codec(config, "cpu", decoding=False, batch=2) for config in (dataset(saved[0]), both)]
+    assert np.array_equal(*(encoder.encode(images, mirror=False) for encoder in encoders))
+    assert encoder_sha256(both) == encoder_sha256(dataset(saved[0]))
+
+
+def test_a_decoder_is_named_by_its_weights_wherever_they_lie(saved: tuple[Path, Any], tmp_path: Path) -> None:
+    save_autoencoder(tmp_path / "other", seed=9)
+    moved, absent = copy(saved[0], tmp_path / "moved"), tmp_path / "absent"
+    own = decoder_at_hand(dataset(saved[0]))
+    assert own == f"AutoencoderKL {sha256_file(saved[0] / WEIGHTS)[:12]}"
+    assert decoder_at_hand(dataset(moved)) == decoder_at_hand(dataset(absent, decoder=str(moved))) == own
+    other = decoder_at_hand(dataset(saved[0], decoder=str(tmp_path / "other")))
+    assert other == f"AutoencoderKL {sha256_file(tmp_path / 'other' / WEIGHTS)[:12]}"
+    assert decoder_at_hand(dataset(saved[0], decoder=str(absent))) == ""
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
