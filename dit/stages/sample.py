@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 from dit import layout
 from dit.config import StudyConfig
 from dit.console import progress, say
+from dit.distributed import environment_rank
 from dit.errors import MissingError
 from dit.formatting import format_rate
 from dit.records import DatasetManifest, SamplePartRecord, SampleSetManifest
+from dit.sampling.adm import check_target, write_npz
 from dit.sampling.sets import PART_IMAGES, Drawn, SampleSet
 from dit.storage import Store, read_record
 from dit.variants import ModelSpec
@@ -25,12 +27,20 @@ if TYPE_CHECKING:
     from dit.tracking import Tracker
 
 
-def run(config: StudyConfig, store: Store, variant: str, step: int | None = None) -> list[SampleSetManifest]:
+def run(
+    config: StudyConfig, store: Store, variant: str, step: int | None = None, export: Path | None = None
+) -> list[SampleSetManifest]:
     """Draw the sample set of one checkpoint, or, without a step, of every evaluated one.
 
-    Raises MissingError when a checkpoint or the decoder's weights are not there, MismatchError when another
-    configuration made them, DivergedError when a model's samples are not finite.
+    The first rank then writes the set, or the first of them, to the file `export` for the ADM evaluator.
+
+    Raises InputError when that file could not be written, MissingError when a checkpoint or the decoder's weights are
+    not there, MismatchError when another configuration made them, DivergedError when a model's samples are not finite.
     """
+    export = export if environment_rank() == 0 else None
+    if export:
+        # What cannot be written must show before hours of sampling, not after them.
+        check_target(export)
     spec = config.spec(variant)
     steps = config.evaluation.at_steps if step is None else (step,)
     sets = [SampleSet(store, config, spec, number) for number in steps]
@@ -38,16 +48,16 @@ def run(config: StudyConfig, store: Store, variant: str, step: int | None = None
     if pending:
         _check_inputs(config, store, spec, [sample_set.step for sample_set in pending])
         _draw_sets(config, store, spec, pending)
+    if export:
+        export_adm(config, store, variant, sets[0].step, export)
     return [sample_set.required_manifest() for sample_set in sets]
 
 
-def export_adm(config: StudyConfig, store: Store, variant: str, step: int, path: str | Path) -> None:
+def export_adm(config: StudyConfig, store: Store, variant: str, step: int, path: Path) -> None:
     """Write a complete sample set as the npz of the ADM evaluator; MissingError when it is not complete."""
-    from dit.sampling.adm import write_npz
-
     sample_set = SampleSet(store, config, config.spec(variant), step)
     manifest = sample_set.required_manifest()
-    write_npz(Path(path), sample_set.read(manifest), manifest.num_samples, manifest.image_size)
+    write_npz(path, sample_set.read(manifest), manifest.num_samples, manifest.image_size)
     say(f"{path}: {manifest.num_samples} images of {sample_set.spec.name} at step {step}")
 
 
