@@ -143,9 +143,7 @@ def sample(
     from dit.stages import sample as stage
 
     for variant in chosen:
-        stage.run(config, store, variant, step)
-    if export_adm and step is not None:
-        stage.export_adm(config, store, chosen[0], step, export_adm)
+        stage.run(config, store, variant, step, export_adm)
 
 
 @app.command()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -185,7 +186,7 @@ class EvaluationConfig(Section):
         kind="dataset"
     )
     resamples: Positive = 200
-    """Bootstrap resamples behind every interval."""
+    """Resamples behind every interval; 2 / (1 - confidence) at least, so that one lies beyond each of its ends."""
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
 
     @property
@@ -199,6 +200,16 @@ class EvaluationConfig(Section):
         if list(steps) != sorted(set(steps)):
             raise ValueError("steps must ascend and occur once")
         return steps
+
+    @model_validator(mode="after")
+    def _resamples_reach_the_tails(self) -> EvaluationConfig:
+        fewest = math.ceil(round(2 / (1 - self.confidence), 6))
+        if self.resamples < fewest:
+            raise ValueError(
+                f"resamples={self.resamples} are too few for intervals of confidence={self.confidence:g}; give at least"
+                f" {fewest}"
+            )
+        return self
 
     def identity(self) -> dict[str, Any]:
         """What decides a metric's value, given the samples."""

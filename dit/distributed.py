@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import lru_cache
 from itertools import count
@@ -20,12 +20,13 @@ from dit.errors import ConfigError, DitError
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-    from torch.distributed.distributed_c10d import Store
+    from torch.distributed.distributed_c10d import ProcessGroup, Store
 
 T = TypeVar("T")
 
 COLLECTIVE_TIMEOUT = "DIT_COLLECTIVE_TIMEOUT"
 DEFAULT_TIMEOUT_SECONDS = 600
+_BARRIER_TIMEOUT = timedelta(days=1)
 _session_numbers = count()
 
 
@@ -50,6 +51,8 @@ class Ranks:
     world_size: int
     local_rank: int
     device: torch.device
+    patient: ProcessGroup | None = None
+    """All ranks, with the time-out of a barrier; None for a rank alone."""
 
     @property
     def is_main(self) -> bool:
@@ -57,8 +60,17 @@ class Ranks:
         return self.rank == 0
 
     def barrier(self) -> None:
-        """Wait for all ranks, for DIT_COLLECTIVE_TIMEOUT seconds at most."""
-        self.maximum(0)
+        """Wait for all ranks, as long as they work: due before any other collective that follows work done apart.
+
+        Shares of equal size take hours, and one of them ten minutes longer than another. A process that ends closes its
+        connections, which fails the others, at the latest when the last of them has arrived; one that hangs does so
+        after a day.
+        """
+        if self.world_size > 1:
+            import torch
+            import torch.distributed as dist
+
+            dist.all_reduce(torch.zeros(1), group=self.patient)
 
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
         """Replace `tensor` by its sum over ranks, in place, on whatever device it lies."""
@@ -95,7 +107,8 @@ def session(device: str = "auto") -> Iterator[Ranks]:
     """Join the other processes, if there are any, and leave them at the end; sessions may follow one another.
 
     `device` is auto (CUDA where there is one), cpu or cuda. Collectives of tensors on the host go through gloo, those
-    on the GPU through NCCL. A rank that does not answer for DIT_COLLECTIVE_TIMEOUT seconds (600) fails the others.
+    on the GPU through NCCL. A rank that does not answer for DIT_COLLECTIVE_TIMEOUT seconds (600) fails the others,
+    except at a barrier.
 
     Raises ConfigError for an environment that does not add up, DitError when another rank is lost.
     """
@@ -119,7 +132,7 @@ def session(device: str = "auto") -> Iterator[Ranks]:
             world_size=world_size,
             timeout=timeout,
         )
-        yield ranks
+        yield replace(ranks, patient=dist.new_group(backend="gloo", timeout=_BARRIER_TIMEOUT))
     except RuntimeError as error:
         if not _lost_contact(error):
             raise

@@ -113,9 +113,25 @@ def protocol(sampling: SamplingConfig) -> str:
     return name
 
 
-def metric(sampling: SamplingConfig, name: str) -> str:
-    """Name under which a measured value is tracked: numbers of another protocol are other numbers."""
-    return f"{protocol(sampling)}/{name}"
+def metric(config: StudyConfig, name: str) -> str:
+    """Name under which a measured value is tracked: numbers of another protocol are other numbers.
+
+    Choices of the evaluation that are not the default follow those of the sampler.
+    """
+    evaluation, text = config.evaluation, protocol(config.sampling)
+    if evaluation.extractor != ("digits" if config.dataset.source.kind == "digits" else "inception"):
+        text += f"_{evaluation.extractor}"
+    if evaluation.extractor_sha256:
+        text += f"_weights-{evaluation.extractor_sha256[:8]}"
+    if evaluation.extractor_precision != "fp32":
+        text += f"_features-{evaluation.extractor_precision}"
+    if evaluation.reference.kind != "dataset":
+        text += f"_{evaluation.reference.kind}"
+    if evaluation.resamples != 200:
+        text += f"_resamples-{evaluation.resamples}"
+    if evaluation.confidence != 0.95:
+        text += f"_confidence-{evaluation.confidence:g}"
+    return f"{text}/{name}"
 
 
 def samples(config: StudyConfig, spec: ModelSpec, number: int) -> str:

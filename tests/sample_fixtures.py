@@ -31,7 +31,7 @@ def small_study(*overrides: str) -> StudyConfig:
     base = (
         "train.steps=4",
         f"evaluation.at_steps=[{STEP}]",
-        "evaluation.resamples=20",
+        "evaluation.resamples=40",
         f"sampling.num_samples={2 * PART_IMAGES + 60}",
         "sampling.steps=5",
         "fit.sample_batch=100",

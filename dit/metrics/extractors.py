@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from dit.compute import autocast, computed_in, matmul_precision
 from dit.console import Progress
 from dit.distributed import Ranks
-from dit.errors import MismatchError
+from dit.errors import DataError, MismatchError
 from dit.metrics import digits
 from dit.metrics.fidelity import create_feature_extractor
 
@@ -56,11 +56,16 @@ class Extractor:
 
     @torch.inference_mode()
     def __call__(self, images_NHWC: Images) -> Features:
-        """Features of one batch; grey images are shown to an RGB extractor as RGB."""
+        """Features of one batch; grey images are shown to an RGB extractor as RGB.
+
+        DataError when they are not finite.
+        """
         shape = (*images_NHWC.shape[:3], self._channels)
         pixels = torch.from_numpy(np.broadcast_to(images_NHWC, shape).copy()).to(self._device).permute(0, 3, 1, 2)
         with autocast(self.precision, self._device):
             features, logits = self._module(pixels)
+        if not bool(torch.isfinite(features).all()):
+            raise DataError(f"{self.evaluator}: its features are not finite; the weights are damaged, put others there")
         return Features(features.float().cpu(), logits.float().cpu())
 
     def _widths(self) -> tuple[int, int]:
@@ -110,6 +115,7 @@ def extract(
             features[rows], logits[rows] = seen.features, seen.logits
             if progress is not None:
                 progress.advance(len(seen.features))
+    ranks.barrier()
     return Features(ranks.all_reduce_sum(features), ranks.all_reduce_sum(logits))
 
 

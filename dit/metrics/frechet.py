@@ -74,7 +74,8 @@ class FrechetReference:
         return self._combine(gaussian.mean.to(self.mean), covariance.trace(), overlap)
 
     def _combine(self, mean: Tensor, trace: Tensor, overlap: Tensor) -> float:
-        return max(0.0, float((mean - self.mean).square().sum() + trace + self._trace - 2 * overlap))
+        distance = (mean - self.mean).square().sum() + trace + self._trace - 2 * overlap
+        return float(distance.clamp_min(0))  # not a number stays so
 
 
 class FrechetResampler:

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from dit.config import EvaluationConfig
 from dit.console import progress
-from dit.metrics.coverage import NEIGHBOURHOOD, inside
+from dit.metrics.coverage import NEIGHBOURHOOD, Manifold
 from dit.metrics.extractors import Features
 from dit.metrics.fidelity import KEY_METRIC_ISC_MEAN, isc_features_to_metric
 from dit.metrics.frechet import FeatureSums, FrechetReference, FrechetResampler, Gaussian
-from dit.metrics.intervals import Counts, Replicates, centred, estimate, replicate
+from dit.metrics.intervals import Counts, Replicates, centred, estimate, random_halves, replicate
 from dit.metrics.reference import Reference
 from dit.records import Estimate
 
@@ -42,20 +42,20 @@ class Judge:
         """Every metric by name, and the centred replicates of the first, the Fréchet distance.
 
         InceptionV3 adds the Inception Score, the digits extractor the share of images that it takes for the class they
-        were asked to be; precision and recall need a few images and the reference's features.
+        were asked to be; precision and recall need eight images or more and the reference's features.
         """
-        replicates = self._distances(seen.features)
         distance = self.distance(seen.features)
+        replicates = centred(self._distances(seen.features), distance)
         metrics = {self._evaluation.metric: self._estimate(distance, replicates)}
         if self._evaluation.extractor == "inception":
             metrics["isc"] = self._inception_score(seen.logits)
         else:
             metrics["label_accuracy"] = self._share(seen.logits.argmax(dim=1) == torch.from_numpy(labels_N))
-        if self._real is not None and min(len(seen.features), len(self._real)) > NEIGHBOURHOOD:
+        if self._real is not None and len(self._real) > NEIGHBOURHOOD and len(seen.features) // 2 > NEIGHBOURHOOD:
             generated, real = seen.features.to(self._device), self._real.to(self._device)
-            metrics["precision"] = self._share(inside(generated, real))
-            metrics["recall"] = self._share(inside(real, generated))
-        return metrics, centred(replicates, distance)
+            metrics["precision"] = self._share(Manifold(real).covers(generated))
+            metrics["recall"] = self._recall(real, generated)
+        return metrics, replicates
 
     def _distances(self, features_ND: Tensor) -> Replicates:
         resampler = FrechetResampler(self._frechet, features_ND)
@@ -81,12 +81,19 @@ class Judge:
             marginal = weights @ p
             return float((-torch.xlogy(marginal, marginal).sum() - weights @ entropies).exp())
 
-        return self._estimate(score, self._replicate(statistic, len(p)))
+        return self._estimate(score, centred(self._replicate(statistic, len(p)), score))
 
     def _share(self, hits_N: Tensor) -> Estimate:
         hits = hits_N.numpy()
         replicates = self._replicate(lambda counts: float(counts @ hits) / len(hits), len(hits))
         return self._estimate(float(hits.mean()), replicates)
+
+    def _recall(self, real_MD: Tensor, generated_ND: Tensor) -> Estimate:
+        """The real images stay; what other generated ones would cover shows in halves of these."""
+        manifold = Manifold(generated_ND)
+        value = float(manifold.covers(real_MD).float().mean())
+        replicates = manifold.shares(real_MD, random_halves(len(generated_ND), self._evaluation.resamples))
+        return self._estimate(value, centred(replicates, value).clip(0, 1))
 
     def _replicate(self, statistic: Callable[[Counts], float], images: int) -> Replicates:
         return replicate(statistic, images, self._evaluation.resamples)

@@ -20,6 +20,7 @@ from dit.distributed import Ranks
 from dit.errors import DataError, InputError
 from dit.metrics.extractors import Extractor, Images, extract
 from dit.metrics.frechet import FeatureSums, Gaussian
+from dit.metrics.weights import read_adm_images, read_adm_moments
 
 MAX_FEATURES = 10_000
 """How many real images' features precision and recall need; ADM's evaluator uses as many."""
@@ -74,6 +75,7 @@ def from_source(source: Source, extractor: Extractor, ranks: Ranks, batch: int) 
             rows = [numbers[i] for i in few]
             kept[rows], present[rows] = features[few], 1.0
             bar.advance(len(numbers))
+    ranks.barrier()
     for tensor in (sums.packed, kept, present):
         ranks.all_reduce_sum(tensor)
     if sums.count < 2:
@@ -87,7 +89,8 @@ def from_adm(path: Path, extractor: Extractor, ranks: Ranks, batch: int) -> Refe
 
     InputError for a file without mu and sigma of this extractor's dimensions.
     """
-    mean, covariance, images = read_adm(path, extractor.dimensions)
+    mean, covariance = read_adm_moments(path, extractor.dimensions)
+    images = read_adm_images(path, MAX_FEATURES)
     features = None
     if images is not None:
         mine = range(ranks.rank * batch, len(images), ranks.world_size * batch)
@@ -95,22 +98,6 @@ def from_adm(path: Path, extractor: Extractor, ranks: Ranks, batch: int) -> Refe
         with progress("reference features", len(mine) * batch, "images", enabled=ranks.is_main) as bar:
             features = extract(extractor, shares, len(images), ranks, batch, bar).features
     return Reference(Gaussian(torch.from_numpy(mean), torch.from_numpy(covariance)), features, 0)
-
-
-def read_adm(path: Path, dimensions: int) -> tuple[np.ndarray, np.ndarray, Images | None]:
-    """mu [D], sigma [D, D], both float64, and at most 10,000 images of an ADM reference file."""
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            shapes = {name: arrays[name].shape for name in ("mu", "sigma") if name in arrays}
-            if shapes != {"mu": (dimensions,), "sigma": (dimensions, dimensions)}:
-                raise InputError(
-                    f"evaluation.reference.path: {path} has keys {', '.join(arrays)}; needed are mu [{dimensions}] and"
-                    f" sigma [{dimensions}, {dimensions}], as in ADM's VIRTUAL_imagenet256_labeled.npz"
-                )
-            images = arrays["arr_0"][:MAX_FEATURES] if "arr_0" in arrays else None
-            return arrays["mu"].astype(np.float64), arrays["sigma"].astype(np.float64), images
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
-        raise InputError(f"evaluation.reference.path: {path} is not an npz ({error}); fetch it again") from None
 
 
 def _batches(source: Source, numbers: Sequence[int], batch: int) -> Iterator[tuple[list[int], Images]]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import tempfile
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,7 +13,20 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from dit.errors import InputError
 from dit.storage_base import local_errors, place_file
+
+
+def check_target(path: Path) -> None:
+    """InputError when no file can be written at this path; its folder is made."""
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise InputError(f"--export-adm {path}: {error.strerror}; give a file that can be written") from None
 
 
 def write_npz(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from dit import layout
 from dit.codec_weights import check_decoder, decoder_at_hand
-from dit.config import SamplingConfig, StudyConfig
+from dit.config import StudyConfig
 from dit.console import progress, say
 from dit.errors import ConfigError, MismatchError
 from dit.formatting import format_number
@@ -28,8 +28,8 @@ def run(config: StudyConfig, store: Store, variant: str, step: int | None = None
     """Measure the samples of one checkpoint, or, without a step, of every evaluated one.
 
     Raises MissingError when samples, dataset, extractor weights or reference are not there, MismatchError when another
-    configuration, decoder or source made them, ConfigError for a single sample, DataError when a file of theirs is
-    damaged.
+    configuration, decoder or source made them, ConfigError for a single sample, InputError for a reference file that is
+    none, DataError when another file of theirs is damaged.
     """
     spec = config.spec(variant)
     steps = config.evaluation.at_steps if step is None else (step,)
@@ -42,7 +42,7 @@ def run(config: StudyConfig, store: Store, variant: str, step: int | None = None
 
 
 def check_files(config: StudyConfig, store: Store) -> None:
-    """Raise MissingError or MismatchError now for what an evaluation would miss after days of training."""
+    """Raise InputError now for what an evaluation would miss, or could not use, after days of training."""
     find_evaluation_files(config, store)
 
 
@@ -88,7 +88,7 @@ def _evaluate(
             if ranks.is_main:
                 metrics, replicates = yardstick.judge.measure(seen, labels)
                 record = _record(sample_set, manifest, yardstick, metrics, replicates)
-                _log(record, config.sampling, tracker)
+                _log(record, config, tracker)
                 write_record(store, layout.metrics(config, spec, sample_set.step), record)
             ranks.barrier()
     return {step: _read(config, store, spec, step, decoder) for step in steps}
@@ -143,12 +143,12 @@ def _record(
     )
 
 
-def _log(record: MetricsRecord, sampling: SamplingConfig, tracker: Tracker) -> None:
+def _log(record: MetricsRecord, config: StudyConfig, tracker: Tracker) -> None:
     # The tracker keeps a name's first point of a step, so numbers of another protocol need names of their own.
     points: dict[str, float] = {}
     for name, metric in record.metrics.items():
         points |= {name: metric.value, f"{name}_low": metric.low, f"{name}_high": metric.high}
-    tracker.metrics(record.step, {layout.metric(sampling, name): value for name, value in points.items()})
+    tracker.metrics(record.step, {layout.metric(config, name): value for name, value in points.items()})
     shown = record.metrics[record.metric]
     low, high = format_number(shown.low), format_number(shown.high)
     say(f"{record.variant} step {record.step}: {record.metric} {format_number(shown.value)} [{low}, {high}]")

@@ -13,9 +13,11 @@ from dit import layout
 from dit.codec_weights import decoder_at_hand
 from dit.config import StudyConfig
 from dit.console import progress, say
+from dit.distributed import environment_rank
 from dit.errors import MissingError
 from dit.formatting import format_rate
 from dit.records import DatasetManifest, SamplePartRecord, SampleSetManifest
+from dit.sampling.adm import check_target, write_npz
 from dit.sampling.sets import PART_IMAGES, Drawn, SampleSet
 from dit.storage import Store, read_record
 from dit.variants import ModelSpec
@@ -26,12 +28,21 @@ if TYPE_CHECKING:
     from dit.tracking import Tracker
 
 
-def run(config: StudyConfig, store: Store, variant: str, step: int | None = None) -> list[SampleSetManifest]:
+def run(
+    config: StudyConfig, store: Store, variant: str, step: int | None = None, export: Path | None = None
+) -> list[SampleSetManifest]:
     """Draw the sample set of one checkpoint, or, without a step, of every evaluated one.
 
-    Raises MissingError when a checkpoint or the decoder's weights are not there, MismatchError when another
-    configuration or decoder made what is there, DivergedError when a model's samples are not finite.
+    The first rank then writes the set, or the first of them, to the file `export` for the ADM evaluator.
+
+    Raises InputError when that file could not be written, MissingError when a checkpoint or the decoder's weights are
+    not there, MismatchError when another configuration or decoder made what is there, DivergedError when a model's
+    samples are not finite.
     """
+    export = export if environment_rank() == 0 else None
+    if export:
+        # What cannot be written must show before hours of sampling, not after them.
+        check_target(export)
     spec = config.spec(variant)
     steps = config.evaluation.at_steps if step is None else (step,)
     decoder = decoder_at_hand(config.dataset)
@@ -40,16 +51,16 @@ def run(config: StudyConfig, store: Store, variant: str, step: int | None = None
     if pending:
         _check_inputs(config, store, spec, [sample_set.step for sample_set in pending])
         _draw_sets(config, store, spec, pending)
+    if export:
+        export_adm(config, store, variant, sets[0].step, export)
     return [sample_set.required_manifest() for sample_set in sets]
 
 
-def export_adm(config: StudyConfig, store: Store, variant: str, step: int, path: str | Path) -> None:
+def export_adm(config: StudyConfig, store: Store, variant: str, step: int, path: Path) -> None:
     """Write a complete sample set as the npz of the ADM evaluator; raises as `SampleSet.required_manifest`."""
-    from dit.sampling.adm import write_npz
-
     sample_set = SampleSet(store, config, config.spec(variant), step, decoder_at_hand(config.dataset))
     manifest = sample_set.required_manifest()
-    write_npz(Path(path), sample_set.read(manifest), manifest.num_samples, manifest.image_size)
+    write_npz(path, sample_set.read(manifest), manifest.num_samples, manifest.image_size)
     say(f"{path}: {manifest.num_samples} images of {sample_set.spec.name} at step {step}")
 
 

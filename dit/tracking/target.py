@@ -100,6 +100,6 @@ def resolve_target(config: StudyConfig, store: Store) -> Target:
         description=config.description,
         artifacts=None if over_http else (root / ARTIFACTS / experiment).as_uri(),
         store=store.url,
-        metric=layout.metric(config.sampling, config.evaluation.metric),
+        metric=layout.metric(config, config.evaluation.metric),
         last_step=config.evaluation.at_steps[-1],
     )

@@ -16,7 +16,7 @@ RECIPE = (
     f"variants=[{', '.join(VARIANTS)}]",
     "train.steps=60",
     "evaluation.at_steps=[60]",
-    "evaluation.resamples=20",
+    "evaluation.resamples=40",
     "sampling.num_samples=80",
     "sampling.steps=5",
 )

@@ -24,7 +24,7 @@ REPOSITORY = Path(__file__).parents[2]
 OVERRIDES = (
     "variants=[mini-S/2]",
     "train.steps=20",
-    "evaluation.resamples=20",
+    "evaluation.resamples=40",
     "sampling.steps=5",
     "sampling.num_samples=60",
 )
@@ -95,7 +95,7 @@ def test_a_study_ends_with_its_report_and_a_step_that_fails_says_why(image: str,
     report = root / "studies/digits/report/report.html"
     assert str(report) in output
     assert {path.stat().st_uid for path in root.rglob("*")} == {os.getuid()}
-    code, _, errors = run(root, image, "evaluation.resamples=21")
+    code, _, errors = run(root, image, "evaluation.resamples=41")
     assert code == 2
     assert [line for line in errors.splitlines() if line.startswith("dit: ")] == errors.splitlines()[-1:]
     assert errors.splitlines()[-1].startswith("dit: evaluate mini-S/2: ")

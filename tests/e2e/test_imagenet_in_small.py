@@ -39,7 +39,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "evaluation.extractor_weights": str(folder / "inception.pth"),
         "evaluation.extractor_sha256": sha256,
         "evaluation.reference": "{kind: dataset}",
-        "evaluation.resamples": "3",
+        "evaluation.resamples": "40",
         "tracking.kind": "none",
     }
 

@@ -20,7 +20,7 @@ OVERRIDES = (
     "dataset.samples_per_shard=600",
     "train.steps=400",
     "evaluation.at_steps=[10, 400]",
-    "evaluation.resamples=20",
+    "evaluation.resamples=40",
     "sampling.steps=5",
     "cluster.steps.retries=0",
 )

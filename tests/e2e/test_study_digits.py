@@ -30,7 +30,7 @@ OVERRIDES = (
     "train.steps=40",
     "train.global_batch=32",
     "evaluation.at_steps=[20,40]",
-    "evaluation.resamples=20",
+    "evaluation.resamples=40",
     "sampling.steps=5",
     "sampling.num_samples=60",
     "fit.lanes=2",
@@ -297,7 +297,7 @@ def test_a_step_that_fails_is_one_line_with_its_exit_code(finished: tuple[Study,
     """A sample set of another protocol lies where this study's metrics would come from."""
     study, _ = finished
     before = study.values()
-    code, _, errors = study.run("evaluation.resamples=21")
+    code, _, errors = study.run("evaluation.resamples=41")
     assert code == 2
     assert len([line for line in errors.splitlines() if line.startswith("dit: ")]) == 1
     assert errors.splitlines()[-1].startswith("dit: evaluate mini-")

@@ -20,7 +20,7 @@ from dit.cli import run
 from dit.config import StudyConfig
 from dit.data.sources import iter_source_images
 from dit.errors import ConfigError, DataError, InputError, MismatchError, MissingError
-from dit.metrics.weights import INCEPTION_FILE, INCEPTION_SHA256
+from dit.metrics.weights import INCEPTION_FILE, INCEPTION_SHA256, read_adm_images
 from dit.records import ExtractorRecord, MetricsRecord, ReferenceRecord
 from dit.sampling.noise import sample_labels
 from dit.stages import evaluate, prepare, sample
@@ -107,7 +107,7 @@ def test_the_record_tells_how_its_number_was_made(judged: tuple[Store, dict[str,
         spec.gflops(config.dataset.inputs),
     )
     assert record.config_hash == config.evaluation_hash(spec)
-    assert len(record.replicates) == 20
+    assert len(record.replicates) == 40
     assert np.mean(record.replicates) == pytest.approx(record.metrics["fd_digits"].value)
     trained = read_record(store, layout.trained_extractor(config), ExtractorRecord)
     assert trained is not None
@@ -129,10 +129,23 @@ def test_points_are_named_for_their_protocol(judged: tuple[Store, dict[str, Metr
     config = small_study("study=real")
     points = {point.key: (point.step, point.value) for point in read_points(config, store, config.spec(VARIANT))}
     value = records["real"].metrics["fd_digits"]
-    protocol = layout.protocol(config.sampling)
+    protocol = f"{layout.protocol(config.sampling)}_resamples-40"
     assert points[f"{protocol}/fd_digits"] == (STEP, value.value)
     assert points[f"{protocol}/fd_digits_low"] == (STEP, value.low)
     assert all(re.fullmatch(r"[A-Za-z0-9_./ -]+", key) for key in points)
+
+
+def test_points_of_another_evaluation_are_other_points(judged: tuple[Store, dict[str, MetricsRecord]]) -> None:
+    store = judged[0]
+    plain = small_study("study=again", "evaluation.resamples=200")
+    assert layout.metric(plain, "fd_digits") == f"{layout.protocol(plain.sampling)}/fd_digits"
+    write_samples(store, plain, digits_asked_for(plain))
+    for config in (plain, small_study("study=again", "evaluation.confidence=0.9", "evaluation.resamples=200")):
+        spec = config.spec(VARIANT)
+        record = evaluate.run(config, store, VARIANT)[0]
+        points = {point.key: point.value for point in read_points(config, store, spec)}
+        assert points[layout.metric(config, "fd_digits_high")] == record.metrics["fd_digits"].high
+        store.delete(layout.metrics(config, spec, STEP))
 
 
 def test_a_complete_evaluation_is_found_without_torch(judged: tuple[Store, dict[str, MetricsRecord]]) -> None:
@@ -159,7 +172,7 @@ def test_evaluating_again_gives_the_same_record(judged: tuple[Store, dict[str, M
 
 
 def test_metrics_of_another_protocol_are_refused(judged: tuple[Store, dict[str, MetricsRecord]]) -> None:
-    other = small_study("study=real", "evaluation.resamples=7")
+    other = small_study("study=real", "evaluation.resamples=50")
     with pytest.raises(MismatchError, match=f"{other.evaluation_hash(other.spec(VARIANT))}.*evaluation keys differ"):
         evaluate.run(other, judged[0], VARIANT)
 
@@ -214,10 +227,10 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, StudyConf
         base.to_yaml(),
         [
             "evaluation.at_steps=[4]",
-            "evaluation.resamples=10",
+            "evaluation.resamples=40",
             f"evaluation.extractor_weights={weights}",
             f"evaluation.extractor_sha256={sha256}",
-            "sampling.num_samples=6",
+            "sampling.num_samples=8",
             "sampling.steps=3",
             "fit.feature_batch=4",
             "tracking.kind=none",
@@ -269,19 +282,28 @@ def test_adms_reference_is_read_and_its_images_serve_precision_and_recall(
     assert set(results["without"].metrics) == {"fid", "isc"}
 
 
-def test_a_file_without_adms_keys_is_refused_with_what_it_holds(
+def test_a_file_that_is_not_adms_is_refused_before_any_work(
     pictures: tuple[Store, StudyConfig], tmp_path: Path
 ) -> None:
     store, config = pictures
     np.savez(tmp_path / "other.npz", mean=np.zeros(3), arr_0=np.zeros(2))
     (tmp_path / "text.npz").write_text("no archive")
-    for name, message in {"other": r"has keys mean, arr_0; needed are mu \[2048\]", "text": "is not an npz"}.items():
-        adm = load_text(
-            config.to_yaml(), ["sampling.seed=7", f"evaluation.reference={{kind: adm, path: {tmp_path}/{name}.npz}}"]
-        )
-        sample.run(adm, store, VARIANT)
-        with pytest.raises(InputError, match=message) as error:
-            evaluate.run(adm, store, VARIANT)
+    (tmp_path / "empty.npz").write_bytes(b"")
+    np.save(tmp_path / "array.npy", np.zeros(2048))
+    np.savez(tmp_path / "nan.npz", mu=np.full(2048, np.nan), sigma=np.eye(2048))
+    np.savez(tmp_path / "infinite.npz", mu=np.zeros(2048), sigma=np.full((2048, 2048), np.inf))
+    refused = {
+        "other.npz": r"has keys mean, arr_0; needed are mu \[2048\]",
+        "text.npz": "is not an npz",
+        "empty.npz": "is not an npz",
+        "array.npy": "is not an npz",
+        "nan.npz": "a mu or sigma that is not finite",
+        "infinite.npz": "a mu or sigma that is not finite",
+    }
+    for name, message in refused.items():
+        adm = load_text(config.to_yaml(), [f"evaluation.reference={{kind: adm, path: {tmp_path}/{name}}}"])
+        with pytest.raises(InputError, match=rf"{name} .*{message}") as error:
+            evaluate.check_files(adm, store)
         assert "\n" not in str(error.value)
 
 
@@ -298,6 +320,18 @@ def test_images_that_changed_since_the_preparation_are_no_reference(
         evaluate.run(config, store, VARIANT)
     assert "\n" not in str(error.value)
     assert not store.list(layout.reference(config))
+
+
+def test_adms_images_are_read_as_images_or_refused(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
+    np.savez(tmp_path / "a.npz", arr_0=images)
+    found = read_adm_images(tmp_path / "a.npz", 4)
+    assert found is not None
+    assert np.array_equal(found, images[:4])
+    for wrong in (images[0], images.astype(float), images[..., :1]):
+        np.savez(tmp_path / "a.npz", arr_0=wrong)
+        with pytest.raises(InputError, match="arr_0 of"):
+            read_adm_images(tmp_path / "a.npz", 4)
 
 
 def test_missing_inception_weights_are_one_line_before_any_work(

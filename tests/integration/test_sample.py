@@ -148,10 +148,10 @@ def test_a_smaller_set_is_the_beginning_of_a_larger(
     assert same(images_of(store, config), (images[:30], labels[:30]))
 
 
-def launch(store: Store, config: StudyConfig, folder: Path, ranks: int = 1) -> subprocess.Popen[str]:
+def launch(store: Store, config: StudyConfig, folder: Path, *more: str, ranks: int = 1) -> subprocess.Popen[str]:
     study = folder / "study.yaml"
     study.write_text(config.to_yaml())
-    command = [sys.executable, "-m", "dit", "sample", str(study), "--variant", VARIANT, "--root", store.url]
+    command = [sys.executable, "-m", "dit", "sample", str(study), "--variant", VARIANT, "--root", store.url, *more]
     if ranks > 1:
         command[1:3] = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m", "dit"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -159,9 +159,9 @@ def launch(store: Store, config: StudyConfig, folder: Path, ranks: int = 1) -> s
 
 
 def finish(process: subprocess.Popen[str]) -> str:
-    _, errors = process.communicate(timeout=240)
+    output, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
-    return errors
+    return output
 
 
 @pytest.mark.slow
@@ -170,8 +170,12 @@ def test_two_processes_draw_the_same_images(
 ) -> None:
     config = small_study()
     store = fresh(tmp_path / "root", config)
-    finish(launch(store, config, tmp_path, ranks=2))
+    export = tmp_path / "adm.npz"
+    output = finish(launch(store, config, tmp_path, "--step", str(STEP), "--export-adm", str(export), ranks=2))
     assert same(images_of(store, config), images_of(*whole[:2]))
+    assert output.count(f"{export}: 560 images") == 1
+    with np.load(export, allow_pickle=False) as arrays:
+        assert arrays["arr_0"].shape == (560, 8, 8, 3)
 
 
 def test_a_killed_launch_keeps_its_parts_and_the_next_draws_the_rest(

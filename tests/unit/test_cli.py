@@ -88,6 +88,15 @@ def test_an_export_names_one_sample_set(more: list[str], capsys: pytest.CaptureF
     assert "--export-adm" in refused(["sample", DIGITS, "--export-adm", "a.npz", *more], capsys)
 
 
+@pytest.mark.parametrize("place", ["/dev/null/a.npz", "/proc/none/a.npz", "docs"])
+def test_an_export_that_cannot_be_written_shows_before_any_work(
+    place: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    named = ["--variant", "mini-S/2", "--step", "1500", "--export-adm", place]
+    assert f"--export-adm {place}: " in refused(["sample", DIGITS, *named], capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("step", ["0", "-5", "many"])
 def test_a_step_that_is_none(step: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "--step" in refused(["sample", DIGITS, "--step", step], capsys)

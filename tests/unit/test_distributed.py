@@ -15,6 +15,7 @@ from dit.errors import ConfigError
 
 PATIENCE_SECONDS = 240
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "DIT_COLLECTIVE_TIMEOUT")
+SHORT = {"DIT_COLLECTIVE_TIMEOUT": "10"}
 
 COLLECTIVES = """
 import torch
@@ -38,9 +39,20 @@ try:
         ranks.barrier()
         if ranks.rank == 1:
             {fate}
-        ranks.barrier()
+        ranks.{meeting}
 except DitError as error:
     sys.exit(f"seen: {{error}}")
+"""
+
+SLOW_RANK = """
+import time
+from dit.distributed import session
+with session("cpu") as ranks:
+    ranks.barrier()
+    if ranks.rank == 1:
+        time.sleep(15)
+    ranks.barrier()
+    assert ranks.maximum(ranks.rank) == 1
 """
 
 
@@ -106,11 +118,19 @@ def test_two_ranks_reduce_and_sessions_follow_one_another() -> None:
 
 
 @pytest.mark.slow
+def test_ranks_that_work_apart_wait_longer_for_each_other_than_a_collective_does() -> None:
+    with reserved_port() as port:
+        for process in start_ranks(SLOW_RANK, port, **SHORT):
+            _, err = process.communicate(timeout=PATIENCE_SECONDS)
+            assert process.returncode == 0, err
+
+
+@pytest.mark.slow
 def test_a_rank_that_dies_or_hangs_fails_the_others_with_one_line() -> None:
     with reserved_port() as one, reserved_port() as other:
         pairs = [
-            start_ranks(LOST_RANK.format(fate="os._exit(9)"), one, DIT_COLLECTIVE_TIMEOUT=str(PATIENCE_SECONDS)),
-            start_ranks(LOST_RANK.format(fate="time.sleep(600)"), other, DIT_COLLECTIVE_TIMEOUT="10"),
+            start_ranks(LOST_RANK.format(fate="os._exit(9)", meeting="barrier()"), one),
+            start_ranks(LOST_RANK.format(fate="time.sleep(600)", meeting="maximum(0)"), other, **SHORT),
         ]
         for survivor, lost in pairs:
             try:

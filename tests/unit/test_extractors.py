@@ -12,12 +12,13 @@ from safetensors.torch import save_file
 from sample_fixtures import save_inception, small_study
 
 from dit.data.sources import iter_source_images
-from dit.errors import MismatchError, MissingError
+from dit.errors import DataError, MismatchError, MissingError
 from dit.metrics import digits
-from dit.metrics.coverage import inside
+from dit.metrics.coverage import Manifold
 from dit.metrics.extractors import INCEPTION, Extractor, open_digits, open_inception
 from dit.metrics.fidelity import create_feature_extractor
 from dit.metrics.frechet import FeatureSums, Gaussian, frechet_distance
+from dit.metrics.intervals import random_halves
 from dit.metrics.weights import INCEPTION_FILE, INCEPTION_SHA256, find_inception
 from dit.storage import open_store
 
@@ -73,6 +74,15 @@ def test_stored_weights_see_what_the_trained_ones_did(
     seen = digits_extractor(classifier[0], tmp_path)(images)
     assert seen.features.shape == (1797, 64)
     assert float((seen.logits.argmax(dim=1).numpy() == labels).mean()) > 0.97
+
+
+def test_weights_that_are_not_finite_are_refused_before_any_work(
+    tmp_path: Path, classifier: tuple[dict[str, torch.Tensor], float, int]
+) -> None:
+    weights = {name: tensor.clone() for name, tensor in classifier[0].items()}
+    weights["embed.0.bias"][0] = float("nan")
+    with pytest.raises(DataError, match="not finite"):
+        digits_extractor(weights, tmp_path)
 
 
 def test_more_noise_is_farther_away_up_to_noise_alone(
@@ -181,17 +191,24 @@ def random_features(count: int, seed: int, shift: float = 0.0) -> torch.Tensor:
 def test_precision_and_recall_are_torch_fidelitys() -> None:
     generated, real = random_features(400, 0, shift=0.4), random_features(500, 1)
     expected = prc_features_to_metric(generated, real, verbose=False)
-    assert float(inside(generated, real).float().mean()) == pytest.approx(expected["precision"])
-    assert float(inside(real, generated).float().mean()) == pytest.approx(expected["recall"])
+    assert float(Manifold(real).covers(generated).float().mean()) == pytest.approx(expected["precision"])
+    assert float(Manifold(generated).covers(real).float().mean()) == pytest.approx(expected["recall"])
     assert 0.05 < expected["precision"] < 0.95
 
 
 def test_identical_sets_cover_each_other_and_distant_ones_do_not() -> None:
     here, far = random_features(100, 0), random_features(100, 1, shift=100)
-    assert bool(inside(here, here.clone()).all())
-    assert not bool(inside(here, far).any())
+    assert bool(Manifold(here).covers(here.clone()).all())
+    assert not bool(Manifold(far).covers(here).any())
+
+
+def test_a_draw_covers_what_its_images_would_cover_alone() -> None:
+    generated, real = random_features(100, 0), random_features(300, 1)
+    halves = list(random_halves(100, 3))
+    alone = [float(Manifold(generated[torch.from_numpy(half)]).covers(real).double().mean()) for half in halves]
+    assert Manifold(generated).shares(real, halves) == pytest.approx(alone)
 
 
 def test_three_images_span_no_manifold() -> None:
     with pytest.raises(ValueError, match="more than 3"):
-        inside(random_features(5, 0), random_features(3, 1))
+        Manifold(random_features(3, 1))

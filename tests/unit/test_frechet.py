@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import pytest
@@ -92,6 +93,11 @@ def test_float32_features_lose_nothing_that_matters() -> None:
     exact = frechet_distance(gaussian(data), gaussian(features(2000, 16, 1, shift=50)))
     single = frechet_distance(gaussian(data.float()), gaussian(features(2000, 16, 1, shift=50).float()))
     assert single == pytest.approx(exact, rel=1e-4)
+
+
+def test_what_is_not_a_number_is_at_no_distance_of_zero() -> None:
+    own = gaussian(features(100, 4, 0))
+    assert math.isnan(FrechetReference(own).distance(Gaussian(own.mean * math.nan, own.covariance)))
 
 
 def test_one_image_has_no_covariance() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,12 @@ def test_only_science_enters_the_training_hash(change: dict[str, Any], same: boo
         ({"fit_by_variant": {"DiT-L/2": {}}}, "'DiT-L/2', which is not among variants"),
         ({"fit_by_variant": {"DiT-S/8": {"micro_bach": 3}}}, "micro_bach"),
         ({"evaluation__extractor": "digits"}, "evaluation.extractor=digits needs"),
+        ({"sampling__cfg_scale": math.inf}, "sampling.cfg_scale=inf: Input should be a finite number"),
+        ({"train__learning_rate": math.inf}, "train.learning_rate=inf"),
+        ({"train__weight_decay": math.inf}, "train.weight_decay=inf"),
+        ({"dataset__codec__scale_factor": math.inf}, "scale_factor=inf"),
+        ({"evaluation__resamples": 39}, "resamples=39 are too few for intervals of confidence=0.95; give at least 40"),
+        ({"evaluation__resamples": 199, "evaluation__confidence": 0.99}, "give at least 200"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_it(change: dict[str, Any], named: str) -> None:
