@@ -94,8 +94,9 @@ class StepsConfig(Section):
     """Variants under way at once; unset, all of them where `queue` starts jobs whole, and else one: jobs that start
     pod by pod take the GPUs from each other, and none gets all of its own."""
     retries: Natural = 3
-    """How often a step is tried again whose pod was lost, to an eviction or with its node. One that failed by itself
-    is not: it would fail again."""
+    """How often a step is tried again whose pod was deleted, as draining a node does, or lost with its node. One that
+    failed is not: by itself it would fail again; and of one that its node ended, short of memory or disk or about to
+    shut down, Argo knows no better. Submitted again, the run goes on."""
     retry_seconds: Positive = 30
     """Pause before the first of these tries; it doubles from one to the next."""
 
@@ -141,9 +142,10 @@ class PatienceConfig(Section):
     """How long the launcher of a job waits for what, in seconds."""
 
     start: Positive = 86_400
-    """For all pods to run, while nodes, quota or the queue may still become free."""
+    """For all pods to run, while nodes, quota or the queue may still become free; also later, for one that is lost."""
     hopeless: Positive = 90
-    """For what no waiting mends by itself: an image that cannot be pulled, a refused pod, a missing secret."""
+    """For what no waiting mends by itself: an image that cannot be pulled, a refused pod, a missing secret. A job whose
+    pods have all run has `start` for that, too, and the reason is in its launcher's log."""
     api: Positive = 3600
     """For an API server or store that does not answer."""
 
@@ -192,8 +194,8 @@ class ClusterConfig(Section):
     max_restarts: Natural = 0
     """How often torchrun starts its processes again inside a running pod. Not for a TrainJob."""
     backoff_limit: Natural = 32
-    """The job fails when its pods were restarted so often, all together; when one pod is lost, all of them are
-    restarted. Not for a TrainJob."""
+    """The incident at which a job fails. Each restarts all pods, since one that is lost takes the others along; the
+    operator, which adds up restarts of single pods, is given this times `replicas`. Not for a TrainJob."""
     ttl_seconds: Positive = 86_400
     """How long a finished job, with the logs of its failed pods, is kept. Not for a TrainJob."""
     deadline_seconds: Positive | None = None

@@ -61,16 +61,25 @@ def sweep(cluster: Cluster) -> Iterator[str]:
     refused: ApiRefused | None = None
     for kind, job in _jobs(cluster):
         try:
-            if is_orphan(kind, job, find):
-                name = job["metadata"]["name"]
-                # The pods first: once a node has begun to end one in its own time, it can no longer be hurried.
-                cluster.delete_pods(f"{kind.pod_label}={name}", GRACE_SECONDS)
-                cluster.delete(kind.resource, name, job["metadata"]["uid"])
-                yield f"{kind.resource.kind} {cluster.namespace}/{name}"
+            if _deleted(cluster, kind, job, find):
+                yield f"{kind.resource.kind} {cluster.namespace}/{job['metadata']['name']}"
         except ApiRefused as error:
             refused = error
     if refused is not None:
         raise refused
+
+
+def _deleted(cluster: Cluster, kind: JobKind, job: Object, find: Callable[[Workflow], Object | None]) -> bool:
+    """Whether this was an orphan, and is deleted; one that changes in between may have been adopted: look again."""
+    name = job["metadata"]["name"]
+    seen: Object | None = job
+    while seen is not None and is_orphan(kind, seen, find):
+        # The pods first: once a node has begun to end one in its own time, it can no longer be hurried.
+        cluster.delete_pods(f"{kind.pod_label}={name}", GRACE_SECONDS)
+        if cluster.delete(kind.resource, name, seen["metadata"]["uid"], seen["metadata"]["resourceVersion"]):
+            return True
+        seen = cluster.get(kind.resource, name)
+    return False
 
 
 def _jobs(cluster: Cluster) -> Iterator[tuple[JobKind, dict[str, Any]]]:

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from dit import layout, study_file
 from dit.config import StudyConfig
-from dit.errors import DitError, MissingError
+from dit.errors import DitError, MissingError, StoreError
 from dit.records import DatasetManifest, MetricsRecord, Record, SampleSetManifest, TrainRecord
 from dit.storage import Store, cache_dir, open_store
 from dit.variants import resolve
 from pipelines import artifacts, events, leash
+from pipelines.jobs.patience import patiently
 
 if TYPE_CHECKING:
     from pipelines.jobs.names import Stage
@@ -163,7 +164,8 @@ def run_job(stage: Stage, run: Run, variant: str, image: str) -> StepResult:
 
         overrides = run.all_overrides()
         records = launch_job(stage, run.study, run.root, overrides, variant, image)
-        return StepResult(study_file.load_text(run.study, overrides), open_store(run.root), records)
+        config = study_file.load_text(run.study, overrides)
+        return StepResult(config, _opened(run.root, config), records)
 
     return _spoken(_named(stage, variant), launch)
 
@@ -228,12 +230,18 @@ def _stage(
     **options: Any,
 ) -> StepResult:
     config = study_file.load_text(study, overrides)
-    store = open_store(root)
+    store = _opened(root, config)
     call = getattr(importlib.import_module(f"dit.stages.{stage}"), function)
     with _alone(f"{store.url} {config.study} {variant or ''}"):
         result = call(config, store, *([variant] if variant else []), **options)
     records = result if isinstance(result, list) else [result]
     return StepResult(config, store, [record for record in records if record is not None])
+
+
+def _opened(root: str, config: StudyConfig) -> Store:
+    """The store; in a pod, beside which nobody sits, also one that is away for a while."""
+    limit = config.cluster.patience.api if _POD in os.environ else 0
+    return patiently(lambda: open_store(root), StoreError, limit)
 
 
 @contextmanager

@@ -48,7 +48,7 @@ def serve(answer: Callable[[Request], Answer]) -> Iterator[str]:
             self.end_headers()
             self.wfile.write(data)
 
-        do_GET = do_POST = _any
+        do_GET = do_POST = do_PATCH = do_DELETE = _any
 
         def log_message(self, *_: Any) -> None:
             pass

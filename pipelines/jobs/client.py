@@ -18,7 +18,7 @@ from pipelines.jobs.kinds import Object, Resource
 
 WORKFLOWS = Resource("argoproj.io", "v1alpha1", "workflows", "Workflow")
 WORKLOADS = Resource("kueue.x-k8s.io", "v1beta1", "workloads", "Workload")
-NOT_FOUND, CONFLICT, FORBIDDEN = 404, 409, 403
+UNAUTHORIZED, FORBIDDEN, NOT_FOUND, CONFLICT = 401, 403, 404, 409
 
 _TIMEOUT = (5, 30)
 _LOG_TIMEOUT = (5, 300)
@@ -113,14 +113,20 @@ class Cluster:
         """Merge `change` into an object."""
         return self._call(self._custom.patch_namespaced_custom_object, *self._of(resource), name, dict(change))
 
-    def delete(self, resource: Resource, name: str, uid: str) -> None:
-        """Delete this very object with all that it owns; nothing where it is gone or another has its name."""
-        options = k8s.V1DeleteOptions(propagation_policy="Background", preconditions=k8s.V1Preconditions(uid=uid))
+    def delete(self, resource: Resource, name: str, uid: str, version: str | None = None) -> bool:
+        """Delete this very object with all that it owns, with `version` only while it is as it was then.
+
+        False where it is gone, another has its name, or it has changed.
+        """
+        condition = k8s.V1Preconditions(uid=uid, resource_version=version)
+        options = k8s.V1DeleteOptions(propagation_policy="Background", preconditions=condition)
         try:
             self._call(self._custom.delete_namespaced_custom_object, *self._of(resource), name, body=options)
         except ApiRefused as error:
             if error.status not in (NOT_FOUND, CONFLICT):
                 raise
+            return False
+        return True
 
     def delete_pods(self, selector: str, grace_seconds: int) -> None:
         """Have the pods with these labels end, and end them after so long; also those that are at it already."""

@@ -38,6 +38,7 @@ class Judge:
         self.place = f"{kind.resource.kind} {spec.namespace}/{spec.name}"
         self._deaths: set[Death] = set()
         self._complete = False
+        self._has_run: bool | None = None
         self._incomplete_since: float | None = None
         self._hopeless_since: float | None = None
         self._since: dict[str, float] = {}
@@ -52,6 +53,9 @@ class Judge:
                 over=Phase.FAILED,
                 error=f"{self.place} is gone: {whose}; the same step, run again, goes on from the last checkpoint",
             )
+        if self._has_run is None:
+            # What a launcher adopts may have run for days; a job that it has just made has no such condition.
+            self._has_run = any(condition(job, kind) is not None for kind in ("Running", "Restarting"))
         fresh = set(deaths(snapshot.pods)) - self._deaths
         self._deaths |= fresh
         news = [f"{death.pod} ended: {death}" for death in sorted(fresh, key=lambda death: death.finished)]
@@ -77,6 +81,7 @@ class Judge:
             self._since.clear()
         self._complete = complete
         if complete:
+            self._has_run = True
             self._incomplete_since = self._hopeless_since = None
             return news
         if self._incomplete_since is None:
@@ -105,16 +110,15 @@ class Judge:
             if reason
             else f"kubectl get pods -n {self._spec.namespace} -l {self._kind.pod_label}={self._spec.name}"
         )
-        if self._hopeless_since is not None and now - self._hopeless_since >= patience.hopeless:
+        # Of a job that has run, a worker that lost its node, or a queue that somebody holds, may come back.
+        hopeless = None if self._has_run else self._hopeless_since
+        if hopeless is not None and now - hopeless >= patience.hopeless:
             return Verdict(news, Phase.FAILED, f"{self.place} cannot start: {why}", abandoned=True)
         if self._incomplete_since is not None and now - self._incomplete_since >= patience.start:
             waited = format_duration(patience.start)
-            return Verdict(
-                news,
-                Phase.FAILED,
-                f"{self.place} did not start within {waited} (cluster.patience.start): {why}",
-                abandoned=True,
-            )
+            what = "did not get all of its pods back" if self._has_run else "did not start"
+            error = f"{self.place} {what} within {waited} (cluster.patience.start): {why}"
+            return Verdict(news, Phase.FAILED, error, abandoned=True)
         return Verdict(news)
 
     def _failure(self, snapshot: Snapshot, cause: Death | None) -> str:

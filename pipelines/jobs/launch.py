@@ -55,7 +55,8 @@ def run(stage: Stage, study: str, root: str, overrides: list[str], variant: str,
     cluster = Cluster.connect()
     spec = job_spec(config, variant, stage, root, image)
     spec = patiently(lambda: in_run(spec, cluster), ApiUnavailable, config.cluster.patience.api)
-    return launch(config, open_store(root), spec, cluster)
+    store = patiently(lambda: open_store(root), StoreError, config.cluster.patience.api)
+    return launch(config, store, spec, cluster)
 
 
 def in_run(spec: JobSpec, cluster: Cluster) -> JobSpec:

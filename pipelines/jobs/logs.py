@@ -44,8 +44,7 @@ class PodLogs:
             if pod_phase(pod) not in ("Succeeded", "Failed"):
                 alive.add(uid)
             if uid not in self._tails and _has_started(pod):
-                container = container_statuses(pod)[0]["name"]
-                self._tails[uid] = _Tail(self._cluster, pod_name(pod), container, self._job)
+                self._tails[uid] = _Tail(self._cluster, pod, self._job)
         for uid, tail in self._tails.items():
             if uid not in alive:
                 tail.ending.set()
@@ -68,15 +67,16 @@ class PodLogs:
 class _Tail(threading.Thread):
     """One pod's log."""
 
-    def __init__(self, cluster: Cluster, pod: str, container: str, job: str) -> None:
-        super().__init__(name=f"log of {pod}", daemon=True)
+    def __init__(self, cluster: Cluster, pod: Object, job: str) -> None:
+        self._cluster, self._pod, self._uid = cluster, pod_name(pod), str(pod["metadata"]["uid"])
+        self._container = str(container_statuses(pod)[0]["name"])
+        super().__init__(name=f"log of {self._pod}", daemon=True)
         self.lines: deque[str] = deque(maxlen=KEPT_LINES)
         self.ending = threading.Event()
         """Set: the log's end is the end, no further one comes."""
         self.silent = threading.Event()
         """Set: nobody reads any more."""
-        self._cluster, self._pod, self._container = cluster, pod, container
-        self._title = pod.removeprefix(f"{job}-")
+        self._title = self._pod.removeprefix(f"{job}-")
         self._last: Stamp = ("", "")
         self._heard = 0.0
         self.start()
@@ -88,6 +88,8 @@ class _Tail(threading.Thread):
             ending = self.ending.is_set()
             before = self._last
             try:
+                if not self._is_there():
+                    return
                 self._read()
                 complete = True
             except ApiUnavailable:
@@ -101,6 +103,11 @@ class _Tail(threading.Thread):
             if self._last != before:
                 waits = pauses()
             self.ending.wait(next(waits))
+
+    def _is_there(self) -> bool:
+        """Whether the name still is this pod's: after it another one bears it, which has a tail of its own."""
+        pod = self._cluster.pod(self._pod)
+        return pod is not None and pod["metadata"]["uid"] == self._uid
 
     def _read(self) -> None:
         since = math.ceil(time.monotonic() - self._heard) + _OVERLAP_SECONDS if self._heard else None

@@ -6,7 +6,7 @@ from kubeflow.training import models as kubeflow
 
 from pipelines.jobs import pods
 from pipelines.jobs.kinds import Object, Phase, Rendered, Resource, holds, metadata
-from pipelines.jobs.spec import JobSpec
+from pipelines.jobs.spec import GATHER_SECONDS, JobSpec
 
 _PORT = 23456
 _CONTAINER = "pytorch"  # the operator looks for this name
@@ -34,6 +34,8 @@ class PyTorchJob:
                     rdzv_backend="c10d",
                     rdzv_port=_PORT,
                     rdzv_id=spec.name,
+                    # Only for pods that are still to come: one that is lost is noticed by its heartbeat.
+                    rdzv_conf=[kubeflow.KubeflowOrgV1RDZVConf(key="join_timeout", value=str(GATHER_SECONDS))],
                     min_replicas=cluster.replicas,
                     max_replicas=cluster.replicas,
                     max_restarts=cluster.max_restarts,
@@ -46,7 +48,8 @@ class PyTorchJob:
                     )
                 },
                 run_policy=kubeflow.KubeflowOrgV1RunPolicy(
-                    backoff_limit=cluster.backoff_limit,
+                    # The operator adds up the restarts of all pods, and one lost pod restarts the others.
+                    backoff_limit=cluster.backoff_limit * cluster.replicas,
                     clean_pod_policy="Running",
                     ttl_seconds_after_finished=cluster.ttl_seconds,
                     active_deadline_seconds=cluster.deadline_seconds,

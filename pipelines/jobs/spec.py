@@ -16,6 +16,8 @@ from pipelines.jobs import names
 from pipelines.jobs.names import Stage
 
 STUDY_PATH = "/etc/dit/study.yaml"
+GATHER_SECONDS = 7 * 86_400
+"""How long pods that run wait for those that do not yet: longer than a launcher, whose patience decides."""
 # An object's annotations may take 256 KiB, all together; the study travels in one.
 _MAX_STUDY_BYTES = 200_000
 
@@ -64,8 +66,8 @@ class JobSpec:
 
     @property
     def arguments(self) -> list[str]:
-        """What follows `python` in a pod: the command that a person would type, under torchrun."""
-        launcher = ["-m", "torch.distributed.run", "-m", "dit"]
+        """What follows `python` in a pod: the command that a person would type, under torchrun; see torchrun.py."""
+        launcher = ["-m", "pipelines.jobs.torchrun", "-m", "dit"]
         return [*launcher, self.stage, STUDY_PATH, "--variant", self.variant.name, "--root", self.root]
 
     @property

@@ -24,6 +24,7 @@ def submit(cluster: Cluster, spec: JobSpec) -> str:
     kind, rendered = kind_of(spec), render(spec)
     place = f"{kind.resource.kind} {spec.namespace}/{spec.name}"
     while True:
+        existing = None
         try:
             existing = cluster.get(kind.resource, spec.name)
             if existing is None:
@@ -37,8 +38,8 @@ def submit(cluster: Cluster, spec: JobSpec) -> str:
             say(f"{place}: removed an earlier one, {kind.phase(existing).value}")
             _remove(cluster, kind.resource, existing)
         except ApiRefused as error:
-            # Another launcher was faster, or the job changed under our hands: look again.
-            if error.status != CONFLICT:
+            # Another launcher was faster, or the job changed or went under our hands: look again.
+            if error.status != CONFLICT and not (existing and error.status == NOT_FOUND):
                 raise refusal(error, kind, spec) from error
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipelines.jobs import pods
 from pipelines.jobs.kinds import Object, Phase, Rendered, Resource, holds, metadata
-from pipelines.jobs.spec import JobSpec
+from pipelines.jobs.spec import GATHER_SECONDS, JobSpec
 
 RUNTIME = Resource("trainer.kubeflow.org", "v1alpha1", "trainingruntimes", "TrainingRuntime")
 _NODE = "node"  # Trainer looks for this name, of the replicated job and of its container
@@ -61,11 +61,14 @@ class TrainJob:
 
 
 def _runtime(spec: JobSpec) -> dict[str, Any]:
+    template = pods.plain(pods.template(spec, _NODE, restart_policy="Never"))
+    # Left to itself torchrun waits a quarter of an hour for the other pods, and its end would be the job's.
+    template["spec"]["containers"][0]["env"].append({"name": "PET_RDZV_CONF", "value": f"timeout={GATHER_SECONDS}"})
     node = {
         "name": _NODE,
         "template": {
             "metadata": {"labels": {"trainer.kubeflow.org/trainjob-ancestor-step": "trainer"}},
-            "spec": {"backoffLimit": 0, "template": pods.plain(pods.template(spec, _NODE, restart_policy="Never"))},
+            "spec": {"backoffLimit": 0, "template": template},
         },
     }
     return {

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
 from dit.console import say
 from dit.errors import DitError
-from pipelines.jobs.client import WORKLOADS, ApiUnavailable, Cluster
+from pipelines.jobs.client import FORBIDDEN, UNAUTHORIZED, WORKLOADS, ApiRefused, ApiUnavailable, Cluster
 from pipelines.jobs.failure import OUT_OF_MEMORY, own_words, rank_of
 from pipelines.jobs.judge import Judge, Verdict
 from pipelines.jobs.kinds import JobKind, Object, Phase, kind_of
@@ -24,7 +25,8 @@ _ASKED_PODS = 3
 def wait(cluster: Cluster, spec: JobSpec, uid: str) -> None:
     """Return when the job has succeeded, as its controller sees it; DitError with the reason when it has not.
 
-    A job of which nothing will come is deleted. Raises ApiUnavailable when the API is away for cluster.patience.api.
+    A job of which nothing will come is deleted. Raises ApiUnavailable when the API is away, or refuses what it allowed
+    at the first look, for cluster.patience.api; ApiRefused for what it does not allow at all.
     """
     kind = kind_of(spec)
     logs = PodLogs(cluster, spec.name)
@@ -52,15 +54,18 @@ def look(cluster: Cluster, kind: JobKind, spec: JobSpec) -> Snapshot:
     workload = None
     if not phase.ended and Snapshot(job, phase, pods).running < spec.cluster.replicas:
         events = _events(cluster, kind, job, pods)
-    if phase is Phase.SUSPENDED and spec.cluster.queue:
+    # Of a new job, too: a right that is missing shows at the first look.
+    if phase in (Phase.NEW, Phase.SUSPENDED) and spec.cluster.queue:
         found = cluster.find(WORKLOADS, f"kueue.x-k8s.io/job-uid={job['metadata']['uid']}")
         workload = found[0] if found else None
     return Snapshot(job, phase, pods, events, workload)
 
 
 def _until_over(cluster: Cluster, spec: JobSpec, kind: JobKind, judge: Judge, logs: PodLogs) -> Verdict:
+    ask = look
     while True:
-        snapshot = patiently(lambda: look(cluster, kind, spec), ApiUnavailable, spec.cluster.patience.api)
+        snapshot = patiently(partial(ask, cluster, kind, spec), ApiUnavailable, spec.cluster.patience.api)
+        ask = _look_again
         logs.follow(snapshot.pods)
         verdict = judge.look(snapshot, time.monotonic())
         for line in verdict.news:
@@ -68,6 +73,16 @@ def _until_over(cluster: Cluster, spec: JobSpec, kind: JobKind, judge: Judge, lo
         if verdict.over is not None:
             return verdict
         time.sleep(POLL_SECONDS)
+
+
+def _look_again(cluster: Cluster, kind: JobKind, spec: JobSpec) -> Snapshot:
+    """`look` after one that was allowed: an API server that has just started refuses all until it knows the rights."""
+    try:
+        return look(cluster, kind, spec)
+    except ApiRefused as error:
+        if error.status in (UNAUTHORIZED, FORBIDDEN):
+            raise ApiUnavailable(f"the cluster's API refuses what it allowed before: {error}") from error
+        raise
 
 
 def _events(cluster: Cluster, kind: JobKind, job: Object, pods: tuple[Object, ...]) -> tuple[Object, ...]:

@@ -9,15 +9,14 @@ from kube import NAMESPACE, Refused, kubectl
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 LAUNCHER = ("--as", f"system:serviceaccount:{NAMESPACE}:dit-launcher", "-n", NAMESPACE)
-JOB_VERBS = {"create", "get", "list", "watch", "patch", "delete"}
-SEE = {"get", "list", "watch"}
+MANAGE = {"create", "get", "patch", "delete"}
 RIGHTS = {
-    "pytorchjobs.kubeflow.org": JOB_VERBS,
-    "trainjobs.trainer.kubeflow.org": JOB_VERBS,
-    "trainingruntimes.trainer.kubeflow.org": JOB_VERBS,
-    "workloads.kueue.x-k8s.io": SEE,
-    "events": SEE,
-    "pods": SEE,
+    "pytorchjobs.kubeflow.org": MANAGE | {"list"},
+    "trainjobs.trainer.kubeflow.org": MANAGE | {"list"},
+    "trainingruntimes.trainer.kubeflow.org": MANAGE,
+    "workloads.kueue.x-k8s.io": {"list"},
+    "events": {"list"},
+    "pods": {"list"},
     "pods/log": {"get"},
 }
 REVIEW = "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews"

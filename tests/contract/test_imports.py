@@ -29,6 +29,7 @@ LIGHT = (
     "pipelines.complete",
     "pipelines.containers",
     "pipelines.jobs.launch",
+    "pipelines.jobs.torchrun",
     "pipelines.local",
     "pipelines.reaper",
     "pipelines.status",

@@ -124,15 +124,16 @@ def test_pods_run_what_a_person_would_type_with_nothing_of_the_launchers_environ
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("MLFLOW_RUN_ID", "of-the-step")
-    for _, template in pod_templates("imagenet256"):
+    for name, template in pod_templates("imagenet256"):
         container = template["spec"]["containers"][0]
         command = " ".join([*container["command"], *container["args"]])
         assert command == (
-            f"python -m torch.distributed.run -m dit train {STUDY_PATH} --variant DiT-XL/4 --root s3://bucket/dit"
+            f"python -m pipelines.jobs.torchrun -m dit train {STUDY_PATH} --variant DiT-XL/4 --root s3://bucket/dit"
         )
         plain = {entry["name"] for entry in container["env"] if "value" in entry}
         settings = {"LOGLEVEL", "OMP_NUM_THREADS", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "AWS_MAX_ATTEMPTS"}
-        assert plain == {"PYTHONUNBUFFERED", "HOME", "TMPDIR", "DIT_CACHE"} | settings
+        own = {"node": {"PET_RDZV_CONF"}}.get(name, set())
+        assert plain == {"PYTHONUNBUFFERED", "HOME", "TMPDIR", "DIT_CACHE"} | settings | own
         references = [next(iter(entry["valueFrom"].values())) for entry in container["env"] if "valueFrom" in entry]
         assert [(one["name"], one["key"]) for one in references] == [
             ("dit-services", "AWS_ENDPOINT_URL_S3"),
@@ -160,6 +161,26 @@ def test_one_pod_for_a_whole_node_is_what_the_study_file_says(study: str) -> Non
     train = rendered(study, *overrides, "cluster.job=trainjob").job
     assert problems(train) == []
     assert (train["spec"]["trainer"]["numNodes"], train["spec"]["trainer"]["numProcPerNode"]) == (1, 8)
+
+
+@pytest.mark.parametrize(("replicas", "limit"), [(8, 24), (32, 96)])
+def test_a_pytorchjob_fails_by_incidents_whatever_the_number_of_its_pods(replicas: int, limit: int) -> None:
+    """The operator adds up the restarts of all pods."""
+    job = rendered("imagenet256", f"cluster.replicas={replicas}", "cluster.backoff_limit=3").job
+    assert job["spec"]["runPolicy"]["backoffLimit"] == limit
+
+
+def test_pods_wait_for_those_that_start_later_as_long_as_a_launcher_does() -> None:
+    """But torchrun's wait for a word of another pod (`read_timeout`), which may have died, stays as it is."""
+    job, patience = rendered("imagenet256").job, load(ROOT / "configs" / "imagenet256.yaml").cluster.patience
+    conf = {one["key"]: int(one["value"]) for one in job["spec"]["elasticPolicy"]["rdzvConf"]}
+    assert conf.keys() == {"join_timeout"}
+    assert conf["join_timeout"] > patience.start
+    (_, node) = pod_templates("imagenet256")[1]
+    env = {one["name"]: one.get("value") for one in node["spec"]["containers"][0]["env"]}
+    key, _, seconds = env["PET_RDZV_CONF"].partition("=")
+    assert key == "timeout"
+    assert int(seconds) > patience.start
 
 
 def test_a_trainjob_keeps_a_failed_pod_and_fails_at_once() -> None:

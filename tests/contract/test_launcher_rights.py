@@ -5,14 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 
 from dit.cluster import ClusterConfig
 from pipelines.jobs import names, rights
+from pipelines.jobs.kinds import all_kinds
 from pipelines.jobs.rights import Right
 
 K8S = Path(__file__).parents[2] / "k8s"
+REAPS = ("get", "list", "delete")
 
 
 def documents(*parts: str) -> list[dict[str, Any]]:
@@ -31,11 +32,30 @@ def role(found: list[dict[str, Any]]) -> dict[str, Any]:
     return next(one for one in found if one["kind"] == "Role" and one["metadata"]["name"] == names.LAUNCHER)
 
 
-@pytest.mark.parametrize("job", ["pytorchjob", "trainjob"])
-def test_the_launcher_may_do_what_it_does(job: str) -> None:
-    granted = role(documents("base", "jobs", "launcher.yaml"))
-    needed = rights.of_launcher(ClusterConfig.model_validate({"job": job, "queue": "gpus"}))
-    assert [str(right) for right in needed if not grants(granted, right)] == []
+def granted_by(role: dict[str, Any]) -> set[str]:
+    """As `Right` spells them."""
+    return {
+        f"{verb} {resource}{f'.{group}' if group else ''}"
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+
+
+def test_the_launcher_may_do_what_it_does_and_no_more() -> None:
+    studies = [ClusterConfig.model_validate({"job": job, "queue": "gpus"}) for job in ("pytorchjob", "trainjob")]
+    needed = {str(right) for study in studies for right in rights.of_launcher(study)}
+    # `dit status`, in a pod of this account, lists a study's jobs.
+    needed |= {f"list {kind.resource.plural}.{kind.resource.group}" for kind in all_kinds()}
+    assert granted_by(role(documents("base", "jobs", "launcher.yaml"))) == needed
+
+
+def test_the_reaper_may_find_jobs_and_delete_them_with_their_pods() -> None:
+    found = documents("base", "jobs", "reaper.yaml")
+    (own,) = (one for one in found if one["kind"] == "Role")
+    needed = {f"{verb} {one.resource.plural}.{one.resource.group}" for one in all_kinds() for verb in REAPS}
+    assert granted_by(own) == needed | {"deletecollection pods"}
 
 
 def test_a_step_may_report_and_find_its_run() -> None:

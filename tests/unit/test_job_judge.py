@@ -181,6 +181,31 @@ def test_what_recovers_in_between_starts_its_time_anew() -> None:
     assert watch.look(HOPELESS, 211.0).abandoned
 
 
+LACKING = snapshot(
+    job(condition("Running")),
+    [pod(0), pod(1, "Pending", **container(state={"waiting": {"reason": "ImagePullBackOff"}}))],
+)
+
+
+def test_a_job_that_has_run_is_not_given_up_for_one_pod_that_cannot() -> None:
+    watch = judge("cluster.patience.start=3600")
+    watch.look(snapshot(job(condition("Running")), [pod(0), pod(1)]), 0.0)
+    seen = {now: watch.look(LACKING, float(now)) for now in range(10, 3610, 10)}
+    assert "1 of 2 pods run: pod dit-scaling/dit-digits-mini-s-2-worker-1 cannot pull" in seen[20].news[0]
+    assert not any(verdict.over for verdict in seen.values())
+    last = watch.look(LACKING, 3610.0)
+    assert (last.over, last.abandoned) == (Phase.FAILED, True)
+    assert "did not get all of its pods back within 1h 00m (cluster.patience.start)" in last.error
+
+
+def test_nor_is_one_that_ran_before_its_launcher_came() -> None:
+    held = job(condition("Running", status="False"), condition("Suspended"))
+    inactive = snapshot(held, workload=workload("ClusterQueue gpus is inactive", "Inadmissible"))
+    for seen in (LACKING, inactive):
+        watch = judge()
+        assert watch.look(seen, 0.0).over is watch.look(seen, 1000.0).over is None
+
+
 def test_a_queue_is_waited_for_and_told_now_and_then_until_the_study_says_enough() -> None:
     watch = judge("cluster.patience.start=3600")
     told = [now for now in range(0, 3600, 10) if watch.look(WAITING, float(now)).news]
