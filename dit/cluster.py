@@ -76,15 +76,40 @@ class StepConfig(Section):
         return self
 
 
+class GpuStepConfig(StepConfig):
+    """A step that computes itself."""
+
+    cpu: Quantity = "8"
+    memory: Quantity = "32Gi"
+    shared_memory: Quantity = "8Gi"
+    scratch: Quantity = "100Gi"
+    gpus: Natural = 1
+
+
+class PrepareStepConfig(GpuStepConfig):
+    """A part of the preparation."""
+
+    scratch: Quantity = "200Gi"
+
+
+class LaunchStepConfig(StepConfig):
+    """A step that waits for its job."""
+
+    cpu: Quantity = "100m"
+    memory: Quantity = "1Gi"
+    shared_memory: Quantity = "64Mi"
+    scratch: Quantity = "1Gi"
+
+
 class StepsConfig(Section):
     """The steps of a pipeline run."""
 
-    prepare: StepConfig = StepConfig(cpu="8", memory="32Gi", shared_memory="8Gi", scratch="200Gi", gpus=1)
+    prepare: PrepareStepConfig = PrepareStepConfig()
     """Each part of the preparation: decodes images and encodes them to latents. Its scratch holds all tar files of the
     source, of which every part reads: 148 GB for ImageNet."""
-    launch: StepConfig = StepConfig(cpu="100m", memory="1Gi", shared_memory="64Mi", scratch="1Gi")
+    launch: LaunchStepConfig = LaunchStepConfig()
     """Each step that starts a job and waits for it, for days where need be."""
-    evaluate: StepConfig = StepConfig(cpu="8", memory="32Gi", shared_memory="8Gi", scratch="100Gi", gpus=1)
+    evaluate: GpuStepConfig = GpuStepConfig()
     """Its scratch holds a variant's sample sets: up to 10 GB for each 50,000 images of 256x256."""
     report: StepConfig = StepConfig()
     """The report, and the step that joins the parts of the preparation."""
@@ -112,6 +137,9 @@ class PodConfig(Section):
     """Size of /dev/shm, which counts towards `memory`."""
     scratch: Quantity = "100Gi"
     """Size of /tmp on the node's disk: copies of shards, weights and compiled kernels."""
+    grace_seconds: Positive = 300
+    """How long a pod that is told to end may take: training then ends its step and writes a checkpoint, 10.8 GB for
+    DiT-XL/2."""
 
     @model_validator(mode="after")
     def _shared_memory_fits(self) -> PodConfig:

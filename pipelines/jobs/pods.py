@@ -12,6 +12,8 @@ from pipelines.jobs import names
 from pipelines.jobs.spec import STUDY_PATH, JobSpec
 
 _SCRATCH = "/tmp"
+_LAST_SECONDS = 5
+"""Of a pod's grace, what is left to torchrun itself, once its processes have ended or are ended."""
 
 
 def template(spec: JobSpec, container: str, restart_policy: str | None = None) -> k8s.V1PodTemplateSpec:
@@ -29,6 +31,7 @@ def template(spec: JobSpec, container: str, restart_policy: str | None = None) -
             security_context=k8s.V1PodSecurityContext(
                 run_as_non_root=True, seccomp_profile=k8s.V1SeccompProfile(type="RuntimeDefault")
             ),
+            termination_grace_period_seconds=cluster.pod.grace_seconds,
             service_account_name=cluster.service_account,
             automount_service_account_token=False,
             # Services would put variables such as MLFLOW_PORT into the pod.
@@ -63,6 +66,8 @@ def environment(spec: JobSpec) -> dict[str, str]:
         # Agents that share the rendezvous' store publish its address in the first round only: a pod that is started
         # again beside others that still run would wait a minute for it, fail, and take them along.
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+        # Left to itself torchrun kills its processes half a minute after it was told to end.
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(max(1, spec.cluster.pod.grace_seconds - _LAST_SECONDS)),
         # A store that is away for two minutes costs less than all pods' way back to their last checkpoint.
         "AWS_MAX_ATTEMPTS": "20",
         **spec.cluster.env,

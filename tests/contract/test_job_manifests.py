@@ -90,9 +90,9 @@ def test_the_pytorchjob_of_the_largest_model_is_as_reviewed() -> None:
     assert rendered("imagenet256", variant="DiT-XL/2").job == yaml.safe_load(GOLDEN.read_text())
 
 
-def pod_templates(study: str) -> list[tuple[str, dict[str, Any]]]:
-    job = rendered(study).job
-    train = rendered(study, "cluster.job=trainjob")
+def pod_templates(study: str, *overrides: str) -> list[tuple[str, dict[str, Any]]]:
+    job = rendered(study, *overrides).job
+    train = rendered(study, *overrides, "cluster.job=trainjob")
     node = train.companions[0][1]["spec"]["template"]["spec"]["replicatedJobs"][0]
     return [
         ("pytorch", job["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]),
@@ -132,6 +132,7 @@ def test_pods_run_what_a_person_would_type_with_nothing_of_the_launchers_environ
         )
         plain = {entry["name"] for entry in container["env"] if "value" in entry}
         settings = {"LOGLEVEL", "OMP_NUM_THREADS", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "AWS_MAX_ATTEMPTS"}
+        settings.add("TORCH_ELASTIC_SHUTDOWN_TIMEOUT")
         own = {"node": {"PET_RDZV_CONF"}}.get(name, set())
         assert plain == {"PYTHONUNBUFFERED", "HOME", "TMPDIR", "DIT_CACHE"} | settings | own
         references = [next(iter(entry["valueFrom"].values())) for entry in container["env"] if "valueFrom" in entry]
@@ -168,6 +169,14 @@ def test_a_pytorchjob_fails_by_incidents_whatever_the_number_of_its_pods(replica
     """The operator adds up the restarts of all pods."""
     job = rendered("imagenet256", f"cluster.replicas={replicas}", "cluster.backoff_limit=3").job
     assert job["spec"]["runPolicy"]["backoffLimit"] == limit
+
+
+def test_a_pod_that_is_told_to_end_has_time_for_a_checkpoint() -> None:
+    for _, template in pod_templates("imagenet256", "cluster.pod.grace_seconds=120"):
+        spec = template["spec"]
+        env = {one["name"]: one.get("value") for one in spec["containers"][0]["env"]}
+        assert spec["terminationGracePeriodSeconds"] == 120
+        assert 100 < int(env["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]) < 120
 
 
 def test_pods_wait_for_those_that_start_later_as_long_as_a_launcher_does() -> None:

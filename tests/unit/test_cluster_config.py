@@ -87,3 +87,9 @@ def hashes(config: StudyConfig) -> list[Any]:
 def test_no_result_depends_on_the_cluster() -> None:
     path = CONFIGS / "imagenet256.yaml"
     assert hashes(load(path)) == hashes(load(path, ["cluster.replicas=4", "cluster.pod.cpu=1", "cluster.job=trainjob"]))
+
+
+def test_one_value_of_a_step_leaves_its_others_as_they_are() -> None:
+    steps = ClusterConfig.model_validate({"steps": {"prepare": {"memory": "64Gi"}, "launch": {"cpu": 1}}}).steps
+    assert (steps.prepare.memory, steps.prepare.gpus, steps.prepare.scratch) == ("64Gi", 1, "200Gi")
+    assert (steps.launch.cpu, steps.launch.memory) == ("1", "1Gi")
