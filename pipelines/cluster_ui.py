@@ -17,7 +17,7 @@ import yaml
 
 from dit import programs, study_file
 from dit.errors import DitError, InputError
-from dit.tracking.ui import free_port
+from dit.tracking.ui import DIRECTLY, free_port
 from dit.tracking.views import view_page
 from pipelines.deploy import ROOT, overlays
 from pipelines.kubectl import check_cluster, kubectl
@@ -67,7 +67,7 @@ def find_experiment(base: str, name: str, login: Mapping[str, str]) -> str | Non
     token = base64.b64encode(f"{login[USER]}:{login[PASSWORD]}".encode()).decode()
     request.add_header("Authorization", f"Basic {token}")
     try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with DIRECTLY.open(request, timeout=60) as answer:
             return str(json.load(answer)["experiment"]["experiment_id"])
     except urllib.error.HTTPError as error:
         if error.code == 404:

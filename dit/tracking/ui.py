@@ -24,6 +24,9 @@ from dit.tracking.target import SQLITE, Target
 from dit.tracking.views import experiment_page, view_page
 from dit.tracking.writers import close_dead_writers
 
+DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""Asks a server of this machine, to which no proxy leads, whatever `http_proxy` says."""
+
 _PORTS_TRIED = 20
 _DRAIN_SECONDS = 30.0
 _POLL_SECONDS = 0.2
@@ -121,10 +124,8 @@ def _interrupt(*_: object) -> None:
 def _answers(server: subprocess.Popen[bytes], address: str) -> bool:
     """Wait for the server's first answer; False when it ends before."""
     health = f"http://{urlsplit(address).netloc}/health"
-    # To this machine no proxy leads, whatever `http_proxy` says.
-    directly = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     while server.poll() is None:
-        with suppress(OSError), directly.open(health, timeout=5):
+        with suppress(OSError), DIRECTLY.open(health, timeout=5):
             return True
         time.sleep(_POLL_SECONDS)
     return False

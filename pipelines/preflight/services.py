@@ -14,6 +14,7 @@ from dit.config import AdmReference, StudyConfig, TarSource, VaeCodec
 from dit.errors import DitError, MissingError, StoreError
 from dit.records import DatasetManifest
 from dit.storage import Store, open_store, read_record
+from dit.tracking.ui import DIRECTLY
 from pipelines.jobs.client import FORBIDDEN, ApiRefused
 from pipelines.preflight.finding import Finding, Site, failed, ok, unknown
 from pipelines.services import how, reached, see, settings, store_as_pods_see_it
@@ -143,8 +144,9 @@ def _asked(site: Site, address: str, local: str, variables: Mapping[str, str]) -
         },
     )
     logs = f"kubectl logs -n {site.namespace} deployment/mlflow"
+    ask = urllib.request.urlopen if local == address else DIRECTLY.open
     try:
-        with urllib.request.urlopen(request, timeout=_SECONDS):
+        with ask(request, timeout=_SECONDS):
             return ok(subject, f"answers {where}, and takes the password")
     except urllib.error.HTTPError as error:
         said = " ".join(error.read(200).decode(errors="replace").split())

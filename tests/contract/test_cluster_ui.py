@@ -60,9 +60,11 @@ class Cluster:
         self._program.chmod(0o755)
 
     def start(self, overlay: str, port: int) -> subprocess.Popen[str]:
-        path = f"{self._program.parent}:{os.environ['PATH']}"
         command = [sys.executable, "-m", "pipelines.cluster_ui", overlay, STUDY, "--port", str(port)]
-        return subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PATH": path}, stderr=subprocess.PIPE, text=True)
+        # What listens at a forwarded port is not behind the proxy; here nothing is.
+        environment = os.environ | {"PATH": f"{self._program.parent}:{os.environ['PATH']}"}
+        environment |= {"http_proxy": "http://127.0.0.1:9", "no_proxy": ""}
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.fixture
