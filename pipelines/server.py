@@ -103,7 +103,11 @@ class Pipelines:
         if not create:
             return None
         wanted = server.V2beta1Experiment(display_name=name)
-        return str(self._call(self._experiments.experiment_service_create_experiment, wanted).experiment_id)
+        try:
+            return str(self._call(self._experiments.experiment_service_create_experiment, wanted).experiment_id)
+        except _Exists:
+            # Another submission was faster.
+            return self.experiment(name)
 
     def create(self, experiment: str, name: str, package: Path, account: str, caching: bool = True) -> str:
         """Start a run of a compiled file as a service account; its id."""
@@ -179,8 +183,8 @@ class Pipelines:
                 f"{where} wants you to sign in ({error.status}); reach it past its gateway:"
                 " kubectl port-forward -n kubeflow service/ml-pipeline 8888:8888"
             )
-        if error.status == 404:
-            return _NotFound(f"{where}: {said}")
+        if error.status in (404, 409):
+            return (_NotFound if error.status == 404 else _Exists)(f"{where}: {said}")
         if not error.status or error.status == 429 or error.status >= 500:
             return PipelinesUnavailable(
                 f"{where}: {said}; see its log: kubectl logs -n kubeflow deployment/ml-pipeline"
@@ -190,6 +194,10 @@ class Pipelines:
 
 class _NotFound(InputError):
     """There is no such thing, or no such server."""
+
+
+class _Exists(InputError):
+    """There is one already."""
 
 
 class _Client(Client):  # type: ignore[misc]

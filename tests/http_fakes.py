@@ -112,6 +112,8 @@ class PipelinesServer:
     """Kubeflow Pipelines: experiments, and runs that go through the states they are given."""
 
     experiments: list[str] = field(default_factory=list)
+    raced: bool = False
+    """Whether somebody else makes an experiment just before we do."""
     created: list[dict[str, Any]] = field(default_factory=list)
     terminated: list[str] = field(default_factory=list)
     runs: dict[str, list[Any]] = field(default_factory=dict)
@@ -143,6 +145,8 @@ class PipelinesServer:
     def _experiments(self, request: Request) -> Answer:
         if request.method == "POST":
             self.experiments.append(request.body["display_name"])
+            if self.raced:
+                return 409, {"code": 6, "message": "Already exist error: Failed to create a new experiment."}
             return 200, {"experiment_id": f"e-{request.body['display_name']}", **request.body}
         wanted = json.loads(request.query["filter"])["predicates"][0]["stringValue"]
         found = [{"experiment_id": f"e-{name}", "display_name": name} for name in self.experiments if name == wanted]

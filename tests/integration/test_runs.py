@@ -61,6 +61,14 @@ def test_a_run_is_created_once_with_its_experiment_and_account(
     assert sent["pipeline_spec"]["platform_spec"] == {"platforms": {"kubernetes": {}}}
 
 
+def test_an_experiment_that_another_submission_makes_first_is_taken(
+    server: PipelinesServer, pipelines: Pipelines
+) -> None:
+    server.raced = True
+    assert pipelines.experiment("dit", create=True) == "e-dit"
+    assert server.experiments == ["dit"]
+
+
 def test_an_experiment_that_is_only_asked_for_is_not_made(server: PipelinesServer, pipelines: Pipelines) -> None:
     assert pipelines.experiment("dit") is None
     assert server.experiments == []
