@@ -9,7 +9,7 @@ from dit.analysis.tables import runs_csv
 from dit.config import StudyConfig
 from dit.records import ReportRecord
 from dit.storage import Store, read_record, write_record
-from dit.tracking import flush, open_tracker, reconcile
+from dit.tracking import collect, flush, open_tracker, reconcile
 
 __all__ = ["load_results", "run"]
 
@@ -17,7 +17,7 @@ __all__ = ["load_results", "run"]
 def run(config: StudyConfig, store: Store) -> ReportRecord:
     """Write `report/{report.html, runs.csv, verdict.json}` and log them to the study's run; done already, return.
 
-    Ends when the tracking server has everything that the study logged here, or has been waited for in vain.
+    Ends when the tracking server has everything that the study logged, or has been waited for in vain.
 
     Raises MissingError naming the first variant and step without a result, MismatchError for results that were made
     by another configuration or cannot be compared.
@@ -31,6 +31,7 @@ def run(config: StudyConfig, store: Store) -> ReportRecord:
     pages = _pages(results, store)
     folder = layout.report(config)
     files = tuple(store.write(f"{folder}/{name}", data) for name, data in pages.items())
+    collect(config, store)
     _track(config, store, results, pages)
     record = ReportRecord(study=config.study, config_hash=inputs, files=files)
     write_record(store, layout.report_record(config), record)

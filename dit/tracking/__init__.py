@@ -8,7 +8,7 @@ Importing this imports neither mlflow nor torch.
 """
 
 from dit.tracking.journal import Point
-from dit.tracking.service import flush, reconcile
+from dit.tracking.service import collect, flush, reconcile
 from dit.tracking.tracker import Tracker, open_tracker, read_points
 
-__all__ = ["Point", "Tracker", "flush", "open_tracker", "read_points", "reconcile"]
+__all__ = ["Point", "Tracker", "collect", "flush", "open_tracker", "read_points", "reconcile"]

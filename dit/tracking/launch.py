@@ -50,10 +50,15 @@ class Shipping:
         self._complain()
 
     def wait(self, seconds: float, *, hopeful: bool) -> None:
-        """Wait until everything of this run has arrived; unless `hopeful`, only while that is about to happen."""
-        deadline = time.monotonic() + seconds
+        """Wait until everything of this run has arrived; unless `hopeful`, only while that is about to happen.
+
+        Whoever is hopeful gives the shipper time to start, too, as `drain` does.
+        """
+        deadline, has_started = time.monotonic() + seconds + (_START_SECONDS if hopeful else 0), not hopeful
         while waiting_in(self._run, self._target, live=self._run.is_live()):
             state = read_shipper(self._study, self._target)
+            if not has_started and state and (state.reached or state.error):
+                deadline, has_started = time.monotonic() + seconds, True
             on_its_way = state is not None and state.reached and state.error is None
             if time.monotonic() >= deadline or not (hopeful or on_its_way):
                 self._complain()

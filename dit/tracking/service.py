@@ -7,9 +7,11 @@ from dit.storage import Store
 from dit.storage_base import local_errors
 from dit.tracking.launch import complain, drain, start_shipper
 from dit.tracking.lease import is_held
-from dit.tracking.places import study_folder
+from dit.tracking.mirror import Mirror
+from dit.tracking.places import run_folder, study_folder
 from dit.tracking.state import read_shipper, shipper_lock, waiting
 from dit.tracking.target import resolve_target
+from dit.tracking.tracker import open_tracker
 from dit.tracking.writers import close_dead_writers
 
 
@@ -29,6 +31,18 @@ def reconcile(config: StudyConfig, store: Store, *, ask_server: bool = False) ->
         if ask_server or waiting(study, target):
             study.state.mkdir(parents=True, exist_ok=True)
             start_shipper(study, target)
+
+
+def collect(config: StudyConfig, store: Store) -> None:
+    """Take over the journals of all variants from the store, and ship from here what their machines did not.
+
+    For a study whose variants are complete: their runs end FINISHED. A pod that ended while the tracking server was
+    away, or busy, left its last points in the store alone.
+    """
+    for spec in config.specs if config.tracking.kind != "none" else ():
+        if Mirror(store, run_folder(config, store, spec)).is_needed:
+            with open_tracker(config, store, spec):
+                pass
 
 
 def flush(config: StudyConfig, store: Store, timeout: float = 30.0) -> bool:

@@ -17,7 +17,7 @@ from dit.config import StudyConfig
 from dit.errors import StoreError
 from dit.storage import Store, open_store, read_record
 from dit.storage_s3 import S3Store
-from dit.tracking import flush, open_tracker, read_points
+from dit.tracking import collect, flush, open_tracker, read_points
 from dit.tracking.places import local_root
 from dit.tracking.state import TrackingRun
 
@@ -134,3 +134,26 @@ def test_without_a_server_runs_are_kept_on_this_machine_and_it_is_said_once(
     assert (run.info.run_name, run.info.status) == (spec.name, "FINISHED")
     history = client.get_metric_history(record.run_id, "loss")
     assert [(point.step, point.value) for point in history] == [(10, 0.1), (20, 1 / 20)]
+
+
+def test_what_machines_that_are_gone_did_not_ship_is_shipped_from_the_store(
+    config: StudyConfig, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They came to an end before the server had heard of them."""
+    variants = config.specs[:2]
+    for spec in variants:
+        with open_tracker(config, store, spec) as tracker:
+            tracker.metrics(10, {"loss": 0.5, "fd_digits": 20.0})
+    monkeypatch.setenv("DIT_CACHE", str(tmp_path / "machine-2"))
+    config = study_file.load(STUDY)
+    for _ in range(2):
+        collect(config, store)
+        assert flush(config, store, timeout=PATIENCE_SECONDS)
+    client: Any = MlflowClient(tracking_uri=f"sqlite:///{local_root(store)}/mlflow.db")
+    for spec in variants:
+        record = read_record(store, layout.tracking_run(config, spec), TrackingRun)
+        assert record is not None
+        assert client.get_run(record.run_id).info.status == "FINISHED"
+        for key, value in (("loss", 0.5), ("fd_digits", 20.0)):
+            history = client.get_metric_history(record.run_id, key)
+            assert [(point.step, point.value) for point in history] == [(10, value)]
