@@ -30,6 +30,7 @@ from pipelines.runs import Run
 from pipelines.services import settings, store_as_pods_see_it
 from pipelines.step import Run as Submitted
 from pipelines.steps import RUN_LABEL, last_death, steps, waiting
+from pipelines.workflow import seen_in
 
 _PAUSE_SECONDS = 10.0
 _KFP_ENDPOINT = "KFP_ENDPOINT"
@@ -85,8 +86,8 @@ def _look(config: StudyConfig, root: str, run_id: str | None, experiment: str) -
     cluster = _try(view, lambda: Cluster.connect().within(config.cluster.namespace))
     if cluster is not None:
         view.jobs = _try(view, lambda: _jobs(config, root, cluster, view)) or []
-        if view.run is not None and not view.run.over:
-            view.remarks += _try(view, lambda: _waiting_steps(view.run, cluster)) or []
+        if view.run is not None:
+            _look_at_steps(view, view.run, cluster.within(names.RUNS_NAMESPACE))
     view.stages = _try(view, lambda: _stages(config, root, cluster, view)) or []
     if view.failed == view.asked:
         raise DitError(f"nothing could be reached: {'; '.join(view.remarks)}")
@@ -99,7 +100,9 @@ def _try(view: _View, call: Callable[[], T]) -> T | None:
         return call()
     except DitError as error:
         view.failed += 1
-        view.remarks.append(" ".join(str(error).split()))
+        said = " ".join(str(error).split())
+        if said not in view.remarks:
+            view.remarks.append(said)
         return None
 
 
@@ -131,11 +134,15 @@ def _as_submitted(run: Run, view: _View) -> None:
     view.config = study_file.load_text(run.study, overrides, where=f"study of run {run.uid}")
 
 
-def _waiting_steps(run: Run | None, cluster: Cluster) -> list[str]:
+def _look_at_steps(view: _View, run: Run, cluster: Cluster) -> None:
+    seen = view.run = _try(view, lambda: seen_in(run, cluster)) or run
+    if not seen.over:
+        view.remarks += _try(view, lambda: _waiting_steps(seen, cluster)) or []
+
+
+def _waiting_steps(run: Run, cluster: Cluster) -> list[str]:
     """Why pods of steps do not run, and why earlier ones failed that are tried again."""
-    if run is None:
-        return []
-    pods = cluster.within(names.RUNS_NAMESPACE).pods(f"{RUN_LABEL}={run.uid}")
+    pods = cluster.pods(f"{RUN_LABEL}={run.uid}")
     found = [f"{step}: {why}" for step, why in waiting(run, pods).items()]
     for step in steps(run):
         death = last_death(run, step.name, pods) if step.state == "RUNNING" else None

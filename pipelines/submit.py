@@ -10,6 +10,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -19,15 +20,16 @@ from dit.console import say
 from dit.errors import DitError, InputError
 from dit.formatting import format_duration
 from pipelines.compile import compile_study, pushed_image
-from pipelines.jobs.client import Cluster
+from pipelines.jobs.client import ApiUnavailable, Cluster
 from pipelines.jobs.names import LAUNCHER, RUNS_NAMESPACE
 from pipelines.jobs.patience import patiently
 from pipelines.preflight.check import preflight
 from pipelines.runs import SUCCEEDED, Run
 from pipelines.server import ENDPOINT, EXPERIMENT, Pipelines, PipelinesUnavailable, endpoint_of
 from pipelines.steps import CONTAINER, RUN_LABEL, failures, last_death, reason_in, steps
+from pipelines.workflow import seen_in
 
-POLL_SECONDS = 5.0
+POLL_SECONDS = 10.0
 _LOG_LINES = 100
 
 
@@ -57,8 +59,9 @@ def wait(pipelines: Pipelines, uid: str, patience: float, namespace: str = RUNS_
     `patience` seconds. `namespace` is that of the steps' pods.
     """
     told: dict[str, str] = {}
+    cluster = _cluster(namespace)
     while True:
-        run = patiently(lambda: pipelines.run(uid), PipelinesUnavailable, patience)
+        run = _seen(patiently(lambda: pipelines.run(uid), PipelinesUnavailable, patience), cluster)
         for step in steps(run):
             if step.state and told.get(step.name) != step.state:
                 say(f"{step.name}: {step.state.lower()}")
@@ -70,6 +73,25 @@ def wait(pipelines: Pipelines, uid: str, patience: float, namespace: str = RUNS_
         raise DitError(_failure(pipelines, run, namespace))
     took = f" in {format_duration((run.ended - run.created).total_seconds())}" if run.ended and run.created else ""
     say(f"run {uid}: succeeded{took}")
+
+
+def _cluster(namespace: str) -> Cluster | None:
+    """A namespace of the cluster; None for somebody who reaches the pipelines' server alone."""
+    try:
+        return Cluster.connect().within(namespace)
+    except InputError:
+        return None
+
+
+def _seen(run: Run, cluster: Cluster | None) -> Run:
+    """The run, and what its workflow says of the steps of a large one, where we may ask it."""
+    try:
+        return seen_in(run, cluster) if cluster else run
+    except ApiUnavailable:
+        # What the server says of the steps may be old news, which is better than none at the end.
+        return run if run.over else replace(run, tasks=())
+    except DitError:
+        return run
 
 
 def _failure(pipelines: Pipelines, run: Run, namespace: str) -> str:

@@ -187,6 +187,21 @@ def test_a_step_that_fails_says_why(submitter: Submitter, under_way: UnderWay) -
     assert any("not finite" in message for message in messages), messages
 
 
+def test_a_step_that_fails_in_a_run_too_large_for_the_pipelines_server_says_why(submitter: Submitter) -> None:
+    described = f"description={'of many words ' * 2000}"
+    study = submitter.study("large", "train.learning_rate=1e30", *SHORT, "cluster.replicas=1", described)
+    submission = submitter.submit(study, "--wait")
+    output, _ = submission.communicate(timeout=RUN_SECONDS)
+    assert submission.returncode != 0
+    (workflow,) = find("workflows.argoproj.io", f"{RUN_LABEL}={submitter.run(study).uid}", "kubeflow")
+    assert "compressedNodes" in workflow["status"], "the run is not large"
+    lines = output.splitlines()
+    assert "merge: succeeded" in lines, output
+    assert "train mini-S/2: failed" in lines, output
+    assert [line for line in lines if line.startswith("train mini-S/2: ") and "not finite" in line], output
+    assert "ended FAILED at train mini-S/2" in lines[-1]
+
+
 def test_a_run_that_is_terminated_leaves_no_job_while_another_goes_on(submitter: Submitter) -> None:
     long = ("train.steps=4000", "evaluation.at_steps=[4000]", "fit.checkpoint_every=100")
     ended, other = submitter.study("ended", *long), submitter.study("other")
