@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from decimal import Decimal
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
@@ -52,28 +52,34 @@ LabelKey = Annotated[str, Field(pattern=r"^([a-z0-9.-]{1,253}/)?[A-Za-z0-9]([A-Z
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
-class StepConfig(Section):
-    """What the pod of a pipeline's step is given, where the step does not leave its work to a job."""
+class _Resources(Section):
+    """What every pod is given."""
 
     cpu: Quantity = "1"
+    """Cores that are set aside; more may be used where they are idle."""
     memory: Quantity = "4Gi"
-    """Set aside and the limit."""
+    """Set aside and the limit: a pod that takes more ends as OOMKilled."""
     shared_memory: Quantity = "1Gi"
     """Size of /dev/shm, which counts towards `memory`."""
+
+    @model_validator(mode="after")
+    def _shared_memory_fits(self) -> Self:
+        if quantity(self.shared_memory) >= quantity(self.memory):
+            raise ValueError(
+                f"shared_memory={self.shared_memory} must be below memory={self.memory}, of which it is part"
+            )
+        return self
+
+
+class StepConfig(_Resources):
+    """What the pod of a pipeline's step is given, where the step does not leave its work to a job."""
+
     scratch: Quantity = "10Gi"
     """Size of /tmp on the node's disk, for what is downloaded. No node sets it aside for a step; a pod that takes more
     is evicted."""
     gpus: Natural = 0
     timeout_seconds: Positive | None = None
     """The step fails when a try has taken so long; unset, it may take as long as it needs."""
-
-    @model_validator(mode="after")
-    def _shared_memory_fits(self) -> StepConfig:
-        if quantity(self.shared_memory) >= quantity(self.memory):
-            raise ValueError(
-                f"shared_memory={self.shared_memory} must be below memory={self.memory}, of which it is part"
-            )
-        return self
 
 
 class GpuStepConfig(StepConfig):
@@ -126,28 +132,17 @@ class StepsConfig(Section):
     """Pause before the first of these tries; it doubles from one to the next."""
 
 
-class PodConfig(Section):
+class PodConfig(_Resources):
     """What one pod of a job is given."""
 
     cpu: Quantity = "8"
-    """Cores that are set aside; more may be used where they are idle."""
     memory: Quantity = "64Gi"
-    """Set aside and the limit: a pod that takes more ends as OOMKilled."""
     shared_memory: Quantity = "16Gi"
-    """Size of /dev/shm, which counts towards `memory`."""
     scratch: Quantity = "100Gi"
     """Size of /tmp on the node's disk: copies of shards, weights and compiled kernels."""
     grace_seconds: Positive = 300
     """How long a pod that is told to end may take: training then ends its step and writes a checkpoint, 10.8 GB for
     DiT-XL/2."""
-
-    @model_validator(mode="after")
-    def _shared_memory_fits(self) -> PodConfig:
-        if quantity(self.shared_memory) >= quantity(self.memory):
-            raise ValueError(
-                f"shared_memory={self.shared_memory} must be below memory={self.memory}, of which it is part"
-            )
-        return self
 
 
 class Toleration(Section):

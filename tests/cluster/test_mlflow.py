@@ -33,7 +33,6 @@ from pipelines.deploy import ROOT
 pytestmark = [
     pytest.mark.cluster,
     pytest.mark.slow,
-    pytest.mark.skipif(not os.environ.get("KUBECONFIG"), reason="no KUBECONFIG"),
 ]
 
 PATIENCE_SECONDS = 300
