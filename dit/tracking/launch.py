@@ -34,6 +34,7 @@ class Shipping:
         self._study, self._run, self._target = study, run, target
         self._checked = time.monotonic()
         self._complained = False
+        self._cannot_start = ""
         self._start()
 
     def run_id(self) -> str | None:
@@ -56,6 +57,9 @@ class Shipping:
         """
         deadline, has_started = time.monotonic() + seconds + (_START_SECONDS if hopeful else 0), not hopeful
         while waiting_in(self._run, self._target, live=self._run.is_live()):
+            if hopeful:
+                # The one at work may have been about to go: its last customer wanted its end.
+                self._start()
             state = read_shipper(self._study, self._target)
             if not has_started and state and (state.reached or state.error):
                 deadline, has_started = time.monotonic() + seconds, True
@@ -70,7 +74,9 @@ class Shipping:
             start_shipper(self._study, self._target)
         except StoreError as error:
             # The journal is written all the same, and a later stage ships it.
-            say(f"tracking: {error}")
+            if str(error) != self._cannot_start:
+                say(f"tracking: {error}")
+            self._cannot_start = str(error)
 
     def _complain(self) -> None:
         state = read_shipper(self._study, self._target)

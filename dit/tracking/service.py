@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from dit.config import StudyConfig
+from dit.errors import DitError
 from dit.storage import Store
 from dit.storage_base import local_errors
 from dit.tracking.launch import complain, drain, start_shipper
@@ -13,6 +16,7 @@ from dit.tracking.state import read_shipper, shipper_lock, waiting
 from dit.tracking.target import resolve_target
 from dit.tracking.tracker import open_tracker
 from dit.tracking.writers import close_dead_writers
+from dit.variants import ModelSpec
 
 
 def reconcile(config: StudyConfig, store: Store, *, ask_server: bool = False) -> None:
@@ -43,6 +47,19 @@ def collect(config: StudyConfig, store: Store) -> None:
         if Mirror(store, run_folder(config, store, spec)).is_needed:
             with open_tracker(config, store, spec):
                 pass
+
+
+def end_failed(config: StudyConfig, store: Store, spec: ModelSpec, error: DitError) -> None:
+    """End a variant's run FAILED with an error's line, for machines that are gone, and ship what they did not.
+
+    Their journal comes from the store; where it has none they never began to log, and nothing is done. Waits for the
+    server within bounds; raises StoreError where the disk or the store fails.
+    """
+    if config.tracking.kind == "none" or not Mirror(store, run_folder(config, store, spec)).fetch():
+        return
+    with suppress(type(error)), open_tracker(config, store, spec):
+        raise error
+    flush(config, store)
 
 
 def flush(config: StudyConfig, store: Store, timeout: float = 30.0) -> bool:

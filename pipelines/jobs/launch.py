@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import replace
 
 from dit import study_file
@@ -11,25 +12,29 @@ from dit.console import say
 from dit.errors import DitError, StoreError
 from dit.records import Record
 from dit.storage import Store, open_store
+from dit.tracking import end_failed
 from pipelines.jobs import names
 from pipelines.jobs.client import WORKFLOWS, ApiUnavailable, Cluster
 from pipelines.jobs.kinds import kind_of
 from pipelines.jobs.names import Stage
 from pipelines.jobs.patience import patiently
 from pipelines.jobs.result import ResultMissing, records
+from pipelines.jobs.snapshot import pod_phase
 from pipelines.jobs.spec import JobSpec, Workflow, job_spec
 from pipelines.jobs.submit import submit
-from pipelines.jobs.watch import wait
+from pipelines.jobs.watch import POLL_SECONDS, JobFailed, wait
 
 _POD_VARIABLE = "KFP_POD_NAME"
 _RUN_LABEL = "pipeline/runid"
+_PODS_END_SECONDS = 60.0
 
 
 def launch(config: StudyConfig, store: Store, spec: JobSpec, cluster: Cluster) -> list[Record]:
     """The records of the spec's stage: at once where it is complete, else after a job has made them.
 
     A job that an earlier launcher left is adopted. Raises InputError for what the cluster or the study does not allow,
-    DitError when the job fails, cannot start or leaves no result; each in one line.
+    DitError when the job fails, cannot start or leaves no result; each in one line. What fails fails on the tracking
+    server, too.
     """
     api, name = config.cluster.patience.api, spec.variant.name
     cluster = cluster.within(spec.namespace)
@@ -38,7 +43,11 @@ def launch(config: StudyConfig, store: Store, spec: JobSpec, cluster: Cluster) -
     except ResultMissing as missing:
         say(f"{spec.name}: {missing}; a job makes it")
     uid = patiently(lambda: submit(cluster, spec), ApiUnavailable, api)
-    wait(cluster, spec, uid)
+    try:
+        wait(cluster, spec, uid)
+    except JobFailed as error:
+        _track(config, store, spec, cluster, error)
+        raise
     try:
         return patiently(lambda: records(config, store, name, spec.stage), StoreError, api)
     except ResultMissing as missing:
@@ -47,6 +56,18 @@ def launch(config: StudyConfig, store: Store, spec: JobSpec, cluster: Cluster) -
             f"{kind} {spec.namespace}/{spec.name} ended well and left no result: {missing};"
             f" kubectl logs -n {spec.namespace} -l {names.JOB}={spec.name}"
         ) from None
+
+
+def _track(config: StudyConfig, store: Store, spec: JobSpec, cluster: Cluster, error: JobFailed) -> None:
+    """Have the tracking server show the failure: pods that were killed, or are deleted now, may have told nothing."""
+    selector, deadline = f"{kind_of(spec).pod_label}={spec.name}", time.monotonic() + _PODS_END_SECONDS
+    try:
+        # What still runs may be telling it.
+        while time.monotonic() < deadline and any(pod_phase(pod) == "Running" for pod in cluster.pods(selector)):
+            time.sleep(POLL_SECONDS)
+        end_failed(config, store, spec.variant, error)
+    except DitError as problem:
+        say(f"tracking: {problem}")
 
 
 def run(stage: Stage, study: str, root: str, overrides: list[str], variant: str, image: str) -> list[Record]:

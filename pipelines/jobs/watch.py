@@ -22,8 +22,12 @@ _LAST_LINES = 20
 _ASKED_PODS = 3
 
 
+class JobFailed(DitError):
+    """A job has come to an end without success."""
+
+
 def wait(cluster: Cluster, spec: JobSpec, uid: str) -> None:
-    """Return when the job has succeeded, as its controller sees it; DitError with the reason when it has not.
+    """Return when the job has succeeded, as its controller sees it; JobFailed with the reason when it has not.
 
     A job of which nothing will come is deleted. Raises ApiUnavailable when the API is away, or refuses what it allowed
     at the first look, for cluster.patience.api; ApiRefused for what it does not allow at all.
@@ -40,7 +44,7 @@ def wait(cluster: Cluster, spec: JobSpec, uid: str) -> None:
         if verdict.abandoned:
             patiently(lambda: cluster.delete(kind.resource, spec.name, uid), ApiUnavailable, spec.cluster.patience.api)
             error += "; the job was removed"
-        raise DitError(error)
+        raise JobFailed(error)
 
 
 def look(cluster: Cluster, kind: JobKind, spec: JobSpec) -> Snapshot:

@@ -16,6 +16,7 @@ def test_a_training_that_diverges(site: Site) -> None:
     assert ended.code == 1
     pattern = rf"pod {study.job()}-worker-[01] \(rank [01]\).*step \d+: .* is not finite"
     assert re.search(pattern, ended.last_line), ended.log
+    assert study.mlflow_run().info.status == "FAILED"
 
 
 def test_a_pod_that_runs_out_of_memory(site: Site) -> None:
@@ -26,3 +27,4 @@ def test_a_pod_that_runs_out_of_memory(site: Site) -> None:
     assert ended.code == 1
     pattern = rf"pod {study.job()}-worker-[01] \(rank [01]\), OOMKilled.*raise cluster.pod.memory \(1Gi\)"
     assert re.search(pattern, ended.last_line), ended.log
+    assert study.mlflow_run().info.status == "FAILED"

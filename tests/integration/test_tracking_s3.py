@@ -14,10 +14,10 @@ from tracked_study import PATIENCE_SECONDS, STUDY, end_shippers
 
 from dit import layout, study_file
 from dit.config import StudyConfig
-from dit.errors import StoreError
+from dit.errors import DitError, StoreError
 from dit.storage import Store, open_store, read_record
 from dit.storage_s3 import S3Store
-from dit.tracking import collect, flush, open_tracker, read_points
+from dit.tracking import collect, end_failed, flush, open_tracker, read_points
 from dit.tracking.places import local_root
 from dit.tracking.state import TrackingRun
 
@@ -157,3 +157,29 @@ def test_what_machines_that_are_gone_did_not_ship_is_shipped_from_the_store(
         for key, value in (("loss", 0.5), ("fd_digits", 20.0)):
             history = client.get_metric_history(record.run_id, key)
             assert [(point.step, point.value) for point in history] == [(10, value)]
+
+
+def test_a_run_whose_machines_were_killed_is_ended_as_failed(
+    config: StudyConfig, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, other = config.specs[:2]
+    _log(config, store, 10)
+    *lines, ended = store.read(layout.journal(config, spec)).splitlines(keepends=True)
+    assert b"FINISHED" in ended
+    store.write(layout.journal(config, spec), b"".join(lines))
+    monkeypatch.setenv("DIT_CACHE", str(tmp_path / "machine-2"))
+    config = study_file.load(STUDY)
+    reason = DitError("pod w-1 (rank 1), OOMKilled")
+    for one in (spec, other):
+        end_failed(config, store, one, reason)
+    client: Any = MlflowClient(tracking_uri=f"sqlite:///{local_root(store)}/mlflow.db")
+    record = read_record(store, layout.tracking_run(config, spec), TrackingRun)
+    assert record is not None
+    run = client.get_run(record.run_id)
+    assert run.info.status == "FAILED"
+    assert str(reason) in run.data.tags.values()
+    assert [point.step for point in client.get_metric_history(record.run_id, "loss")] == [10]
+    (parent,) = client.search_runs([record.experiment_id], f"attributes.run_name = '{config.study}'")
+    assert parent.info.status == "FAILED"
+    # It never began.
+    assert read_record(store, layout.tracking_run(config, other), TrackingRun) is None
