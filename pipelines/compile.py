@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from kfp import compiler
@@ -34,7 +35,9 @@ def compile_study(config: StudyConfig, root: str, image: str, output: Path) -> P
     if not _BY_DIGEST.match(image):
         # What the pipelines' cache holds, and which job is the same as one that runs, is told by the image's name.
         raise InputError(f"image {image}: a tag may mean another image tomorrow; give NAME@sha256:..., as in {DIGEST}")
-    pipeline = build(config, root, image=image)
+    # Each of hundreds of settings has kfp read the sources of all callers there are: a new thread has few.
+    with ThreadPoolExecutor(1) as thread:
+        pipeline = thread.submit(build, config, root, image=image).result()
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         compiler.Compiler().compile(pipeline, str(output))
