@@ -313,7 +313,7 @@ def test_a_failure_ends_the_other_variants_which_go_on_later(finished: tuple[Stu
     place.parent.mkdir(parents=True)
     place.write_text(json.dumps(json.loads(found.read_bytes()) | {"config_hash": "0" * 12}))
     with no_survivors(study):
-        code, _, errors = study.run("variants=[mini-S/2, mini-XL/2]", "train.steps=2000")
+        code, _, errors = study.run("variants=[mini-S/2, mini-XL/2]", "train.steps=900")
     assert code == 2
     assert [line[:21] for line in errors.splitlines() if line.startswith("dit: ")] == ["dit: sample mini-S/2: "[:21]]
     assert "Traceback" not in errors
