@@ -35,8 +35,11 @@ def nine(site: Site) -> Running:
 
 
 def test_the_second_study_waits_for_the_first(site: Site, request: pytest.FixtureRequest) -> None:
-    eight = ("train.steps=100", "cluster.replicas=8", QUEUE)
-    first, second = (site.study(name, *eight) for name in ("first", "second"))
+    recipe = ("train.steps=100", QUEUE)
+    first, second = (
+        site.study("first", *recipe, "cluster.replicas=8"),
+        site.study("second", *recipe, "cluster.replicas=2"),
+    )
     running = first.launch()
     running.says("all 8 pods run", 120)
     waiting = second.launch()
@@ -45,7 +48,7 @@ def test_the_second_study_waits_for_the_first(site: Site, request: pytest.Fixtur
     assert "it starts by itself" in line
     assert not second.workers()
     assert running.end(600).code == 0
-    waiting.says("all 8 pods run", 120)
+    waiting.says("all 2 pods run", 120)
     request.getfixturevalue("nine")  # the next test's, which may wait from now on
     ended = waiting.end(600)
     assert ended.code == 0, ended.log
