@@ -32,10 +32,13 @@ def _environment_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """`-n auto`: a worker for each core that this process may use, none where they would have one file between them."""
+    """`-n auto`: one worker more than there are cores that this process may use, for some tests only wait.
+
+    None where they would have one file between them.
+    """
     files = {argument.partition("::")[0] for argument in config.args}
     alone = len(files) == 1 and Path(files.pop()).is_file()
-    return 0 if alone else len(os.sched_getaffinity(0))
+    return 0 if alone else len(os.sched_getaffinity(0)) + 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
