@@ -59,9 +59,9 @@ def wait(pipelines: Pipelines, uid: str, patience: float, namespace: str = RUNS_
     `patience` seconds. `namespace` is that of the steps' pods.
     """
     told: dict[str, str] = {}
-    cluster = _cluster(namespace)
+    workflows = _Workflows(namespace)
     while True:
-        run = _seen(patiently(lambda: pipelines.run(uid), PipelinesUnavailable, patience), cluster)
+        run = workflows.seen(patiently(lambda: pipelines.run(uid), PipelinesUnavailable, patience))
         for step in steps(run):
             if step.state and told.get(step.name) != step.state:
                 say(f"{step.name}: {step.state.lower()}")
@@ -75,23 +75,32 @@ def wait(pipelines: Pipelines, uid: str, patience: float, namespace: str = RUNS_
     say(f"run {uid}: succeeded{took}")
 
 
-def _cluster(namespace: str) -> Cluster | None:
-    """A namespace of the cluster; None for somebody who reaches the pipelines' server alone."""
-    try:
-        return Cluster.connect().within(namespace)
-    except InputError:
-        return None
+class _Workflows:
+    """What a run's workflow says of the steps of a large run; where we may not ask it, that is told once."""
 
+    def __init__(self, namespace: str) -> None:
+        self._cluster: Cluster | None = None
+        self._told = False
+        try:
+            self._cluster = Cluster.connect().within(namespace)
+        except InputError as error:
+            self._tell(error)
 
-def _seen(run: Run, cluster: Cluster | None) -> Run:
-    """The run, and what its workflow says of the steps of a large one, where we may ask it."""
-    try:
-        return seen_in(run, cluster) if cluster else run
-    except ApiUnavailable:
-        # What the server says of the steps may be old news, which is better than none at the end.
-        return run if run.over else replace(run, tasks=())
-    except DitError:
-        return run
+    def seen(self, run: Run) -> Run:
+        """The run with its steps as they are now, as far as that can be known."""
+        try:
+            return seen_in(run, self._cluster) if self._cluster else run
+        except ApiUnavailable:
+            # What the server says of the steps may be old news, which is better than none at the end.
+            return run if run.over else replace(run, tasks=())
+        except DitError as error:
+            self._tell(error)
+            return run
+
+    def _tell(self, error: DitError) -> None:
+        if not self._told:
+            say(f"Kubeflow Pipelines shows old states of a large run's steps; newer ones cannot be asked for: {error}")
+        self._told = True
 
 
 def _failure(pipelines: Pipelines, run: Run, namespace: str) -> str:

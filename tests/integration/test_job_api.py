@@ -20,7 +20,7 @@ from dit.records import SampleSetManifest
 from dit.storage import open_store
 from dit.study_file import load
 from pipelines import reaper, step
-from pipelines.jobs import names, watch
+from pipelines.jobs import launch, names, watch
 from pipelines.jobs.client import ApiRefused, Cluster
 from pipelines.jobs.kinds import render
 from pipelines.jobs.logs import PodLogs
@@ -172,6 +172,28 @@ def _until(true: Callable[[], bool]) -> None:
             return
         time.sleep(0.01)
     raise AssertionError("never so")
+
+
+def test_a_failure_is_told_to_tracking_once_pods_that_still_run_have_ended(
+    api: Api, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, last = load(CONFIG, ["cluster.replicas=2"]), pod(0, "a")
+    api.pods = [last]
+    phases: list[str] = []
+
+    def ends() -> None:
+        last["status"] = {"phase": "Failed"}
+
+    def fails(*_: object) -> None:
+        api.before["GET", "pods"] = [lambda: None, lambda: None, ends]
+        raise watch.JobFailed("worker-0 diverged")
+
+    monkeypatch.setattr(launch, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(launch, "wait", fails)
+    monkeypatch.setattr(launch, "end_failed", lambda *_: phases.append(last["status"]["phase"]))
+    with pytest.raises(watch.JobFailed, match="worker-0 diverged"):
+        launch.launch(config, open_store(str(tmp_path)), spec(), cluster)
+    assert phases == ["Failed"]
 
 
 def orphan(*workflows: str, version: int = 1) -> dict[str, Any]:

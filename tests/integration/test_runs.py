@@ -157,7 +157,9 @@ def test_a_failed_run_is_told_without_a_cluster_too(
     server.runs["r"] = [run("r", "FAILED", {"a-driver": "FAILED", "a": ""})]
     with pytest.raises(DitError, match="at step a"):
         submission.wait(pipelines, "r", patience=60)
-    assert "kubectl get pods -n kubeflow -l pipeline/runid=r" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "kubectl get pods -n kubeflow -l pipeline/runid=r" in out
+    assert "old states of a large run's steps; newer ones cannot be asked for: " in out
 
 
 WORKFLOWS = "/apis/argoproj.io/v1alpha1/namespaces/kubeflow/workflows"
@@ -193,15 +195,19 @@ def test_a_workflow_that_cannot_be_read_leaves_what_the_server_says(
     pipelines: Pipelines,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
     unreadable: str,
 ) -> None:
-    server.runs["r"] = [run("r", "FAILED", {"a": "FAILED"})]
+    server.runs["r"] = [run("r", state, {"a": "FAILED"}) for state in ("RUNNING", "RUNNING", "FAILED")]
     garbled = compressed_workflow("r", {}, status={"compressedNodes": "bm90IGd6aXBwZWQ="})
     api = Kubernetes({WORKFLOWS: {"items": [garbled]}}, forbidden={WORKFLOWS} if unreadable == "forbidden" else set())
     with serve(api.answer) as address:
         monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path / "config", address)))
         with pytest.raises(DitError, match="run r ended FAILED at step a; http"):
             submission.wait(pipelines, "r", patience=60)
+    warnings = [line for line in capsys.readouterr().out.splitlines() if "old states" in line]
+    assert len(warnings) == 1
+    assert {"forbidden": "workflows", "garbled": "compressed status cannot be read"}[unreadable] in warnings[0]
 
 
 def test_a_run_is_terminated_by_its_id(

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from dit.compute import can_compile
 from dit.model.activation import gelu_tanh
 
 VALUES = torch.cat([torch.linspace(-12, 12, 4001), torch.tensor([-1e4, 0.0, 1e4])])
@@ -22,3 +23,15 @@ def test_it_is_gelu_in_its_tanh_form_with_its_derivative() -> None:
 def test_other_types_take_torchs_own(dtype: torch.dtype) -> None:
     x = VALUES.to(dtype)
     assert torch.equal(gelu_tanh(x), F.gelu(x, approximate="tanh"))
+
+
+@pytest.mark.skipif(not can_compile(), reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize(("dtype", "ulp"), [(torch.float32, 1e-6), (torch.bfloat16, 2**-8)])
+def test_compiled_it_rounds_once(dtype: torch.dtype, ulp: float) -> None:
+    x = VALUES.to(dtype, copy=True).requires_grad_()
+    exact = x.detach().to(torch.float64).requires_grad_()
+    found, expected = torch.compile(gelu_tanh)(x), F.gelu(exact, approximate="tanh")
+    torch.testing.assert_close(found.double(), expected, rtol=ulp, atol=1e-6)
+    found.sum().backward()
+    expected.sum().backward()
+    torch.testing.assert_close(x.grad, exact.grad, rtol=ulp, atol=1e-5, check_dtype=False)
