@@ -15,7 +15,6 @@ from dit.config import SamplingConfig
 from dit.diffusion.sampler import sample
 from dit.diffusion.schedule import linear_schedule
 from dit.model.transformer import DiT
-from dit.training.trainer import compile_blocks
 from dit.variants import InputSpec, ModelSpec, resolve
 
 STEPS = {"mini-XL/2": 50, "DiT-S/2": 10}
@@ -45,7 +44,7 @@ def _ours(spec: ModelSpec, inputs: InputSpec, labels: torch.Tensor, steps: int, 
     matmul_precision("fp32", torch.device("cpu"))
     model = DiT(spec, inputs).eval()
     if compiled:
-        compile_blocks(model)
+        model.compile_layers()
     config = SamplingConfig(steps=steps, cfg_scale=GUIDANCE)
     shape = (len(labels), inputs.channels, inputs.size, inputs.size)
     schedule = linear_schedule()

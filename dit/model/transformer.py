@@ -141,6 +141,11 @@ class DiT(nn.Module):
                 x_NTD = block(x_NTD, c_ND)
         return unpatchify(self.final_layer(x_NTD, c_ND), self.spec.patch)
 
+    def compile_layers(self) -> None:
+        """Compile block by block: all share one compilation, and DDP keeps its overlap with the backward pass."""
+        for layer in (*self.blocks, self.final_layer):
+            layer.compile()
+
     @torch.no_grad()
     def initialise(self, seed: int) -> None:
         """Draw the paper's initial weights, the same on every device; the output is then exactly 0.

@@ -86,8 +86,7 @@ def trained(
     model.load_state_dict(dict(weights), strict=True)
     model.to(device).eval().requires_grad_(False)
     if compiled:
-        for block in model.blocks:
-            block.compile()
+        model.compile_layers()
 
     def denoise(x_NCHW: Tensor, t_N: Tensor, y_N: Tensor) -> Tensor:
         with autocast(precision, device):

@@ -56,7 +56,7 @@ class Trainer:
         self.ema = Ema(self.model, train.ema_decay)
         self.optimizer = build_optimizer(self.model, train)
         if compiles(fit, ranks):
-            compile_blocks(self.model)
+            self.model.compile_layers()
         self._ddp = self._replicate(accumulates=self._micro_batch < share)
         self._trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
@@ -141,9 +141,3 @@ def compiles(fit: FitConfig, ranks: Ranks) -> bool:
     if fit.compile == "on" and not can_compile():
         raise ConfigError("fit.compile=on needs a C++ compiler (CXX or g++) on the PATH; install one or choose auto")
     return fit.compile == "on" or (fit.compile == "auto" and ranks.device.type == "cuda" and can_compile())
-
-
-def compile_blocks(model: DiT) -> None:
-    """Compile block by block: all share one compilation, and DDP keeps its overlap with the backward pass."""
-    for block in model.blocks:
-        block.compile()
