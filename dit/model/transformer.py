@@ -142,7 +142,10 @@ class DiT(nn.Module):
         return unpatchify(self.final_layer(x_NTD, c_ND), self.spec.patch)
 
     def compile_layers(self) -> None:
-        """Compile block by block: all share one compilation, and DDP keeps its overlap with the backward pass."""
+        """Compile each block and the final layer by itself.
+
+        All blocks share one compilation, and DDP keeps its overlap with the backward pass.
+        """
         for layer in (*self.blocks, self.final_layer):
             layer.compile()
 
