@@ -12,6 +12,8 @@ from torch import Tensor
 # 0.5 (1 + tanh u) = sigmoid(2 u), and here 2 u = x (_LINEAR + _CUBIC x^2).
 _LINEAR = 2 * math.sqrt(2 / math.pi)
 _CUBIC = 0.044715 * _LINEAR
+# With AVX-512 torch's own kernel, a single pass, is faster than the passes below; with AVX2 it is slower.
+_OWN_IS_FAST = torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
@@ -22,8 +24,8 @@ def gelu_tanh(x: Tensor) -> Tensor:
     # derived and recomputed as the compiler sees fit.
     if torch.compiler.is_compiling():
         return x * torch.sigmoid(x * (_LINEAR + _CUBIC * x * x))
-    # Otherwise that gain outweighs the additional passes, but in bf16 these would round in between.
-    if x.dtype == torch.float32:
+    # Otherwise that gain may outweigh the additional passes, but in bf16 these would round in between.
+    if x.dtype == torch.float32 and not _OWN_IS_FAST:
         gated: Tensor = _SigmoidGelu.apply(x)  # type: ignore[no-untyped-call]
         return gated
     return F.gelu(x, approximate="tanh")

@@ -5,12 +5,15 @@ import torch
 import torch.nn.functional as F
 
 from dit.compute import can_compile
+from dit.model import activation
 from dit.model.activation import gelu_tanh
 
 VALUES = torch.cat([torch.linspace(-12, 12, 4001), torch.tensor([-1e4, 0.0, 1e4])])
 
 
-def test_it_is_gelu_in_its_tanh_form_with_its_derivative() -> None:
+@pytest.mark.parametrize("own_is_fast", [True, False])
+def test_it_is_gelu_in_its_tanh_form_with_its_derivative(own_is_fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(activation, "_OWN_IS_FAST", own_is_fast)
     x, exact = VALUES.clone().requires_grad_(), VALUES.double().requires_grad_()
     found, expected = gelu_tanh(x), F.gelu(exact, approximate="tanh")
     torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-6)
