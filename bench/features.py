@@ -51,6 +51,10 @@ def random_inception(path: Path) -> nn.Module:
 
     class RandomInception(FeatureExtractorInceptionV3):  # type: ignore[misc]
         def load_state_dict(self, _: dict[str, Tensor]) -> None:
+            # With torch's own initial values, activations fade from layer to layer until only rounding is left.
+            for layer in self.modules():
+                if isinstance(layer, nn.Conv2d):
+                    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             torch.save(self.state_dict(), path)
 
     torch.manual_seed(0)

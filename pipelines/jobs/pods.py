@@ -31,6 +31,9 @@ def template(spec: JobSpec, container: str, restart_policy: str | None = None) -
             security_context=k8s.V1PodSecurityContext(
                 run_as_non_root=True, seccomp_profile=k8s.V1SeccompProfile(type="RuntimeDefault")
             ),
+            # As the first process of a namespace of its own torchrun would ignore that it is told to end for as long as
+            # it has no processes: while it loads, and while it waits for the other pods.
+            share_process_namespace=True,
             termination_grace_period_seconds=cluster.pod.grace_seconds,
             service_account_name=cluster.service_account,
             automount_service_account_token=False,

@@ -7,7 +7,6 @@ so many; to try for longer (`read_timeout`) would also be to wait for longer for
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import sys
 import time
@@ -27,8 +26,6 @@ def main(arguments: list[str]) -> NoReturn:
     host, _, port = os.environ.get(_ENDPOINT, "").rpartition(":")
     # A pod has its own name as the host's; the one that holds the rendezvous does so as torchrun.
     if host and host != socket.gethostname():
-        # What is the first process of a container would ignore the signal.
-        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
         _wait_for(host, int(port))
     os.execv(sys.executable, [sys.executable, "-m", TORCHRUN, *arguments])
 

@@ -247,13 +247,17 @@ class Study:
         return find("pods", f"{names.JOB}={self.job(variant)}")
 
     def newest_checkpoint(self, variant: str = "mini-S/2") -> int:
-        """Its step, 0 where there is none."""
-        return max(list_checkpoints(self.site.store, self.config, self.config.spec(variant)), default=0)
+        """Its step, 0 where there is none; a store that is away for a moment is asked again."""
+        (step,) = until("the store answers", lambda: [self._newest(variant)], 60)
+        return step
 
     def past(self, step: int, variant: str = "mini-S/2", seconds: float = 180) -> None:
         """Wait until there is a checkpoint of this step or a later one."""
         what = f"{self.config.study} is past step {step}"
-        until(what, lambda: self.newest_checkpoint(variant) >= step, seconds, pause=0.5)
+        until(what, lambda: self._newest(variant) >= step, seconds, pause=0.5)
+
+    def _newest(self, variant: str) -> int:
+        return max(list_checkpoints(self.site.store, self.config, self.config.spec(variant)), default=0)
 
     def record(self, variant: str = "mini-S/2") -> TrainRecord:
         """What a finished training left in the store."""

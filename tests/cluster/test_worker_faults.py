@@ -7,11 +7,12 @@ import time
 
 import pytest
 from hand import Hand
-from kube import delete
+from kube import NAMESPACE, Object, delete, kubectl, until
 from studies import Site, Study
 
 RECIPE = ("train.steps=400", "fit.checkpoint_every=20")
 PYTORCHJOB = "pytorchjobs.kubeflow.org"
+GONE_SECONDS = 15
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200), pytest.mark.usefixtures("dataset")]
 
 
@@ -69,3 +70,19 @@ def test_a_job_of_8_pods_goes_on_with_4(site: Site) -> None:
     assert ended.code == 0, ended.log
     assert smaller.record().world_size == 4
     smaller.check_losses()
+
+
+def test_a_pod_that_waits_for_the_others_is_gone_with_its_job(site: Site) -> None:
+    # The second pod finds no room beside the first, which meanwhile has no processes that could be told to end.
+    study = site.study("waiting", "train.global_batch=60", "cluster.replicas=2", "cluster.gpus_per_pod=5")
+    study.launch()
+
+    def waits() -> bool:
+        return any("Rendezvous'ing" in kubectl("logs", "-n", NAMESPACE, pod["metadata"]["name"]) for pod in running())
+
+    def running() -> list[Object]:
+        return [pod for pod in study.workers() if pod["status"]["phase"] == "Running"]
+
+    until("a pod waits for the other", waits, 120)
+    delete(PYTORCHJOB, study.job())
+    until("its pods are gone", lambda: not study.workers(), GONE_SECONDS)

@@ -69,4 +69,4 @@ def test_a_pod_that_waits_ends_when_it_is_told(port: socket.socket, environment:
         process.stdout.readline()
         process.send_signal(signal.SIGTERM)
         assert process.stdout.read() == ""
-    assert process.returncode == 128 + signal.SIGTERM
+    assert process.returncode == -signal.SIGTERM
