@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -168,7 +169,7 @@ class Site:
     """Address of the tracking server from this machine."""
     reference_root: Path
     """Results of the same studies on this machine, in one process."""
-    _pods: int = field(default=0, init=False)
+    _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1), init=False)
     _references: dict[tuple[str, ...], list[tuple[int, float]]] = field(default_factory=dict, init=False)
 
     @cached_property
@@ -177,9 +178,8 @@ class Site:
         return open_store(self.root)
 
     def start(self, command: Sequence[str], account: str, name: str = "stage", early: bool = False) -> Running:
-        """Start a pod."""
-        self._pods += 1
-        running = Running(f"test-{SESSION}-{name}-{self._pods}")
+        """Start a pod; from any thread."""
+        running = Running(f"test-{SESSION}-{name}-{next(self._numbers)}")
         manifest = pod(running.name, self.image, command, account)
         if early:
             manifest["metadata"]["labels"][EARLY_LABEL] = "true"

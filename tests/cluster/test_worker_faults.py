@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 
 import pytest
 from hand import Hand
 from kube import NAMESPACE, Object, delete, kubectl, until
-from studies import Site, Study
+from studies import Ended, Site, Study
 
 RECIPE = ("train.steps=400", "fit.checkpoint_every=20")
 PYTORCHJOB = "pytorchjobs.kubeflow.org"
@@ -22,39 +25,65 @@ def at_random_moment_after(study: Study, step: int) -> None:
     time.sleep(random.uniform(0.0, 1.0))
 
 
-def test_a_worker_is_killed_three_times(site: Site, hand: Hand) -> None:
-    study = site.study("killed", *RECIPE, "cluster.replicas=2")
+def killed_three_times(study: Study, hand: Hand) -> Ended:
     launcher = study.launch()
     for step in (20, 120, 240):
         at_random_moment_after(study, step)
         hand.kill(random.choice(study.workers()))
-    ended = launcher.end(600)
-    assert ended.code == 0, ended.log
-    assert ended.log.count("SIGKILL") >= 3
-    study.check_losses()
+    return launcher.end(600)
 
 
-def test_a_worker_is_deleted(site: Site) -> None:
-    study = site.study("deleted", *RECIPE, "cluster.replicas=2")
+def worker_deleted(study: Study, _: Hand) -> Ended:
     launcher = study.launch()
     at_random_moment_after(study, 20)
     delete("pod", random.choice(study.workers())["metadata"]["name"])
-    ended = launcher.end(600)
-    assert ended.code == 0, ended.log
-    study.check_losses()
+    return launcher.end(600)
 
 
-def test_a_job_is_deleted_and_submitted_again(site: Site) -> None:
-    study = site.study("again", *RECIPE, "cluster.replicas=2")
+def job_deleted(study: Study, _: Hand) -> Ended:
     launcher = study.launch()
     at_random_moment_after(study, 20)
     delete(PYTORCHJOB, study.job())
-    ended = launcher.end(60)
+    return launcher.end(60)
+
+
+@dataclass(frozen=True)
+class Disturbed:
+    """A training, and how its launcher ends after what happens to it."""
+
+    study: Study
+    mishap: Future[Ended]
+
+
+@pytest.fixture(scope="module")
+def disturbed(site: Site, hand: Hand) -> Iterator[dict[str, Disturbed]]:
+    """Three trainings at the same time: most of what they do is to wait for pods."""
+    mishaps = {"killed": killed_three_times, "deleted": worker_deleted, "again": job_deleted}
+    with ThreadPoolExecutor() as pool:
+        studies = {name: site.study(name, *RECIPE, "cluster.replicas=2") for name in mishaps}
+        yield {name: Disturbed(study, pool.submit(mishaps[name], study, hand)) for name, study in studies.items()}
+
+
+def test_a_job_is_deleted_and_submitted_again(disturbed: dict[str, Disturbed]) -> None:
+    study, ended = disturbed["again"].study, disturbed["again"].mishap.result()
     assert ended.code == 1
     assert "it was deleted; the same step, run again, goes on" in ended.last_line
     ended = study.launch().end(600)
     assert ended.code == 0, ended.log
     study.check_losses()
+
+
+def test_a_worker_is_deleted(disturbed: dict[str, Disturbed]) -> None:
+    ended = disturbed["deleted"].mishap.result()
+    assert ended.code == 0, ended.log
+    disturbed["deleted"].study.check_losses()
+
+
+def test_a_worker_is_killed_three_times(disturbed: dict[str, Disturbed]) -> None:
+    ended = disturbed["killed"].mishap.result()
+    assert ended.code == 0, ended.log
+    assert ended.log.count("SIGKILL") >= 3
+    disturbed["killed"].study.check_losses()
 
 
 def test_a_job_of_8_pods_goes_on_with_4(site: Site) -> None:
