@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,13 +11,18 @@ from kube import OURS, SESSION, Object, apply, get, kubectl, until
 
 _NAMESPACE = f"dit-scaling-test-{SESSION}"
 _NAME = "hand"
-_KILL = """
-import os, signal, sys
+# Signal 0 reaches nobody, so that with it they are only listed. One that has ended, and is still to be reaped, has no
+# command line.
+_SIGNAL = """
+import os, sys
+container, text, number = sys.argv[1:]
 for entry in os.listdir('/proc'):
     try:
-        if entry.isdecimal() and sys.argv[1] in open(f'/proc/{entry}/cgroup').read():
-            os.kill(int(entry), signal.SIGKILL)
-            print(entry)
+        if entry.isdecimal() and container in open(f'/proc/{entry}/cgroup').read():
+            command = open(f'/proc/{entry}/cmdline').read().replace('\\0', ' ')
+            if command and text in command:
+                os.kill(int(entry), int(number))
+                print(entry)
     except (FileNotFoundError, ProcessLookupError):
         pass
 """
@@ -40,11 +46,23 @@ class Hand:
         finally:
             kubectl("delete", "namespace", _NAMESPACE, "--wait=false")
 
-    def kill(self, pod: Object) -> None:
-        """SIGKILL to all processes of a pod's container."""
-        container = pod["status"]["containerStatuses"][0]["containerID"].rpartition("/")[2]
-        killed = kubectl("exec", "-n", _NAMESPACE, self.pod, "--", "python", "-c", _KILL, container)
-        assert killed.split(), f"no process of {pod['metadata']['name']} was found"
+    def kill(self, pod: Object, text: str = "") -> None:
+        """SIGKILL to the processes of a pod's container whose command line has this text, at once to all."""
+        killed = self._signal(container(pod), text, signal.SIGKILL)
+        assert killed, f"no process of {pod['metadata']['name']} was found"
+
+    def processes(self, container: str) -> list[str]:
+        """Numbers of the living processes that a container has on the node."""
+        return self._signal(container, "", 0)
+
+    def _signal(self, container: str, text: str, number: int) -> list[str]:
+        command = ["exec", "-n", _NAMESPACE, self.pod, "--", "python", "-c", _SIGNAL, container, text, f"{number:d}"]
+        return kubectl(*command).split()
+
+
+def container(pod: Object) -> str:
+    """Id of a pod's container, which another one gets when it is started again."""
+    return str(pod["status"]["containerStatuses"][0]["containerID"].rpartition("/")[2])
 
 
 def _manifest(image: str) -> Object:

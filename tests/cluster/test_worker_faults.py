@@ -9,13 +9,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pytest
-from hand import Hand
+from hand import Hand, container
 from kube import NAMESPACE, Object, delete, kubectl, until
 from studies import Ended, Site, Study
 
 RECIPE = ("train.steps=400", "fit.checkpoint_every=20")
 PYTORCHJOB = "pytorchjobs.kubeflow.org"
 GONE_SECONDS = 15
+ENDED_SECONDS = 5
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200), pytest.mark.usefixtures("dataset")]
 
 
@@ -34,6 +35,19 @@ def test_a_worker_is_killed_three_times(site: Site, hand: Hand) -> None:
     ended = launcher.end(600)
     assert ended.code == 0, ended.log
     assert ended.log.count("SIGKILL") >= 3
+    study.check_losses()
+
+
+def test_no_process_outlives_a_torchrun_that_is_killed(site: Site, hand: Hand) -> None:
+    # The first process of the pod's namespace is another one, so that its end is not theirs.
+    study = site.study("orphans", *RECIPE, "cluster.replicas=2")
+    launcher = study.launch()
+    at_random_moment_after(study, 20)
+    pod = random.choice(study.workers())
+    hand.kill(pod, "torch.distributed.run")
+    until("its processes are gone", lambda: not hand.processes(container(pod)), ENDED_SECONDS, pause=0.2)
+    ended = launcher.end(600)
+    assert ended.code == 0, ended.log
     study.check_losses()
 
 
