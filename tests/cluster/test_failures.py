@@ -5,25 +5,35 @@ from __future__ import annotations
 import re
 
 import pytest
-from studies import Site
+from studies import Running, Site, Study
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200), pytest.mark.usefixtures("dataset")]
+OVERRIDES = {
+    "diverges": ("train.learning_rate=1e30",),
+    "memory": ("train.global_batch=16384", "cluster.pod.memory=1Gi"),
+}
 
 
-def test_a_training_that_diverges(site: Site) -> None:
-    study = site.study("diverges", "train.steps=200", "train.learning_rate=1e30", "cluster.replicas=2")
-    ended = study.launch().end(600)
+@pytest.fixture(scope="module")
+def failing(site: Site) -> dict[str, tuple[Study, Running]]:
+    """Trainings that cannot go on, at the same time, and their launchers."""
+    common = ("train.steps=200", "cluster.replicas=2")
+    studies = {name: site.study(name, *common, *overrides) for name, overrides in OVERRIDES.items()}
+    return {name: (study, study.launch()) for name, study in studies.items()}
+
+
+def test_a_training_that_diverges(failing: dict[str, tuple[Study, Running]]) -> None:
+    study, launcher = failing["diverges"]
+    ended = launcher.end(600)
     assert ended.code == 1
     pattern = rf"pod {study.job()}-worker-[01] \(rank [01]\).*step \d+: .* is not finite"
     assert re.search(pattern, ended.last_line), ended.log
     assert study.mlflow_run().info.status == "FAILED"
 
 
-def test_a_pod_that_runs_out_of_memory(site: Site) -> None:
-    study = site.study(
-        "memory", "train.steps=200", "train.global_batch=16384", "cluster.replicas=2", "cluster.pod.memory=1Gi"
-    )
-    ended = study.launch().end(600)
+def test_a_pod_that_runs_out_of_memory(failing: dict[str, tuple[Study, Running]]) -> None:
+    study, launcher = failing["memory"]
+    ended = launcher.end(600)
     assert ended.code == 1
     pattern = rf"pod {study.job()}-worker-[01] \(rank [01]\), OOMKilled.*raise cluster.pod.memory \(1Gi\)"
     assert re.search(pattern, ended.last_line), ended.log

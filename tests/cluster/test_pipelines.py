@@ -124,6 +124,33 @@ def under_way(submitter: Submitter, tmp_path_factory: pytest.TempPathFactory) ->
     return UnderWay(whole, submissions[0], failing, submissions[1], changed, package)
 
 
+@dataclass(frozen=True)
+class Later:
+    """Runs that work at the same time, after the first ones: all together would need more GPUs than there are."""
+
+    ended: Study
+    ended_run: Run
+    other: Study
+    other_run: Run
+    changed_run: Run
+    """Of the same study as before, with another number of steps."""
+    large: Study
+    large_submission: subprocess.Popen[str]
+
+
+@pytest.fixture(scope="module")
+def later(submitter: Submitter, under_way: UnderWay) -> Later:
+    changed = under_way.changed
+    check_succeeded(submitter, changed, submitter.run(changed), 20)
+    long = ("train.steps=4000", "evaluation.at_steps=[4000]", "fit.checkpoint_every=100")
+    ended, other = submitter.study("ended", *long), submitter.study("other")
+    described = f"description={'of many words ' * 2000}"
+    large = submitter.study("large", "train.learning_rate=1e30", *SHORT, "cluster.replicas=1", described)
+    runs = [submitter.submitted(study) for study in (ended, other)]
+    submitter.by_kfp("submit", under_way.package, 40)
+    return Later(ended, runs[0], other, runs[1], submitter.run(changed), large, submitter.submit(large, "--wait"))
+
+
 def states(run: Run) -> dict[str, str]:
     return {step.name: step.state for step in steps(run)}
 
@@ -153,24 +180,6 @@ def test_a_study_is_submitted_watched_and_succeeds(submitter: Submitter, under_w
     assert b"mini-S/2" in study.site.store.read(f"{layout.report(study.config)}/{layout.REPORT_PAGE}")
 
 
-def test_kfp_itself_submits_with_other_parameters_and_takes_the_preparation_over(
-    submitter: Submitter, under_way: UnderWay
-) -> None:
-    study = under_way.changed
-    check_succeeded(submitter, study, 20)
-    submitter.by_kfp("submit", under_way.package, 40)
-    worked = worked_on(check_succeeded(submitter, study, 40))
-    assert not [title for title in worked if title.startswith("prepare")]
-    assert {"merge", "train mini-S/2", "report"} < worked
-
-
-def check_succeeded(submitter: Submitter, study: Study, length: int) -> Run:
-    run = submitter.ended(submitter.run(study))
-    assert run.state == SUCCEEDED, (states(run), reasons(run, [step.name for step in failures(run)], "kubeflow"))
-    assert study.record().steps == length
-    return run
-
-
 def test_a_step_that_fails_says_why(submitter: Submitter, under_way: UnderWay) -> None:
     study = under_way.failing
     output, _ = under_way.failing_submission.communicate(timeout=RUN_SECONDS)
@@ -187,33 +196,45 @@ def test_a_step_that_fails_says_why(submitter: Submitter, under_way: UnderWay) -
     assert any("not finite" in message for message in messages), messages
 
 
-def test_a_step_that_fails_in_a_run_too_large_for_the_pipelines_server_says_why(submitter: Submitter) -> None:
-    described = f"description={'of many words ' * 2000}"
-    study = submitter.study("large", "train.learning_rate=1e30", *SHORT, "cluster.replicas=1", described)
-    submission = submitter.submit(study, "--wait")
-    output, _ = submission.communicate(timeout=RUN_SECONDS)
-    assert submission.returncode != 0
-    (workflow,) = find("workflows.argoproj.io", f"{RUN_LABEL}={submitter.run(study).uid}", "kubeflow")
-    assert "compressedNodes" in workflow["status"], "the run is not large"
-    lines = output.splitlines()
-    assert "merge: succeeded" in lines, output
-    assert "train mini-S/2: failed" in lines, output
-    assert [line for line in lines if line.startswith("train mini-S/2: ") and "not finite" in line], output
-    assert "ended FAILED at train mini-S/2" in lines[-1]
-
-
-def test_a_run_that_is_terminated_leaves_no_job_while_another_goes_on(submitter: Submitter) -> None:
-    long = ("train.steps=4000", "evaluation.at_steps=[4000]", "fit.checkpoint_every=100")
-    ended, other = submitter.study("ended", *long), submitter.study("other")
-    runs = [submitter.submitted(study) for study in (ended, other)]
+def test_a_run_that_is_terminated_leaves_no_job_while_another_goes_on(submitter: Submitter, later: Later) -> None:
+    ended, other = later.ended, later.other
     ended.past(100, seconds=600)
-    terminate = [sys.executable, "-m", "pipelines.submit", "--terminate", runs[0].uid]
+    terminate = [sys.executable, "-m", "pipelines.submit", "--terminate", later.ended_run.uid]
     subprocess.run(terminate, cwd=ROOT, check=True, capture_output=True)
 
     def gone() -> bool:
         return get(PYTORCHJOB, ended.job()) is None and not find("pods", f"{names.JOB}={ended.job()}")
 
     until("job and pods of the terminated run are gone", gone, REAPED_SECONDS, pause=0.5)
-    assert submitter.ended(runs[0]).state in ("CANCELED", "FAILED")
-    assert submitter.ended(runs[1]).state == SUCCEEDED
+    assert submitter.ended(later.ended_run).state in ("CANCELED", "FAILED")
+    assert submitter.ended(later.other_run).state == SUCCEEDED
     other.check_losses()
+
+
+def test_kfp_itself_submits_with_other_parameters_and_takes_the_preparation_over(
+    submitter: Submitter, under_way: UnderWay, later: Later
+) -> None:
+    worked = worked_on(check_succeeded(submitter, under_way.changed, later.changed_run, 40))
+    assert not [title for title in worked if title.startswith("prepare")]
+    assert {"merge", "train mini-S/2", "report"} < worked
+
+
+def check_succeeded(submitter: Submitter, study: Study, run: Run, length: int) -> Run:
+    run = submitter.ended(run)
+    assert run.state == SUCCEEDED, (states(run), reasons(run, [step.name for step in failures(run)], "kubeflow"))
+    assert study.record().steps == length
+    return run
+
+
+def test_a_step_that_fails_in_a_run_too_large_for_the_pipelines_server_says_why(
+    submitter: Submitter, later: Later
+) -> None:
+    output, _ = later.large_submission.communicate(timeout=RUN_SECONDS)
+    assert later.large_submission.returncode != 0
+    (workflow,) = find("workflows.argoproj.io", f"{RUN_LABEL}={submitter.run(later.large).uid}", "kubeflow")
+    assert "compressedNodes" in workflow["status"], "the run is not large"
+    lines = output.splitlines()
+    assert "merge: succeeded" in lines, output
+    assert "train mini-S/2: failed" in lines, output
+    assert [line for line in lines if line.startswith("train mini-S/2: ") and "not finite" in line], output
+    assert "ended FAILED at train mini-S/2" in lines[-1]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from kube import has_crd, kubectl, until
+import yaml
+from kube import Object, apply, delete, has_crd, kubectl, until
 from studies import Running, Site
 
 from pipelines.deploy import ROOT
@@ -14,27 +15,47 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200), pytest.mark.usefix
 CLUSTER_QUEUE = "clusterqueues.kueue.x-k8s.io"
 MANIFESTS = (ROOT / "k8s" / "queue", ROOT / "k8s" / "overlays" / "kind-queue" / "door")
 QUEUE = "cluster.queue=dit-scaling"
+ANOTHER = "of-nine"
 
 
 @pytest.fixture(scope="module")
 def queue() -> Iterator[None]:
-    """The queue of overlay kind-queue."""
+    """The queue of overlay kind-queue, and another like it."""
     if not has_crd(CLUSTER_QUEUE):
         pytest.skip(f"the cluster knows no {CLUSTER_QUEUE}: Kueue is not installed")
     for folder in MANIFESTS:
         until("Kueue takes its objects", lambda path=folder: kubectl("apply", "--server-side", "-k", str(path)), 60)
+    # A study that never starts would be in the way of those that come after it.
+    of_their_own = another_like_it()
+    apply(*of_their_own)
     yield
+    for made in of_their_own:
+        delete(made["kind"], made["metadata"]["name"], wait=False)
     for folder in reversed(MANIFESTS):
         kubectl("delete", "-k", str(folder), "--wait=false")
 
 
+def another_like_it() -> list[Object]:
+    """The same queue under another name."""
+    queues = []
+    for folder in MANIFESTS:
+        for one in yaml.safe_load_all(kubectl("kustomize", str(folder))):
+            if one["kind"] in ("ClusterQueue", "LocalQueue"):
+                one["metadata"]["name"] = ANOTHER
+                queues.append(one)
+            if one["kind"] == "LocalQueue":
+                one["spec"]["clusterQueue"] = ANOTHER
+    return queues
+
+
 @pytest.fixture(scope="module")
 def nine(site: Site) -> Running:
-    """Launcher of a study that asks for more than the queue will ever have; until it gives up, it is in the way."""
-    return site.study("nine", "cluster.replicas=9", "train.global_batch=63", QUEUE).launch()
+    """Launcher of a study that asks for more than its queue will ever have."""
+    return site.study("nine", "cluster.replicas=9", "train.global_batch=63", f"cluster.queue={ANOTHER}").launch()
 
 
-def test_the_second_study_waits_for_the_first(site: Site, request: pytest.FixtureRequest) -> None:
+@pytest.mark.usefixtures("nine")  # it waits for its two minutes meanwhile
+def test_the_second_study_waits_for_the_first(site: Site) -> None:
     recipe = ("train.steps=100", QUEUE)
     first, second = (
         site.study("first", *recipe, "cluster.replicas=8"),
@@ -49,7 +70,6 @@ def test_the_second_study_waits_for_the_first(site: Site, request: pytest.Fixtur
     assert not second.workers()
     assert running.end(600).code == 0
     waiting.says("all 2 pods run", 120)
-    request.getfixturevalue("nine")  # the next test's, which may wait from now on
     ended = waiting.end(600)
     assert ended.code == 0, ended.log
     for study in (first, second):
@@ -61,5 +81,5 @@ def test_a_queue_that_has_no_room_ever_says_so(nine: Running) -> None:
     assert seconds <= 120
     ended = nine.end(300)
     assert ended.code == 1
-    assert "waits in queue dit-scaling" in ended.last_line
+    assert f"waits in queue {ANOTHER}" in ended.last_line
     assert "maximum capacity (9 > 8)" in ended.last_line

@@ -6,9 +6,9 @@ import re
 
 import pytest
 from kube import get, has_crd, kubectl
-from studies import Site
+from studies import Running, Site, Study
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200), pytest.mark.usefixtures("dataset", "trainer")]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200), pytest.mark.usefixtures("dataset")]
 TRAINJOB = "trainjobs.trainer.kubeflow.org"
 AS_TRAINJOB = ("cluster.job=trainjob", "cluster.replicas=2")
 
@@ -19,17 +19,28 @@ def trainer() -> None:
         pytest.skip(f"the cluster knows no {TRAINJOB}: Kubeflow Trainer is not installed")
 
 
-def test_same_losses(site: Site) -> None:
-    study = site.study("trainjob", "train.steps=200", *AS_TRAINJOB)
-    ended = study.launch().end(600)
+@pytest.fixture(scope="module")
+def launched(site: Site, trainer: None) -> dict[str, tuple[Study, Running]]:  # noqa: ARG001
+    """A training that ends well and one that cannot go on, at the same time, and their launchers."""
+    recipes = {"well": (), "diverges": ("train.learning_rate=1e30",)}
+    studies = {
+        name: site.study(f"trainjob-{name}", "train.steps=200", *AS_TRAINJOB, *recipe)
+        for name, recipe in recipes.items()
+    }
+    return {name: (study, study.launch()) for name, study in studies.items()}
+
+
+def test_same_losses(launched: dict[str, tuple[Study, Running]]) -> None:
+    study, launcher = launched["well"]
+    ended = launcher.end(600)
     assert ended.code == 0, ended.log
     assert study.record().world_size == 2
     study.check_losses()
 
 
-def test_a_failed_pod_fails_the_job_at_once_and_stays(site: Site) -> None:
-    study = site.study("trainjob-diverges", "train.steps=200", "train.learning_rate=1e30", *AS_TRAINJOB)
-    ended = study.launch().end(300)
+def test_a_failed_pod_fails_the_job_at_once_and_stays(launched: dict[str, tuple[Study, Running]]) -> None:
+    study, launcher = launched["diverges"]
+    ended = launcher.end(300)
     assert ended.code == 1
     assert "is not finite" in ended.last_line, ended.log
     assert len(re.findall(r"^\S+ ended: ", ended.log, re.MULTILINE)) <= 2, "pods were tried again"
