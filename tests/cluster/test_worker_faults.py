@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 from hand import Hand, container
@@ -38,17 +39,13 @@ def test_a_worker_is_killed_three_times(site: Site, hand: Hand) -> None:
     study.check_losses()
 
 
-def test_no_process_outlives_a_torchrun_that_is_killed(site: Site, hand: Hand) -> None:
-    # The first process of the pod's namespace is another one, so that its end is not theirs.
-    study = site.study("orphans", *RECIPE, "cluster.replicas=2")
+def torchrun_killed(study: Study, hand: Hand) -> Ended:
     launcher = study.launch()
     at_random_moment_after(study, 20)
     pod = random.choice(study.workers())
     hand.kill(pod, "torch.distributed.run")
     until("its processes are gone", lambda: not hand.processes(container(pod)), ENDED_SECONDS, pause=0.2)
-    ended = launcher.end(600)
-    assert ended.code == 0, ended.log
-    study.check_losses()
+    return launcher.end(600)
 
 
 def worker_deleted(study: Study) -> Ended:
@@ -74,9 +71,9 @@ class Disturbed:
 
 
 @pytest.fixture(scope="module")
-def disturbed(site: Site) -> Iterator[dict[str, Disturbed]]:
-    """Two trainings at the same time: most of what they do is to wait for pods."""
-    mishaps = {"deleted": worker_deleted, "again": job_deleted}
+def disturbed(site: Site, hand: Hand) -> Iterator[dict[str, Disturbed]]:
+    """Trainings at the same time: most of what they do is to wait for pods."""
+    mishaps = {"orphans": partial(torchrun_killed, hand=hand), "deleted": worker_deleted, "again": job_deleted}
     with ThreadPoolExecutor() as pool:
         studies = {name: site.study(name, *RECIPE, "cluster.replicas=2") for name in mishaps}
         yield {name: Disturbed(study, pool.submit(mishaps[name], study)) for name, study in studies.items()}
@@ -89,6 +86,13 @@ def test_a_job_is_deleted_and_submitted_again(disturbed: dict[str, Disturbed]) -
     ended = study.launch().end(600)
     assert ended.code == 0, ended.log
     study.check_losses()
+
+
+def test_no_process_outlives_a_torchrun_that_is_killed(disturbed: dict[str, Disturbed]) -> None:
+    # The first process of the pod's namespace is another one, so that its end is not theirs.
+    ended = disturbed["orphans"].mishap.result()
+    assert ended.code == 0, ended.log
+    disturbed["orphans"].study.check_losses()
 
 
 def test_a_worker_is_deleted(disturbed: dict[str, Disturbed]) -> None:
