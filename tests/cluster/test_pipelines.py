@@ -36,6 +36,7 @@ SMALL = (
     "cluster.steps.retries=0",
 )
 SHORT = ("train.steps=20", "evaluation.at_steps=[20]")
+ENDLESS = ("train.steps=100000", "evaluation.at_steps=[100000]", "fit.checkpoint_every=100")
 # The preparation is the same in every run of one session, and in none of another.
 DATASET = f"dataset.name=digits-{os.getpid()}"
 pytestmark = [pytest.mark.pipelines, pytest.mark.timeout(1800)]
@@ -107,6 +108,8 @@ class UnderWay:
     whole_submission: subprocess.Popen[str]
     failing: Study
     failing_submission: subprocess.Popen[str]
+    endless: Study
+    endless_run: Run
     changed: Study
     package: Path
     """The compiled pipeline of `changed`."""
@@ -116,22 +119,20 @@ class UnderWay:
 def under_way(submitter: Submitter, tmp_path_factory: pytest.TempPathFactory) -> UnderWay:
     whole = submitter.study("whole")
     failing = submitter.study("failing", "train.learning_rate=1e30", *SHORT)
+    endless = submitter.study("endless", *ENDLESS)
     changed, package = submitter.study("changed", *SHORT), tmp_path_factory.mktemp("kfp") / "dit.yaml"
     submissions = [submitter.submit(study, "--wait") for study in (whole, failing)]
+    endless_run = submitter.submitted(endless)
     command = submitter.command(changed, "pipelines.compile")
     subprocess.run([*command, "--image", submitter.site.image, "--output", package], cwd=ROOT, check=True)
     submitter.by_kfp("create", package, 20)
-    return UnderWay(whole, submissions[0], failing, submissions[1], changed, package)
+    return UnderWay(whole, submissions[0], failing, submissions[1], endless, endless_run, changed, package)
 
 
 @dataclass(frozen=True)
 class Later:
     """Runs that work at the same time, after the first ones: all together would need more GPUs than there are."""
 
-    ended: Study
-    ended_run: Run
-    other: Study
-    other_run: Run
     changed_run: Run
     """Of the same study as before, with another number of steps."""
     large: Study
@@ -142,13 +143,10 @@ class Later:
 def later(submitter: Submitter, under_way: UnderWay) -> Later:
     changed = under_way.changed
     check_succeeded(submitter, changed, submitter.run(changed), 20)
-    long = ("train.steps=4000", "evaluation.at_steps=[4000]", "fit.checkpoint_every=100")
-    ended, other = submitter.study("ended", *long), submitter.study("other")
+    submitter.by_kfp("submit", under_way.package, 40)
     described = f"description={'of many words ' * 2000}"
     large = submitter.study("large", "train.learning_rate=1e30", *SHORT, "cluster.replicas=1", described)
-    runs = [submitter.submitted(study) for study in (ended, other)]
-    submitter.by_kfp("submit", under_way.package, 40)
-    return Later(ended, runs[0], other, runs[1], submitter.run(changed), large, submitter.submit(large, "--wait"))
+    return Later(submitter.run(changed), large, submitter.submit(large, "--wait"))
 
 
 def states(run: Run) -> dict[str, str]:
@@ -162,7 +160,7 @@ def worked_on(run: Run) -> set[str]:
     return {title for pod in own if (title := title_of(run, pod))}
 
 
-def test_a_study_is_submitted_watched_and_succeeds(submitter: Submitter, under_way: UnderWay) -> None:
+def test_a_run_under_way_is_watched(submitter: Submitter, under_way: UnderWay) -> None:
     study = under_way.whole
     until("its training is a job", lambda: study.workers(), 600)
     command = [*submitter.command(study, "dit", "status"), "--experiment", submitter.experiment]
@@ -170,6 +168,26 @@ def test_a_study_is_submitted_watched_and_succeeds(submitter: Submitter, under_w
     line = next(line for line in shown.splitlines() if line.startswith("train mini-S/2"))
     assert "PyTorchJob" in line
     assert "/60" in line
+
+
+def test_a_run_that_is_terminated_leaves_no_job_while_another_goes_on(
+    submitter: Submitter, under_way: UnderWay
+) -> None:
+    ended = under_way.endless
+    ended.past(100, seconds=600)
+    assert not submitter.run(under_way.whole).over
+    terminate = [sys.executable, "-m", "pipelines.submit", "--terminate", under_way.endless_run.uid]
+    subprocess.run(terminate, cwd=ROOT, check=True, capture_output=True)
+
+    def gone() -> bool:
+        return get(PYTORCHJOB, ended.job()) is None and not find("pods", f"{names.JOB}={ended.job()}")
+
+    until("job and pods of the terminated run are gone", gone, REAPED_SECONDS, pause=0.5)
+    assert submitter.ended(under_way.endless_run).state in ("CANCELED", "FAILED")
+
+
+def test_a_study_is_submitted_and_succeeds(submitter: Submitter, under_way: UnderWay) -> None:
+    study = under_way.whole
     output, _ = under_way.whole_submission.communicate(timeout=RUN_SECONDS)
     assert under_way.whole_submission.returncode == 0, output
     run = submitter.run(study)
@@ -194,21 +212,6 @@ def test_a_step_that_fails_says_why(submitter: Submitter, under_way: UnderWay) -
     (workflow,) = find("workflows.argoproj.io", f"pipeline/runid={run.uid}", "kubeflow")
     messages = [node.get("message", "") for node in workflow["status"]["nodes"].values() if node["type"] == "Pod"]
     assert any("not finite" in message for message in messages), messages
-
-
-def test_a_run_that_is_terminated_leaves_no_job_while_another_goes_on(submitter: Submitter, later: Later) -> None:
-    ended, other = later.ended, later.other
-    ended.past(100, seconds=600)
-    terminate = [sys.executable, "-m", "pipelines.submit", "--terminate", later.ended_run.uid]
-    subprocess.run(terminate, cwd=ROOT, check=True, capture_output=True)
-
-    def gone() -> bool:
-        return get(PYTORCHJOB, ended.job()) is None and not find("pods", f"{names.JOB}={ended.job()}")
-
-    until("job and pods of the terminated run are gone", gone, REAPED_SECONDS, pause=0.5)
-    assert submitter.ended(later.ended_run).state in ("CANCELED", "FAILED")
-    assert submitter.ended(later.other_run).state == SUCCEEDED
-    other.check_losses()
 
 
 def test_kfp_itself_submits_with_other_parameters_and_takes_the_preparation_over(
