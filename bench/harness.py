@@ -28,6 +28,8 @@ class Row:
     """Ratio of the fastest side to the first that the project sets itself."""
     parts: bool = False
     """Whether the first side is the whole and each other one lacks a part, so that ratios are below 1."""
+    ceiling: str | None = None
+    """A side that does only what no side can do without."""
     rounds: int = ROUNDS
     """Fresh launches of every side at most: fewer where one takes a minute."""
 
@@ -56,6 +58,7 @@ class Outcome:
             "unit": self.row.unit,
             "target_ratio": self.row.target,
             "parts": self.row.parts,
+            "ceiling": self.row.ceiling,
             "sides": {side: self._side(side) for side in self.row.sides},
         }
 

@@ -91,6 +91,7 @@ def _section(row: dict[str, Any]) -> list[str]:
 def _summary(row: dict[str, Any]) -> list[str]:
     """Aim and ceiling of a comparison; what each part gives."""
     sides = list(row["sides"].values())
+    bound = row.get("ceiling")
     if row["parts"]:
         gains = [
             f"{name.removeprefix('without ')} {1 / side['ratio_median'] - 1:+.0%}"
@@ -100,12 +101,15 @@ def _summary(row: dict[str, Any]) -> list[str]:
         return ["Speed that each part adds to the rest: " + ", ".join(gains) + ".", ""]
     if row["target_ratio"] is None:
         return []
-    ratios = [side["ratio_median"] for side in sides[1:] if "skipped" not in side]
+    compared = [side for name, side in list(row["sides"].items())[1:] if name != bound]
+    ratios = [side["ratio_median"] for side in compared if "skipped" not in side]
     if not ratios:
         return [f"Aim {row['target_ratio']:g}.", ""]
     reached = f"Aim {row['target_ratio']:g}, reached {max(ratios):.2f}"
     share = sides[0].get("share_of_peak")
     ceiling = f"; {1 / share:.2f} if all but the products took no time" if share else ""
+    if bound and "skipped" not in row["sides"][bound]:
+        ceiling += f", {row['sides'][bound]['ratio_median']:.2f} if they took what they take alone at their own shapes"
     return [f"{reached}{ceiling}.", ""]
 
 

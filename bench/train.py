@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from bench.harness import Row
 from bench.textbook import TextbookDiT, TextbookTrainer
 from bench.timing import seconds_per_call
-from dit.compute import computed_in, cpu_has_bf16, matmul_peak, tune_process
+from dit.compute import computed_in, cpu_has_bf16, matmul_peak, matmul_precision, tune_process
 from dit.config import FitConfig, TrainConfig
 from dit.data.loader import StepBatch
 from dit.distributed import session
@@ -25,6 +27,7 @@ SETTINGS: dict[str, tuple[InputSpec, int]] = {
     "DiT-S/2": (InputSpec(4, 32, 1000), 4),
     "DiT-B/2": (InputSpec(4, 32, 1000), 2),
 }
+PRODUCTS = "products alone"
 PARTS = ("allocator", "matmul", "attention", "activation", "optimizer", "average")
 
 
@@ -41,16 +44,21 @@ def measure(variant: str, precision: str, side: str, left_out: str = "") -> dict
         torch.randint(inputs.classes, (batch,)),
         torch.randn(batch, inputs.channels, inputs.size, inputs.size),
     )
-    if side == "textbook":
-        shape = (spec.depth, spec.hidden, spec.heads, spec.patch, inputs.channels, inputs.size, inputs.classes)
-        plain = TextbookTrainer(TextbookDiT(*shape), precision)
-        seconds = seconds_per_call(lambda: plain.step(*data))
-    else:
-        seconds = _ours(spec, inputs, data, precision, compiled=side == "compiled", left_out=left_out)
     flops = 6 * spec.macs(inputs) * batch
-    # The faster of the two products is the ceiling: without bf16 kernels that is fp32's, for both sides.
+    # The faster of the two products is the ceiling: without bf16 kernels that is fp32's, for all sides.
     fastest = computed_in(precision, torch.device("cpu"))
     dtype = torch.bfloat16 if fastest == "bf16" else torch.float32
+    if side in ("textbook", PRODUCTS):
+        shape = (spec.depth, spec.hidden, spec.heads, spec.patch, inputs.channels, inputs.size, inputs.classes)
+        model = TextbookDiT(*shape)
+        if side == PRODUCTS:
+            call, flops = _products(model, data, precision, dtype)
+            seconds = seconds_per_call(call)
+        else:
+            plain = TextbookTrainer(model, precision)
+            seconds = seconds_per_call(lambda: plain.step(*data))
+    else:
+        seconds = _ours(spec, inputs, data, precision, compiled=side == "compiled", left_out=left_out)
     # The peak is read after the timing: a probe before it would warm up what the step is to be timed with.
     peak = matmul_peak(torch.device("cpu"), dtype)
     return {
@@ -58,6 +66,45 @@ def measure(variant: str, precision: str, side: str, left_out: str = "") -> dict
         "share_of_peak": flops / seconds / peak,
         "beside": {"batch": batch, "in": precision if side == "textbook" else fastest},
     }
+
+
+@torch.no_grad()
+def _products(
+    model: TextbookDiT, data: tuple[torch.Tensor, ...], precision: str, dtype: torch.dtype
+) -> tuple[Callable[[], None], int]:
+    """The linear layers' products alone, forward and backward, at their own shapes: a call, and its FLOPs.
+
+    The kernels are those of our steps. Layers of one shape share their operands, which is kinder to caches than a step.
+    """
+    tune_process()
+    matmul_precision("bf16" if precision == "bf16" else "fp32", torch.device("cpu"))
+    shapes: list[tuple[int, int, int]] = []
+
+    def note(layer: nn.Module, arguments: tuple[torch.Tensor, ...], _: torch.Tensor) -> None:
+        assert isinstance(layer, nn.Linear)
+        shapes.append((arguments[0].numel() // layer.in_features, layer.in_features, layer.out_features))
+
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear):
+            layer.register_forward_hook(note)
+    x0, t, y, _ = data
+    model(x0, t, y)
+    operands = {
+        (rows, inner, outer): [
+            torch.randn(*size, dtype=dtype) for size in ((rows, inner), (outer, inner), (rows, outer))
+        ]
+        for rows, inner, outer in set(shapes)
+    }
+
+    @torch.no_grad()
+    def call() -> None:
+        for shape in shapes:
+            x, weight, gradient = operands[shape]
+            F.linear(x, weight)
+            gradient @ weight
+            gradient.T @ x
+
+    return call, 6 * sum(rows * inner * outer for rows, inner, outer in shapes)
 
 
 def _batch(variant: str, precision: str) -> int:
@@ -113,11 +160,20 @@ def _loop_average(trainer: Trainer) -> None:
 
 def _row(variant: str, precision: str, target: float) -> Row:
     sides = {
-        side: {"variant": variant, "precision": precision, "side": side} for side in ("textbook", "eager", "compiled")
+        side: {"variant": variant, "precision": precision, "side": side}
+        for side in ("textbook", "eager", "compiled", PRODUCTS)
     }
     # Without bf16 kernels the textbook's step of a paper model takes ten seconds and more.
     slow = precision == "bf16" and not variant.startswith("mini") and not cpu_has_bf16()
-    return Row(f"training step, {variant}, {precision}", "steps/s", __name__, sides, target, rounds=1 if slow else 3)
+    return Row(
+        f"training step, {variant}, {precision}",
+        "steps/s",
+        __name__,
+        sides,
+        target,
+        rounds=1 if slow else 3,
+        ceiling=PRODUCTS,
+    )
 
 
 def _parts(variant: str) -> Row:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ MACHINE = {
     "processor": "CPU", "device": "cpu", "threads": 2, "torch": "2", "python": "3", "date": "2026-01-01",
     "matmul_fp32_tflops": 0.1, "matmul_bf16_tflops": 0.2,
 }  # fmt: skip
-RATES = {0: [1.0, 4.0, 2.0], 1: [3.0, 4.0, 5.0]}
+RATES = {0: [1.0, 4.0, 2.0], 1: [3.0, 4.0, 5.0], 3: [6.0, 24.0, 12.0]}
 
 
 def measured(row: Row = ROW, rounds: int = 3) -> tuple[Outcome, list[int]]:
@@ -77,6 +78,14 @@ def test_the_table_says_aim_ceiling_and_what_is_absent(tmp_path: Path) -> None:
     assert "Aim 2, reached 2.50; 2.00 if all but the products took no time." in page
     assert "| ours | 4 | steps/s | 2.50 | 1.00 to 3.00 | 50% | batch 8 |" in page
     assert "no such device" in page
+
+
+def test_the_ceiling_is_no_speed_that_was_reached(tmp_path: Path) -> None:
+    row = Row("step", "steps/s", "module", {"plain": {"side": 0}, "ours": {"side": 1}, "bare": {"side": 3}}, target=2)
+    results = Results("cpu", MACHINE, "make bench", tmp_path)
+    results.add(measured(replace(row, ceiling="bare"))[0])
+    page = results.markdown.read_text()
+    assert "Aim 2, reached 2.50; 2.00 if all but the products took no time, 6.00 if they took what they take" in page
 
 
 def test_a_part_adds_what_leaving_it_out_takes_away(tmp_path: Path) -> None:
