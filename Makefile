@@ -37,7 +37,7 @@ BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help study plan compile ui ui-cluster test lint format bench build push image-size secrets deploy undeploy env constraints apt clean
+.PHONY: help study plan compile ui ui-cluster test test-gpu lint format bench build push image-size secrets deploy undeploy env constraints apt clean
 .PHONY: preflight submit status terminate clean-jobs test-cluster test-pipelines
 
 help: ## Show this list.
@@ -64,6 +64,9 @@ ui-cluster: env ## Open the MLflow that OVERLAY deployed, through a forwarded PO
 # A file's tests stay together, because they share what is dear to make; tests/conftest.py puts long files first.
 test: lint ## Check the code and run all tests, or those of TESTS.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(TESTS)
+
+test-gpu: env ## Show that a GPU computes what a CPU does; on a machine that has one.
+	$(BIN)/python -m pytest -m gpu tests/gpu
 
 lint: env ## Check style, types and who imports whom.
 	$(BIN)/ruff check .

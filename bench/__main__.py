@@ -14,19 +14,21 @@ from bench import harness
 from bench.report import Results, machine
 
 MODULES = ("train", "sampler", "loader", "preparation", "features", "frechet")
-ON_GPU = "gpu"
+ON_GPU = ("gpu", "gpu_stages")
 
 
 def main() -> None:
     """Parse, run, report."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(MODULES)} (default: these), {ON_GPU}")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"of {', '.join(MODULES)} (default: these); {', '.join(ON_GPU)}"
+    )
     parser.add_argument("--rounds", type=int, default=harness.ROUNDS, help="fresh launches of every side at most")
     parser.add_argument("--match", default="", help="only rows whose name contains this, such as 'S/2, fp32'")
     parser.add_argument("--save", help="name of the files in bench/results; rows not measured now are kept")
     chosen = parser.parse_args()
-    if unknown := set(chosen.names) - {*MODULES, ON_GPU}:
-        parser.error(f"unknown benchmark {min(unknown)!r}; known are {', '.join((*MODULES, ON_GPU))}")
+    if unknown := set(chosen.names) - {*MODULES, *ON_GPU}:
+        parser.error(f"unknown benchmark {min(unknown)!r}; known are {', '.join((*MODULES, *ON_GPU))}")
     if chosen.rounds < 1:
         parser.error(f"--rounds={chosen.rounds}: must be at least 1")
     names = chosen.names or MODULES
@@ -35,7 +37,7 @@ def main() -> None:
     if not rows:
         parser.error(f"--match={chosen.match!r}: no row of {', '.join(names)} has this in its name")
     command = " ".join(["python -m bench", *sys.argv[1:]])
-    results = Results(chosen.save or ("gpu" if ON_GPU in names else "cpu"), machine(), command)
+    results = Results(chosen.save or ("gpu" if {*ON_GPU} & {*names} else "cpu"), machine(), command)
     progress = Console(stderr=True)
     for row in rows:
         results.add(harness.run(row, chosen.rounds, progress.print))

@@ -46,9 +46,11 @@ class Outcome:
         return statistics.median(launch["rate"] for launch in self.launches[side])
 
     def ratios(self, side: str) -> list[float]:
-        """This side's rate over the reference's, round by round."""
-        reference = next(iter(self.row.sides))
-        pairs = zip(self.launches[side], self.launches[reference], strict=True)
+        """This side's rate over the reference's, round by round; none where the reference could not run."""
+        reference = self.launches[next(iter(self.row.sides))]
+        if "skipped" in reference[0]:
+            return []
+        pairs = zip(self.launches[side], reference, strict=True)
         return [ours["rate"] / plain["rate"] for ours, plain in pairs]
 
     def to_json(self) -> dict[str, Any]:
@@ -72,8 +74,8 @@ class Outcome:
         return {
             **result,
             "median": self.rate(side),
-            "ratio_median": statistics.median(ratios),
-            "ratio_range": [min(ratios), max(ratios)],
+            "ratio_median": statistics.median(ratios) if ratios else None,
+            "ratio_range": [min(ratios), max(ratios)] if ratios else None,
             "share_of_peak": statistics.median(shares) if shares else None,
             "beside": launches[-1].get("beside", {}),
         }

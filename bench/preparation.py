@@ -46,7 +46,7 @@ def measure(codec: str, side: str) -> dict[str, Any]:
 
 def _config(root: Path, codec: str) -> StudyConfig:
     if codec == "vae":
-        _autoencoder(root / "vae")
+        save_autoencoder(root / "vae")
     return StudyConfig.model_validate(
         {
             "study": "bench",
@@ -109,7 +109,8 @@ def _pictures(folder: Path, count: int) -> list[Path]:
     return files
 
 
-def _autoencoder(folder: Path) -> None:
+def save_autoencoder(folder: Path) -> None:
+    """One of Stable Diffusion's size, with random weights, as a folder that diffusers reads."""
     ensure_torchvision()
     from diffusers import AutoencoderKL
 

@@ -102,13 +102,13 @@ def _summary(row: dict[str, Any]) -> list[str]:
     if row["target_ratio"] is None:
         return []
     compared = [side for name, side in list(row["sides"].items())[1:] if name != bound]
-    ratios = [side["ratio_median"] for side in compared if "skipped" not in side]
+    ratios = [side["ratio_median"] for side in compared if side.get("ratio_median")]
     if not ratios:
         return [f"Aim {row['target_ratio']:g}.", ""]
     reached = f"Aim {row['target_ratio']:g}, reached {max(ratios):.2f}"
     share = sides[0].get("share_of_peak")
     ceiling = f"; {1 / share:.2f} if all but the products took no time" if share else ""
-    if bound and "skipped" not in row["sides"][bound]:
+    if bound and row["sides"][bound].get("ratio_median"):
         ceiling += f", {row['sides'][bound]['ratio_median']:.2f} if they took what they take alone at their own shapes"
     return [f"{reached}{ceiling}.", ""]
 
@@ -116,12 +116,12 @@ def _summary(row: dict[str, Any]) -> list[str]:
 def _cells(row: dict[str, Any], side: dict[str, Any]) -> tuple[str, ...]:
     if "skipped" in side:
         return ("-", row["unit"], "-", "-", "-", side["skipped"])
-    low, high = side["ratio_range"]
+    compared = side["ratio_range"] is not None
     return (
         f"{side['median']:.4g}",
         row["unit"],
-        f"{side['ratio_median']:.2f}",
-        f"{low:.2f} to {high:.2f}",
+        f"{side['ratio_median']:.2f}" if compared else "-",
+        "{:.2f} to {:.2f}".format(*side["ratio_range"]) if compared else "-",
         f"{side['share_of_peak']:.0%}" if side["share_of_peak"] else "",
         ", ".join(f"{key} {value}" for key, value in side["beside"].items()),
     )

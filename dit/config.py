@@ -16,7 +16,7 @@ from pydantic import Field, field_validator, model_validator
 
 from dit.cluster import ClusterConfig
 from dit.errors import ConfigError
-from dit.section import Fraction, Natural, Positive, Section, Seed, Slug
+from dit.section import Fraction, Natural, Positive, Section, Seed, Slug, Switch
 from dit.variants import InputSpec, ModelSpec, resolve
 
 HASH_DIGITS = 12
@@ -222,7 +222,7 @@ class FitConfig(Section):
 
     micro_batch: Positive | None = None
     """Samples per forward pass and process; unset, the process's whole share of the global batch."""
-    compile: Literal["auto", "on", "off"] = "auto"
+    compile: Switch = "auto"
     """torch.compile; auto uses it on a GPU."""
     activation_checkpointing: bool = False
     attention: Literal["auto", "sdpa", "plain"] = "auto"

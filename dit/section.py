@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -13,6 +13,11 @@ def _no_boolean(value: object) -> object:
     return value
 
 
+def _on_or_off(value: object) -> object:
+    # YAML reads the bare words on and off as true and false.
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
 Whole = Annotated[int, BeforeValidator(_no_boolean)]
 Slug = Annotated[str, Field(pattern=r"^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$")]
 Positive = Annotated[Whole, Field(gt=0)]
@@ -20,6 +25,7 @@ Natural = Annotated[Whole, Field(ge=0)]
 Seed = Annotated[Whole, Field(ge=0, lt=2**63)]
 """What numpy and torch both take."""
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Switch = Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_or_off)]
 
 
 class Section(BaseModel):

@@ -128,7 +128,15 @@ def sampling_macs(gflops: float, num_samples: int, steps: int, cfg_scale: float)
     return gflops * 1e9 * num_samples * steps * (1 if cfg_scale == 1.0 else 2)
 
 
-def memory(spec: ModelSpec, inputs: InputSpec, precision: Precision, fit: FitConfig, micro_batch: int) -> Memory:
+def memory(
+    spec: ModelSpec,
+    inputs: InputSpec,
+    precision: Precision,
+    fit: FitConfig,
+    micro_batch: int,
+    *,
+    compiled: bool = False,
+) -> Memory:
     """Bytes on one device while training on micro-batches of `micro_batch` samples.
 
     States: float32 weights, gradients, AdamW's two moments and the EMA, 4 bytes each for P parameters: 20 P. bf16
@@ -136,14 +144,17 @@ def memory(spec: ModelSpec, inputs: InputSpec, precision: Precision, fit: FitCon
 
     Activations per token of a block of width d, c being the bytes of a matrix operand (4, or 2 in bf16): the inputs
     and outputs of two layer norms in float32, 16 d; two modulated inputs, q, k, v, the attention's output, two
-    outputs kept for the gates, the MLP's 4 d before and after its GELU, 16 c d. Attention that is not fused adds its
-    probabilities, 4 T a head (and c T again in bf16); fused attention keeps no T x T matrix. With activation
-    checkpointing a block keeps its input, 4 d, and one block at a time is whole. Once more one block's worth are the
-    gradients that flow through it. A compiled model recomputes the cheap parts and stays below this estimate.
+    outputs kept for the gates, the MLP's 4 d before and after its GELU, and, as measured, one operand more: 17 c d.
+    Attention that is not fused adds its probabilities, 4 T a head (and c T again in bf16); fused attention keeps no
+    T x T matrix. With activation checkpointing a block keeps its input, 4 d, and one block at a time is whole. Once
+    more one block's worth are the gradients that flow through it.
+
+    A compiled model computes the norms' outputs and GELU's again: it keeps 8 d and 13 c d.
     """
     operand = 2 if precision == "bf16" else 4
     tokens, width = spec.tokens(inputs), spec.hidden
-    per_token = 16 * width + (8 + 2 * MLP_RATIO) * operand * width
+    exact, operands = (8, 9 + MLP_RATIO) if compiled else (16, 9 + 2 * MLP_RATIO)
+    per_token = (exact + operands * operand) * width
     if fit.attention == "plain":
         per_token += spec.heads * tokens * (4 + (operand if operand != 4 else 0))
     modulation = 7 * operand * width
@@ -171,7 +182,8 @@ def _variant(
     if fit.attention == "auto" and device.name == CPU:
         fit = fit.model_copy(update={"attention": "plain"})
     micro_batch = min(fit.micro_batch or share, share)
-    needed = memory(spec, inputs, train.precision, fit, micro_batch)
+    compiled = fit.compile == "on" or (fit.compile == "auto" and device.name != CPU)
+    needed = memory(spec, inputs, train.precision, fit, micro_batch, compiled=compiled)
     gflops = spec.gflops(inputs)
     training = training_macs(gflops, train.global_batch, train.steps)
     sample_set = sampling_macs(gflops, sampling.num_samples, sampling.steps, sampling.cfg_scale)
@@ -186,7 +198,9 @@ def _variant(
         micro_batch=micro_batch,
         largest_micro_batch=_largest(
             share,
-            lambda size: memory(spec, inputs, train.precision, fit, size).total <= USABLE * device.memory,
+            lambda size: (
+                memory(spec, inputs, train.precision, fit, size, compiled=compiled).total <= USABLE * device.memory
+            ),
         ),
         fits=needed.total <= USABLE * device.memory,
         train_hours=training / (machine * device.peak),

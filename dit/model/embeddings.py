@@ -64,11 +64,10 @@ class LabelEmbedder(nn.Module):
 def timestep_features(t_N: Tensor, size: int) -> Tensor:
     """[N] -> [N, size]: cosines, then sines, of `size / 2` periods from 2 pi to 10,000 times that (geometric)."""
     half = size // 2
-    # In float32, as published weights were trained: at step 999 the rounding of the frequencies reaches the 5th digit.
-    frequencies_F = torch.exp(
-        -math.log(_LONGEST_PERIOD) * torch.arange(half, dtype=torch.float32, device=t_N.device) / half
-    )
-    angles_NF = t_N.float()[:, None] * frequencies_F
+    exponents_F = -math.log(_LONGEST_PERIOD) * torch.arange(half, dtype=torch.float32, device=t_N.device) / half
+    # In float32, as published weights were trained: at step 999 a frequency's rounding reaches its angle's 5th digit.
+    # Rounded from float64 it is the same on every device; their float32 exponentials differ in the last bit.
+    angles_NF = t_N.float()[:, None] * exponents_F.double().exp().float()
     return torch.cat([angles_NF.cos(), angles_NF.sin()], dim=-1)
 
 

@@ -163,7 +163,7 @@ class DiT(nn.Module):
             elif name.endswith("bias") or "adaLN_modulation" in name or name.startswith("final_layer"):
                 parameter.zero_()
             else:
-                drawn = torch.empty(parameter.shape)
+                drawn = torch.empty(parameter.shape, device="cpu")
                 if name.startswith(("y_embedder", "t_embedder")):
                     drawn.normal_(std=_EMBEDDING_STD, generator=generator)
                 else:

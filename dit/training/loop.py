@@ -45,6 +45,9 @@ class TrainingLoop:
             self.trainer.step(batch)
             bar.advance(1)
             step = self.trainer.steps_done
+            if self._writer is not None and step == self.plan.start_step + 1:
+                # The optimizer has its state from its first step on.
+                self._writer.reserve(self.trainer.files())
             signal_number = stop.agreed(self.ranks)
             ends = bool(signal_number) or step == self.plan.stop_step
             if ends or step % self.plan.fit.log_every == 0:

@@ -24,21 +24,27 @@ Files = Mapping[str, Mapping[str, Tensor]]
 
 
 class HostCopy:
-    """Buffers in host memory, made at the first copy and used again; page-locked where the source is a GPU."""
+    """Buffers in host memory, made once and used again; page-locked where the source is a GPU."""
 
     def __init__(self) -> None:
         self._buffers: dict[str, dict[str, Tensor]] = {}
 
-    @torch.no_grad()
-    def take(self, files: Files) -> dict[str, dict[str, Tensor]]:
-        """Copy all tensors; on return the copies are complete and the sources may change."""
-        on_gpu = False
+    def reserve(self, files: Files) -> None:
+        """Make the buffers that are not there yet. Locking pages takes far longer than copying into them."""
         for file, tensors in files.items():
             buffers = self._buffers.setdefault(file, {})
             for name, tensor in tensors.items():
                 if name not in buffers:
                     buffers[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-                buffers[name].copy_(tensor, non_blocking=True)
+
+    @torch.no_grad()
+    def take(self, files: Files) -> dict[str, dict[str, Tensor]]:
+        """Copy all tensors; on return the copies are complete and the sources may change."""
+        self.reserve(files)
+        on_gpu = False
+        for file, tensors in files.items():
+            for name, tensor in tensors.items():
+                self._buffers[file][name].copy_(tensor, non_blocking=True)
                 on_gpu = on_gpu or tensor.is_cuda
         if on_gpu:
             torch.cuda.current_stream().synchronize()
@@ -81,6 +87,11 @@ class CheckpointWriter:
         if self._pending is not None and self._pending.done():
             self.wait()
         return self._pending is not None
+
+    def reserve(self, files: Files) -> None:
+        """Make the host's buffers for these tensors on the thread, so that the first `save` only copies."""
+        self.wait()
+        self._pending = self._thread.submit(self._host.reserve, files)
 
     def save(self, files: Files, meta: CheckpointMeta) -> None:
         """Copy the tensors and begin to write them; waits for the checkpoint before this one, if it is still going."""

@@ -250,3 +250,15 @@ def test_no_room_for_the_scratch_file_is_one_line(tmp_path: Path, monkeypatch: p
     with pytest.raises(StoreError, match="TMPDIR"):
         write(open_store(tmp_path), config, 20)
     assert list_checkpoints(open_store(tmp_path), config, config.spec(VARIANT)) == []
+
+
+def test_a_first_copy_takes_no_new_memory_where_it_was_reserved(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = tensors(1.0)
+    host = HostCopy()
+    host.reserve(files)
+    monkeypatch.setattr(torch, "empty", None)
+    taken = host.take(files)
+    for named in files.values():
+        for tensor in named.values():
+            tensor.zero_()
+    torch.testing.assert_close(taken, tensors(1.0))

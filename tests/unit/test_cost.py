@@ -13,7 +13,7 @@ from dit.analysis.tables import plan_table, show_plan
 from dit.config import FitConfig, StudyConfig
 from dit.errors import ConfigError
 from dit.study_file import load_text
-from dit.variants import VARIANTS, InputSpec
+from dit.variants import VARIANTS, InputSpec, resolve
 
 STUDY = """
 study: failed-budget
@@ -83,6 +83,16 @@ def test_hours_follow_the_study(override: str, train_factor: float, sample_facto
     before, after = plan(study()), plan(study(override))
     assert after.train_hours == pytest.approx(train_factor * before.train_hours)
     assert after.sample_hours == pytest.approx(sample_factor * before.sample_hours)
+
+
+@pytest.mark.parametrize(
+    ("variant", "compiled", "gib"),
+    [("DiT-XL/2", False, 115.9), ("DiT-XL/2", True, 83.3), ("DiT-L/2", True, 62.6), ("DiT-B/2", True, 23.1)],
+)
+def test_memory_is_what_a_gpu_held(variant: str, compiled: bool, gib: float) -> None:
+    """The peak of a bf16 step at batch 256 on an H200: bench/results/gpu-h200.md."""
+    planned = memory(resolve(variant), LATENT, "bf16", FitConfig(), 256, compiled=compiled)
+    assert (planned.total - planned.workspace) / 2**30 == pytest.approx(gib, rel=0.05)
 
 
 def test_memory_holds_the_states_and_grows_with_what_is_kept() -> None:

@@ -85,6 +85,11 @@ def test_every_way_to_write_a_small_number_is_a_number(text: str) -> None:
     assert parse([f"train.learning_rate={text}"]).train.learning_rate == 1e-4
 
 
+@pytest.mark.parametrize("word", ["on", "off", "auto", "'on'"])
+def test_words_that_yaml_takes_for_booleans_are_words(word: str) -> None:
+    assert parse([f"fit.compile={word}"]).fit.compile == word.strip("'")
+
+
 def test_later_overrides_win_and_reach_new_sections() -> None:
     config = parse(["train.steps=200", "fit.micro_batch=16", "train.steps=300", "variants=[DiT-B/2]"])
     assert (config.train.steps, config.fit.micro_batch, config.variants) == (300, 16, ("DiT-B/2",))

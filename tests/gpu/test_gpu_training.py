@@ -1,0 +1,215 @@
+"""On a GPU a training gives the losses that it gives on a CPU, in the memory that the plan names."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from dit import layout
+from dit.analysis.cost import memory
+from dit.compute import Precision
+from dit.config import FitConfig, StudyConfig, TrainConfig
+from dit.data.loader import StepBatch
+from dit.distributed import Ranks
+from dit.records import TrainRecord
+from dit.stages import prepare
+from dit.storage import Store, open_store, read_record
+from dit.study_file import load
+from dit.tracking import read_points
+from dit.training.trainer import Trainer
+from dit.training.window import StepLosses
+from dit.training.writer import HostCopy
+from dit.variants import InputSpec, ModelSpec, resolve
+
+pytestmark = pytest.mark.gpu
+
+CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[2]
+DIGITS, IMAGENET = InputSpec(channels=1, size=8, classes=10), InputSpec(channels=4, size=32, classes=1000)
+VARIANT = "mini-S/2"
+STEPS = 40
+OVERRIDES = (
+    f"train.steps={STEPS}",
+    "train.global_batch=12",
+    "evaluation.at_steps=[4]",
+    "fit.checkpoint_every=7",
+    "fit.log_every=1",
+    "tracking.kind=none",
+)
+SEED = int(os.environ.get("DIT_TEST_SEED") or random.SystemRandom().randrange(1 << 30))
+
+
+def batches(inputs: InputSpec, size: int, steps: int) -> list[StepBatch]:
+    draw = torch.Generator().manual_seed(0)
+    shape = (size, inputs.channels, inputs.size, inputs.size)
+    made = []
+    for step in range(1, steps + 1):
+        x0_NCHW, noise_NCHW = (torch.randn(shape, generator=draw) for _ in range(2))
+        t_N, y_N = (torch.randint(high, (size,), generator=draw) for high in (1000, inputs.classes))
+        made.append(StepBatch(step=step, x0_NCHW=x0_NCHW, t_N=t_N, noise_NCHW=noise_NCHW, y_N=y_N))
+    return made
+
+
+def trainer(
+    spec: ModelSpec, inputs: InputSpec, device: torch.device, batch: int, precision: Precision, fit: FitConfig
+) -> Trainer:
+    train = TrainConfig(steps=1, global_batch=batch, learning_rate=1e-3, precision=precision)
+    return Trainer(spec, inputs, train, fit, Ranks(0, 1, 0, device))
+
+
+def trained(
+    variant: str, inputs: InputSpec, device: torch.device, precision: Precision = "fp32", **fit: object
+) -> list[StepLosses]:
+    """The losses of six steps."""
+    built = trainer(resolve(variant), inputs, device, 12, precision, FitConfig.model_validate(fit))
+    for batch in batches(inputs, 12, 6):
+        built.step(batch)
+    return built.window.read()
+
+
+def near(found: list[StepLosses], expected: list[StepLosses], relative: float) -> None:
+    torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=relative, atol=0)
+
+
+@pytest.mark.parametrize("compiled", ["off", "on"])
+@pytest.mark.parametrize(("variant", "inputs"), [("mini-XL/2", DIGITS), ("DiT-S/2", IMAGENET)])
+def test_losses_are_a_cpus(gpu: torch.device, variant: str, inputs: InputSpec, compiled: str) -> None:
+    near(trained(variant, inputs, gpu, compile=compiled), trained(variant, inputs, CPU, compile="off"), 1e-4)
+
+
+@pytest.mark.parametrize(("precision", "relative"), [("tf32", 2e-3), ("bf16", 2e-2)])
+def test_lower_precision_stays_near(gpu: torch.device, precision: Precision, relative: float) -> None:
+    exact = trained("DiT-S/2", IMAGENET, CPU, compile="off")
+    rounded = trained("DiT-S/2", IMAGENET, gpu, precision, compile="on")
+    near(rounded, exact, relative)
+    assert rounded != exact
+
+
+def test_micro_batches_change_no_loss(gpu: torch.device) -> None:
+    near(trained("DiT-S/2", IMAGENET, gpu, micro_batch=5), trained("DiT-S/2", IMAGENET, gpu), 1e-4)
+
+
+def test_activation_checkpointing_changes_no_loss(gpu: torch.device) -> None:
+    near(trained("DiT-S/2", IMAGENET, gpu, activation_checkpointing=True), trained("DiT-S/2", IMAGENET, gpu), 1e-4)
+
+
+def test_a_checkpoints_copy_is_of_its_step(gpu: torch.device) -> None:
+    """Training goes on while the copy is written."""
+    first, second = batches(DIGITS, 12, 2)
+    built = trainer(resolve(VARIANT), DIGITS, gpu, 12, "fp32", FitConfig())
+    built.step(first)
+    expected = copied(built.files())
+    host = HostCopy()
+    for _ in range(2):  # into new memory, and into the same once more
+        taken = host.take(built.files())
+    built.step(second)
+    for file, tensors in expected.items():
+        for name, tensor in tensors.items():
+            torch.testing.assert_close(taken[file][name], tensor, rtol=0, atol=0)
+    name = "final_layer.linear.bias"
+    assert not torch.equal(built.ema.tensors[name].cpu(), taken[layout.EMA_WEIGHTS][name])
+
+
+def copied(files: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+    return {file: {name: tensor.cpu().clone() for name, tensor in tensors.items()} for file, tensors in files.items()}
+
+
+@pytest.mark.parametrize("precision", ["bf16", "tf32"])
+@pytest.mark.parametrize(("variant", "size"), [("DiT-B/2", 64), ("DiT-XL/2", 32)])
+def test_memory_is_what_the_plan_names(gpu: torch.device, variant: str, size: int, precision: Precision) -> None:
+    """The plan's figure includes the device's context, which torch does not count."""
+    spec, peaks = resolve(variant), {}
+    for compiled in ("on", "off"):
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        fit = FitConfig.model_validate({"compile": compiled})
+        built = trainer(spec, IMAGENET, gpu, size, precision, fit)
+        for batch in batches(IMAGENET, size, 2):
+            built.step(batch)
+        peaks[compiled] = torch.cuda.max_memory_allocated() - before
+        del built
+        planned = memory(spec, IMAGENET, precision, fit, size, compiled=compiled == "on").total
+        assert 0.8 * planned < peaks[compiled] < 1.05 * planned, compiled
+    assert peaks["on"] < peaks["off"]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    opened = open_store(tmp_path_factory.mktemp("gpu"))
+    prepare.run(study("any"), opened)
+    return opened
+
+
+def study(name: str) -> StudyConfig:
+    return load(ROOT / "configs" / "digits.yaml", [*OVERRIDES, f"study={name}"])
+
+
+def start(store: Store, name: str, *overrides: str, on_gpu: bool = True) -> subprocess.Popen[str]:
+    settings = [word for override in (*OVERRIDES, f"study={name}", *overrides) for word in ("--set", override)]
+    command = [sys.executable, "-m", "dit", "train", "configs/digits.yaml", "--variant", VARIANT, "--root", store.url]
+    environment = os.environ if on_gpu else {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.Popen([*command, *settings], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen[str], code: int = 0) -> None:
+    _, err = process.communicate(timeout=250)
+    assert process.returncode == code, err
+
+
+def losses(store: Store, config: StudyConfig) -> dict[int, float]:
+    logged = read_points(config, store, config.spec(VARIANT))
+    return {point.step: point.value for point in logged if point.key == "loss"}
+
+
+def device(store: Store, config: StudyConfig) -> str:
+    record = read_record(store, layout.train_record(config, config.spec(VARIANT)), TrainRecord)
+    assert record is not None
+    return record.device
+
+
+@pytest.fixture(scope="module")
+def on_cpu(store: Store) -> dict[int, float]:
+    """An uninterrupted training without the GPU."""
+    config = study("on-cpu")
+    finish(start(store, config.study, on_gpu=False))
+    assert device(store, config).startswith("cpu")
+    return losses(store, config)
+
+
+def test_killed_training_goes_on(store: Store, on_cpu: dict[int, float]) -> None:
+    config = study("killed")
+    process = start(store, config.study)
+    after_step(random.Random(SEED).randint(10, STEPS // 2), store, config, process.kill)
+    finish(process, -signal.SIGKILL)
+    assert max(losses(store, config)) < STEPS
+    finish(start(store, config.study))
+    assert losses(store, config) == pytest.approx(on_cpu, rel=1e-4), f"DIT_TEST_SEED={SEED}"
+    assert device(store, config) == torch.cuda.get_device_name()
+
+
+def test_training_begun_on_a_cpu_goes_on_on_a_gpu(store: Store, on_cpu: dict[int, float]) -> None:
+    config = study("moved")
+    finish(start(store, config.study, "train.steps=14", on_gpu=False))
+    assert device(store, config).startswith("cpu")
+    finish(start(store, config.study, "fit.compile=off"))
+    assert losses(store, config) == pytest.approx(on_cpu, rel=1e-4)
+    assert device(store, config) == torch.cuda.get_device_name()
+
+
+def after_step(step: int, store: Store, config: StudyConfig, act: Callable[[], None]) -> None:
+    deadline = time.monotonic() + 250
+    while step not in losses(store, config):
+        assert time.monotonic() < deadline, f"step {step} is never logged"
+        time.sleep(0.005)
+    act()
