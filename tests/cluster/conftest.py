@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import fcntl
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -29,7 +31,22 @@ from dit.errors import DitError
 from pipelines.deploy import ROOT
 from pipelines.jobs import names
 
+ALONE_LOCK = "ALONE_LOCK"
+"""A variable: the descriptor of a lock that is held for the tests that need the cluster for themselves."""
 JOBS = ("pytorchjobs.kubeflow.org", "trainjobs.trainer.kubeflow.org")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """First what needs the cluster for itself, so that others may work beside the rest."""
+    items.sort(key=lambda item: item.get_closest_marker("alone") is None)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(nextitem: pytest.Item | None) -> Iterator[None]:
+    """After the last of those, with all that it made gone, the lock is let go."""
+    yield
+    if (nextitem is None or nextitem.get_closest_marker("alone") is None) and ALONE_LOCK in os.environ:
+        fcntl.flock(int(os.environ.pop(ALONE_LOCK)), fcntl.LOCK_UN)
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from studies import Site
 from pipelines.deploy import ROOT
 
 MAP, KEY = "dit-services", "MLFLOW_TRACKING_URI"
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.alone, pytest.mark.timeout(600)]
 
 
 def make(*words: str) -> subprocess.CompletedProcess[str]:

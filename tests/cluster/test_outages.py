@@ -18,7 +18,7 @@ SECONDS = 60
 # Of the rate of its first steps; later ones are faster.
 SECONDS_BEFORE_THE_LAST = 160
 MEASURED = 300
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200), pytest.mark.usefixtures("dataset")]
+pytestmark = [pytest.mark.cluster, pytest.mark.alone, pytest.mark.timeout(1200), pytest.mark.usefixtures("dataset")]
 
 
 @contextmanager

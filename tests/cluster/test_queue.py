@@ -11,7 +11,12 @@ from studies import Running, Site
 
 from pipelines.deploy import ROOT
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200), pytest.mark.usefixtures("dataset", "queue")]
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.alone,
+    pytest.mark.timeout(1200),
+    pytest.mark.usefixtures("dataset", "queue"),
+]
 CLUSTER_QUEUE = "clusterqueues.kueue.x-k8s.io"
 MANIFESTS = (ROOT / "k8s" / "queue", ROOT / "k8s" / "overlays" / "kind-queue" / "door")
 QUEUE = "cluster.queue=dit-scaling"

@@ -20,7 +20,7 @@ RECIPE = (
     "sampling.num_samples=80",
     "sampling.steps=5",
 )
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.cluster, pytest.mark.alone, pytest.mark.timeout(1200)]
 
 
 def _ends_well(launcher: Running) -> None:

@@ -101,6 +101,7 @@ def test_a_worker_is_deleted(disturbed: dict[str, Disturbed]) -> None:
     disturbed["deleted"].study.check_losses()
 
 
+@pytest.mark.alone
 def test_a_job_of_8_pods_goes_on_with_4(site: Site) -> None:
     study = site.study("smaller", *RECIPE, "cluster.replicas=8")
     study.launch()
@@ -116,6 +117,7 @@ def test_a_job_of_8_pods_goes_on_with_4(site: Site) -> None:
     smaller.check_losses()
 
 
+@pytest.mark.alone
 def test_a_pod_that_waits_for_the_others_is_gone_with_its_job(site: Site) -> None:
     # The second pod finds no room beside the first, which meanwhile has no processes that could be told to end.
     study = site.study("waiting", "train.global_batch=60", "cluster.replicas=2", "cluster.gpus_per_pod=5")
