@@ -36,6 +36,7 @@ ALONE_LOCK = "ALONE_LOCK"
 JOBS = ("pytorchjobs.kubeflow.org", "trainjobs.trainer.kubeflow.org")
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """First what needs the cluster for itself, so that others may work beside the rest."""
     items.sort(key=lambda item: item.get_closest_marker("alone") is None)
