@@ -9,10 +9,15 @@ from dit.console import say
 from dit.errors import DitError, InputError
 from pipelines.jobs.client import CONFLICT, FORBIDDEN, NOT_FOUND, ApiRefused, Cluster
 from pipelines.jobs.kinds import JobKind, Rendered, Resource, kind_of, ownership, render, spec_hash
-from pipelines.jobs.patience import pauses
+from pipelines.jobs.patience import patiently, pauses
 from pipelines.jobs.spec import JobSpec, workflows_of
 
 _REMOVAL_SECONDS = 600.0
+_UNSEEN_SECONDS = 60.0
+
+
+class _Unseen(ApiRefused):
+    """A webhook looks into a memory of its own, which does not hold yet what was created a moment ago."""
 
 
 def submit(cluster: Cluster, spec: JobSpec) -> str:
@@ -68,7 +73,7 @@ def _create(cluster: Cluster, kind: JobKind, rendered: Rendered) -> str:
         if left is not None:
             _remove(cluster, resource, left)
         cluster.create(resource, manifest)
-    job = cluster.create(kind.resource, rendered.job)
+    job = patiently(lambda: _create_job(cluster, kind, rendered), _Unseen, _UNSEEN_SECONDS)
     uid = str(job["metadata"]["uid"])
     owner = {
         "apiVersion": kind.resource.api_version,
@@ -79,6 +84,16 @@ def _create(cluster: Cluster, kind: JobKind, rendered: Rendered) -> str:
     for resource, manifest in rendered.companions:
         cluster.patch(resource, manifest["metadata"]["name"], {"metadata": {"ownerReferences": [owner]}})
     return uid
+
+
+def _create_job(cluster: Cluster, kind: JobKind, rendered: Rendered) -> dict[str, Any]:
+    try:
+        return cluster.create(kind.resource, rendered.job)
+    except ApiRefused as error:
+        needed = (manifest["metadata"]["name"] for _, manifest in rendered.companions)
+        if any(f'"{name}" not found' in str(error) for name in needed):
+            raise _Unseen(str(error), error.status) from error
+        raise
 
 
 def _adopt(cluster: Cluster, kind: JobKind, spec: JobSpec, rendered: Rendered, existing: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ from kubernetes import client as k8s
 from report_study import fill, study
 from s3_proxy import BUCKET, Proxy
 
+from dit.errors import InputError
 from dit.records import SampleSetManifest
 from dit.storage import open_store
 from dit.study_file import load
@@ -194,6 +195,22 @@ def test_a_failure_is_told_to_tracking_once_pods_that_still_run_have_ended(
     with pytest.raises(watch.JobFailed, match="worker-0 diverged"):
         launch.launch(config, open_store(str(tmp_path)), spec(), cluster)
     assert phases == ["Failed"]
+
+
+def test_a_webhook_that_has_not_seen_the_runtime_yet_is_asked_again(
+    api: Api, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trainer's looks it up in its cache, and denies what it does not find there."""
+    monkeypatch.setattr("pipelines.jobs.patience._FIRST", 0.01)
+    unseen: Answer = (403, {"message": f'TrainingRuntime.trainer.kubeflow.org "{JOB}" not found: create it before'})
+    created: Answer = (201, {"metadata": {"name": JOB, "uid": "job-3"}})
+    api.before["POST", "trainjobs"] = [lambda: unseen, lambda: unseen, lambda: created]
+    assert submit(cluster, spec("cluster.job=trainjob")) == "job-3"
+    assert api.asked.count(("POST", "trainingruntimes")) == 1
+    # One that is refused for good, or for another reason, is said as it was.
+    api.before["POST", "trainjobs"] = [lambda: DENIED]
+    with pytest.raises(InputError, match="RBAC: roles are not known yet; grant it"):
+        submit(cluster, spec("cluster.job=trainjob"))
 
 
 def orphan(*workflows: str, version: int = 1) -> dict[str, Any]:
