@@ -205,6 +205,7 @@ def test_a_webhook_that_has_not_seen_the_runtime_yet_is_asked_again(
     unseen: Answer = (403, {"message": f'TrainingRuntime.trainer.kubeflow.org "{JOB}" not found: create it before'})
     created: Answer = (201, {"metadata": {"name": JOB, "uid": "job-3"}})
     api.before["POST", "trainjobs"] = [lambda: unseen, lambda: unseen, lambda: created]
+    api.before["PATCH", JOB] = [lambda: (200, {})]
     assert submit(cluster, spec("cluster.job=trainjob")) == "job-3"
     assert api.asked.count(("POST", "trainingruntimes")) == 1
     # One that is refused for good, or for another reason, is said as it was.
