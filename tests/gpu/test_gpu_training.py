@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import random
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 
 import pytest
 import torch
 from torch import Tensor
+from training_processes import SEED, STEPS, VARIANT, Losses, at_random_step, finish, losses, start, study
 
 from dit import layout
 from dit.analysis.cost import memory
@@ -24,8 +19,6 @@ from dit.distributed import Ranks
 from dit.records import TrainRecord
 from dit.stages import prepare
 from dit.storage import Store, open_store, read_record
-from dit.study_file import load
-from dit.tracking import read_points
 from dit.training.trainer import Trainer
 from dit.training.window import StepLosses
 from dit.training.writer import HostCopy
@@ -34,19 +27,8 @@ from dit.variants import InputSpec, ModelSpec, resolve
 pytestmark = pytest.mark.gpu
 
 CPU = torch.device("cpu")
-ROOT = Path(__file__).parents[2]
+LOSS = ("loss",)
 DIGITS, IMAGENET = InputSpec(channels=1, size=8, classes=10), InputSpec(channels=4, size=32, classes=1000)
-VARIANT = "mini-S/2"
-STEPS = 40
-OVERRIDES = (
-    f"train.steps={STEPS}",
-    "train.global_batch=12",
-    "evaluation.at_steps=[4]",
-    "fit.checkpoint_every=7",
-    "fit.log_every=1",
-    "tracking.kind=none",
-)
-SEED = int(os.environ.get("DIT_TEST_SEED") or random.SystemRandom().randrange(1 << 30))
 
 
 def batches(inputs: InputSpec, size: int, steps: int) -> list[StepBatch]:
@@ -151,27 +133,6 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return opened
 
 
-def study(name: str) -> StudyConfig:
-    return load(ROOT / "configs" / "digits.yaml", [*OVERRIDES, f"study={name}"])
-
-
-def start(store: Store, name: str, *overrides: str, on_gpu: bool = True) -> subprocess.Popen[str]:
-    settings = [word for override in (*OVERRIDES, f"study={name}", *overrides) for word in ("--set", override)]
-    command = [sys.executable, "-m", "dit", "train", "configs/digits.yaml", "--variant", VARIANT, "--root", store.url]
-    environment = os.environ if on_gpu else {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.Popen([*command, *settings], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
-
-
-def finish(process: subprocess.Popen[str], code: int = 0) -> None:
-    _, err = process.communicate(timeout=250)
-    assert process.returncode == code, err
-
-
-def losses(store: Store, config: StudyConfig) -> dict[int, float]:
-    logged = read_points(config, store, config.spec(VARIANT))
-    return {point.step: point.value for point in logged if point.key == "loss"}
-
-
 def device(store: Store, config: StudyConfig) -> str:
     record = read_record(store, layout.train_record(config, config.spec(VARIANT)), TrainRecord)
     assert record is not None
@@ -179,37 +140,29 @@ def device(store: Store, config: StudyConfig) -> str:
 
 
 @pytest.fixture(scope="module")
-def on_cpu(store: Store) -> dict[int, float]:
+def on_cpu(store: Store) -> Losses:
     """An uninterrupted training without the GPU."""
     config = study("on-cpu")
-    finish(start(store, config.study, on_gpu=False))
+    finish(start(store, config.study, CUDA_VISIBLE_DEVICES=""))
     assert device(store, config).startswith("cpu")
-    return losses(store, config)
+    return losses(store, config, LOSS)
 
 
-def test_killed_training_goes_on(store: Store, on_cpu: dict[int, float]) -> None:
+def test_killed_training_goes_on(store: Store, on_cpu: Losses) -> None:
     config = study("killed")
     process = start(store, config.study)
-    after_step(random.Random(SEED).randint(10, STEPS // 2), store, config, process.kill)
+    at_random_step(store, config, process.kill)
     finish(process, -signal.SIGKILL)
-    assert max(losses(store, config)) < STEPS
+    assert max(step for _, step in losses(store, config, LOSS)) < STEPS
     finish(start(store, config.study))
-    assert losses(store, config) == pytest.approx(on_cpu, rel=1e-4), f"DIT_TEST_SEED={SEED}"
+    assert losses(store, config, LOSS) == pytest.approx(on_cpu, rel=1e-4), f"DIT_TEST_SEED={SEED}"
     assert device(store, config) == torch.cuda.get_device_name()
 
 
-def test_training_begun_on_a_cpu_goes_on_on_a_gpu(store: Store, on_cpu: dict[int, float]) -> None:
+def test_training_begun_on_a_cpu_goes_on_on_a_gpu(store: Store, on_cpu: Losses) -> None:
     config = study("moved")
-    finish(start(store, config.study, "train.steps=14", on_gpu=False))
+    finish(start(store, config.study, "train.steps=14", CUDA_VISIBLE_DEVICES=""))
     assert device(store, config).startswith("cpu")
     finish(start(store, config.study, "fit.compile=off"))
-    assert losses(store, config) == pytest.approx(on_cpu, rel=1e-4)
+    assert losses(store, config, LOSS) == pytest.approx(on_cpu, rel=1e-4)
     assert device(store, config) == torch.cuda.get_device_name()
-
-
-def after_step(step: int, store: Store, config: StudyConfig, act: Callable[[], None]) -> None:
-    deadline = time.monotonic() + 250
-    while step not in losses(store, config):
-        assert time.monotonic() < deadline, f"step {step} is never logged"
-        time.sleep(0.005)
-    act()

@@ -4,48 +4,24 @@ resumed at another world size, the losses are those of one uninterrupted process
 from __future__ import annotations
 
 import json
-import os
-import random
 import signal
 import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 import torch
 from ports import reserved_port
+from training_processes import SEED, STEPS, VARIANT, Losses, at_random_step, finish, losses, start, study
 
 from dit import layout
 from dit.config import StudyConfig
 from dit.records import TrainRecord
 from dit.stages import prepare, train
 from dit.storage import Store, open_store, read_record
-from dit.study_file import load
-from dit.tracking import read_points
 from dit.training.checkpoint import list_checkpoints, read_meta
 
-ROOT = Path(__file__).parents[2]
-VARIANT = "mini-S/2"
-STEPS = 60
-OVERRIDES = (
-    f"train.steps={STEPS}",
-    "train.global_batch=12",
-    "evaluation.at_steps=[4]",
-    "fit.checkpoint_every=7",
-    "fit.log_every=1",
-    "fit.threads=1",
-    "tracking.kind=none",
-)
 TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--local-addr", "127.0.0.1")
-SEED = int(os.environ.get("DIT_TEST_SEED") or random.SystemRandom().randrange(1 << 30))
-
-Losses = dict[tuple[str, int], float]
-
-
-def study(name: str) -> StudyConfig:
-    return load(ROOT / "configs" / "digits.yaml", [*OVERRIDES, f"study={name}"])
+KEYS = ("loss", "loss_mse", "loss_vb", "grad_norm")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -67,12 +43,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 def expected(store: Store) -> Losses:
     config = study("straight")
     train.run(config, store, VARIANT)
-    return losses(store, config)
-
-
-def losses(store: Store, config: StudyConfig) -> Losses:
-    logged = read_points(config, store, config.spec(VARIANT))
-    return {(p.key, p.step): p.value for p in logged if p.key in ("loss", "loss_mse", "loss_vb", "grad_norm")}
+    return losses(store, config, KEYS)
 
 
 def same(found: Losses, expected: Losses) -> None:
@@ -81,21 +52,6 @@ def same(found: Losses, expected: Losses) -> None:
         # The norm squares rounding differences of every gradient; the contract is about losses.
         tolerance = 1e-4 if point[0] == "grad_norm" else 1e-5
         assert found[point] == pytest.approx(value, rel=tolerance), f"{point}; DIT_TEST_SEED={SEED}"
-
-
-def start(
-    store: Store, name: str, *overrides: str, launcher: tuple[str, ...] = (), **environment: str
-) -> subprocess.Popen[str]:
-    arguments = [argument for override in (*OVERRIDES, f"study={name}", *overrides) for argument in ("--set", override)]
-    command = [sys.executable, *launcher, "-m", "dit", "train", "configs/digits.yaml", "--variant", VARIANT]
-    return subprocess.Popen(
-        [*command, "--root", store.url, *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 @pytest.fixture
@@ -111,33 +67,17 @@ def start_ranks(store: Store, name: str, port: int, *overrides: str) -> list[sub
     return [start(store, name, *overrides, RANK=str(rank), **address) for rank in range(2)]
 
 
-def finish(process: subprocess.Popen[str], code: int = 0) -> str:
-    _, err = process.communicate(timeout=250)
-    assert process.returncode == code, err
-    return err
-
-
 def statuses(store: Store, config: StudyConfig) -> list[str]:
     """How the run stood, from its first launch on."""
     lines = map(json.loads, store.read(layout.journal(config, config.spec(VARIANT))).splitlines())
     return [line["values"]["status"] for line in lines if line["kind"] == "status"]
 
 
-def at_random_step(store: Store, config: StudyConfig, act: Callable[[], None]) -> None:
-    """Act once a step between 10 and half-way has been logged."""
-    step = random.Random(SEED).randint(10, STEPS // 2)
-    deadline = time.monotonic() + 250
-    while ("loss", step) not in losses(store, config):
-        assert time.monotonic() < deadline, f"step {step} is never logged"
-        time.sleep(0.005)
-    act()
-
-
 @pytest.mark.slow
 def test_two_ranks_and_uneven_accumulation_give_the_losses_of_one(store: Store, expected: Losses) -> None:
     config = study("two-ranks")
     finish(start(store, config.study, "fit.micro_batch=4", launcher=TORCHRUN))
-    same(losses(store, config), expected)
+    same(losses(store, config, KEYS), expected)
     record = read_record(store, layout.train_record(config, config.spec(VARIANT)), TrainRecord)
     assert record is not None
     assert record.world_size == 2
@@ -150,11 +90,11 @@ def test_killed_run_goes_on_at_another_world_size(store: Store, expected: Losses
     process = start(store, config.study)
     at_random_step(store, config, process.kill)
     finish(process, -signal.SIGKILL)
-    reached = max(step for _, step in losses(store, config))
+    reached = max(step for _, step in losses(store, config, KEYS))
     assert reached < STEPS
     for rank in start_ranks(store, config.study, port):
         finish(rank)
-    same(losses(store, config), expected)
+    same(losses(store, config, KEYS), expected)
     # The early checkpoint is still the first launch's: nothing was trained from the start again.
     made_by = {step: read_meta(store, config, spec, step).world_size for step in list_checkpoints(store, config, spec)}
     assert (made_by[4], made_by[STEPS]) == (1, 2)
@@ -169,12 +109,12 @@ def test_signal_to_one_rank_stops_all_at_the_same_step_with_a_checkpoint(
     ranks = start_ranks(store, config.study, port, "fit.micro_batch=5")
     at_random_step(store, config, ranks[1].terminate)
     messages = [finish(process, 128 + signal.SIGTERM) for process in ranks]
-    stopped_at = max(step for _, step in losses(store, config))
+    stopped_at = max(step for _, step in losses(store, config, KEYS))
     assert stopped_at < STEPS
     assert all(f"stopped by a signal at step {stopped_at}, whose checkpoint is written" in text for text in messages)
     assert list_checkpoints(store, config, spec)[-1] == stopped_at
     assert statuses(store, config) == ["RUNNING", "KILLED"]
     finish(start(store, config.study, "fit.micro_batch=7"))
-    same(losses(store, config), expected)
+    same(losses(store, config, KEYS), expected)
     assert statuses(store, config)[2:] == ["RUNNING", "FINISHED"]
     assert read_meta(store, config, spec, 4).world_size == 2

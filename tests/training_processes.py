@@ -1,0 +1,73 @@
+"""A small training of the digits as processes of its own, which tests start, kill and start again."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from dit.config import StudyConfig
+from dit.storage import Store
+from dit.study_file import load
+from dit.tracking import read_points
+
+ROOT = Path(__file__).parents[1]
+VARIANT = "mini-S/2"
+STEPS = 60
+OVERRIDES = (
+    f"train.steps={STEPS}",
+    "train.global_batch=12",
+    "evaluation.at_steps=[4]",
+    "fit.checkpoint_every=7",
+    "fit.log_every=1",
+    "fit.threads=1",
+    "tracking.kind=none",
+)
+SEED = int(os.environ.get("DIT_TEST_SEED") or random.SystemRandom().randrange(1 << 30))
+
+Losses = dict[tuple[str, int], float]
+
+
+def study(name: str) -> StudyConfig:
+    return load(ROOT / "configs" / "digits.yaml", [*OVERRIDES, f"study={name}"])
+
+
+def start(
+    store: Store, name: str, *overrides: str, launcher: Iterable[str] = (), **environment: str
+) -> subprocess.Popen[str]:
+    arguments = [argument for override in (*OVERRIDES, f"study={name}", *overrides) for argument in ("--set", override)]
+    command = [sys.executable, *launcher, "-m", "dit", "train", "configs/digits.yaml", "--variant", VARIANT]
+    return subprocess.Popen(
+        [*command, "--root", store.url, *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str], code: int = 0) -> str:
+    """What it wrote to standard error."""
+    _, err = process.communicate(timeout=250)
+    assert process.returncode == code, err
+    return err
+
+
+def losses(store: Store, config: StudyConfig, keys: Iterable[str]) -> Losses:
+    """What is in the journal under these keys, by key and step."""
+    return {(p.key, p.step): p.value for p in read_points(config, store, config.spec(VARIANT)) if p.key in keys}
+
+
+def at_random_step(store: Store, config: StudyConfig, act: Callable[[], None]) -> None:
+    """Act once a step between 10 and half-way has been logged."""
+    step = random.Random(SEED).randint(10, STEPS // 2)
+    deadline = time.monotonic() + 250
+    while ("loss", step) not in losses(store, config, ("loss",)):
+        assert time.monotonic() < deadline, f"step {step} is never logged"
+        time.sleep(0.005)
+    act()
