@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import shlex
 import sys
 from itertools import chain
 
@@ -36,7 +37,7 @@ def main() -> None:
     rows = [row for row in every if chosen.match in row.name]
     if not rows:
         parser.error(f"--match={chosen.match!r}: no row of {', '.join(names)} has this in its name")
-    command = " ".join(["python -m bench", *sys.argv[1:]])
+    command = shlex.join(["python", "-m", "bench", *sys.argv[1:]])
     results = Results(chosen.save or ("gpu" if {*ON_GPU} & {*names} else "cpu"), machine(), command)
     progress = Console(stderr=True)
     for row in rows:

@@ -32,9 +32,11 @@ SMALL = (
     "evaluation.resamples=40",
     "sampling.num_samples=80",
     "sampling.steps=5",
-    "cluster.replicas=2",
+    "cluster.replicas=1",
     "cluster.steps.retries=0",
+    "cluster.steps.parts=1",
 )
+WHOLE = ("cluster.replicas=2", "cluster.steps.parts=2", f"dataset.name=digits-in-parts-{os.getpid()}")
 SHORT = ("train.steps=20", "evaluation.at_steps=[20]")
 ENDLESS = ("train.steps=100000", "evaluation.at_steps=[100000]", "fit.checkpoint_every=100")
 # The preparation is the same in every run of one session, and in none of another.
@@ -117,7 +119,7 @@ class UnderWay:
 
 @pytest.fixture(scope="module")
 def under_way(submitter: Submitter, tmp_path_factory: pytest.TempPathFactory) -> UnderWay:
-    whole = submitter.study("whole")
+    whole = submitter.study("whole", *WHOLE)
     failing = submitter.study("failing", "train.learning_rate=1e30", *SHORT)
     endless = submitter.study("endless", *ENDLESS)
     changed, package = submitter.study("changed", *SHORT), tmp_path_factory.mktemp("kfp") / "dit.yaml"
@@ -145,7 +147,7 @@ def later(submitter: Submitter, under_way: UnderWay) -> Later:
     check_succeeded(submitter, changed, submitter.run(changed), 20)
     submitter.by_kfp("submit", under_way.package, 40)
     described = f"description={'of many words ' * 2000}"
-    large = submitter.study("large", "train.learning_rate=1e30", *SHORT, "cluster.replicas=1", described)
+    large = submitter.study("large", "train.learning_rate=1e30", *SHORT, described)
     return Later(submitter.run(changed), large, submitter.submit(large, "--wait"))
 
 

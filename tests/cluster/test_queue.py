@@ -61,13 +61,11 @@ def nine(site: Site) -> Running:
 
 @pytest.mark.usefixtures("nine")  # it waits for its two minutes meanwhile
 def test_the_second_study_waits_for_the_first(site: Site) -> None:
-    recipe = ("train.steps=100", QUEUE)
-    first, second = (
-        site.study("first", *recipe, "cluster.replicas=8"),
-        site.study("second", *recipe, "cluster.replicas=2"),
-    )
+    recipe = ("train.steps=100", "cluster.replicas=2", QUEUE)
+    first = site.study("first", *recipe, "cluster.gpus_per_pod=4", "cluster.pod.memory=4Gi")
+    second = site.study("second", *recipe)
     running = first.launch()
-    running.says("all 8 pods run", 120)
+    running.says("all 2 pods run", 120)
     waiting = second.launch()
     line = waiting.says("waits in queue dit-scaling", 120)
     assert "insufficient unused quota for nvidia.com/gpu" in line
