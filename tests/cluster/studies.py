@@ -36,7 +36,7 @@ EARLY_LABEL = f"dit-scaling/{EARLY}"
 TOLERANCE = 1e-4
 _LOGGED = ("fit.log_every=10",)
 # The learning rate is constant: the losses of a shorter training are the first of a longer one.
-_REFERENCE_STEPS = {"mini-S/2": 400}
+_REFERENCE_STEPS = {"mini-S/2": 600}
 _SETTINGS = [
     {"configMapRef": {"name": "dit-services"}},
     {"secretRef": {"name": "dit-s3"}},

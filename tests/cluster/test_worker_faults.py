@@ -28,9 +28,10 @@ def at_random_moment_after(study: Study, step: int) -> None:
 
 
 def test_a_worker_is_killed_three_times(site: Site, hand: Hand) -> None:
-    study = site.study("killed", *RECIPE, "cluster.replicas=2")
+    # Longer than the others: hundreds of steps are left when the last one is killed, seconds where nothing else runs.
+    study = site.study("killed", *RECIPE, "train.steps=600", "cluster.replicas=2")
     launcher = study.launch()
-    for step in (20, 120, 240):
+    for step in (20, 80, 140):
         at_random_moment_after(study, step)
         hand.kill(random.choice(study.workers()))
     ended = launcher.end(600)
