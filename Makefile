@@ -38,7 +38,7 @@ BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help study plan compile ui ui-cluster test test-gpu lint format bench build push image-size secrets deploy undeploy env constraints apt clean
-.PHONY: preflight submit status terminate clean-jobs test-cluster test-pipelines
+.PHONY: preflight submit status terminate clean-jobs test-containers test-cluster test-pipelines
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -130,13 +130,16 @@ terminate: env ## End the run of this id, RUN=...; its jobs go with it.
 clean-jobs: env ## Delete the jobs in NAMESPACE whose runs have ended, as the reaper does, once.
 	@$(BIN)/python -m pipelines.reaper --once --namespace $(NAMESPACE)
 
+test-containers: env ## Show that the study runs in containers of the image last built; needs a Docker engine, no cluster.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m containers tests/containers
+
 # Variables that let them show more: docs/cluster.md, Tests.
 test-cluster: env ## Show on the cluster of KUBECONFIG, with the images last pushed to REGISTRY, that all of it holds.
 	@test -n "$$KUBECONFIG" || { echo "make: KUBECONFIG is not set; without a cluster: kind create cluster --kubeconfig kind.conf" \
 		"(https://kind.sigs.k8s.io), then KUBECONFIG=kind.conf; docs/cluster.md, Prerequisites, says what else" >&2; exit 2; }
 	@test -n "$(REGISTRY)" || { echo "make: REGISTRY is not set; name one that the nodes can pull from, then make build push" >&2; exit 2; }
 	@$(MAKE) --no-print-directory deploy OVERLAY=kind
-	REGISTRY=$(REGISTRY) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster tests/cluster tests/containers
+	REGISTRY=$(REGISTRY) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster tests/cluster
 
 test-pipelines: env ## Show on the Kubeflow Pipelines of KFP_ENDPOINT, and its cluster, that studies are submitted and end well.
 	@test -n "$$KUBECONFIG" -a -n "$$KFP_ENDPOINT" || { echo "make: set KUBECONFIG and KFP_ENDPOINT, such as" \

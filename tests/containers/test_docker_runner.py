@@ -29,7 +29,7 @@ OVERRIDES = (
     "sampling.num_samples=60",
 )
 SECONDS = 500
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(2 * SECONDS)]
+pytestmark = [pytest.mark.containers, pytest.mark.timeout(2 * SECONDS)]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def image() -> str:
     try:
         return find_image(os.environ.get("TEST_IMAGE", LOCAL_IMAGE))
     except InputError as error:
-        pytest.skip(str(error))
+        pytest.exit(str(error), returncode=2)
 
 
 @pytest.fixture
