@@ -47,9 +47,16 @@ class Hand:
             kubectl("delete", "namespace", _NAMESPACE, "--wait=false")
 
     def kill(self, pod: Object, text: str = "") -> None:
-        """SIGKILL to the processes of a pod's container whose command line has this text, at once to all."""
-        killed = self._signal(container(pod), text, signal.SIGKILL)
-        assert killed, f"no process of {pod['metadata']['name']} was found"
+        """SIGKILL to the processes of a pod's container whose command line has this text, at once to all.
+
+        The API server hears of a container that was started anew a moment later: the pod is looked up until then.
+        """
+        name = pod["metadata"]["name"]
+
+        def killed() -> list[str]:
+            return self._signal(container(get("pod", name) or pod), text, signal.SIGKILL)
+
+        until(f"a process of {name} is killed", killed, 15, pause=0.2)
 
     def processes(self, container: str) -> list[str]:
         """Numbers of the living processes that a container has on the node."""
