@@ -14,7 +14,7 @@ from pipelines.jobs import names
 PYTORCHJOB = "pytorchjobs.kubeflow.org"
 RECIPE = ("train.steps=400", "fit.checkpoint_every=40", "cluster.replicas=2")
 REAPED_SECONDS = 15
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200), pytest.mark.usefixtures("dataset")]
+pytestmark = [pytest.mark.cluster, pytest.mark.alone, pytest.mark.timeout(1200), pytest.mark.usefixtures("dataset")]
 
 
 @pytest.fixture(scope="module")

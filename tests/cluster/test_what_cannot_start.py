@@ -11,7 +11,7 @@ from hopeless import NO_IMAGE, POWERLESS
 from kube import NAMESPACE, delete, has_crd
 from studies import Running, Site
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.cluster, pytest.mark.alone, pytest.mark.timeout(1200)]
 SECONDS = 120.0
 TRAINJOB = "trainjobs.trainer.kubeflow.org"
 
