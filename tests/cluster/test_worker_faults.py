@@ -28,7 +28,7 @@ def at_random_moment_after(study: Study, step: int) -> None:
 
 
 def test_a_worker_is_killed_three_times(site: Site, hand: Hand) -> None:
-    # Longer than the others: hundreds of steps, some seconds, are left when the last one is killed. No longer than that:
+    # Longer than the others: hundreds of steps, some seconds, are left at the last kill. No longer than that:
     # what two ranks and one differ by in a sum of floats grows with every step.
     study = site.study("killed", *RECIPE, "train.steps=600", "cluster.replicas=2")
     launcher = study.launch()
