@@ -43,7 +43,7 @@ BIN := $(VENV)/bin
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-STUDY_RUNNER = $(if $(filter docker,$(RUNNER)),python -m pipelines.containers,$(if $(filter local,$(RUNNER)),dit study))
+STUDY_RUNNER = $(if $(filter docker,$(RUNNER)),python -m pipelines.local.docker,$(if $(filter local,$(RUNNER)),dit study))
 study: env ## Run STUDY to its verdict, or what is left of it: minutes for the default, on two CPU cores.
 	@test -n "$(STUDY_RUNNER)" || { echo "make: RUNNER=$(RUNNER): give RUNNER=local or RUNNER=docker" >&2; exit 2; }
 	@$(BIN)/$(STUDY_RUNNER) $(STUDY) --root $(ROOT) $(OVERRIDES)
@@ -55,7 +55,7 @@ compile: env ## Write STUDY as a pipeline for Kubeflow Pipelines, with the image
 	@$(BIN)/python -m pipelines.compile $(STUDY) --root $(S3_ROOT) $(if $(IMAGE),--image $(IMAGE)) $(OVERRIDES)
 
 ui: env ## Open MLflow on the results below ROOT, at PORT or the next free one.
-	@$(BIN)/python -m dit.tracking.ui --root $(ROOT) --port $(PORT)
+	@$(BIN)/python -m dit.tracking.mlflow_ui --root $(ROOT) --port $(PORT)
 
 ui-cluster: env ## Open the MLflow that OVERLAY deployed, through a forwarded PORT, on the view of STUDY.
 	@$(BIN)/python -m pipelines.cluster_ui $(OVERLAY) $(STUDY) --port $(PORT)

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from bench.harness import Row
 from bench.timing import seconds_per_call
-from dit.compute import cpu_has_bf16, tune_process
 from dit.metrics.extractors import Extractor, Precision, open_inception
 from dit.metrics.frechet import FeatureSums, frechet_distance
-from dit.torchvision_shim import ensure_torchvision
+from dit.runtime.device import cpu_has_bf16, tune_process
+from dit.runtime.torchvision_shim import ensure_torchvision
 
 BATCH = 16
 COMPARED = 96

@@ -37,7 +37,7 @@ def _square_root(first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray,
 
 
 def _torch_fidelity(first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray]) -> float:
-    from dit.torchvision_shim import ensure_torchvision
+    from dit.runtime.torchvision_shim import ensure_torchvision
 
     ensure_torchvision()
     from torch_fidelity.metric_fid import fid_statistics_to_metric

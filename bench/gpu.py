@@ -9,16 +9,16 @@ import torch
 from bench.harness import Row
 from bench.textbook import TextbookDiT, TextbookTrainer, textbook_sample
 from bench.timing import seconds_per_call
-from dit.compute import Precision, autocast, matmul_peak, matmul_precision
-from dit.config import FitConfig, SamplingConfig, TrainConfig
 from dit.data.loader import StepBatch
 from dit.diffusion.sampler import sample
 from dit.diffusion.schedule import linear_schedule
-from dit.distributed import session
 from dit.model.transformer import DiT
+from dit.runtime.device import Precision, autocast, matmul_peak, matmul_precision
+from dit.runtime.distributed import session
 from dit.sampling.noise import NoiseStream
+from dit.study.config import FitConfig, SamplingConfig, TrainConfig
+from dit.study.variants import InputSpec, ModelSpec, resolve
 from dit.training.trainer import Trainer
-from dit.variants import InputSpec, ModelSpec, resolve
 
 INPUTS = InputSpec(channels=4, size=32, classes=1000)
 BATCH = 256

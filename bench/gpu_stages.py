@@ -15,14 +15,14 @@ from bench.features import random_inception
 from bench.harness import Row
 from bench.preparation import save_autoencoder
 from bench.timing import seconds_per_call
-from dit.codec import open_codec
-from dit.config import DatasetConfig, TrainConfig
+from dit.checkpoints.write import HostCopy
+from dit.codec.base import open_codec
 from dit.metrics.extractors import open_inception
 from dit.model.transformer import DiT
-from dit.torchvision_shim import ensure_torchvision
+from dit.runtime.torchvision_shim import ensure_torchvision
+from dit.study.config import DatasetConfig, TrainConfig
+from dit.study.variants import InputSpec, resolve
 from dit.training.optimizer import build_optimizer, optimizer_tensors
-from dit.training.writer import HostCopy
-from dit.variants import InputSpec, resolve
 
 SIZE = 256
 BATCH = 64

@@ -16,14 +16,14 @@ import torch
 import webdataset
 
 from bench.harness import Row
-from dit import layout
-from dit.config import StudyConfig, TrainConfig
 from dit.data.loader import BatchMaker
 from dit.data.shard_set import ShardSet
 from dit.data.shards import MOMENTS, ShardWriter
-from dit.records import ChannelStats, DatasetManifest, FileEntry, ShardRecord
 from dit.storage import Store, open_store, write_record
-from dit.study_file import load_text
+from dit.study import layout
+from dit.study.config import StudyConfig, TrainConfig
+from dit.study.records import ChannelStats, DatasetManifest, FileEntry, ShardRecord
+from dit.study.study_file import load_text
 
 BATCH = 256
 CLASSES = 1000

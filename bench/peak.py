@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from dit.compute import matmul_peak
+from dit.runtime.device import matmul_peak
 
 
 def measure() -> dict[str, Any]:

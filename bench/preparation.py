@@ -16,13 +16,13 @@ import torch
 from PIL import Image
 
 from bench.harness import Row
-from dit.codec import open_codec
-from dit.compute import tune_process
-from dit.config import DatasetConfig, StudyConfig
+from dit.codec.base import open_codec
 from dit.data.images import decode_image
+from dit.runtime.device import tune_process
+from dit.runtime.torchvision_shim import ensure_torchvision
 from dit.stages import prepare
 from dit.storage import open_store
-from dit.torchvision_shim import ensure_torchvision
+from dit.study.config import DatasetConfig, StudyConfig
 
 SIZE = 256
 PICTURES = {"vae": 2, "pixels": 300}

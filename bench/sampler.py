@@ -10,12 +10,12 @@ from bench.harness import Row
 from bench.textbook import TextbookDiT, textbook_sample
 from bench.timing import seconds_per_call
 from bench.train import SETTINGS
-from dit.compute import matmul_peak, matmul_precision, tune_process
-from dit.config import SamplingConfig
 from dit.diffusion.sampler import sample
 from dit.diffusion.schedule import linear_schedule
 from dit.model.transformer import DiT
-from dit.variants import InputSpec, ModelSpec, resolve
+from dit.runtime.device import matmul_peak, matmul_precision, tune_process
+from dit.study.config import SamplingConfig
+from dit.study.variants import InputSpec, ModelSpec, resolve
 
 STEPS = {"mini-XL/2": 50, "DiT-S/2": 10}
 BATCH = {"mini-XL/2": 64, "DiT-S/2": 4}

@@ -13,13 +13,13 @@ from torch import nn
 from bench.harness import Row
 from bench.textbook import TextbookDiT, TextbookTrainer
 from bench.timing import seconds_per_call
-from dit.compute import computed_in, cpu_has_bf16, matmul_peak, matmul_precision, tune_process
-from dit.config import FitConfig, TrainConfig
 from dit.data.loader import StepBatch
-from dit.distributed import session
 from dit.model import transformer
+from dit.runtime.device import computed_in, cpu_has_bf16, matmul_peak, matmul_precision, tune_process
+from dit.runtime.distributed import session
+from dit.study.config import FitConfig, TrainConfig
+from dit.study.variants import InputSpec, ModelSpec, resolve
 from dit.training.trainer import Trainer
-from dit.variants import InputSpec, ModelSpec, resolve
 
 # Variant -> latent, batch: a second or two a step on two cores.
 SETTINGS: dict[str, tuple[InputSpec, int]] = {

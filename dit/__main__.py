@@ -1,5 +1,5 @@
 """`python -m dit`, which is how torchrun starts a stage."""
 
-from dit.cli import main
+from dit.cli.commands import main
 
 main()

@@ -15,12 +15,13 @@ from contextlib import contextmanager, suppress
 
 import yaml
 
-from dit import programs, study_file
+from dit.console import program
 from dit.errors import DitError, InputError
-from dit.tracking.ui import DIRECTLY, free_port
-from dit.tracking.views import view_page
+from dit.study import study_file
+from dit.tracking.mlflow_ui import DIRECTLY, free_port
+from dit.tracking.mlflow_view import view_page
+from pipelines.cluster.kubectl import check_cluster, kubectl
 from pipelines.deploy import ROOT, overlays
-from pipelines.kubectl import check_cluster, kubectl
 
 SERVICE, SECRET = "mlflow", "dit-mlflow"
 HOST = "127.0.0.1"
@@ -117,7 +118,7 @@ def _interrupt(*_: object) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Show the server until Ctrl-C; a failure is one line."""
-    parser = programs.parser("pipelines.cluster_ui", __doc__)
+    parser = program.parser("pipelines.cluster_ui", __doc__)
     parser.add_argument("overlay", help="of k8s/overlays")
     parser.add_argument("study", help="study file")
     parser.add_argument("--port", type=int, default=5000, help="local port; the next free one where it is taken")
@@ -125,7 +126,7 @@ def main(arguments: list[str] | None = None) -> int:
     # SIGINT, too: whoever is started in the background finds it ignored.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
-    return programs.exit_code(lambda: _until_interrupted(options.overlay, options.study, options.port))
+    return program.exit_code(lambda: _until_interrupted(options.overlay, options.study, options.port))
 
 
 def _until_interrupted(overlay: str, study: str, port: int) -> None:

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from kfp import compiler
 
-from dit import programs, study_file
-from dit.config import StudyConfig
-from dit.console import say
+from dit.console import program, say
 from dit.errors import DitError, InputError, MissingError
-from pipelines.study import build
+from dit.study import study_file
+from dit.study.config import StudyConfig
+from pipelines.definition.pipeline import build
 
 DIGEST = Path("build/image.digest")
 """The reference that `make push` wrote."""
@@ -56,13 +56,13 @@ def pushed_image(digest: Path = DIGEST) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code of `python -m pipelines.compile`."""
-    parser = programs.parser("pipelines.compile", __doc__)
-    programs.add_study(parser)
-    programs.add_root(parser)
+    parser = program.parser("pipelines.compile", __doc__)
+    program.add_study(parser)
+    program.add_root(parser)
     parser.add_argument("--image", help=f"image of all steps and jobs, by digest (default: what {DIGEST} names)")
     parser.add_argument("--output", type=Path, help="the file (default: build/STUDY.yaml)")
     options = parser.parse_args(arguments)
-    return programs.exit_code(lambda: say(str(_compile(options))))
+    return program.exit_code(lambda: say(str(_compile(options))))
 
 
 def _compile(options: argparse.Namespace) -> Path:

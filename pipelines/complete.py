@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from dit import layout
-from dit.codec_weights import decoder_at_hand
-from dit.config import StudyConfig
-from dit.records import CheckpointMeta, DatasetManifest, MetricsRecord, SampleSetManifest, TrainRecord
+from dit.codec.weights import decoder_at_hand
 from dit.storage import Store, read_record
-from dit.variants import ModelSpec
+from dit.study import layout
+from dit.study.config import StudyConfig
+from dit.study.records import CheckpointMeta, DatasetManifest, MetricsRecord, SampleSetManifest, TrainRecord
+from dit.study.variants import ModelSpec
 
 Files = list[str] | None
 """Keys that a record vouches for; None where the record is missing or another configuration's."""

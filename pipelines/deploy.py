@@ -14,13 +14,13 @@ from typing import Any
 
 import yaml
 
-from dit import programs
+from dit.console import program
 from dit.errors import DitError, InputError
-from pipelines import rollout
-from pipelines.credentials import check_secrets, create_secret, missing_secrets, required_secrets
+from pipelines.cluster import rollout
+from pipelines.cluster.kubectl import check_cluster, kubectl
+from pipelines.cluster.secrets import check_secrets, create_secret, missing_secrets, required_secrets
 from pipelines.jobs import names
 from pipelines.jobs.kinds import all_kinds
-from pipelines.kubectl import check_cluster, kubectl
 
 Manifest = dict[str, Any]
 
@@ -249,12 +249,12 @@ def _say(text: str) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run `deploy`, `undeploy` or `secrets`; a failure is one line."""
-    parser = programs.parser("pipelines.deploy", __doc__)
+    parser = program.parser("pipelines.deploy", __doc__)
     parser.add_argument("action", choices=("deploy", "undeploy", "secrets"))
     parser.add_argument("overlay")
     parser.add_argument("--force", action="store_true", help="deploy: also what was changed by hand since")
     options = parser.parse_args(arguments)
-    return programs.exit_code(lambda: _act(options.action, options.overlay, options.force))
+    return program.exit_code(lambda: _act(options.action, options.overlay, options.force))
 
 
 def _act(action: str, overlay: str, force: bool) -> None:

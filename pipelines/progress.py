@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dit import layout
-from dit.config import StudyConfig
-from dit.records import DatasetManifest, MetricsRecord, SampleSetManifest, TrainRecord
 from dit.storage import Store, read_record
+from dit.study import layout
+from dit.study.config import StudyConfig
+from dit.study.records import DatasetManifest, MetricsRecord, SampleSetManifest, TrainRecord
+from dit.study.variants import ModelSpec
 from dit.tracking import read_points
-from dit.variants import ModelSpec
 
 LOSS = "loss"
 

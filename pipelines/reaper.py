@@ -16,12 +16,11 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any, Never
 
-from dit import programs
-from dit.console import say
+from dit.console import program, say
+from pipelines.cluster.client import WORKFLOWS, ApiRefused, ApiUnavailable, Cluster
+from pipelines.cluster.retry import pauses
 from pipelines.jobs import names
-from pipelines.jobs.client import WORKFLOWS, ApiRefused, ApiUnavailable, Cluster
 from pipelines.jobs.kinds import JobKind, Object, all_kinds
-from pipelines.jobs.patience import pauses
 from pipelines.jobs.spec import Workflow, workflows_of
 
 INTERVAL_SECONDS = 2.0
@@ -105,11 +104,11 @@ def watch(cluster: Cluster) -> Never:
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code of `python -m pipelines.reaper`."""
-    parser = programs.parser("pipelines.reaper", __doc__)
+    parser = program.parser("pipelines.reaper", __doc__)
     parser.add_argument("--namespace", help="where the jobs are (default: this pod's, or the context's)")
     parser.add_argument("--once", action="store_true", help="sweep once and say what was deleted")
     options = parser.parse_args(arguments)
-    return programs.exit_code(lambda: _reap(options.namespace, options.once))
+    return program.exit_code(lambda: _reap(options.namespace, options.once))
 
 
 def _reap(namespace: str | None, once: bool) -> None:

@@ -11,26 +11,26 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
-from dit import study_file
-from dit.config import StudyConfig
 from dit.console import say, table
 from dit.errors import DitError
 from dit.storage import open_store
-from dit.variants import resolve
-from pipelines.board import COLUMNS, JobView, rows, under_way
+from dit.study import study_file
+from dit.study.config import StudyConfig
+from dit.study.variants import resolve
+from pipelines.cluster.client import Cluster
+from pipelines.cluster.pod_environment import settings, store_as_pods_see_it
 from pipelines.jobs import names
-from pipelines.jobs.client import Cluster
 from pipelines.jobs.kinds import JobKind, Object, all_kinds
 from pipelines.jobs.names import Stage as JobStage
+from pipelines.jobs.pending_reason import explain
 from pipelines.jobs.spec import job_spec
 from pipelines.jobs.watch import look
-from pipelines.jobs.why import explain
 from pipelines.progress import Stage, progress, stage_names
-from pipelines.runs import Run
-from pipelines.services import settings, store_as_pods_see_it
-from pipelines.step import Run as Submitted
-from pipelines.steps import RUN_LABEL, last_death, steps, waiting
-from pipelines.workflow import seen_in
+from pipelines.runs.model import Run
+from pipelines.runs.status_table import COLUMNS, JobView, rows, under_way
+from pipelines.runs.steps import RUN_LABEL, last_death, steps, waiting
+from pipelines.runs.workflow import seen_in
+from pipelines.step.step import Run as Submitted
 
 _PAUSE_SECONDS = 10.0
 _KFP_ENDPOINT = "KFP_ENDPOINT"
@@ -107,7 +107,7 @@ def _try(view: _View, call: Callable[[], T]) -> T | None:
 
 
 def _find_run(config: StudyConfig, run_id: str | None, name: str, view: _View) -> Run | None:
-    from pipelines.server import Pipelines, endpoint_of  # loads kfp, which a study without a run does not need
+    from pipelines.runs.api import Pipelines, endpoint_of  # loads kfp, which a study without a run does not need
 
     pipelines = Pipelines(endpoint_of(None))
     found: Run | None = None

@@ -14,20 +14,20 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
-from dit import programs, study_file
-from dit.config import StudyConfig
-from dit.console import say
+from dit.console import program, say
+from dit.console.formatting import format_duration
 from dit.errors import DitError, InputError
-from dit.formatting import format_duration
+from dit.study import study_file
+from dit.study.config import StudyConfig
+from pipelines.cluster.client import ApiUnavailable, Cluster
+from pipelines.cluster.retry import patiently
 from pipelines.compile import compile_study, pushed_image
-from pipelines.jobs.client import ApiUnavailable, Cluster
 from pipelines.jobs.names import LAUNCHER, RUNS_NAMESPACE
-from pipelines.jobs.patience import patiently
 from pipelines.preflight.check import preflight
-from pipelines.runs import SUCCEEDED, Run
-from pipelines.server import ENDPOINT, EXPERIMENT, Pipelines, PipelinesUnavailable, endpoint_of
-from pipelines.steps import CONTAINER, RUN_LABEL, failures, last_death, reason_in, steps
-from pipelines.workflow import seen_in
+from pipelines.runs.api import ENDPOINT, EXPERIMENT, Pipelines, PipelinesUnavailable, endpoint_of
+from pipelines.runs.model import SUCCEEDED, Run
+from pipelines.runs.steps import CONTAINER, RUN_LABEL, failures, last_death, reason_in, steps
+from pipelines.runs.workflow import seen_in
 
 POLL_SECONDS = 10.0
 _LOG_LINES = 100
@@ -136,7 +136,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit code of `python -m pipelines.submit`."""
     options = _parser().parse_args(arguments)
     act = _terminate if options.terminate else _submit
-    return programs.exit_code(
+    return program.exit_code(
         lambda: act(options), "interrupted; what was submitted goes on: make status, make terminate RUN=..."
     )
 
@@ -154,7 +154,7 @@ def _submit(options: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = programs.parser("pipelines.submit", __doc__)
+    parser = program.parser("pipelines.submit", __doc__)
     parser.add_argument("study", type=Path, nargs="?", help="study file, such as configs/digits.yaml")
     parser.add_argument("--root", help="store of all results: s3://bucket/prefix")
     parser.add_argument("--image", help="image of all steps and jobs, by digest (default: the one last pushed)")

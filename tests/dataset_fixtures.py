@@ -11,13 +11,13 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from dit import layout
-from dit.config import StudyConfig
 from dit.data.merge import merge_shards
 from dit.data.shards import MOMENTS, ShardWriter
-from dit.records import ShardRecord, SourceRecord
 from dit.storage import Store, write_record
-from dit.study_file import load_text
+from dit.study import layout
+from dit.study.config import StudyConfig
+from dit.study.records import ShardRecord, SourceRecord
+from dit.study.study_file import load_text
 
 
 def picture(seed: int, width: int, height: int) -> Image.Image:
@@ -83,7 +83,7 @@ def save_autoencoder(path: Path, seed: int = 0, channels: tuple[int, ...] = (8, 
     """Save a randomly initialised AutoencoderKL with Stable Diffusion's four levels; returns it."""
     import torch
 
-    from dit.torchvision_shim import ensure_torchvision
+    from dit.runtime.torchvision_shim import ensure_torchvision
 
     ensure_torchvision()
     from diffusers import AutoencoderKL

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dit.model.embeddings import position_table
 from dit.model.transformer import DiT
-from dit.variants import InputSpec, resolve
+from dit.study.variants import InputSpec, resolve
 
 INPUTS = InputSpec(channels=4, size=32, classes=1000)
 LABELS = torch.tensor([207, 1000])

@@ -10,15 +10,15 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from dit import layout
-from dit.codec_weights import decoder_at_hand
-from dit.config import StudyConfig
+from dit.codec.weights import decoder_at_hand
 from dit.model.transformer import DiT
-from dit.records import CheckpointMeta, SampleSetManifest
 from dit.sampling.noise import sample_labels
 from dit.sampling.sets import PART_IMAGES, Drawn, SampleSet
 from dit.storage import Store, sha256_file, write_record
-from dit.study_file import load
+from dit.study import layout
+from dit.study.config import StudyConfig
+from dit.study.records import CheckpointMeta, SampleSetManifest
+from dit.study.study_file import load
 
 ROOT = Path(__file__).parents[1]
 VARIANT = "mini-S/2"
@@ -85,7 +85,7 @@ def save_inception(path: Path) -> str:
     """Save randomly initialised weights of torch-fidelity's InceptionV3; returns the file's SHA-256."""
     import pytest
 
-    from dit.metrics import fidelity  # noqa: F401  (mends torchvision)
+    from dit.metrics import torch_fidelity_api  # noqa: F401  (mends torchvision)
 
     from torch_fidelity import feature_extractor_inceptionv3 as inception  # isort: skip
 

@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from dit.config import StudyConfig
 from dit.storage import Store
-from dit.study_file import load
+from dit.study.config import StudyConfig
+from dit.study.study_file import load
 from dit.tracking import read_points
 
 ROOT = Path(__file__).parents[1]

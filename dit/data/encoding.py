@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dit.codec import ChannelSums, Codec
-from dit.config import DatasetConfig, PixelCodec
+from dit.codec.base import ChannelSums, Codec
 from dit.data.images import CorruptImageError, UInt8Array
 from dit.data.items import Item
 from dit.data.shards import MOMENTS, PIXELS, ShardIndex, ShardWriter
 from dit.errors import DataError
-from dit.storage_base import local_errors
+from dit.storage.base import local_errors
+from dit.study.config import DatasetConfig, PixelCodec
 
 Loaded = tuple[Item, UInt8Array | CorruptImageError]
 _SHOWN = 3

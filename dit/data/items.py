@@ -9,9 +9,9 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from dit.config import DatasetConfig
 from dit.data.images import EXTENSIONS, CorruptImageError, UInt8Array, decode_image
-from dit.storage_base import local_errors
+from dit.storage.base import local_errors
+from dit.study.config import DatasetConfig
 
 # Enough decoded images to keep the encoder fed while a shard is written: 100 MB at 256 pixels.
 _LOOK_AHEAD = 512

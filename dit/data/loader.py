@@ -19,10 +19,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dit.codec import pixels_to_latents, sample_posterior
-from dit.config import TrainConfig
+from dit.codec.base import pixels_to_latents, sample_posterior
 from dit.data.draws import Purpose, epoch_order, generator, normals
 from dit.data.shard_set import ShardSet
+from dit.study.config import TrainConfig
 
 TIMESTEPS = 1000
 _POLL_SECONDS = 0.1

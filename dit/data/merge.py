@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from dit import layout
-from dit.config import StudyConfig, VaeCodec
 from dit.data.shards import ShardIndex
 from dit.errors import DataError, MismatchError, MissingError
-from dit.records import ChannelStats, DatasetManifest, ShardRecord, SourceRecord
 from dit.storage import Store, read_record, write_record
+from dit.study import layout
+from dit.study.config import StudyConfig, VaeCodec
+from dit.study.records import ChannelStats, DatasetManifest, ShardRecord, SourceRecord
 
 _RECORD = re.compile(r"shard-(\d{5,})\.json")
 _SHOWN = 5

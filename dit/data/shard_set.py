@@ -14,14 +14,14 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib.stride_tricks import as_strided
 
-from dit import layout
-from dit.config import StudyConfig
 from dit.data.shards import ALIGNMENT, ShardIndex, read_header
 from dit.data.verify import Expected, verify_files
 from dit.errors import DataError, InputError, MismatchError, MissingError
-from dit.records import DatasetManifest, ShardRecord
 from dit.storage import Store, read_record
-from dit.storage_base import local_errors
+from dit.storage.base import local_errors
+from dit.study import layout
+from dit.study.config import StudyConfig
+from dit.study.records import DatasetManifest, ShardRecord
 
 # Remote shards are fetched this many at a time.
 _DOWNLOADS = 8

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from dit.config import DatasetConfig, FolderSource, StudyConfig, TarSource
 from dit.data.images import CorruptImageError, UInt8Array
 from dit.data.items import Item, Source, file_loader, is_image, load_ahead
 from dit.data.keys import readable, unique_keys
 from dit.data.tar_source import open_tars
 from dit.errors import InputError, MissingError
-from dit.storage_base import local_errors
+from dit.storage.base import local_errors
+from dit.study.config import DatasetConfig, FolderSource, StudyConfig, TarSource
 
 
 def open_source(dataset: DatasetConfig) -> Source:

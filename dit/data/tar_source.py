@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from dit.config import DatasetConfig, TarSource
 from dit.data.items import Item, Source, file_loader, is_image
 from dit.data.keys import readable, unique_keys
 from dit.errors import DataError, InputError, MissingError
 from dit.storage import fetch_file, open_store
-from dit.storage_base import local_errors
+from dit.storage.base import local_errors
+from dit.study.config import DatasetConfig, TarSource
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from dit.console import progress
 from dit.errors import DataError
-from dit.storage_base import cache_dir, exclusive, local_errors, place_file, sha256_file
+from dit.storage.base import cache_dir, exclusive, local_errors, place_file, sha256_file
 
 # Hashing this much takes long enough that a bar is welcome.
 _SHOWN_BYTES = 1 << 30

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dit.config import SamplingConfig
 from dit.diffusion.schedule import Schedule
+from dit.study.config import SamplingConfig
 
 Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(x_NCHW, t_N in training steps, y_N) -> [N, 2C, H, W]: predicted noise, then the variance's position v."""

@@ -17,12 +17,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from dit.compute import autocast, computed_in, matmul_precision
 from dit.console import Progress
-from dit.distributed import Ranks
 from dit.errors import DataError, MismatchError
-from dit.metrics import digits
-from dit.metrics.fidelity import create_feature_extractor
+from dit.metrics import digits_extractor
+from dit.metrics.torch_fidelity_api import create_feature_extractor
+from dit.runtime.device import autocast, computed_in, matmul_precision
+from dit.runtime.distributed import Ranks
 
 Precision = Literal["fp32", "bf16"]
 Images = npt.NDArray[np.uint8]
@@ -90,8 +90,8 @@ def open_inception(path: Path, sha256: str, device: torch.device, precision: Pre
 
 def open_digits(path: Path, sha256: str, device: torch.device, precision: Precision) -> Extractor:
     """The classifier of digits that was trained on the dataset: 64 features, 10 logits."""
-    module = _create(digits.NAME, [digits.FEATURES, digits.LOGITS], path)
-    return Extractor(digits.NAME, sha256, module, device, precision)
+    module = _create(digits_extractor.NAME, [digits_extractor.FEATURES, digits_extractor.LOGITS], path)
+    return Extractor(digits_extractor.NAME, sha256, module, device, precision)
 
 
 def extract(

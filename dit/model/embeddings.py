@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dit.variants import FREQUENCY_EMBEDDING_SIZE
+from dit.study.variants import FREQUENCY_EMBEDDING_SIZE
 
 _LONGEST_PERIOD = 10_000.0
 

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dit.model.activation import gelu_tanh
 from dit.model.embeddings import LabelEmbedder, PatchEmbedder, TimestepEmbedder, position_table, unpatchify
-from dit.variants import MLP_RATIO, InputSpec, ModelSpec
+from dit.study.variants import MLP_RATIO, InputSpec, ModelSpec
 
 AttentionKernel = Literal["auto", "sdpa", "plain"]
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dit.errors import InputError
-from dit.storage_base import local_errors, place_file
+from dit.storage.base import local_errors, place_file
 
 
 def check_target(path: Path) -> None:

@@ -12,16 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dit.codec import Codec
-from dit.compute import autocast, matmul_precision
-from dit.config import StudyConfig
+from dit.codec.base import Codec
 from dit.diffusion.sampler import Denoiser, Progress, sample
 from dit.diffusion.schedule import linear_schedule
 from dit.errors import DivergedError
 from dit.model.transformer import DiT
+from dit.runtime.device import autocast, matmul_precision
 from dit.sampling.noise import NoiseStream, sample_labels
 from dit.sampling.sets import Drawn, Labels
-from dit.variants import ModelSpec
+from dit.study.config import StudyConfig
+from dit.study.variants import ModelSpec
 
 
 class Generator:

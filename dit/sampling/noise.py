@@ -16,8 +16,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dit.config import SamplingConfig
-from dit.variants import InputSpec
+from dit.study.config import SamplingConfig
+from dit.study.variants import InputSpec
 
 CHUNK_BYTES = 64 << 20
 # Separates the two streams of one seed.

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from dit import layout
-from dit.codec_weights import check_decoder
-from dit.config import StudyConfig
+from dit.codec.weights import check_decoder
 from dit.errors import DataError, MismatchError, MissingError
-from dit.records import FileEntry, SamplePartRecord, SampleSetManifest
 from dit.storage import Store, read_record, sha256_file, write_record
-from dit.variants import ModelSpec
+from dit.study import layout
+from dit.study.config import StudyConfig
+from dit.study.records import FileEntry, SamplePartRecord, SampleSetManifest
+from dit.study.variants import ModelSpec
 
 PART_IMAGES = 250
 

@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from dit import layout
-from dit.codec_weights import check_decoder, decoder_at_hand
-from dit.config import StudyConfig
+from dit.codec.weights import check_decoder, decoder_at_hand
 from dit.console import progress, say
+from dit.console.formatting import format_number
 from dit.errors import ConfigError, MismatchError
-from dit.formatting import format_number
-from dit.metrics.weights import find_evaluation_files
-from dit.records import Estimate, MetricsRecord, SampleSetManifest
+from dit.metrics.inputs import find_evaluation_files
 from dit.sampling.sets import PART_IMAGES, Images, SampleSet
 from dit.storage import Store, read_record, write_record
-from dit.variants import ModelSpec
+from dit.study import layout
+from dit.study.config import StudyConfig
+from dit.study.records import Estimate, MetricsRecord, SampleSetManifest
+from dit.study.variants import ModelSpec
 
 if TYPE_CHECKING:
-    from dit.distributed import Ranks
     from dit.metrics.extractors import Features
-    from dit.metrics.yardstick import Yardstick
+    from dit.metrics.setup import Yardstick
+    from dit.runtime.distributed import Ranks
     from dit.tracking import Tracker
 
 
@@ -71,10 +71,10 @@ def _evaluate(
         raise ConfigError("sampling.num_samples=1: a distance between distributions needs two samples or more")
     store.check_writable()
     # These imports take seconds, which a study that is complete, or not ready, need not wait for.
-    from dit.compute import tune_process
-    from dit.distributed import session
-    from dit.metrics.folder import ReferenceFolder
-    from dit.metrics.yardstick import find_inputs, open_yardstick
+    from dit.metrics.reference_cache import ReferenceFolder
+    from dit.metrics.setup import find_inputs, open_yardstick
+    from dit.runtime.device import tune_process
+    from dit.runtime.distributed import session
     from dit.sampling.noise import sample_labels
     from dit.tracking import open_tracker
 

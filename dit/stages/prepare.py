@@ -12,11 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dit import layout
-from dit.codec import open_codec
-from dit.codec_weights import encoder_sha256
-from dit.compute import tune_process
-from dit.config import StudyConfig
+from dit.codec.base import open_codec
+from dit.codec.weights import encoder_sha256
 from dit.console import progress, say
 from dit.data.encoding import ShardContent, ShardEncoder
 from dit.data.items import Item, Source, load_ahead
@@ -24,8 +21,11 @@ from dit.data.merge import merge_shards, shard_total
 from dit.data.shard_set import read_manifest
 from dit.data.sources import open_source
 from dit.errors import MismatchError
-from dit.records import DatasetManifest, ShardRecord, SourceRecord
+from dit.runtime.device import tune_process
 from dit.storage import Store, read_record, write_record
+from dit.study import layout
+from dit.study.config import StudyConfig
+from dit.study.records import DatasetManifest, ShardRecord, SourceRecord
 
 _REQUESTS = 16
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dit import layout
-from dit.analysis.evidence import inputs_hash, load_evidence
-from dit.analysis.results import Results, load_results
-from dit.analysis.tables import runs_csv
-from dit.config import StudyConfig
-from dit.records import ReportRecord
+from dit.claims.results import Results, load_results
+from dit.report.evidence import inputs_hash, load_evidence
+from dit.report.tables import runs_csv
 from dit.storage import Store, read_record, write_record
+from dit.study import layout
+from dit.study.config import StudyConfig
+from dit.study.records import ReportRecord
 from dit.tracking import collect, flush, open_tracker, reconcile
 
 __all__ = ["load_results", "run"]
@@ -45,7 +45,7 @@ def _complete(config: StudyConfig, store: Store, done: ReportRecord) -> bool:
 
 
 def _pages(results: Results, store: Store) -> dict[str, bytes]:
-    from dit.analysis.report import render
+    from dit.report.page import render
 
     evidence = load_evidence(results, store)
     return {

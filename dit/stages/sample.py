@@ -9,21 +9,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dit import layout
-from dit.codec_weights import decoder_at_hand
-from dit.config import StudyConfig
+from dit.codec.weights import decoder_at_hand
 from dit.console import progress, say
-from dit.distributed import environment_rank
+from dit.console.formatting import format_rate
 from dit.errors import MissingError
-from dit.formatting import format_rate
-from dit.records import DatasetManifest, SamplePartRecord, SampleSetManifest
+from dit.runtime.distributed import environment_rank
 from dit.sampling.adm import check_target, write_npz
 from dit.sampling.sets import PART_IMAGES, Drawn, SampleSet
 from dit.storage import Store, read_record
-from dit.variants import ModelSpec
+from dit.study import layout
+from dit.study.config import StudyConfig
+from dit.study.records import DatasetManifest, SamplePartRecord, SampleSetManifest
+from dit.study.variants import ModelSpec
 
 if TYPE_CHECKING:
-    from dit.distributed import Ranks
+    from dit.runtime.distributed import Ranks
     from dit.sampling.generate import Generator
     from dit.tracking import Tracker
 
@@ -66,7 +66,7 @@ def export_adm(config: StudyConfig, store: Store, variant: str, step: int, path:
 
 def _check_inputs(config: StudyConfig, store: Store, spec: ModelSpec, steps: Sequence[int]) -> None:
     """Everything that can be missing, before a model is built."""
-    from dit.training.checkpoint import list_checkpoints, read_meta
+    from dit.checkpoints.read import list_checkpoints, read_meta
 
     complete = list_checkpoints(store, config, spec)
     for step in steps:
@@ -81,12 +81,12 @@ def _check_inputs(config: StudyConfig, store: Store, spec: ModelSpec, steps: Seq
 
 
 def _draw_sets(config: StudyConfig, store: Store, spec: ModelSpec, sets: Sequence[SampleSet]) -> None:
-    from dit.codec import open_codec
-    from dit.compute import tune_process
-    from dit.distributed import session
+    from dit.checkpoints.read import load_weights
+    from dit.codec.base import open_codec
+    from dit.runtime.device import tune_process
+    from dit.runtime.distributed import session
     from dit.sampling.generate import Generator, trained
     from dit.tracking import open_tracker
-    from dit.training.checkpoint import load_weights
     from dit.training.trainer import compiles
 
     fit = config.fit_for(spec)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dit.config import StudyConfig
-from dit.records import TrainRecord
 from dit.storage import Store
+from dit.study.config import StudyConfig
+from dit.study.records import TrainRecord
 from dit.training.plan import is_complete, make_plan, read_train_record
 
 

@@ -8,7 +8,7 @@ Importing this imports neither mlflow nor torch.
 """
 
 from dit.tracking.journal import Point
-from dit.tracking.service import collect, end_failed, flush, reconcile
+from dit.tracking.reconcile import collect, end_failed, flush, reconcile
 from dit.tracking.tracker import Tracker, open_tracker, read_points
 
 __all__ = ["Point", "Tracker", "collect", "end_failed", "flush", "open_tracker", "read_points", "reconcile"]

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast, get_args
 
 from dit.errors import StoreError
-from dit.layout import TRACKING_STATE
-from dit.storage_base import exclusive, local_errors
+from dit.storage.base import exclusive, local_errors
+from dit.study.layout import TRACKING_STATE
 
 Kind = Literal["run", "metrics", "params", "tags", "artifact", "image", "status"]
 _KINDS = frozenset(get_args(Kind))

@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING
 
 from dit.storage import Store, open_store
 from dit.tracking.journal import read_header
-from dit.tracking.launch import TARGET_VARIABLE
-from dit.tracking.lease import Lease
-from dit.tracking.places import RunFolder, StudyFolder
+from dit.tracking.lock_file import Lease
+from dit.tracking.paths import RunFolder, StudyFolder
+from dit.tracking.shipper_process import TARGET_VARIABLE
 from dit.tracking.state import ShipperState, drain_mark, shipper_lock, waiting, write_shipper
 from dit.tracking.target import Target
-from dit.tracking.writers import close_dead_writers
+from dit.tracking.writer_session import close_dead_writers
 
 if TYPE_CHECKING:
-    from dit.tracking.feed import Feed
-    from dit.tracking.sink import Sink
+    from dit.tracking.journal_upload import Feed
+    from dit.tracking.mlflow_client import Sink
 
 ROUND_SECONDS = 2.0
 TICK_SECONDS = 0.1
@@ -102,7 +102,7 @@ class Shipper:
         return None
 
     def _ship(self, live: set[Path]) -> None:
-        from dit.tracking.sink import Sink
+        from dit.tracking.mlflow_client import Sink
 
         if self._store is None:
             self._store = open_store(self._target.store)
@@ -128,7 +128,7 @@ class Shipper:
             feed.ship_files(self._sink)
 
     def _find_feeds(self, store: Store) -> Iterator[Feed]:
-        from dit.tracking.feed import Feed
+        from dit.tracking.journal_upload import Feed
 
         for run in self._study.runs():
             for path in run.journals:

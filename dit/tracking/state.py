@@ -12,12 +12,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dit.records import Record
+from dit.study.records import Record
 from dit.tracking.journal import read_entries, read_header
-from dit.tracking.lease import is_held
-from dit.tracking.places import RunFolder, StudyFolder
+from dit.tracking.lock_file import is_held
+from dit.tracking.paths import RunFolder, StudyFolder
 from dit.tracking.target import Target
-from dit.tracking.writers import Status
+from dit.tracking.writer_session import Status
 
 
 class TrackingRun(Record):

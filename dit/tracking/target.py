@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
-from dit import layout
-from dit.config import StudyConfig
 from dit.errors import InputError
 from dit.storage import Store
-from dit.tracking.places import local_root
+from dit.study import layout
+from dit.study.config import StudyConfig
+from dit.tracking.paths import local_root
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 DATABASE = "mlflow.db"

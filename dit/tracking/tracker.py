@@ -12,11 +12,12 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import BinaryIO
 
-from dit.config import StudyConfig
 from dit.console import say
 from dit.errors import DitError, StoppedError, StoreError
 from dit.storage import Store
-from dit.storage_base import local_errors, place_file
+from dit.storage.base import local_errors, place_file
+from dit.study.config import StudyConfig
+from dit.study.variants import ModelSpec
 from dit.tracking.journal import (
     Entry,
     Journal,
@@ -29,12 +30,11 @@ from dit.tracking.journal import (
     points,
     read_entries,
 )
-from dit.tracking.launch import Shipping
-from dit.tracking.mirror import Mirror
-from dit.tracking.places import RunFolder, StudyFolder, run_folder, study_folder
+from dit.tracking.paths import RunFolder, StudyFolder, run_folder, study_folder
+from dit.tracking.shipper_process import Shipping
+from dit.tracking.store_copy import Mirror
 from dit.tracking.target import Target, resolve_target
-from dit.tracking.writers import Status, Writer, close_dead_writers
-from dit.variants import ModelSpec
+from dit.tracking.writer_session import Status, Writer, close_dead_writers
 
 _CLOSE_SECONDS = 20.0
 _SYNC_SECONDS = 60.0

@@ -6,19 +6,20 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from dit import __version__, layout
-from dit.compute import computed_in
+from dit import __version__
+from dit.checkpoints.read import list_checkpoints
+from dit.checkpoints.write import CheckpointWriter
 from dit.console import Progress
-from dit.distributed import Ranks
 from dit.errors import DivergedError, StoppedError
-from dit.records import CheckpointMeta
-from dit.training.checkpoint import list_checkpoints
-from dit.training.health import HealthLog, NonFinite, first_nonfinite
+from dit.health.log import HealthLog, NonFinite, first_nonfinite
+from dit.runtime.device import computed_in
+from dit.runtime.distributed import Ranks
+from dit.study import layout
+from dit.study.records import CheckpointMeta
 from dit.training.plan import TrainPlan
 from dit.training.signals import StopRequest
 from dit.training.telemetry import Telemetry
 from dit.training.trainer import Trainer
-from dit.training.writer import CheckpointWriter
 
 if TYPE_CHECKING:
     from dit.data.loader import StepBatch

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from dit.config import TrainConfig
+from dit.study.config import TrainConfig
 
 STATE = ("exp_avg", "exp_avg_sq", "step")
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dit import layout
-from dit.config import FitConfig, StudyConfig
-from dit.distributed import environment_rank, environment_world_size
+from dit.checkpoints.read import check_hash, list_checkpoints, read_meta
 from dit.errors import ConfigError, MismatchError, MissingError
-from dit.records import CheckpointMeta, DatasetManifest, TrainRecord
+from dit.runtime.distributed import environment_rank, environment_world_size
 from dit.storage import Store, read_record
-from dit.training.checkpoint import check_hash, list_checkpoints, read_meta
-from dit.variants import ModelSpec
+from dit.study import layout
+from dit.study.config import FitConfig, StudyConfig
+from dit.study.records import CheckpointMeta, DatasetManifest, TrainRecord
+from dit.study.variants import ModelSpec
 
 
 @dataclass(frozen=True)

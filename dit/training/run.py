@@ -6,23 +6,24 @@ from contextlib import closing, nullcontext
 
 import torch
 
-from dit import __version__, layout
-from dit.compute import Precision, computed_in, tune_process
+from dit import __version__
+from dit.checkpoints.read import FILES, list_checkpoints, load_file, read_meta
+from dit.checkpoints.write import CheckpointWriter
 from dit.console import progress, say
 from dit.data.loader import TrainingStream
 from dit.data.shard_set import ShardSet
-from dit.distributed import Ranks, session
 from dit.errors import MissingError
-from dit.records import TrainRecord
+from dit.runtime.device import Precision, computed_in, tune_process
+from dit.runtime.distributed import Ranks, session
 from dit.storage import write_record
+from dit.study import layout
+from dit.study.records import TrainRecord
 from dit.tracking import Tracker, open_tracker
-from dit.training.checkpoint import FILES, list_checkpoints, load_file, read_meta
 from dit.training.loop import TrainingLoop
 from dit.training.plan import TrainPlan
 from dit.training.signals import StopRequest
 from dit.training.telemetry import Telemetry, peak_memory_bytes
 from dit.training.trainer import Trainer
-from dit.training.writer import CheckpointWriter
 
 
 def execute(plan: TrainPlan) -> TrainRecord:

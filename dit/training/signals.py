@@ -8,7 +8,7 @@ import time
 from types import FrameType, TracebackType
 from typing import Any
 
-from dit.distributed import Ranks
+from dit.runtime.distributed import Ranks
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # A terminal signals every process of the group, and a launcher among them passes the signal on: that is one request.

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import torch
 
-from dit.compute import peak_flops
-from dit.distributed import Ranks
+from dit.runtime.device import peak_flops
+from dit.runtime.distributed import Ranks
 from dit.tracking import Tracker
 from dit.training.plan import TrainPlan
 from dit.training.window import StepLosses

@@ -14,18 +14,18 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
 
-from dit import layout
-from dit.compute import autocast, can_compile, matmul_precision
-from dit.config import FitConfig, TrainConfig
 from dit.diffusion.losses import diffuse, training_losses
 from dit.diffusion.schedule import linear_schedule
-from dit.distributed import Ranks
 from dit.errors import ConfigError, MismatchError
 from dit.model.transformer import DiT, mismatch
+from dit.runtime.device import autocast, can_compile, matmul_precision
+from dit.runtime.distributed import Ranks
+from dit.study import layout
+from dit.study.config import FitConfig, TrainConfig
+from dit.study.variants import InputSpec, ModelSpec
 from dit.training.ema import Ema
 from dit.training.optimizer import build_optimizer, expected_tensors, load_optimizer, optimizer_tensors
 from dit.training.window import LossWindow
-from dit.variants import InputSpec, ModelSpec
 
 if TYPE_CHECKING:
     from dit.data.loader import StepBatch

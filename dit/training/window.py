@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dit.distributed import Ranks
+from dit.runtime.distributed import Ranks
 
 
 class StepLosses(NamedTuple):

@@ -11,10 +11,10 @@ import sys
 
 import yaml
 
-from dit import programs, study_file
-from dit.console import say
+from dit.console import program, say
 from dit.storage import open_store
-from pipelines.jobs.client import Cluster
+from dit.study import study_file
+from pipelines.cluster.client import Cluster
 from pipelines.jobs.kinds import render
 from pipelines.jobs.launch import launch
 from pipelines.jobs.spec import job_spec
@@ -23,7 +23,7 @@ from pipelines.jobs.spec import job_spec
 def main(arguments: list[str] | None = None) -> int:
     """Exit code of `python -m pipelines.jobs`."""
     options = _parser().parse_args(arguments)
-    return programs.exit_code(lambda: _run(options), "interrupted; the job goes on, and the same command adopts it")
+    return program.exit_code(lambda: _run(options), "interrupted; the job goes on, and the same command adopts it")
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -38,10 +38,10 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = programs.parser("pipelines.jobs", __doc__)
+    parser = program.parser("pipelines.jobs", __doc__)
     parser.add_argument("command", choices=("render", "launch"))
-    programs.add_study(parser)
-    programs.add_root(parser)
+    program.add_study(parser)
+    program.add_root(parser)
     parser.add_argument("--stage", choices=("train", "sample"), default="train")
     parser.add_argument("--variant", required=True)
     parser.add_argument("--image", required=True, help="the study's image, by digest")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Literal, Protocol
 
-from dit.config import digest
+from dit.study.config import digest
 from pipelines.jobs import names
 from pipelines.jobs.spec import JobSpec, Workflow
 

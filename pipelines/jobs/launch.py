@@ -6,18 +6,18 @@ import os
 import time
 from dataclasses import replace
 
-from dit import study_file
-from dit.config import StudyConfig
 from dit.console import say
 from dit.errors import DitError, StoreError
-from dit.records import Record
 from dit.storage import Store, open_store
+from dit.study import study_file
+from dit.study.config import StudyConfig
+from dit.study.records import Record
 from dit.tracking import end_failed
+from pipelines.cluster.client import WORKFLOWS, ApiUnavailable, Cluster
+from pipelines.cluster.retry import patiently
 from pipelines.jobs import names
-from pipelines.jobs.client import WORKFLOWS, ApiUnavailable, Cluster
 from pipelines.jobs.kinds import kind_of
 from pipelines.jobs.names import Stage
-from pipelines.jobs.patience import patiently
 from pipelines.jobs.result import ResultMissing, records
 from pipelines.jobs.snapshot import pod_phase
 from pipelines.jobs.spec import JobSpec, Workflow, job_spec

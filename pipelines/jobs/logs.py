@@ -13,9 +13,9 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 
 from dit.console import say
-from pipelines.jobs.client import ApiRefused, ApiUnavailable, Cluster
+from pipelines.cluster.client import ApiRefused, ApiUnavailable, Cluster
+from pipelines.cluster.retry import pauses
 from pipelines.jobs.kinds import Object
-from pipelines.jobs.patience import pauses
 from pipelines.jobs.snapshot import container_statuses, pod_name, pod_phase
 
 KEPT_LINES = 200

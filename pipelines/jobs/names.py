@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import Literal
 
-from dit.variants import ModelSpec
+from dit.study.variants import ModelSpec
 
 Stage = Literal["train", "sample"]
 

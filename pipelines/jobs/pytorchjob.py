@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kubeflow.training import models as kubeflow
 
-from pipelines.jobs import pods
+from pipelines.jobs import pod_template
 from pipelines.jobs.kinds import Object, Phase, Rendered, Resource, holds, metadata
 from pipelines.jobs.spec import GATHER_SECONDS, JobSpec
 
@@ -44,7 +44,7 @@ class PyTorchJob:
                     "Worker": kubeflow.KubeflowOrgV1ReplicaSpec(
                         replicas=cluster.replicas,
                         restart_policy="OnFailure",
-                        template=pods.template(spec, _CONTAINER),
+                        template=pod_template.template(spec, _CONTAINER),
                     )
                 },
                 run_policy=kubeflow.KubeflowOrgV1RunPolicy(
@@ -56,7 +56,7 @@ class PyTorchJob:
                 ),
             ),
         )
-        return Rendered(pods.plain(job))
+        return Rendered(pod_template.plain(job))
 
     def phase(self, job: Object) -> Phase:
         """See JobKind."""

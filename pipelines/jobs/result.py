@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dit import layout
-from dit.config import StudyConfig
 from dit.errors import DitError
-from dit.records import CheckpointMeta, Record, SampleSetManifest, TrainRecord
 from dit.storage import Store, read_record
-from dit.variants import ModelSpec
+from dit.study import layout
+from dit.study.config import StudyConfig
+from dit.study.records import CheckpointMeta, Record, SampleSetManifest, TrainRecord
+from dit.study.variants import ModelSpec
 from pipelines.jobs.names import Stage
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import yaml
 
-from dit.cluster import ClusterConfig
-from dit.config import StudyConfig
 from dit.errors import ConfigError, InputError
-from dit.variants import ModelSpec
+from dit.study.cluster import ClusterConfig
+from dit.study.config import StudyConfig
+from dit.study.variants import ModelSpec
 from pipelines.jobs import names
 from pipelines.jobs.names import Stage
 

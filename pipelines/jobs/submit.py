@@ -7,9 +7,9 @@ from typing import Any
 
 from dit.console import say
 from dit.errors import DitError, InputError
-from pipelines.jobs.client import CONFLICT, FORBIDDEN, NOT_FOUND, ApiRefused, Cluster
+from pipelines.cluster.client import CONFLICT, FORBIDDEN, NOT_FOUND, ApiRefused, Cluster
+from pipelines.cluster.retry import patiently, pauses
 from pipelines.jobs.kinds import JobKind, Rendered, Resource, kind_of, ownership, render, spec_hash
-from pipelines.jobs.patience import patiently, pauses
 from pipelines.jobs.spec import JobSpec, workflows_of
 
 _REMOVAL_SECONDS = 600.0

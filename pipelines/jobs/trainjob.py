@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipelines.jobs import pods
+from pipelines.jobs import pod_template
 from pipelines.jobs.kinds import Object, Phase, Rendered, Resource, holds, metadata
 from pipelines.jobs.spec import GATHER_SECONDS, JobSpec
 
@@ -61,7 +61,7 @@ class TrainJob:
 
 
 def _runtime(spec: JobSpec) -> dict[str, Any]:
-    template = pods.plain(pods.template(spec, _NODE, restart_policy="Never"))
+    template = pod_template.plain(pod_template.template(spec, _NODE, restart_policy="Never"))
     # Left to itself torchrun waits a quarter of an hour for the other pods, and its end would be the job's.
     template["spec"]["containers"][0]["env"].append({"name": "PET_RDZV_CONF", "value": f"timeout={GATHER_SECONDS}"})
     node = {

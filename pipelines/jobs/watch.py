@@ -7,14 +7,14 @@ from functools import partial
 
 from dit.console import say
 from dit.errors import DitError
-from pipelines.jobs.client import FORBIDDEN, UNAUTHORIZED, WORKLOADS, ApiRefused, ApiUnavailable, Cluster
-from pipelines.jobs.failure import OUT_OF_MEMORY, own_words, rank_of
-from pipelines.jobs.judge import Judge, Verdict
+from pipelines.cluster.client import FORBIDDEN, UNAUTHORIZED, WORKLOADS, ApiRefused, ApiUnavailable, Cluster
+from pipelines.cluster.retry import patiently
+from pipelines.jobs.failure_cause import OUT_OF_MEMORY, own_words, rank_of
 from pipelines.jobs.kinds import JobKind, Object, Phase, kind_of
 from pipelines.jobs.logs import PodLogs
-from pipelines.jobs.patience import patiently
 from pipelines.jobs.snapshot import Snapshot, of_this_job, pod_name, pod_phase
 from pipelines.jobs.spec import JobSpec
+from pipelines.jobs.supervisor import Judge, Verdict
 
 POLL_SECONDS = 3.0
 _LAST_LINES = 20

@@ -9,22 +9,23 @@ import argparse
 import os
 import sys
 
-from dit import programs, study_file
+from dit.console import program
 from dit.errors import InputError
+from dit.study import study_file
 from pipelines.jobs.names import RUNS_NAMESPACE
 from pipelines.preflight.check import preflight
-from pipelines.server import ENDPOINT, endpoint_of
+from pipelines.runs.api import ENDPOINT, endpoint_of
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code of `python -m pipelines.preflight`."""
-    parser = programs.parser("pipelines.preflight", __doc__)
-    programs.add_study(parser)
-    programs.add_root(parser)
+    parser = program.parser("pipelines.preflight", __doc__)
+    program.add_study(parser)
+    program.add_root(parser)
     parser.add_argument("--endpoint", help=f"server of Kubeflow Pipelines (default: {ENDPOINT}; without, jobs alone)")
     parser.add_argument("--runs-namespace", default=RUNS_NAMESPACE, help="where steps run (default: %(default)s)")
     options = parser.parse_args(arguments)
-    return programs.exit_code(lambda: _check(options))
+    return program.exit_code(lambda: _check(options))
 
 
 def _check(options: argparse.Namespace) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
 from typing import Any
 
-from dit.cluster import PRODUCT_LABEL, ClusterConfig, StepConfig, Toleration, quantity
-from pipelines.jobs.client import NOT_FOUND, ApiRefused
+from dit.study.cluster import PRODUCT_LABEL, ClusterConfig, StepConfig, Toleration, quantity
+from pipelines.cluster.client import NOT_FOUND, ApiRefused
 from pipelines.jobs.kinds import Object, condition
 from pipelines.preflight.finding import Finding, Site, failed, ok, unknown
 

@@ -5,28 +5,28 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from dit.config import StudyConfig
 from dit.console import table
 from dit.errors import DitError, InputError
-from pipelines.jobs.client import FORBIDDEN, ApiRefused, Cluster
+from dit.study.config import StudyConfig
+from pipelines.cluster.client import FORBIDDEN, ApiRefused, Cluster
 from pipelines.jobs.names import RUNS_NAMESPACE
-from pipelines.preflight import capacity, objects, rights, services
+from pipelines.preflight import capacity, endpoints, objects, permissions
 from pipelines.preflight.finding import Check, Finding, Mark, Site, failed, ok, unknown
-from pipelines.server import Pipelines
+from pipelines.runs.api import Pipelines
 
 _OF_CLUSTER: tuple[tuple[str, Check], ...] = (
     ("job", objects.job_kind),
     ("namespaces", objects.namespace),
     ("service accounts", objects.accounts),
-    ("rights", rights.launcher),
+    ("rights", permissions.launcher),
     ("settings", objects.settings),
     ("priority class", objects.priority),
     ("image pull secrets", objects.pull_secrets),
     ("reaper", objects.reaper),
     ("nodes", capacity.nodes),
     ("queue", capacity.queue),
-    ("bucket", services.store),
-    ("MLflow", services.tracking),
+    ("bucket", endpoints.store),
+    ("MLflow", endpoints.tracking),
 )
 
 

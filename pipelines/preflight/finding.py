@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 
-from dit.config import StudyConfig
-from pipelines.jobs.client import Cluster
+from dit.study.config import StudyConfig
+from pipelines.cluster.client import Cluster
 from pipelines.jobs.names import LAUNCHER
-from pipelines.jobs.rights import Account
+from pipelines.jobs.permissions import Account
 
 
 class Mark(Enum):

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from dit.errors import MissingError
-from pipelines.jobs.client import FORBIDDEN, NOT_FOUND, ApiRefused
+from pipelines.cluster.client import FORBIDDEN, NOT_FOUND, ApiRefused
+from pipelines.cluster.pod_environment import data_of, see
 from pipelines.jobs.kinds import by_name
 from pipelines.jobs.names import REAPER, RUNS_NAMESPACE
 from pipelines.preflight.finding import Finding, Site, failed, ok, unknown
-from pipelines.services import data_of, see
 
 _DEPLOY = "make deploy OVERLAY=kind, or a100"
 _DEPLOY_RUNS = "make deploy OVERLAY=pipelines"

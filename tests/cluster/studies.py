@@ -19,12 +19,12 @@ from kube import NAMESPACE, OURS, SESSION, Object, apply, delete, find, get, kub
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from dit import layout, study_file
-from dit.config import StudyConfig
-from dit.records import TrainRecord
+from dit.checkpoints.read import list_checkpoints
 from dit.storage import Store, open_store, read_record
+from dit.study import layout, study_file
+from dit.study.config import StudyConfig
+from dit.study.records import TrainRecord
 from dit.tracking import read_points
-from dit.training.checkpoint import list_checkpoints
 from pipelines.jobs import names
 
 STUDY_FILE = Path(__file__).parents[2] / "configs" / "digits.yaml"

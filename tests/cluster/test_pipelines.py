@@ -14,12 +14,12 @@ from kube import find, get, until
 from studies import STUDY_FILE, Site, Study
 from workflows import pipelines_namespace
 
-from dit import layout
+from dit.study import layout
 from pipelines.deploy import ROOT
 from pipelines.jobs import names
-from pipelines.runs import SUCCEEDED, Run
-from pipelines.server import Pipelines
-from pipelines.steps import NODE, RUN_LABEL, failures, steps, title_of
+from pipelines.runs.api import Pipelines
+from pipelines.runs.model import SUCCEEDED, Run
+from pipelines.runs.steps import NODE, RUN_LABEL, failures, steps, title_of
 from pipelines.submit import reasons
 
 PYTORCHJOB = "pytorchjobs.kubeflow.org"

@@ -8,7 +8,7 @@ import pytest
 from kube import find
 from studies import Running, Site, Study
 
-from dit import layout
+from dit.study import layout
 from pipelines.jobs import names
 
 VARIANTS = ("mini-S/2", "mini-B/2")

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from dit.errors import InputError
-from dit.study_file import load
-from pipelines.containers import LOCAL_IMAGE, find_image, use_containers
+from dit.study.study_file import load
+from pipelines.local.docker import LOCAL_IMAGE, find_image, use_containers
 
 REPOSITORY = Path(__file__).parents[2]
 OVERRIDES = (
@@ -51,7 +51,7 @@ def engine(image: str) -> Iterator[Any]:  # noqa: ARG001
 
 def start(root: Path, image: str, *overrides: str) -> subprocess.Popen[str]:
     settings = [word for override in (*OVERRIDES, *overrides) for word in ("--set", override)]
-    command = [sys.executable, "-m", "pipelines.containers", "configs/digits.yaml", "--root", str(root)]
+    command = [sys.executable, "-m", "pipelines.local.docker", "configs/digits.yaml", "--root", str(root)]
     return subprocess.Popen(
         [*command, "--image", image, *settings],
         cwd=REPOSITORY,

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from dit.cli import run
-from dit.config import PlanConfig, SamplingConfig, StudyConfig, TrainConfig
-from dit.study_file import load, load_text
+from dit.cli.commands import run
+from dit.study.config import PlanConfig, SamplingConfig, StudyConfig, TrainConfig
+from dit.study.study_file import load, load_text
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 IMAGENET = [path for path in CONFIGS if path.stem.startswith("imagenet256")]

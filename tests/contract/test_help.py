@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dit.cli import run
+from dit.cli.commands import run
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = ("plan", "prepare", "train", "sample", "evaluate", "report", "study", "status", "show", "convert")
@@ -51,7 +51,7 @@ def test_both_ways_to_start_are_the_same() -> None:
 
 def test_study_and_status_find_their_runners_without_importing_the_platform() -> None:
     for name in ("local", "status"):
-        found = [entry.value for entry in entry_points(group="dit.orchestrators", name=name)]
+        found = [entry.value for entry in entry_points(group="dit.cli.plugins", name=name)]
         assert found[:1] == [f"pipelines.{name}:run"]
 
 

@@ -68,8 +68,9 @@ def test_torch_has_a_layer_of_its_own_below_the_packages_and_the_code() -> None:
 def test_stages_and_launcher_import_nothing_that_the_image_leaves_out() -> None:
     modules = {"docker", "flask", "flask_cors", "graphene", "gunicorn", "huey", "matplotlib", "pandas", "pyarrow"}
     modules |= {"skops", "waitress"}
-    imports = ["pipelines.step", "pipelines.study", "kubeflow.training", "mlflow.store.tracking.sqlalchemy_store"]
-    imports += ["kfp.dsl.executor_main", "dit.tracking.shipper", *(f"dit.stages.{stage}" for stage in STAGES)]
+    imports = ["pipelines.step.step", "pipelines.definition.pipeline", "kubeflow.training"]
+    imports += ["kfp.dsl.executor_main", "mlflow.store.tracking.sqlalchemy_store", "dit.tracking.shipper"]
+    imports += [*(f"dit.stages.{stage}" for stage in STAGES)]
     import_without(modules, imports)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from dit.study_file import load
+from dit.study.study_file import load
 from pipelines.jobs.kinds import Rendered, render
 from pipelines.jobs.spec import STUDY_PATH, job_spec
 

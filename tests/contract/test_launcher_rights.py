@@ -7,10 +7,10 @@ from typing import Any
 
 import yaml
 
-from dit.cluster import ClusterConfig
-from pipelines.jobs import names, rights
+from dit.study.cluster import ClusterConfig
+from pipelines.jobs import names, permissions
 from pipelines.jobs.kinds import all_kinds
-from pipelines.jobs.rights import Right
+from pipelines.jobs.permissions import Right
 
 K8S = Path(__file__).parents[2] / "k8s"
 REAPS = ("get", "list", "delete")
@@ -45,7 +45,7 @@ def granted_by(role: dict[str, Any]) -> set[str]:
 
 def test_the_launcher_may_do_what_it_does_and_no_more() -> None:
     studies = [ClusterConfig.model_validate({"job": job, "queue": "gpus"}) for job in ("pytorchjob", "trainjob")]
-    needed = {str(right) for study in studies for right in rights.of_launcher(study)}
+    needed = {str(right) for study in studies for right in permissions.of_launcher(study)}
     # `dit status`, in a pod of this account, lists a study's jobs.
     needed |= {f"list {kind.resource.plural}.{kind.resource.group}" for kind in all_kinds()}
     assert granted_by(role(documents("base", "jobs", "launcher.yaml"))) == needed
@@ -60,7 +60,7 @@ def test_the_reaper_may_find_jobs_and_delete_them_with_their_pods() -> None:
 
 def test_a_step_may_report_and_find_its_run() -> None:
     granted = role(documents("overlays", "pipelines", "runs", "launcher.yaml"))
-    assert [str(right) for right in rights.of_steps("kubeflow") if not grants(granted, right)] == []
+    assert [str(right) for right in permissions.of_steps("kubeflow") if not grants(granted, right)] == []
 
 
 def test_steps_of_either_account_may_start_jobs() -> None:

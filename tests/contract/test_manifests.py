@@ -12,11 +12,11 @@ import pytest
 import yaml
 from manifests import DIGEST, containers, every_overlay, needs_kubectl, pod_templates, rendered, violations
 
-from dit.cluster import ClusterConfig
-from dit.study_file import load
-from pipelines.credentials import required_secrets
+from dit.study.cluster import ClusterConfig
+from dit.study.study_file import load
+from pipelines.cluster.kubectl import kubectl
+from pipelines.cluster.secrets import required_secrets
 from pipelines.deploy import LABEL, Manifest
-from pipelines.kubectl import kubectl
 from pipelines.preflight.capacity import shortage
 
 pytestmark = needs_kubectl

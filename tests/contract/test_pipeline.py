@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import yaml
 
-from dit.study_file import load, load_text
+from dit.study.study_file import load, load_text
 from pipelines.compile import compile_study, main
-from pipelines.study import dataset_only
+from pipelines.definition.pipeline import dataset_only
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parent / "golden" / "pipeline-digits.yaml"

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from dit.records import DatasetManifest, TrainRecord
 from dit.storage import open_store, read_record
-from dit.study_file import load
+from dit.study.records import DatasetManifest, TrainRecord
+from dit.study.study_file import load
 from pipelines.complete import study_complete
 
 REPOSITORY = Path(__file__).parents[2]
@@ -29,8 +29,8 @@ CHANGED = ("train.steps=20", "evaluation.at_steps=[10, 20]", "sampling.num_sampl
 PROGRAM = """
 import sys, warnings
 from kfp import local
-from dit.study_file import load
-from pipelines.study import build
+from dit.study.study_file import load
+from pipelines.definition.pipeline import build
 
 warnings.simplefilter("ignore")
 study, root, folder, *overrides = sys.argv[1:]

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from dit.storage import open_store
-from dit.study_file import load
+from dit.study.study_file import load
 from dit.tracking import read_points
 from pipelines.complete import study_complete
 
@@ -75,7 +75,7 @@ class Study:
 
     def processes(self) -> list[int]:
         """Those, and the ones that run them."""
-        return self.steps_under_way() + self._processes(b"pipelines.lane")
+        return self.steps_under_way() + self._processes(b"pipelines.local.worker")
 
     def _processes(self, module: bytes) -> list[int]:
         found = []

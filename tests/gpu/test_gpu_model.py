@@ -12,13 +12,13 @@ from official import INPUTS, LABELS, TIMESTEPS, latents, sine_model, vectors
 from sample_fixtures import VARIANT, save_inception, small_study
 from torch import nn
 
-from dit.codec import open_codec
-from dit.compute import matmul_precision
-from dit.config import StudyConfig
+from dit.codec.base import open_codec
 from dit.metrics.extractors import open_inception
 from dit.model.transformer import DiT
+from dit.runtime.device import matmul_precision
 from dit.sampling.generate import Generator, trained
-from dit.variants import resolve
+from dit.study.config import StudyConfig
+from dit.study.variants import resolve
 
 pytestmark = pytest.mark.gpu
 

@@ -10,19 +10,19 @@ import torch
 from torch import Tensor
 from training_processes import SEED, STEPS, VARIANT, Losses, at_random_step, finish, losses, start, study
 
-from dit import layout
-from dit.analysis.cost import memory
-from dit.compute import Precision
-from dit.config import FitConfig, StudyConfig, TrainConfig
+from dit.checkpoints.write import HostCopy
 from dit.data.loader import StepBatch
-from dit.distributed import Ranks
-from dit.records import TrainRecord
+from dit.planning.cost import memory
+from dit.runtime.device import Precision
+from dit.runtime.distributed import Ranks
 from dit.stages import prepare
 from dit.storage import Store, open_store, read_record
+from dit.study import layout
+from dit.study.config import FitConfig, StudyConfig, TrainConfig
+from dit.study.records import TrainRecord
+from dit.study.variants import InputSpec, ModelSpec, resolve
 from dit.training.trainer import Trainer
 from dit.training.window import StepLosses
-from dit.training.writer import HostCopy
-from dit.variants import InputSpec, ModelSpec, resolve
 
 pytestmark = pytest.mark.gpu
 

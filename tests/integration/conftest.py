@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from s3_proxy import BUCKET, Address, Proxy, control, proxy_before, raw
 
-from dit.storage_s3 import S3Store
+from dit.storage.s3 import S3Store
 
 PART = 5 << 20
 

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dit import layout
-from dit.analysis.published import paper
-from dit.config import StudyConfig
-from dit.records import CheckpointMeta, Estimate, MetricsRecord, SampleSetManifest, TrainRecord
 from dit.storage import Store, write_record
-from dit.study_file import load_text
+from dit.study import layout
+from dit.study.config import StudyConfig
+from dit.study.paper import paper
+from dit.study.records import CheckpointMeta, Estimate, MetricsRecord, SampleSetManifest, TrainRecord
+from dit.study.study_file import load_text
+from dit.study.variants import ModelSpec
 from dit.tracking import open_tracker
-from dit.variants import ModelSpec
 
 STUDY = """
 study: small

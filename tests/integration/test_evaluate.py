@@ -15,17 +15,17 @@ from dataset_fixtures import folder_study, image_folder, picture, pretend_autoen
 from report_study import fill, study
 from sample_fixtures import STEP, VARIANT, save_inception, small_study, write_checkpoint, write_samples
 
-from dit import layout
-from dit.cli import run
-from dit.config import StudyConfig
+from dit.cli.commands import run
 from dit.data.sources import iter_source_images
 from dit.errors import ConfigError, DataError, InputError, MismatchError, MissingError
-from dit.metrics.weights import INCEPTION_FILE, INCEPTION_SHA256, read_adm_images
-from dit.records import ExtractorRecord, MetricsRecord, ReferenceRecord
+from dit.metrics.inputs import INCEPTION_FILE, INCEPTION_SHA256, read_adm_images
 from dit.sampling.noise import sample_labels
 from dit.stages import evaluate, prepare, sample
 from dit.storage import Store, open_store, read_record
-from dit.study_file import load_text
+from dit.study import layout
+from dit.study.config import StudyConfig
+from dit.study.records import ExtractorRecord, MetricsRecord, ReferenceRecord
+from dit.study.study_file import load_text
 from dit.tracking import read_points
 
 Images = np.ndarray[Any, np.dtype[np.uint8]]
@@ -154,7 +154,7 @@ def test_a_complete_evaluation_is_found_without_torch(judged: tuple[Store, dict[
         import sys
         from dit.stages import evaluate
         from dit.storage import open_store
-        from dit.study_file import load_text
+        from dit.study.study_file import load_text
         config = load_text({small_study("study=real").to_yaml()!r})
         found = evaluate.run(config, open_store({store.url!r}), {VARIANT!r})
         assert "torch" not in sys.modules and "torch_fidelity" not in sys.modules

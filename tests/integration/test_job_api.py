@@ -17,16 +17,17 @@ from report_study import fill, study
 from s3_proxy import BUCKET, Proxy
 
 from dit.errors import InputError
-from dit.records import SampleSetManifest
 from dit.storage import open_store
-from dit.study_file import load
-from pipelines import reaper, step
+from dit.study.records import SampleSetManifest
+from dit.study.study_file import load
+from pipelines import reaper
+from pipelines.cluster.client import ApiRefused, Cluster
 from pipelines.jobs import launch, names, watch
-from pipelines.jobs.client import ApiRefused, Cluster
 from pipelines.jobs.kinds import render
 from pipelines.jobs.logs import PodLogs
 from pipelines.jobs.spec import JobSpec, Workflow, job_spec
 from pipelines.jobs.submit import submit
+from pipelines.step import step
 
 CONFIG = Path(__file__).parents[2] / "configs" / "digits.yaml"
 BORN = "2026-01-01T10:00:00Z"
@@ -201,7 +202,7 @@ def test_a_webhook_that_has_not_seen_the_runtime_yet_is_asked_again(
     api: Api, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Trainer's looks it up in its cache, and denies what it does not find there."""
-    monkeypatch.setattr("pipelines.jobs.patience._FIRST", 0.01)
+    monkeypatch.setattr("pipelines.cluster.retry._FIRST", 0.01)
     unseen: Answer = (403, {"message": f'TrainingRuntime.trainer.kubeflow.org "{JOB}" not found: create it before'})
     created: Answer = (201, {"metadata": {"name": JOB, "uid": "job-3"}})
     api.before["POST", "trainjobs"] = [lambda: unseen, lambda: unseen, lambda: created]

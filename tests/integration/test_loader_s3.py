@@ -11,13 +11,13 @@ import torch
 from dataset_fixtures import folder_study, image_folder
 from moto.server import ThreadedMotoServer
 
-from dit import layout
-from dit.config import TrainConfig
 from dit.data.loader import TrainingStream
 from dit.data.shard_set import ShardSet
 from dit.errors import DataError
 from dit.stages import prepare
 from dit.storage import Store, open_store
+from dit.study import layout
+from dit.study.config import TrainConfig
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from report_study import fill, preview, study
 
-from dit.records import TrainRecord
 from dit.storage import open_store
-from pipelines.step import Run, run_job, run_step
+from dit.study.records import TrainRecord
+from pipelines.step.step import Run, run_job, run_step
 
 VARIANT = "DiT-XL/2"
 

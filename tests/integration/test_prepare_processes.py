@@ -19,13 +19,13 @@ import torch
 from dataset_fixtures import folder_study, image_folder, save_autoencoder
 from safetensors.torch import load_file, save_file
 
-from dit import layout
-from dit.config import StudyConfig, TrainConfig
 from dit.data.loader import BatchMaker
 from dit.data.shard_set import ShardSet
 from dit.errors import DataError, MismatchError
 from dit.stages import prepare
 from dit.storage import Store, open_store
+from dit.study import layout
+from dit.study.config import StudyConfig, TrainConfig
 
 
 @pytest.fixture(autouse=True)

@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 from report_study import fill, metrics_record, read, study, train_record
 
-from dit import layout
-from dit.analysis.results import load_results
-from dit.analysis.tables import result_table, show_results
-from dit.config import StudyConfig
+from dit.claims.results import load_results
 from dit.errors import MismatchError, MissingError
-from dit.records import Verdict
+from dit.report.tables import result_table, show_results
 from dit.stages import report
 from dit.storage import Store, open_store, write_record
-from dit.variants import ModelSpec
+from dit.study import layout
+from dit.study.config import StudyConfig
+from dit.study.records import Verdict
+from dit.study.variants import ModelSpec
 
 
 @pytest.fixture

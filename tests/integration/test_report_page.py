@@ -15,12 +15,12 @@ import pytest
 from PIL import Image
 from report_study import fill, read, study
 
-from dit import layout
-from dit.analysis.report import script_json
-from dit.analysis.results import load_results
+from dit.claims.results import load_results
+from dit.report.page import script_json
 from dit.stages import report
 from dit.storage import Store, open_store
-from dit.study_file import load_text
+from dit.study import layout
+from dit.study.study_file import load_text
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from ports import reserved_port
 
 from dit.errors import DitError, InputError
 from pipelines import submit as submission
-from pipelines.jobs import patience
-from pipelines.runs import load_package
-from pipelines.server import Pipelines, PipelinesUnavailable, endpoint_of
+from pipelines.cluster import retry
+from pipelines.runs.api import Pipelines, PipelinesUnavailable, endpoint_of
+from pipelines.runs.model import load_package
 
 
 @pytest.fixture
@@ -32,8 +32,8 @@ def pipelines(server: PipelinesServer) -> Iterator[Pipelines]:
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(submission, "POLL_SECONDS", 0.0)
-    monkeypatch.setattr(patience, "_FIRST", 0.001)
-    monkeypatch.setattr(patience, "_LONGEST", 0.001)
+    monkeypatch.setattr(retry, "_FIRST", 0.001)
+    monkeypatch.setattr(retry, "_LONGEST", 0.001)
 
 
 def package(path: Path, platform: bool = False) -> Path:

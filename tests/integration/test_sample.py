@@ -22,19 +22,19 @@ from PIL import Image
 from sample_fixtures import ROOT, STEP, VARIANT, small_study, write_checkpoint, write_samples
 from torch import Tensor
 
-from dit import layout
-from dit.cli import run
-from dit.codec import Pixels
-from dit.codec_weights import decoder_at_hand
-from dit.config import StudyConfig
+from dit.cli.commands import run
+from dit.codec.base import Pixels
+from dit.codec.weights import decoder_at_hand
 from dit.errors import DataError, DivergedError, InputError, MismatchError, MissingError
-from dit.records import SampleSetManifest
 from dit.sampling.generate import Generator, untrained
 from dit.sampling.sets import PART_IMAGES, SampleSet
 from dit.stages import evaluate, prepare, sample
 from dit.storage import Store, open_store
-from dit.storage_file import FileStore
-from dit.study_file import load_text
+from dit.storage.file import FileStore
+from dit.study import layout
+from dit.study.config import StudyConfig
+from dit.study.records import SampleSetManifest
+from dit.study.study_file import load_text
 
 Array = np.ndarray[Any, np.dtype[Any]]
 CPU = torch.device("cpu")
@@ -117,7 +117,7 @@ def test_a_complete_set_is_found_without_torch(whole: tuple[Store, StudyConfig, 
         import sys
         from dit.stages import sample
         from dit.storage import open_store
-        from dit.study_file import load_text
+        from dit.study.study_file import load_text
         found = sample.run(load_text({config.to_yaml()!r}), open_store({store.url!r}), {VARIANT!r})
         assert "torch" not in sys.modules and "mlflow" not in sys.modules
         print(found[0].checkpoint_sha256)
@@ -323,7 +323,7 @@ def test_an_unwritable_store_is_found_out_before_any_work(tmp_path: Path, monkey
         raise PermissionError(13, "Permission denied")
 
     # The tests may run as root, whom no permission stops.
-    monkeypatch.setattr("dit.storage_file.place_file", refuse)
+    monkeypatch.setattr("dit.storage.file.place_file", refuse)
     with pytest.raises(InputError, match="not writable"):
         sample.run(config, store, VARIANT)
 

@@ -11,7 +11,7 @@ import pytest
 from http_fakes import serve
 
 from dit.errors import DitError, InputError
-from pipelines.services import reached
+from pipelines.cluster.pod_environment import reached
 
 # Says where it listens, and stays until it is ended, as `kubectl port-forward` does; here it only says so.
 KUBECTL = """#!{python}

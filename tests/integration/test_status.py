@@ -11,16 +11,16 @@ import yaml
 from http_fakes import Kubernetes, PipelinesServer, compressed_workflow, kubeconfig, serve
 from s3_proxy import BUCKET, Proxy
 
-from dit import layout
-from dit.config import StudyConfig
 from dit.errors import DitError
 from dit.storage import open_store
-from dit.study_file import load
+from dit.study import layout
+from dit.study.config import StudyConfig
+from dit.study.study_file import load
 from dit.tracking.journal import Entry
 from pipelines import status
 from pipelines.compile import compile_study
 from pipelines.jobs.names import SELECTOR, STUDY
-from pipelines.runs import load_package
+from pipelines.runs.model import load_package
 
 STUDY_FILE = Path(__file__).parents[2] / "configs" / "digits.yaml"
 ROOT = f"s3://{BUCKET}/dit"
@@ -165,8 +165,8 @@ def test_steps_of_a_run_too_large_for_the_pipelines_server_are_shown_by_its_work
 
 @pytest.mark.usefixtures("place")
 def test_the_run_that_is_asked_for_is_shown(pipelines: PipelinesServer, capsys: pytest.CaptureFixture[str]) -> None:
-    old = {**pipelines.runs["r-1"][0], "run_id": "r-0", "display_name": "old", "state": "FAILED"}
-    pipelines.runs["r-0"] = [old]
+    old = {**pipelines.runs.model["r-1"][0], "run_id": "r-0", "display_name": "old", "state": "FAILED"}
+    pipelines.runs.model["r-0"] = [old]
     show(run_id="r-0")
     assert "run r-0 (old) failed" in capsys.readouterr().out
     show(run_id="none")

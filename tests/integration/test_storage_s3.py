@@ -19,7 +19,7 @@ from s3_proxy import BUCKET, Proxy, raw
 
 from dit.errors import DitError, InputError, MissingError
 from dit.storage import fetch_file, fetch_folder, open_store, sha256_file
-from dit.storage_s3 import S3Store
+from dit.storage.s3 import S3Store
 
 pytestmark = pytest.mark.usefixtures("s3_environment")
 
@@ -97,7 +97,7 @@ def test_many_processes_that_need_one_file_download_it_once(s3_store: S3Store, s
     s3_proxy.faults.append(lambda handler: handler.command == "GET" and bool(time.sleep(1)))
     code = """
         import sys
-        from dit.storage_s3 import S3Store
+        from dit.storage.s3 import S3Store
         store = S3Store(sys.argv[1], "root")
         print("ready", flush=True)
         sys.stdin.readline()

@@ -18,10 +18,10 @@ import pytest
 from ports import reserved_port
 from s3_proxy import BUCKET, Address, Proxy, control, raw
 
-from dit.cli import run
+from dit.cli.commands import run
 from dit.errors import DataError, DitError, InputError, MissingError, StoreError
 from dit.storage import open_store, sha256_file
-from dit.storage_s3 import S3Store
+from dit.storage.s3 import S3Store
 
 pytestmark = pytest.mark.usefixtures("s3_environment")
 
@@ -56,7 +56,7 @@ def test_an_upload_killed_on_the_way_is_not_seen_and_the_next_one_succeeds(
     upload = """
         import sys
         from pathlib import Path
-        from dit.storage_s3 import S3Store
+        from dit.storage.s3 import S3Store
         S3Store(sys.argv[1], "root", part_bytes=5 << 20).upload(Path(sys.argv[2]), sys.argv[3])
     """
     processes = [python(upload, BUCKET, large, key) for key in ("model.bin", "new.bin")]
@@ -268,7 +268,7 @@ def test_a_full_disk_during_a_download_is_one_line_and_leaves_nothing(
         """
         import resource, sys
         from dit.errors import StoreError
-        from dit.storage_s3 import S3Store
+        from dit.storage.s3 import S3Store
         resource.setrlimit(resource.RLIMIT_FSIZE, (6_000_000, 6_000_000))
         try:
             S3Store(sys.argv[1], "root", part_bytes=5 << 20).local("big.bin")

@@ -21,32 +21,32 @@ from hypothesis import strategies as st
 from report_study import fill, study
 from terminals import Terminal, terminal
 
-from dit.config import FitConfig
 from dit.console import progress
 from dit.errors import DitError, InputError
 from dit.storage import open_store
+from dit.study.config import FitConfig
 from pipelines.complete import unfinished
-from pipelines.events import Event, from_line, spoken
-from pipelines.leash import MARK, Leash, obey
-from pipelines.machine import Share, share
-from pipelines.step import Run, run_step
-from pipelines.terminal import StudyLog
+from pipelines.local.display import StudyLog
+from pipelines.local.parallelism import Share, share
+from pipelines.step.events import Event, from_line, spoken
+from pipelines.step.parent_watch import MARK, Leash, obey
+from pipelines.step.step import Run, run_step
 
 __all__ = ["terminal"]
 
 STEP = """
 import signal, sys, time
-from pipelines import leash
-leash.GRACE_SECONDS = 0.5
+from pipelines.step import parent_watch
+parent_watch.GRACE_SECONDS = 0.5
 if "deaf" in sys.argv:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-assert leash.obey()
+assert parent_watch.obey()
 print("ready", flush=True)
 time.sleep(60)
 """
 STARTER = f"""
 import subprocess, sys
-from pipelines.leash import Leash
+from pipelines.step.parent_watch import Leash
 with Leash():
     subprocess.run([sys.executable, "-c", {STEP!r}])
 """
@@ -143,7 +143,7 @@ def test_a_step_works_on_when_its_starter_is_gone() -> None:
     code = """
         import sys
         from dit.console import progress, say
-        from pipelines.events import spoken
+        from pipelines.step.events import spoken
         with spoken("train"), progress("train", 2, "steps") as bar:
             sys.stdin.readline()
             for _ in range(2):
@@ -227,8 +227,8 @@ def test_lines_of_two_lanes_name_their_steps(capsys: pytest.CaptureFixture[str])
 def test_on_a_terminal_steps_have_a_bar_each_and_leave_a_line(terminal: Terminal) -> None:
     code = """
         import io, time
-        from pipelines.events import Event
-        from pipelines.terminal import StudyLog
+        from pipelines.step.events import Event
+        from pipelines.local.display import StudyLog
         with StudyLog(io.StringIO(), total=8) as log:
             def tell(lane, event):
                 log.take(lane, event.to_line().rstrip())
@@ -284,8 +284,8 @@ def test_a_step_that_dies_without_a_word_names_its_last_output_and_the_log(capsy
 
 
 def machine(monkeypatch: pytest.MonkeyPatch, cores: int, *, gpu: bool = False) -> None:
-    monkeypatch.setattr("pipelines.machine._cores", lambda: cores)
-    monkeypatch.setattr("pipelines.machine._has_gpu", lambda _: gpu)
+    monkeypatch.setattr("pipelines.local.parallelism._cores", lambda: cores)
+    monkeypatch.setattr("pipelines.local.parallelism._has_gpu", lambda _: gpu)
 
 
 @pytest.mark.parametrize(
@@ -316,8 +316,9 @@ def test_the_users_lanes_and_threads_go_first(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_cores_are_those_of_this_process() -> None:
-    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\nfrom pipelines import machine\n"
-    code += "from dit.config import FitConfig\nprint(machine.share(FitConfig(), 5, {'CUDA_VISIBLE_DEVICES': ''}).lanes)"
+    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+    code += "from dit.study.config import FitConfig\nfrom pipelines.local import parallelism\n"
+    code += "print(parallelism.share(FitConfig(), 5, {'CUDA_VISIBLE_DEVICES': ''}).lanes)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "1\n"
 

@@ -27,15 +27,15 @@ from tracked_study import (
     until,
 )
 
-from dit import layout, study_file
-from dit.config import StudyConfig
 from dit.errors import DataError, StoppedError
 from dit.storage import Store, open_store, read_record
+from dit.study import layout, study_file
+from dit.study.config import StudyConfig
 from dit.tracking import flush, open_tracker, read_points
-from dit.tracking.feed import Feed
 from dit.tracking.journal import read_header
-from dit.tracking.places import run_folder
-from dit.tracking.sink import Sink
+from dit.tracking.journal_upload import Feed
+from dit.tracking.mlflow_client import Sink
+from dit.tracking.paths import run_folder
 from dit.tracking.state import TrackingRun
 from dit.tracking.target import resolve_target
 

@@ -12,13 +12,13 @@ from mlflow import MlflowClient
 from moto.server import ThreadedMotoServer
 from tracked_study import PATIENCE_SECONDS, STUDY, end_shippers
 
-from dit import layout, study_file
-from dit.config import StudyConfig
 from dit.errors import DitError, StoreError
 from dit.storage import Store, open_store, read_record
-from dit.storage_s3 import S3Store
+from dit.storage.s3 import S3Store
+from dit.study import layout, study_file
+from dit.study.config import StudyConfig
 from dit.tracking import collect, end_failed, flush, open_tracker, read_points
-from dit.tracking.places import local_root
+from dit.tracking.paths import local_root
 from dit.tracking.state import TrackingRun
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")

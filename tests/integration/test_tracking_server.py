@@ -37,13 +37,13 @@ from tracked_study import (
     until,
 )
 
-from dit import study_file
 from dit.storage import Store, open_store
+from dit.study import study_file
 from dit.tracking import flush, open_tracker, read_points, reconcile
-from dit.tracking.sink import Sink
+from dit.tracking.mlflow_client import Sink
+from dit.tracking.mlflow_ui import server_command
+from dit.tracking.mlflow_view import view_page, view_tag
 from dit.tracking.target import resolve_target
-from dit.tracking.ui import server_command
-from dit.tracking.views import view_page, view_tag
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
 
@@ -157,7 +157,7 @@ def test_make_ui_says_where_the_pages_are_once_they_are_and_leaves_no_server_beh
     with reserved_port() as port:
         pass
     root = served.store.url.removeprefix("file://")
-    command = [sys.executable, "-m", "dit.tracking.ui", "--root", root, "--port", str(port)]
+    command = [sys.executable, "-m", "dit.tracking.mlflow_ui", "--root", root, "--port", str(port)]
     # A proxy, which knows no server of this machine, is no way to it.
     with proxy(lambda _: (200, "OK")) as elsewhere:
         environment = os.environ | {"http_proxy": elsewhere, "no_proxy": ""}

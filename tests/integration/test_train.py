@@ -16,17 +16,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from dit import layout
-from dit.config import StudyConfig
-from dit.distributed import Ranks
+from dit.checkpoints.read import list_checkpoints, read_meta
 from dit.errors import ConfigError, DataError, DivergedError, InputError, MismatchError, MissingError, StoreError
-from dit.records import FileEntry, HealthEvent, TrainRecord
+from dit.runtime.distributed import Ranks
 from dit.stages import prepare, train
 from dit.storage import Store, open_store, read_record, write_record
-from dit.storage_file import FileStore
-from dit.study_file import load
+from dit.storage.file import FileStore
+from dit.study import layout
+from dit.study.config import StudyConfig
+from dit.study.records import FileEntry, HealthEvent, TrainRecord
+from dit.study.study_file import load
 from dit.tracking import read_points
-from dit.training.checkpoint import list_checkpoints, read_meta
 
 ROOT = Path(__file__).parents[2]
 VARIANT = "mini-S/2"
@@ -122,7 +122,8 @@ def test_complete_training_returns_without_loading_torch(
     config, record = straight
     (tmp_path / "study.yaml").write_text(config.to_yaml())
     code = (
-        "import sys; from dit.stages import train; from dit.storage import open_store; from dit.study_file import load;"
+        "import sys; from dit.stages import train; from dit.storage import open_store;"
+        "from dit.study.study_file import load;"
         f"print(train.run(load({str(tmp_path / 'study.yaml')!r}), open_store({store.url!r}), {VARIANT!r}).steps);"
         "sys.exit('torch' in sys.modules)"
     )

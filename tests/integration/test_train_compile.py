@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from dit.compute import can_compile
-from dit.config import FitConfig
 from dit.data.loader import StepBatch
-from dit.distributed import Ranks
-from dit.study_file import load
+from dit.runtime.device import can_compile
+from dit.runtime.distributed import Ranks
+from dit.study.config import FitConfig
+from dit.study.study_file import load
 from dit.training.trainer import Trainer
 from dit.training.window import StepLosses
 

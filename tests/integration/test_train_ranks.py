@@ -13,12 +13,12 @@ import torch
 from ports import reserved_port
 from training_processes import SEED, STEPS, VARIANT, Losses, at_random_step, finish, losses, start, study
 
-from dit import layout
-from dit.config import StudyConfig
-from dit.records import TrainRecord
+from dit.checkpoints.read import list_checkpoints, read_meta
 from dit.stages import prepare, train
 from dit.storage import Store, open_store, read_record
-from dit.training.checkpoint import list_checkpoints, read_meta
+from dit.study import layout
+from dit.study.config import StudyConfig
+from dit.study.records import TrainRecord
 
 TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--local-addr", "127.0.0.1")
 KEYS = ("loss", "loss_mse", "loss_vb", "grad_norm")

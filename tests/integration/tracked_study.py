@@ -15,13 +15,13 @@ from typing import Any
 from mlflow import MlflowClient
 from PIL import Image
 
-from dit.config import StudyConfig
 from dit.storage import Store
-from dit.tracking.lease import is_held
-from dit.tracking.places import study_folder
+from dit.study.config import StudyConfig
+from dit.study.variants import ModelSpec
+from dit.tracking.lock_file import is_held
+from dit.tracking.paths import study_folder
 from dit.tracking.state import waiting
 from dit.tracking.target import resolve_target
-from dit.variants import ModelSpec
 
 STUDY = Path(__file__).parents[2] / "configs" / "digits.yaml"
 # One for every test that shares a study, and one that is there from the beginning.
@@ -30,7 +30,7 @@ SHOWN = "mini-S/2"
 PATIENCE_SECONDS = 240.0
 TRAINING = """
 import sys, time
-from dit import study_file
+from dit.study import study_file
 from dit.storage import open_store
 from dit.tracking import open_tracker
 study, root, variant, first, last, then = sys.argv[1:7]

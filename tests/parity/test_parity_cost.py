@@ -7,9 +7,9 @@ import torch
 from official import INPUTS
 from torch.utils.flop_counter import FlopCounterMode
 
-from dit.analysis.published import paper
 from dit.model.transformer import DiT
-from dit.variants import VARIANTS, InputSpec, resolve
+from dit.study.paper import paper
+from dit.study.variants import VARIANTS, InputSpec, resolve
 
 PUBLISHED = paper().models
 DIGITS = InputSpec(channels=1, size=8, classes=10)

@@ -9,11 +9,11 @@ import pytest
 import torch
 from official import LABELS, latents, sine_model, vectors, wave
 
-from dit.config import SamplingConfig
 from dit.diffusion.losses import diffuse, training_losses
 from dit.diffusion.sampler import p_mean_variance, predict_x0, sample
 from dit.diffusion.schedule import linear_schedule
 from dit.model.transformer import DiT
+from dit.study.config import SamplingConfig
 
 SHAPE = (4, 4, 32, 32)
 X0, NOISE = wave(SHAPE, 0.53, 0.2), wave(SHAPE, 0.91, 0.4)

@@ -13,7 +13,7 @@ from torch import Tensor
 from dit.diffusion.sampler import guide
 from dit.model.embeddings import position_table, timestep_features
 from dit.model.transformer import DiT
-from dit.variants import resolve
+from dit.study.variants import resolve
 
 # The sine weights sum coherently, so float32 rounding reaches 2e-6 of the output's spread.
 RELATIVE = 5e-6

@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dit.compute import can_compile
 from dit.model import activation
 from dit.model.activation import gelu_tanh
+from dit.runtime.device import can_compile
 
 VALUES = torch.cat([torch.linspace(-12, 12, 4001), torch.tensor([-1e4, 0.0, 1e4])])
 

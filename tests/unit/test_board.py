@@ -8,18 +8,18 @@ from typing import Any
 
 import pytest
 
-from dit import layout
-from dit.config import StudyConfig
-from dit.records import Estimate, MetricsRecord, TrainRecord
 from dit.storage import Store, open_store, write_record
-from dit.study_file import load
+from dit.study import layout
+from dit.study.config import StudyConfig
+from dit.study.records import Estimate, MetricsRecord, TrainRecord
+from dit.study.study_file import load
 from dit.tracking.journal import Entry
-from pipelines.board import COLUMNS, JobView, rows, under_way
 from pipelines.jobs.kinds import Phase
 from pipelines.jobs.snapshot import Snapshot
 from pipelines.progress import Stage, progress, stage_names
-from pipelines.runs import Run, Task
-from pipelines.steps import last_death, reason_in, steps, waiting
+from pipelines.runs.model import Run, Task
+from pipelines.runs.status_table import COLUMNS, JobView, rows, under_way
+from pipelines.runs.steps import last_death, reason_in, steps, waiting
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dit.cluster import ClusterConfig
+from dit.study.cluster import ClusterConfig
 from pipelines.preflight.capacity import crowding, excess, fitting, of_pod, shortage, usable
 
 A100 = "NVIDIA-A100-SXM4-80GB"

@@ -12,16 +12,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from dit import layout
-from dit.config import StudyConfig
+from dit.checkpoints.read import list_checkpoints, load_weights, read_meta
+from dit.checkpoints.write import CheckpointWriter, HostCopy
 from dit.errors import DataError, MismatchError, MissingError, StoreError
-from dit.records import CheckpointMeta, FileEntry
 from dit.storage import Store, open_store
-from dit.storage_file import FileStore
-from dit.study_file import load
-from dit.training.checkpoint import list_checkpoints, load_weights, read_meta
+from dit.storage.file import FileStore
+from dit.study import layout
+from dit.study.config import StudyConfig
+from dit.study.records import CheckpointMeta, FileEntry
+from dit.study.study_file import load
 from dit.training.plan import TrainPlan
-from dit.training.writer import CheckpointWriter, HostCopy
 
 STUDY = Path(__file__).parents[2] / "configs" / "digits.yaml"
 VARIANT = "mini-S/2"

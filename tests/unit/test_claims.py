@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dit.analysis.claims import NOISE_SHARE, judge
-from dit.analysis.published import paper
+from dit.claims.verdicts import NOISE_SHARE, judge
 from dit.errors import MismatchError, MissingError
-from dit.records import Claim, Estimate, MetricsRecord
-from dit.variants import InputSpec, resolve
+from dit.study.paper import paper
+from dit.study.records import Claim, Estimate, MetricsRecord
+from dit.study.variants import InputSpec, resolve
 
 LATENT = InputSpec(channels=4, size=32, classes=1000)
 STUDIED = ("DiT-B/2", "DiT-L/2", "DiT-XL/2", "DiT-XL/4")

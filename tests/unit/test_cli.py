@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from dit import layout
-from dit.cli import run
-from dit.records import TrainRecord
+from dit.cli.commands import run
 from dit.storage import open_store, write_record
-from dit.study_file import load
+from dit.study import layout
+from dit.study.records import TrainRecord
+from dit.study.study_file import load
 
 DIGITS = "configs/digits.yaml"
 IMAGENET = "configs/imagenet256.yaml"
@@ -227,7 +227,7 @@ def test_every_rank_signs_its_line(monkeypatch: pytest.MonkeyPatch, capsys: pyte
 
 
 def test_a_bug_keeps_its_traceback() -> None:
-    code = "import dit.cli, dit.study_file; dit.study_file.load = None; dit.cli.main()"
+    code = "import dit.cli.commands, dit.study.study_file; dit.study.study_file.load = None; dit.cli.commands.main()"
     done = subprocess.run([sys.executable, "-c", code, "show", DIGITS], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "Traceback" in done.stderr
@@ -267,7 +267,7 @@ def test_ctrl_c_is_one_line_and_130(tmp_path: Path) -> None:
 def test_no_work_is_begun_before_the_study_is_known_to_be_right() -> None:
     """torch takes seconds to load; a mistake must not wait for it."""
     code = (
-        "import sys, dit.cli; code = dit.cli.run(sys.argv[1:]);"
+        "import sys, dit.cli.commands; code = dit.cli.commands.run(sys.argv[1:]);"
         "heavy = {'torch', 'kfp', 'mlflow', 'boto3', 'diffusers', 'webdataset'} & set(sys.modules);"
         "sys.exit(f'imported {heavy}' if heavy else code)"
     )

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from dit.cluster import ClusterConfig, quantity
-from dit.config import StudyConfig
 from dit.errors import ConfigError
-from dit.study_file import load, load_text
+from dit.study.cluster import ClusterConfig, quantity
+from dit.study.config import StudyConfig
+from dit.study.study_file import load, load_text
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

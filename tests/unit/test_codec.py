@@ -11,8 +11,8 @@ import pytest
 import torch
 from dataset_fixtures import digits_study, folder_study
 
-from dit.codec import Pixels, open_codec, pixels_to_latents, sample_posterior, to_uint8
-from dit.codec_weights import encoder_sha256
+from dit.codec.base import Pixels, open_codec, pixels_to_latents, sample_posterior, to_uint8
+from dit.codec.weights import encoder_sha256
 from dit.errors import MissingError
 
 
@@ -71,7 +71,7 @@ try:
     import torchvision
 except RuntimeError as error:
     print(error)
-from dit.torchvision_shim import ensure_torchvision
+from dit.runtime.torchvision_shim import ensure_torchvision
 ensure_torchvision()
 import torchvision
 print("imported")

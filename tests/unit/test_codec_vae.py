@@ -12,11 +12,11 @@ import torch
 from dataset_fixtures import folder_study, save_autoencoder
 from safetensors.torch import load_file, save_file
 
-from dit.codec import open_codec, to_uint8
-from dit.codec_weights import decoder_at_hand, encoder_sha256
-from dit.config import DatasetConfig
+from dit.codec.base import open_codec, to_uint8
+from dit.codec.weights import decoder_at_hand, encoder_sha256
 from dit.errors import DataError, MismatchError
 from dit.storage import sha256_file
+from dit.study.config import DatasetConfig
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 

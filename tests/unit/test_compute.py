@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dit import compute
+from dit.runtime import device
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -21,59 +21,59 @@ def _settings() -> Iterator[None]:
     torch.set_num_threads(threads)
     torch.set_float32_matmul_precision(precision)
     torch.backends.cudnn.allow_tf32 = True
-    compute.peak_flops.cache_clear()
+    device.peak_flops.cache_clear()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32"])
-def test_float32_products_stay_float32_on_a_cpu(precision: compute.Precision) -> None:
-    compute.matmul_precision(precision, CPU)
+def test_float32_products_stay_float32_on_a_cpu(precision: device.Precision) -> None:
+    device.matmul_precision(precision, CPU)
     a, b = torch.randn(300, 700), torch.randn(700, 200)
     exact = a.double() @ b.double()
     assert ((a @ b - exact).abs().max() / exact.abs().max()).item() < 1e-5
 
 
 def test_a_cpu_that_rounds_inside_keeps_the_exact_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compute, "medium_is_exact", lambda: False)
-    compute.matmul_precision("fp32", CPU)
+    monkeypatch.setattr(device, "medium_is_exact", lambda: False)
+    device.matmul_precision("fp32", CPU)
     assert torch.get_float32_matmul_precision() == "highest"
 
 
 def test_probing_changes_no_setting() -> None:
     torch.set_float32_matmul_precision("high")
-    compute.medium_is_exact.cache_clear()
-    compute.medium_is_exact()
+    device.medium_is_exact.cache_clear()
+    device.medium_is_exact()
     assert torch.get_float32_matmul_precision() == "high"
 
 
 @pytest.mark.parametrize(("precision", "allowed"), [("fp32", False), ("tf32", True), ("bf16", True)])
-def test_tf32_is_used_on_a_gpu_only_where_asked_for(precision: compute.Precision, allowed: bool) -> None:
-    compute.matmul_precision(precision, CUDA)
+def test_tf32_is_used_on_a_gpu_only_where_asked_for(precision: device.Precision, allowed: bool) -> None:
+    device.matmul_precision(precision, CUDA)
     assert torch.backends.cuda.matmul.allow_tf32 is allowed
     assert torch.backends.cudnn.allow_tf32 is allowed
 
 
 def test_autocast_is_bf16_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compute, "cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(device, "cpu_has_bf16", lambda: True)
     a = torch.randn(4, 4)
     for precision, dtype in (("fp32", torch.float32), ("tf32", torch.float32), ("bf16", torch.bfloat16)):
-        with compute.autocast(precision, CPU):  # type: ignore[arg-type]
+        with device.autocast(precision, CPU):  # type: ignore[arg-type]
             assert (a @ a).dtype == dtype
 
 
 def test_a_cpu_without_bf16_computes_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compute, "cpu_has_bf16", lambda: False)
-    monkeypatch.setattr(compute, "medium_is_exact", lambda: False)
-    assert [compute.computed_in("bf16", device) for device in (CPU, CUDA)] == ["fp32", "bf16"]
-    compute.matmul_precision("bf16", CPU)
+    monkeypatch.setattr(device, "cpu_has_bf16", lambda: False)
+    monkeypatch.setattr(device, "medium_is_exact", lambda: False)
+    assert [device.computed_in("bf16", place) for place in (CPU, CUDA)] == ["fp32", "bf16"]
+    device.matmul_precision("bf16", CPU)
     assert torch.get_float32_matmul_precision() == "highest"
-    with compute.autocast("bf16", CPU):
+    with device.autocast("bf16", CPU):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
 
 
 def test_tuning_sets_the_threads_that_are_asked_for() -> None:
-    compute.tune_process(1)
+    device.tune_process(1)
     assert torch.get_num_threads() == 1
-    compute.tune_process()
+    device.tune_process()
     assert torch.get_num_threads() == 1
 
 
@@ -94,25 +94,25 @@ class Libc:
 def test_the_allocator_keeps_blocks_as_large_as_it_can(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     libc = Libc(limit)
     monkeypatch.setattr(ctypes, "CDLL", lambda _: libc)
-    compute.tune_process()
+    device.tune_process()
     assert libc.set[-3] >= 32 << 20
     assert libc.set[-1] >= 1 << 30
 
 
 def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
-    compute.tune_process()
+    device.tune_process()
 
 
 def test_without_a_compiler_nothing_is_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
-    assert not compute.can_compile()
+    assert not device.can_compile()
 
 
 def test_the_measured_peak_is_a_rate_of_this_machine() -> None:
-    assert 1e8 < compute.matmul_peak(CPU, torch.float32) < 1e15
-    assert 1e8 < compute.peak_flops(CPU, "fp32") < 1e15
+    assert 1e8 < device.matmul_peak(CPU, torch.float32) < 1e15
+    assert 1e8 < device.peak_flops(CPU, "fp32") < 1e15
 
 
 @pytest.mark.parametrize(
@@ -129,5 +129,5 @@ def test_known_gpus_are_held_to_their_data_sheet(
     name: str, bf16: float, fp32: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
-    assert compute.peak_flops(CUDA, "bf16") == bf16
-    assert compute.peak_flops(CUDA, "fp32") == fp32
+    assert device.peak_flops(CUDA, "bf16") == bf16
+    assert device.peak_flops(CUDA, "fp32") == fp32

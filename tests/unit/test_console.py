@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from terminals import Terminal, terminal
 
-from dit import console
+from dit.console import output
 
 __all__ = ["terminal"]
 
@@ -61,8 +61,8 @@ def test_without_a_terminal_a_short_task_is_one_line_on_stderr() -> None:
 def test_without_a_terminal_a_long_task_is_a_line_for_every_tenth(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(console, "_LINE_SECONDS", 0.0)
-    with console.progress("sample", 1000, "images") as bar:
+    monkeypatch.setattr(output, "_LINE_SECONDS", 0.0)
+    with output.progress("sample", 1000, "images") as bar:
         for _ in range(1000):
             bar.advance()
     lines = capsys.readouterr().err.splitlines()
@@ -73,15 +73,15 @@ def test_without_a_terminal_a_long_task_is_a_line_for_every_tenth(
 def test_without_a_terminal_silence_does_not_last(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(console, "_SILENCE_SECONDS", 0.0)
-    with console.progress("train", 400_000, "steps") as bar:
+    monkeypatch.setattr(output, "_SILENCE_SECONDS", 0.0)
+    with output.progress("train", 400_000, "steps") as bar:
         bar.advance(loss=1.5)
         assert re.search(r"1/400,000 steps \(0 %\), .* left, loss 1\.500", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(("completed", "enabled"), [(5, True), (0, False)])
 def test_nothing_is_said_of_nothing(completed: int, enabled: bool, capsys: pytest.CaptureFixture[str]) -> None:
-    with console.progress("train", 5, "steps", completed, enabled=enabled) as bar:
+    with output.progress("train", 5, "steps", completed, enabled=enabled) as bar:
         if not enabled:
             bar.advance(5, loss=0.5)
     assert capsys.readouterr() == ("", "")
@@ -89,7 +89,7 @@ def test_nothing_is_said_of_nothing(completed: int, enabled: bool, capsys: pytes
 
 def test_work_that_fails_is_not_reported_as_done(capsys: pytest.CaptureFixture[str]) -> None:
     def fail() -> None:
-        with console.progress("train", 5, "steps") as bar:
+        with output.progress("train", 5, "steps") as bar:
             bar.advance()
             raise ValueError("broken")
 
@@ -99,7 +99,7 @@ def test_work_that_fails_is_not_reported_as_done(capsys: pytest.CaptureFixture[s
 
 
 def test_threads_count_together(capsys: pytest.CaptureFixture[str]) -> None:
-    with console.progress("encode", 4000, "images") as bar:
+    with output.progress("encode", 4000, "images") as bar:
         threads = [threading.Thread(target=lambda: [bar.advance(codec="vae") for _ in range(1000)]) for _ in range(4)]
         for thread in threads:
             thread.start()
@@ -109,8 +109,8 @@ def test_threads_count_together(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_table_without_a_terminal_is_aligned_text(capsys: pytest.CaptureFixture[str]) -> None:
-    rows: list[list[console.Cell]] = [["DiT-XL/2", 675129632, 19.5], ["S/2", 7, None]]
-    console.table(["variant", "parameters", "fid"], rows, title="Results")
+    rows: list[list[output.Cell]] = [["DiT-XL/2", 675129632, 19.5], ["S/2", 7, None]]
+    output.table(["variant", "parameters", "fid"], rows, title="Results")
     assert capsys.readouterr().out.splitlines() == [
         "Results",
         "variant    parameters    fid",
@@ -161,14 +161,14 @@ def test_progress_can_be_shown_by_another(capsys: pytest.CaptureFixture[str]) ->
         yield Bar()
         seen.append(("closed",))
 
-    with console.progress_shown_by(open_bar):
-        with console.progress("train", 5, "steps", completed=2) as bar:
+    with output.progress_shown_by(open_bar):
+        with output.progress("train", 5, "steps", completed=2) as bar:
             bar.advance(3, loss=0.5)
-        with console.progress("train", 5, "steps", enabled=False) as bar:
+        with output.progress("train", 5, "steps", enabled=False) as bar:
             bar.advance()
     assert seen == [("train", 5, "steps", 2), (3, {"loss": 0.5}), ("closed",)]
     assert capsys.readouterr() == ("", "")
-    with console.progress("train", 5, "steps") as bar:
+    with output.progress("train", 5, "steps") as bar:
         bar.advance(5)
     assert "5/5 steps" in capsys.readouterr().err
 
@@ -177,7 +177,7 @@ def test_rows_of_a_board_come_and_go_below_lines(terminal: Terminal) -> None:
     code = """
         import sys, time
         from dit.console import say
-        from dit.terminal import Board
+        from dit.console.bars import Board
         with Board(sys.stderr) as board:
             first, second = board.row("train S/2"), board.row("train XL/2")
             first.begin("train S/2", 10, "steps", 5)

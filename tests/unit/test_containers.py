@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from dit.errors import InputError
-from dit.study_file import load
-from pipelines.containers import container_mounts, find_image, whole_lines
+from dit.study.study_file import load
+from pipelines.local.docker import container_mounts, find_image, whole_lines
 
 STUDY = Path(__file__).parents[2] / "configs/imagenet256.yaml"
 

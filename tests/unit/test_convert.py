@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dit.convert import convert_official
+from dit.checkpoints.convert import convert_official
 from dit.errors import ConfigError, InputError, MismatchError, MissingError
 from dit.model.transformer import DiT
-from dit.variants import InputSpec, resolve
+from dit.study.variants import InputSpec, resolve
 
 VARIANT = "mini-S/2"
 INPUTS = InputSpec(channels=4, size=16, classes=7)

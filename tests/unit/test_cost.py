@@ -7,13 +7,13 @@ import sys
 
 import pytest
 
-from dit.analysis.accelerators import KNOWN
-from dit.analysis.cost import memory, plan
-from dit.analysis.tables import plan_table, show_plan
-from dit.config import FitConfig, StudyConfig
 from dit.errors import ConfigError
-from dit.study_file import load_text
-from dit.variants import VARIANTS, InputSpec, resolve
+from dit.planning.accelerators import KNOWN
+from dit.planning.cost import memory, plan
+from dit.report.tables import plan_table, show_plan
+from dit.study.config import FitConfig, StudyConfig
+from dit.study.study_file import load_text
+from dit.study.variants import VARIANTS, InputSpec, resolve
 
 STUDY = """
 study: failed-budget
@@ -172,7 +172,7 @@ def test_the_table_has_a_row_for_every_variant_and_one_for_all(capsys: pytest.Ca
 
 def test_planning_loads_no_framework() -> None:
     code = """
-import sys, dit.analysis.report, dit.analysis.tables, dit.stages.report
+import sys, dit.report.page, dit.report.tables, dit.stages.report
 print([name for name in ("torch", "mlflow", "pandas") if name in sys.modules])
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from dit.config import SamplingConfig
 from dit.diffusion.sampler import Denoiser, NoiseSource, p_mean_variance, sample
 from dit.diffusion.schedule import linear_schedule
+from dit.study.config import SamplingConfig
 
 CHAIN = linear_schedule()
 NULL = 10

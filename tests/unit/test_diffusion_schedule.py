@@ -8,11 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dit.config import SamplingConfig
 from dit.diffusion.losses import diffuse
 from dit.diffusion.sampler import predict_x0
 from dit.diffusion.schedule import Schedule, linear_schedule
 from dit.errors import ConfigError
+from dit.study.config import SamplingConfig
 
 CHAIN = linear_schedule()
 COEFFICIENTS = [name for name in vars(Schedule) if isinstance(getattr(CHAIN, name), np.ndarray)]

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from ports import reserved_port
 
-from dit.distributed import environment_rank, environment_world_size, session
 from dit.errors import ConfigError
+from dit.runtime.distributed import environment_rank, environment_world_size, session
 
 PATIENCE_SECONDS = 240
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "DIT_COLLECTIVE_TIMEOUT")
@@ -19,7 +19,7 @@ SHORT = {"DIT_COLLECTIVE_TIMEOUT": "10"}
 
 COLLECTIVES = """
 import torch
-from dit.distributed import session
+from dit.runtime.distributed import session
 for number in range(3):
     with session("cpu") as ranks:
         total = ranks.all_reduce_sum(torch.tensor([1.0 + ranks.rank, 10.0]))
@@ -32,7 +32,7 @@ print("rank", ranks.rank, "local", ranks.local_rank, "of", ranks.world_size)
 
 LOST_RANK = """
 import os, sys, time
-from dit.distributed import session
+from dit.runtime.distributed import session
 from dit.errors import DitError
 try:
     with session("cpu") as ranks:
@@ -46,7 +46,7 @@ except DitError as error:
 
 SLOW_RANK = """
 import time
-from dit.distributed import session
+from dit.runtime.distributed import session
 with session("cpu") as ranks:
     ranks.barrier()
     if ranks.rank == 1:

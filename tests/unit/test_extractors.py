@@ -13,13 +13,13 @@ from sample_fixtures import save_inception, small_study
 
 from dit.data.sources import iter_source_images
 from dit.errors import DataError, MismatchError, MissingError
-from dit.metrics import digits
-from dit.metrics.coverage import Manifold
+from dit.metrics import digits_extractor
+from dit.metrics.bootstrap import random_halves
 from dit.metrics.extractors import INCEPTION, Extractor, open_digits, open_inception
-from dit.metrics.fidelity import create_feature_extractor
 from dit.metrics.frechet import FeatureSums, Gaussian, frechet_distance
-from dit.metrics.intervals import random_halves
-from dit.metrics.weights import INCEPTION_FILE, INCEPTION_SHA256, find_inception
+from dit.metrics.inputs import INCEPTION_FILE, INCEPTION_SHA256, find_inception
+from dit.metrics.precision_recall import Manifold
+from dit.metrics.torch_fidelity_api import create_feature_extractor
 from dit.storage import open_store
 
 from torch_fidelity.metric_prc import prc_features_to_metric  # isort: skip  (after the metrics, which mend torchvision)
@@ -35,7 +35,7 @@ def dataset() -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def classifier(dataset: tuple[np.ndarray, np.ndarray]) -> tuple[dict[str, torch.Tensor], float, int]:
-    return digits.train(*dataset)
+    return digits_extractor.train(*dataset)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def inception(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return path, save_inception(path)
 
 
-def digits_extractor(weights: dict[str, torch.Tensor], folder: Path) -> Extractor:
+def extractor_of(weights: dict[str, torch.Tensor], folder: Path) -> Extractor:
     save_file(weights, folder / "digits.safetensors")
     return open_digits(folder / "digits.safetensors", "d" * 64, CPU, "fp32")
 
@@ -61,7 +61,7 @@ def test_training_gives_the_same_weights_whatever_ran_before(
     threads = torch.get_num_threads()
     torch.manual_seed(12345)
     state = torch.random.get_rng_state()
-    again, _, _ = digits.train(*dataset)
+    again, _, _ = digits_extractor.train(*dataset)
     assert all(torch.equal(again[name], tensor) for name, tensor in classifier[0].items())
     assert torch.equal(torch.random.get_rng_state(), state)
     assert torch.get_num_threads() == threads
@@ -71,7 +71,7 @@ def test_stored_weights_see_what_the_trained_ones_did(
     tmp_path: Path, dataset: tuple[np.ndarray, np.ndarray], classifier: tuple[dict[str, torch.Tensor], float, int]
 ) -> None:
     images, labels = dataset
-    seen = digits_extractor(classifier[0], tmp_path)(images)
+    seen = extractor_of(classifier[0], tmp_path)(images)
     assert seen.features.shape == (1797, 64)
     assert float((seen.logits.argmax(dim=1).numpy() == labels).mean()) > 0.97
 
@@ -82,13 +82,13 @@ def test_weights_that_are_not_finite_are_refused_before_any_work(
     weights = {name: tensor.clone() for name, tensor in classifier[0].items()}
     weights["embed.0.bias"][0] = float("nan")
     with pytest.raises(DataError, match="not finite"):
-        digits_extractor(weights, tmp_path)
+        extractor_of(weights, tmp_path)
 
 
 def test_more_noise_is_farther_away_up_to_noise_alone(
     tmp_path: Path, dataset: tuple[np.ndarray, np.ndarray], classifier: tuple[dict[str, torch.Tensor], float, int]
 ) -> None:
-    extractor = digits_extractor(classifier[0], tmp_path)
+    extractor = extractor_of(classifier[0], tmp_path)
     images, noise = dataset[0], np.random.default_rng(0).standard_normal(dataset[0].shape)
     real = gaussian_of(extractor(images).features)
     distances = [
@@ -112,7 +112,7 @@ def gaussian_of(features_ND: torch.Tensor) -> Gaussian:
 def test_features_do_not_depend_on_the_batch(
     tmp_path: Path, dataset: tuple[np.ndarray, np.ndarray], classifier: tuple[dict[str, torch.Tensor], float, int]
 ) -> None:
-    extractor = digits_extractor(classifier[0], tmp_path)
+    extractor = extractor_of(classifier[0], tmp_path)
     images = dataset[0][:40]
     parts = torch.cat([extractor(part).features for part in np.array_split(images, 7)])
     torch.testing.assert_close(parts, extractor(images).features, rtol=1e-4, atol=1e-4)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dit.formatting import format_bytes, format_count, format_duration, format_number, format_rate
+from dit.console.formatting import format_bytes, format_count, format_duration, format_number, format_rate
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dit.metrics import fidelity  # noqa: F401  (mends torchvision before torch_fidelity is imported)
+from dit.metrics import torch_fidelity_api  # noqa: F401  (mends torchvision before torch_fidelity is imported)
 from dit.metrics.frechet import FeatureSums, FrechetReference, FrechetResampler, Gaussian, frechet_distance
 
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric  # isort: skip

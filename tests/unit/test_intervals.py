@@ -8,13 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dit.config import EvaluationConfig
-from dit.metrics.coverage import Manifold
+from dit.metrics.bootstrap import Replicates, centred, estimate, replicate, resampled_counts
 from dit.metrics.extractors import Features
 from dit.metrics.frechet import FeatureSums, FrechetReference, FrechetResampler
-from dit.metrics.intervals import Replicates, centred, estimate, replicate, resampled_counts
-from dit.metrics.measure import Judge
+from dit.metrics.precision_recall import Manifold
 from dit.metrics.reference import Reference
+from dit.metrics.sample_metrics import Judge
+from dit.study.config import EvaluationConfig
 
 
 def mean_replicates(values: np.ndarray, resamples: int = 400, seed: int = 0) -> Replicates:

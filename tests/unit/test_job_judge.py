@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from dit.study_file import load
-from pipelines.jobs.failure import Death, cause_of, own_words, rank_of
-from pipelines.jobs.judge import Judge
+from dit.study.study_file import load
+from pipelines.jobs.failure_cause import Death, cause_of, own_words, rank_of
 from pipelines.jobs.kinds import JobKind, Phase, kind_of
 from pipelines.jobs.logs import of_torchrun, split_stamp
+from pipelines.jobs.pending_reason import explain
 from pipelines.jobs.snapshot import Snapshot, of_this_job
 from pipelines.jobs.spec import JobSpec, job_spec
-from pipelines.jobs.why import explain
+from pipelines.jobs.supervisor import Judge
 
 BORN = "2026-01-01T10:00:00Z"
 CONFIG = Path(__file__).parents[2] / "configs" / "digits.yaml"

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dit.errors import ConfigError, InputError
-from dit.study_file import load, load_text
-from dit.variants import VARIANTS, resolve
+from dit.study.study_file import load, load_text
+from dit.study.variants import VARIANTS, resolve
 from pipelines.jobs import names
 from pipelines.jobs.kinds import render, spec_hash
 from pipelines.jobs.spec import JobSpec, Workflow, job_spec, workflows_of

@@ -16,13 +16,13 @@ from dataset_fixtures import digits_study, latent_study, write_latents
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dit.config import TrainConfig
 from dit.data.draws import Purpose, normals
 from dit.data.loader import BatchMaker, StepBatch, TrainingStream
 from dit.data.shard_set import ShardSet
 from dit.errors import DataError
 from dit.stages import prepare
 from dit.storage import open_store
+from dit.study.config import TrainConfig
 
 FIELDS = ("x0_NCHW", "t_N", "noise_NCHW", "y_N")
 

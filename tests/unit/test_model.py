@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dit.errors import ConfigError
 from dit.model.embeddings import patchify, position_table, timestep_features, unpatchify
 from dit.model.transformer import AttentionKernel, DiT, mismatch
-from dit.variants import InputSpec, ModelSpec
+from dit.study.variants import InputSpec, ModelSpec
 
 DIGITS = InputSpec(channels=1, size=8, classes=10)
 # Small enough for milliseconds; heads of 12, 16, 18 and 20 values, as no kernel is made for.

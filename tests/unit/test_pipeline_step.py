@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 
 from dit.storage import open_store
-from dit.study_file import load, load_text
-from pipelines import step
-from pipelines.step import Run, run_job, run_merge, run_part, run_step
-from pipelines.study import dataset_only
+from dit.study.study_file import load, load_text
+from pipelines.definition.pipeline import dataset_only
+from pipelines.step import step
+from pipelines.step.step import Run, run_job, run_merge, run_part, run_step
 
 STUDY = (Path(__file__).parents[2] / "configs/digits.yaml").read_text()
 

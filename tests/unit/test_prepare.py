@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 from dataset_fixtures import folder_study, image_folder, picture
 
-from dit import layout
-from dit.config import StudyConfig
 from dit.data.images import decode_image
 from dit.data.shard_set import ShardSet
 from dit.data.sources import open_source
 from dit.errors import DataError, DitError, InputError, MismatchError, MissingError
 from dit.stages import prepare
 from dit.storage import Store, open_store
+from dit.study import layout
+from dit.study.config import StudyConfig
 
 
 @pytest.fixture(autouse=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from dit.analysis.published import paper, seed_note
-from dit.variants import VARIANTS, InputSpec
+from dit.study.paper import paper, seed_note
+from dit.study.variants import VARIANTS, InputSpec
 
 LATENT = InputSpec(channels=4, size=32, classes=1000)
 

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dit.analysis.axes import NARROW, PLOT_HEIGHT, log_ticks, padded
-from dit.analysis.evidence import CURVE_POINTS, thin
-from dit.analysis.plots import LABEL_HEIGHT, Point, _end_labels
-from dit.records import Estimate
-from dit.variants import VARIANTS
+from dit.report.axes import NARROW, PLOT_HEIGHT, log_ticks, padded
+from dit.report.evidence import CURVE_POINTS, thin
+from dit.report.plots import LABEL_HEIGHT, Point, _end_labels
+from dit.study.records import Estimate
+from dit.study.variants import VARIANTS
 
 
 @given(st.floats(-6, 9), st.floats(NARROW + 0.01, 9))

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dit.config import SamplingConfig
 from dit.errors import StoreError
 from dit.sampling import grid, noise
 from dit.sampling.adm import write_npz
 from dit.sampling.noise import NoiseStream, draws_per_sample, sample_labels
-from dit.variants import InputSpec
+from dit.study.config import SamplingConfig
+from dit.study.variants import InputSpec
 
 INPUTS = InputSpec(channels=2, size=4, classes=10)
 CPU = torch.device("cpu")

@@ -13,13 +13,13 @@ import pytest
 import webdataset
 from dataset_fixtures import digits_study, latent_study, write_latents
 
-from dit import layout
-from dit.config import StudyConfig
 from dit.data.shard_set import ShardSet
 from dit.data.shards import MOMENTS, ShardIndex, ShardWriter
 from dit.errors import DataError, MismatchError, MissingError
 from dit.stages import prepare
 from dit.storage import Store, open_store
+from dit.study import layout
+from dit.study.config import StudyConfig
 
 
 @pytest.fixture(autouse=True)
@@ -186,7 +186,7 @@ def test_shards_that_cannot_all_be_open_are_counted(store: Store, tmp_path: Path
     (tmp_path / "study.yaml").write_text(config.to_yaml())
     code = (
         "import sys; from dit.data.shard_set import ShardSet; from dit.storage import open_store;"
-        "from dit.study_file import load; ShardSet.open(open_store(sys.argv[2]), load(sys.argv[1]))"
+        "from dit.study.study_file import load; ShardSet.open(open_store(sys.argv[2]), load(sys.argv[1]))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, tmp_path / "study.yaml", store.url],

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from webdataset.tariterators import base_plus_ext
 
-from dit.config import StudyConfig
 from dit.data.images import CorruptImageError, centre_crop, decode_image
 from dit.data.items import load_ahead
 from dit.data.keys import unique_keys
 from dit.data.sources import iter_source_images, open_source
 from dit.errors import DataError, InputError, MissingError, StoreError
+from dit.study.config import StudyConfig
 
 
 def tar_of(path: Path, members: dict[str, bytes]) -> Path:

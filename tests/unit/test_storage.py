@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from dit.errors import DataError, DitError, InputError, MismatchError, MissingError
-from dit.records import HealthEvent
 from dit.storage import (
     Store,
     cache_dir,
@@ -24,6 +23,7 @@ from dit.storage import (
     sha256_file,
     write_record,
 )
+from dit.study.records import HealthEvent
 
 EVENT = HealthEvent(check="loss", step=3, value=0.5, bound="< 1", action="ok", message="fine")
 

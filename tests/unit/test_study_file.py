@@ -12,10 +12,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dit.config import StudyConfig
 from dit.errors import ConfigError, MissingError
-from dit.study_file import load, load_text
-from dit.variants import VARIANTS, resolve
+from dit.study.config import StudyConfig
+from dit.study.study_file import load, load_text
+from dit.study.variants import VARIANTS, resolve
 
 MINIMAL: dict[str, Any] = {
     "study": "small",

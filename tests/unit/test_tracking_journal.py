@@ -11,7 +11,7 @@ import pytest
 
 from dit.errors import StoreError
 from dit.tracking.journal import Entry, Point, header_of, open_journal, points, read_entries, read_header
-from dit.tracking.lease import Lease, is_held
+from dit.tracking.lock_file import Lease, is_held
 
 HEADER = {"study": "s", "variant": "DiT-S/2"}
 
@@ -151,7 +151,7 @@ def read_points_after_open(path, copy):
 
 def _holder(path):
     code = (
-        "import sys, time, pathlib; from dit.tracking.lease import Lease\n"
+        "import sys, time, pathlib; from dit.tracking.lock_file import Lease\n"
         "lease = Lease.take(pathlib.Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True)

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from dit import layout, study_file
 from dit.errors import DataError, InputError, StoppedError
 from dit.storage import open_store
+from dit.study import layout, study_file
 from dit.tracking import flush, open_tracker, read_points, reconcile
 from dit.tracking.journal import read_entries, read_header
-from dit.tracking.places import local_root, run_folder, study_folder
+from dit.tracking.mlflow_ui import server_command
+from dit.tracking.paths import local_root, run_folder, study_folder
 from dit.tracking.state import Shipped, read_target, waiting, write_json, write_shipped, write_target
 from dit.tracking.target import resolve_target
-from dit.tracking.ui import server_command
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,7 +40,8 @@ def statuses(store, config, spec):
 
 
 def test_importing_it_imports_neither_mlflow_nor_torch():
-    code = "import dit.tracking, dit.tracking.ui, sys; print(sorted({'mlflow', 'torch', 'boto3'} & set(sys.modules)))"
+    code = "import dit.tracking, dit.tracking.mlflow_ui, sys;"
+    code += "print(sorted({'mlflow', 'torch', 'boto3'} & set(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout == "[]\n"
 

@@ -8,12 +8,12 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from dit import layout, study_file
 from dit.storage import open_store, write_record
-from dit.tracking import views
+from dit.study import layout, study_file
+from dit.study.variants import VARIANTS
+from dit.tracking import mlflow_view
+from dit.tracking.mlflow_ui import view_on_server
 from dit.tracking.state import TrackingRun
-from dit.tracking.ui import view_on_server
-from dit.variants import VARIANTS
 
 METRIC = "cfg-1.0_n-1000_steps-25_seed-0/fid"
 
@@ -28,7 +28,7 @@ def state(value: str) -> dict[str, Any]:
 
 
 def test_the_view_draws_the_distance_against_gflops_and_parameters_and_over_steps() -> None:
-    shown = state(views.view_value("first", METRIC, 400, 1))
+    shown = state(mlflow_view.view_value("first", METRIC, 400, 1))
     charts = shown["compareRunCharts"]
     sections = {section["uuid"] for section in shown["compareRunSections"]}
     assert {chart["metricSectionId"] for chart in charts} == sections
@@ -41,23 +41,23 @@ def test_the_view_draws_the_distance_against_gflops_and_parameters_and_over_step
 
 
 def test_the_view_is_the_same_each_time_and_of_its_study_alone() -> None:
-    value = views.view_value("first", METRIC, 400, 1)
-    assert views.view_value("first", METRIC, 400, 1) == value
+    value = mlflow_view.view_value("first", METRIC, 400, 1)
+    assert mlflow_view.view_value("first", METRIC, 400, 1) == value
     assert "'first'" in state(value)["searchFilter"]
-    assert views.view_tag("first") != views.view_tag("second")
-    assert "viewStateShareKey=first&" in views.view_page("7", "first")
+    assert mlflow_view.view_tag("first") != mlflow_view.view_tag("second")
+    assert "viewStateShareKey=first&" in mlflow_view.view_page("7", "first")
 
 
 def test_a_view_that_a_person_changed_is_theirs() -> None:
-    value = views.view_value("first", METRIC, 400, 1)
-    assert views.is_ours(value)
-    assert not views.is_ours(json.dumps({**json.loads(value), "updatedAt": 2}))
-    assert not views.is_ours("deflate;eJw")
+    value = mlflow_view.view_value("first", METRIC, 400, 1)
+    assert mlflow_view.is_ours(value)
+    assert not mlflow_view.is_ours(json.dumps({**json.loads(value), "updatedAt": 2}))
+    assert not mlflow_view.is_ours("deflate;eJw")
 
 
 def test_every_variant_of_a_family_has_its_own_colour() -> None:
     paper = [name for name, spec in VARIANTS.items() if spec.family == "DiT"]
-    assert len({views.colour(name) for name in paper}) == len(paper) == 12
+    assert len({mlflow_view.colour(name) for name in paper}) == len(paper) == 12
 
 
 def test_the_view_has_an_address_where_a_server_has_it(tmp_path: Path) -> None:

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from dit import layout
-from dit.config import FitConfig, StudyConfig
 from dit.data.loader import StepBatch
 from dit.diffusion.losses import diffuse, training_losses
 from dit.diffusion.schedule import linear_schedule
-from dit.distributed import Ranks
 from dit.errors import MismatchError
-from dit.study_file import load
-from dit.training.health import first_nonfinite
+from dit.health.log import first_nonfinite
+from dit.runtime.distributed import Ranks
+from dit.study import layout
+from dit.study.config import FitConfig, StudyConfig
+from dit.study.study_file import load
 from dit.training.trainer import Trainer
 from dit.training.window import StepLosses
 

@@ -1,1 +1,0 @@
-"""From records to a verdict, a price and a report. Torch-free."""

@@ -1,0 +1,107 @@
+"""Finding, checking and loading checkpoints. Torch-free until weights are loaded.
+
+A checkpoint is three safetensors files and a meta.json, which is written last: without it there is no checkpoint.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from dit.errors import DataError, MismatchError, MissingError
+from dit.storage import Store, read_record, sha256_file
+from dit.study import layout
+from dit.study.config import StudyConfig
+from dit.study.records import CheckpointMeta
+from dit.study.variants import ModelSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FILES = (layout.RAW_WEIGHTS, layout.EMA_WEIGHTS, layout.OPTIMIZER)
+
+
+def list_checkpoints(store: Store, config: StudyConfig, spec: ModelSpec) -> list[int]:
+    """Steps of a variant's complete checkpoints, ascending."""
+    return sorted(_steps(store, config, spec, complete=True))
+
+
+def incomplete_checkpoints(store: Store, config: StudyConfig, spec: ModelSpec) -> list[int]:
+    """Steps of folders that an interrupted upload, or an interrupted removal, left behind."""
+    return sorted(_steps(store, config, spec, complete=False) - _steps(store, config, spec, complete=True))
+
+
+def read_meta(store: Store, config: StudyConfig, spec: ModelSpec, step: int) -> CheckpointMeta:
+    """The description of a complete checkpoint that this study's configuration made.
+
+    Raises MissingError when there is none, MismatchError when another variant, study or configuration made it.
+    """
+    folder = layout.checkpoint(config, spec, step)
+    where = f"{store.url}/{folder}"
+    meta = read_record(store, f"{folder}/{layout.META}", CheckpointMeta)
+    if meta is None:
+        complete = ", ".join(map(str, list_checkpoints(store, config, spec))) or "none"
+        raise MissingError(f"{where}: no complete checkpoint (complete are: {complete}); run `dit train` to that step")
+    if (meta.study, meta.variant) != (config.study, spec.name):
+        raise MismatchError(
+            f"{where}: is a checkpoint of {meta.variant} in study {meta.study}, not of {spec.name} in {config.study};"
+            " remove it or choose another root"
+        )
+    check_hash(where, meta.config_hash, config.training_hash(spec))
+    return meta
+
+
+def check_hash(where: str, made_with: str, asked_for: str) -> None:
+    """MismatchError naming both hashes when a training was made with another dataset, variant or recipe."""
+    if made_with != asked_for:
+        raise MismatchError(
+            f"{where}: made with configuration {made_with}, this study is {asked_for}: dataset or train keys differ;"
+            " restore them, or train under another study name or root"
+        )
+
+
+def load_weights(
+    store: Store, config: StudyConfig, spec: ModelSpec, step: int, weights: Literal["ema", "raw"]
+) -> tuple[dict[str, Tensor], str]:
+    """A checkpoint's averaged or raw weights, on the CPU, and the SHA-256 of their file.
+
+    Raises as `read_meta`, and DataError when the file is damaged.
+    """
+    name = layout.EMA_WEIGHTS if weights == "ema" else layout.RAW_WEIGHTS
+    meta = read_meta(store, config, spec, step)
+    tensors = load_file(store, layout.checkpoint(config, spec, step), meta, name)
+    return tensors, next(entry.sha256 for entry in meta.files if entry.name == name)
+
+
+def load_file(store: Store, folder: str, meta: CheckpointMeta, name: str) -> dict[str, Tensor]:
+    """One file of a checkpoint, its SHA-256 checked against meta.json; DataError when it is damaged."""
+    from safetensors.torch import load_file as load_safetensors
+
+    where = f"{store.url}/{folder}"
+    advice = f"remove {where} to go on from the checkpoint before it"
+    entry = next((entry for entry in meta.files if entry.name == name), None)
+    if entry is None:
+        raise DataError(f"{where}/{name}: not listed in {layout.META}; {advice}")
+    try:
+        path = store.local(f"{folder}/{name}", entry.sha256)
+    except (MissingError, DataError) as error:
+        raise DataError(f"{where}/{name}: damaged or missing ({error}); {advice}") from error
+    # A file store hands out the file as it is, so the bytes that are about to be loaded are hashed here.
+    actual = sha256_file(path)
+    if actual != entry.sha256:
+        raise DataError(
+            f"{where}/{name}: SHA-256 is {actual[:12]}..., {layout.META} says {entry.sha256[:12]}...: damaged; {advice}"
+        )
+    tensors: dict[str, Tensor] = load_safetensors(path)
+    return tensors
+
+
+def _steps(store: Store, config: StudyConfig, spec: ModelSpec, *, complete: bool) -> set[int]:
+    """Steps of the folders that hold a meta.json, or, with complete unset, of those that hold anything."""
+    prefix = layout.checkpoints(config, spec)
+    found = set()
+    for key in store.list(prefix):
+        folder, _, name = key.removeprefix(f"{prefix}/").partition("/")
+        number = layout.step_number(folder)
+        if number is not None and (name == layout.META or not complete):
+            found.add(number)
+    return found

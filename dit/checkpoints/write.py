@@ -1,0 +1,135 @@
+"""Writing checkpoints while training goes on: training waits for the copy off the device, never for the store."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dit.checkpoints.read import incomplete_checkpoints, list_checkpoints
+from dit.errors import StoreError
+from dit.study import layout
+from dit.study.records import CheckpointMeta, FileEntry
+from dit.training.plan import TrainPlan
+
+Files = Mapping[str, Mapping[str, Tensor]]
+"""File name -> tensor name -> tensor."""
+
+
+class HostCopy:
+    """Buffers in host memory, made once and used again; page-locked where the source is a GPU."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, dict[str, Tensor]] = {}
+
+    def reserve(self, files: Files) -> None:
+        """Make the buffers that are not there yet. Locking pages takes far longer than copying into them."""
+        for file, tensors in files.items():
+            buffers = self._buffers.setdefault(file, {})
+            for name, tensor in tensors.items():
+                if name not in buffers:
+                    buffers[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+
+    @torch.no_grad()
+    def take(self, files: Files) -> dict[str, dict[str, Tensor]]:
+        """Copy all tensors; on return the copies are complete and the sources may change."""
+        self.reserve(files)
+        on_gpu = False
+        for file, tensors in files.items():
+            for name, tensor in tensors.items():
+                self._buffers[file][name].copy_(tensor, non_blocking=True)
+                on_gpu = on_gpu or tensor.is_cuda
+        if on_gpu:
+            torch.cuda.current_stream().synchronize()
+        return self._buffers
+
+
+class CheckpointWriter:
+    """Writes one checkpoint at a time on a thread: files, then meta.json, then retires the oldest it may retire.
+
+    Kept are the plan's milestones and `fit.keep_checkpoints` of the newest others. A longer run may have left some
+    ahead: these count as newer once the last step is written, not before, so that a kill never costs more than the
+    steps since the last checkpoint. Only rank 0 has a writer. What the thread raises comes out of the next call;
+    leaving the context waits for it.
+    """
+
+    def __init__(self, plan: TrainPlan, before_completion: Callable[[], None]) -> None:
+        """`before_completion` is called on the thread, between the last file and meta.json."""
+        self._store, self._config, self._spec = plan.store, plan.config, plan.spec
+        self._keep, self._milestones, self._stop = plan.fit.keep_checkpoints, plan.milestones, plan.stop_step
+        self._before_completion = before_completion
+        self._host = HostCopy()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+
+    def __enter__(self) -> CheckpointWriter:
+        self._store.sweep(layout.checkpoints(self._config, self._spec))
+        for step in incomplete_checkpoints(self._store, self._config, self._spec):
+            self._store.delete(layout.checkpoint(self._config, self._spec, step))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._thread.shutdown(wait=True)
+        if error is None:
+            self.wait()
+
+    def poll(self) -> bool:
+        """Whether a checkpoint is being written; raises what went wrong with one that no longer is."""
+        if self._pending is not None and self._pending.done():
+            self.wait()
+        return self._pending is not None
+
+    def reserve(self, files: Files) -> None:
+        """Make the host's buffers for these tensors on the thread, so that the first `save` only copies."""
+        self.wait()
+        self._pending = self._thread.submit(self._host.reserve, files)
+
+    def save(self, files: Files, meta: CheckpointMeta) -> None:
+        """Copy the tensors and begin to write them; waits for the checkpoint before this one, if it is still going."""
+        self.wait()
+        self._pending = self._thread.submit(self._write, self._host.take(files), meta)
+
+    def wait(self) -> None:
+        """Until nothing is being written; raises what went wrong."""
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
+
+    def _write(self, files: Files, meta: CheckpointMeta) -> None:
+        folder = layout.checkpoint(self._config, self._spec, meta.step)
+        self._store.delete(folder)
+        entries = tuple(self._upload(tensors, f"{folder}/{name}") for name, tensors in files.items())
+        complete = meta.model_copy(update={"files": entries})
+        self._before_completion()
+        self._store.write(f"{folder}/{layout.META}", complete.to_json())
+        self._retire(meta.step)
+
+    def _upload(self, tensors: Mapping[str, Tensor], key: str) -> FileEntry:
+        # One file at a time lies in the scratch folder, so that it needs room for the largest only.
+        try:
+            with tempfile.TemporaryDirectory(prefix="dit-checkpoint-") as scratch:
+                path = Path(scratch) / "tensors"
+                save_file(dict(tensors), path)
+                return self._store.upload(path, key)
+        except (OSError, SafetensorError) as error:
+            raise StoreError(
+                f"{tempfile.gettempdir()}: cannot write {key} there: {error}; make room or set TMPDIR, then run again"
+            ) from error
+
+    def _retire(self, written: int) -> None:
+        passing = [
+            step
+            for step in list_checkpoints(self._store, self._config, self._spec)
+            if step not in self._milestones and (step <= written or written == self._stop)
+        ]
+        for step in passing[: -self._keep]:
+            self._store.delete(layout.checkpoint(self._config, self._spec, step))

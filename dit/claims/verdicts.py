@@ -1,0 +1,246 @@
+"""Verdicts on the paper's three claims, from intervals and never from point estimates."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from itertools import combinations, pairwise
+
+from dit.claims import metric_names, predictors
+from dit.console.formatting import format_number
+from dit.errors import MismatchError, MissingError
+from dit.study.paper import seed_note
+from dit.study.records import Claim, Estimate, Kind, MetricsRecord, Verdict
+from dit.study.variants import SIZE_ORDER, ModelSpec, resolve
+
+NOISE_SHARE = 0.8
+"""A model whose interval reaches above this share of the noise floor has not learned enough to be compared."""
+FEWEST_VARIANTS = 4
+"""A line has two parameters; below this many points it fits anything."""
+
+SIZE_STATEMENT = "At the same patch size, a larger model is better: its Fréchet distance is lower."
+PATCH_STATEMENT = "At the same model size, a smaller patch, which makes more tokens, is better: the distance is lower."
+COMPUTE_STATEMENT = (
+    "Compute, not size, predicts quality: the distance falls with log Gflops, and follows them more closely than it"
+    " follows log parameters."
+)
+SCOPE = (
+    "The intervals cover the noise of sampling, a finite set of images. They do not cover the noise of training:"
+    " another seed gives another model."
+)
+Pair = tuple[MetricsRecord, MetricsRecord]
+"""(said to be better, said to be worse)."""
+_MUST_AGREE = (
+    "science_hash",
+    "dataset_content",
+    "metric",
+    "decoder",
+    "evaluator",
+    "reference_sha256",
+    "extractor_sha256",
+)
+
+
+def judge(study: str, records: Sequence[MetricsRecord]) -> Verdict:
+    """Judge the claims at the largest step that every variant of `records` was evaluated at.
+
+    Raises MissingError where there is no such step, MismatchError where two records, of whatever steps, cannot be
+    compared.
+    """
+    step = common_step(records)
+    _check_comparable(records)
+    chosen = sorted((record for record in records if record.step == step), key=_order)
+    claims = (_size_claim(chosen), _patch_claim(chosen), _compute_claim(chosen))
+    return Verdict(
+        study=study,
+        step=step,
+        metric=chosen[0].metric,
+        claims=claims,
+        science_hash=chosen[0].science_hash,
+        notes=(SCOPE, seed_note()),
+    )
+
+
+def common_step(records: Iterable[MetricsRecord]) -> int:
+    """The largest step at which every variant has a record; MissingError where there is none."""
+    steps: dict[str, set[int]] = defaultdict(set)
+    for record in records:
+        steps[record.variant].add(record.step)
+    shared = set.intersection(*steps.values()) if steps else set()
+    if not shared:
+        raise MissingError(
+            f"claims: {', '.join(steps) or 'the study'} share no evaluated step; evaluate all variants at one step"
+        )
+    return max(shared)
+
+
+def primary(record: MetricsRecord) -> Estimate:
+    """The metric that the claims are about."""
+    return record.metrics[record.metric]
+
+
+def unusable(record: MetricsRecord) -> str | None:
+    """Why a record cannot carry a verdict, or None: its number is not finite and positive, or no better than noise."""
+    estimate = primary(record)
+    shown = f"{metric_names.metric_name(record.metric)} {metric_names.interval(estimate)}"
+    if not all(math.isfinite(value) and value > 0 for value in (estimate.value, estimate.low, estimate.high)):
+        return f"{record.variant} has {shown}, which is not a positive number"
+    bound = NOISE_SHARE * record.noise_floor
+    if not estimate.high <= bound:
+        return (
+            f"{record.variant} is no better than noise: {shown} reaches above {format_number(bound)},"
+            f" {NOISE_SHARE:.0%} of the noise floor {format_number(record.noise_floor)}"
+        )
+    if len(record.replicates) < 2:
+        return f"{record.variant} has {shown} without bootstrap replicates, so its uncertainty is unknown"
+    return None
+
+
+def _spec(record: MetricsRecord) -> ModelSpec:
+    return resolve(record.variant)
+
+
+def _order(record: MetricsRecord) -> tuple[str, int, int]:
+    spec = _spec(record)
+    return spec.family, spec.patch, SIZE_ORDER.index(spec.size)
+
+
+def _check_comparable(records: Sequence[MetricsRecord]) -> None:
+    first = records[0]
+    for other in records[1:]:
+        for field in _MUST_AGREE:
+            ours, theirs = getattr(first, field), getattr(other, field)
+            if ours != theirs:
+                raise MismatchError(
+                    f"claims: {first.variant} at step {first.step} has {field} {ours}, {other.variant} at step"
+                    f" {other.step} has {theirs}: their numbers cannot be compared; evaluate both under one study file"
+                )
+
+
+def _size_claim(records: Sequence[MetricsRecord]) -> Claim:
+    """Claim 1, over neighbours in size of the same patch."""
+    groups: dict[tuple[str, int], list[MetricsRecord]] = defaultdict(list)
+    for record in records:
+        spec = _spec(record)
+        groups[spec.family, spec.patch].append(record)
+    pairs = [(larger, smaller) for group in groups.values() for smaller, larger in pairwise(group)]
+    return _ordered(1, SIZE_STATEMENT, pairs, "no two variants share a patch size")
+
+
+def _patch_claim(records: Sequence[MetricsRecord]) -> Claim:
+    """Claim 2, over all pairs of patches of the same size."""
+    groups: dict[tuple[str, str], list[MetricsRecord]] = defaultdict(list)
+    for record in records:
+        spec = _spec(record)
+        groups[spec.family, spec.size].append(record)
+    pairs = [(finer, coarser) for group in groups.values() for finer, coarser in combinations(group, 2)]
+    return _ordered(2, PATCH_STATEMENT, pairs, "no two variants are one model at two patch sizes")
+
+
+def _ordered(number: int, statement: str, pairs: Sequence[Pair], too_few: str) -> Claim:
+    """The verdict on claims of the form "these are all in order"."""
+    bad = _bad([record for pair in pairs for record in pair])
+    reversed_, overlapping = ([pair for pair in pairs if _outcome(pair) == kind] for kind in ("reversed", "overlap"))
+    verdict: Kind = "undetermined"
+    if not pairs:
+        reason = f"Too few variants: {too_few}."
+    elif bad:
+        reason = bad
+    elif reversed_:
+        verdict, reason = "contradicted", f"Apart, but in the other order: {_shown(reversed_)}."
+    elif overlapping:
+        reason = f"The intervals overlap: {_shown(overlapping)}."
+    else:
+        closest = min(pairs, key=lambda pair: primary(pair[1]).low / primary(pair[0]).high)
+        verdict = "supported"
+        reason = (
+            f"In {'the one pair' if len(pairs) == 1 else f'all {len(pairs)} pairs'} the intervals lie apart, in the"
+            f" order claimed{'' if len(pairs) == 1 else '; closest'}: {_shown([closest])}."
+        )
+    numbers = {
+        "pairs": [
+            {"better": _numbers(better), "worse": _numbers(worse), "outcome": _outcome((better, worse))}
+            for better, worse in pairs
+        ]
+    }
+    return Claim(number=number, statement=statement, verdict=verdict, reason=reason, numbers=numbers)
+
+
+def _shown(pairs: Sequence[Pair]) -> str:
+    """The first pair with its numbers, and how many more there are."""
+    first = " and ".join(f"{record.variant} {metric_names.interval(primary(record))}" for record in pairs[0])
+    return f"{first} (and {len(pairs) - 1} more)" if len(pairs) > 1 else first
+
+
+def _outcome(pair: Pair) -> str:
+    ours, theirs = primary(pair[0]), primary(pair[1])
+    if ours.high < theirs.low:
+        return "as claimed"
+    return "reversed" if ours.low > theirs.high else "overlap"
+
+
+def _compute_claim(records: Sequence[MetricsRecord]) -> Claim:
+    """Claim 3, over all variants together."""
+    verdict: Kind = "undetermined"
+    numbers: dict[str, object] = {"variants": [_numbers(record) for record in records]}
+    reason = _too_few_axes(records) or _bad(records)
+    if not reason:
+        comparison = predictors.compare(
+            [record.gflops for record in records],
+            [record.parameters for record in records],
+            [primary(record).value for record in records],
+            [record.replicates for record in records],
+            records[0].confidence,
+        )
+        verdict, why = _weigh(comparison)
+        spread = f"{comparison.difference:.3f} [{comparison.low:.3f}, {comparison.high:.3f}]"
+        reason = (
+            f"Over {len(records)} variants log Gflops explain {comparison.gflops.r2:.1%} of the variance of the log"
+            f" distance, log parameters {comparison.parameters.r2:.1%}; the difference in R² is {spread}, {why}."
+        )
+        numbers |= {**asdict(comparison), "draws": predictors.DRAWS}
+    return Claim(number=3, statement=COMPUTE_STATEMENT, verdict=verdict, reason=reason, numbers=numbers)
+
+
+def _weigh(comparison: predictors.Comparison) -> tuple[Kind, str]:
+    """Supported only where Gflops fit better throughout the interval, with a slope that is surely negative."""
+    slope = comparison.gflops
+    if slope.slope_low > 0:
+        return "contradicted", "yet the distance rises with Gflops"
+    if comparison.high < 0 and comparison.difference < 0:
+        return "contradicted", "below 0 throughout"
+    if slope.slope_high >= 0:
+        return "undetermined", "yet whether the distance falls with Gflops is open"
+    if comparison.low > 0 and comparison.difference > 0:
+        return "supported", "above 0 throughout"
+    return "undetermined", "which does not exclude 0"
+
+
+def _too_few_axes(records: Sequence[MetricsRecord]) -> str:
+    if len(records) < FEWEST_VARIANTS:
+        return f"Too few variants: {len(records)}, and a comparison of two lines needs {FEWEST_VARIANTS}."
+    specs = [_spec(record) for record in records]
+    if len({(spec.family, spec.size) for spec in specs}) == len(specs):
+        return (
+            "No model is there at two patch sizes: Gflops and parameters grow together, and nothing tells them apart."
+        )
+    return ""
+
+
+def _bad(records: Iterable[MetricsRecord]) -> str:
+    """Why these records cannot carry a verdict, a sentence for each that cannot; empty where all can."""
+    reasons = {record.variant: reason for record in records if (reason := unusable(record))}
+    return " ".join(f"{reason}." for reason in reasons.values())
+
+
+def _numbers(record: MetricsRecord) -> dict[str, object]:
+    estimate = primary(record)
+    return {
+        "variant": record.variant,
+        "value": estimate.value,
+        "low": estimate.low,
+        "high": estimate.high,
+        "confidence": record.confidence,
+    }

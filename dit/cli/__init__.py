@@ -1,0 +1,1 @@
+"""The `dit` command."""

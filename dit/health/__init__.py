@@ -1,0 +1,1 @@
+"""Whether a training is healthy."""

@@ -1,0 +1,116 @@
+"""Files that an evaluation needs and no stage makes: where they lie, and whether they are the right ones.
+
+Torch-free.
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from numpy.lib.npyio import NpzFile
+
+from dit.errors import InputError, MismatchError, MissingError
+from dit.storage import Store, fetch_file, sha256_file
+from dit.study import layout
+from dit.study.config import AdmReference, StudyConfig
+
+# The TensorFlow graph of 2015 that FID is defined by (Heusel et al. 2017), as torch-fidelity's release v0.2.0 holds it.
+INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
+INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+_DIMENSIONS = {"inception": 2048, "digits": 64}
+"""Of the extractors' features."""
+# What numpy and zipfile raise on bytes that are no npz, or only part of one.
+_UNREADABLE = (ValueError, OSError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error)
+
+
+@dataclass(frozen=True)
+class EvaluationFiles:
+    """Local path and SHA-256 of each."""
+
+    inception: tuple[Path, str] | None
+    """InceptionV3's weights; None where another extractor is used."""
+    adm: tuple[Path, str] | None
+    """ADM's reference file; None where the dataset is the reference."""
+
+
+def find_evaluation_files(config: StudyConfig, store: Store) -> EvaluationFiles:
+    """Find those files; MissingError and MismatchError say what to put where, InputError what no reference is."""
+    evaluation = config.evaluation
+    inception = find_inception(config, store) if evaluation.extractor == "inception" else None
+    adm = fetch_file(evaluation.reference.path) if isinstance(evaluation.reference, AdmReference) else None
+    if adm:
+        read_adm_moments(adm, _DIMENSIONS[evaluation.extractor])
+    return EvaluationFiles(inception, (adm, sha256_file(adm)) if adm else None)
+
+
+def find_inception(config: StudyConfig, store: Store) -> tuple[Path, str]:
+    """Local path and SHA-256 of the weights that `evaluation` names, or that lie in the store.
+
+    Raises MissingError, which says which file to put where, and MismatchError for a file that is another one.
+    """
+    evaluation = config.evaluation
+    expected = evaluation.extractor_sha256 or INCEPTION_SHA256
+    key = layout.weights(INCEPTION_FILE)
+    place = evaluation.extractor_weights or f"{store.url}/{key}"
+    try:
+        path = fetch_file(evaluation.extractor_weights) if evaluation.extractor_weights else store.local(key)
+    except MissingError:
+        raise MissingError(
+            f"{place}: the InceptionV3 weights are missing; put {INCEPTION_FILE} of torch-fidelity's release v0.2.0"
+            f" (SHA-256 {INCEPTION_SHA256}) there, or set evaluation.extractor_weights to its path or store address"
+        ) from None
+    actual = sha256_file(path)
+    if actual != expected:
+        raise MismatchError(
+            f"{place}: SHA-256 is {actual}, expected {expected}; fetch {INCEPTION_FILE} again, or, to measure with"
+            f" other weights, set evaluation.extractor_sha256={actual}"
+        )
+    return path, actual
+
+
+def read_adm_moments(path: Path, dimensions: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """mu [D] and sigma [D, D] of ADM's file; InputError for a file without them, or where they are not finite."""
+    with _npz(path) as arrays:
+        moments = [arrays[name] for name in ("mu", "sigma") if name in arrays]
+        if [moment.shape for moment in moments] != [(dimensions,), (dimensions, dimensions)]:
+            raise InputError(
+                f"evaluation.reference.path: {path} has keys {', '.join(arrays)}; needed are mu [{dimensions}] and"
+                f" sigma [{dimensions}, {dimensions}], as in ADM's VIRTUAL_imagenet256_labeled.npz"
+            )
+        mean, covariance = (moment.astype(np.float64) for moment in moments)
+        if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+            raise InputError(f"evaluation.reference.path: {path} has a mu or sigma that is not finite; fetch it again")
+        return mean, covariance
+
+
+def read_adm_images(path: Path, most: int) -> npt.NDArray[np.uint8] | None:
+    """The first images [N, H, W, 3] of ADM's file, `most` of them at most; None for a file that holds none."""
+    with _npz(path) as arrays:
+        if "arr_0" not in arrays:
+            return None
+        images = arrays["arr_0"][:most]
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+            raise InputError(
+                f"evaluation.reference.path: {path} has an arr_0 of {images.dtype} {list(images.shape)}; give images as"
+                " uint8 [N, H, W, 3], or a file without arr_0"
+            )
+        return images
+
+
+@contextmanager
+def _npz(path: Path) -> Iterator[NpzFile]:
+    try:
+        arrays = np.load(path, allow_pickle=False)
+        if not isinstance(arrays, NpzFile):
+            raise ValueError("it is a single array")
+        with arrays:
+            yield arrays
+    except _UNREADABLE as error:
+        raise InputError(f"evaluation.reference.path: {path} is not an npz ({error}); fetch it again") from None

@@ -1,0 +1,176 @@
+"""What a study's samples are measured with: an extractor, a reference and the score of noise.
+
+Made by the first evaluation that needs them, kept beside the dataset, and the same for all variants and checkpoints.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from safetensors.torch import save
+
+from dit.codec.base import open_codec
+from dit.console import progress, say
+from dit.data.items import Source
+from dit.data.sources import iter_source_images, open_source
+from dit.errors import MismatchError, MissingError
+from dit.metrics import digits_extractor
+from dit.metrics.extractors import Extractor, Features, extract, open_digits, open_inception
+from dit.metrics.inputs import EvaluationFiles, find_evaluation_files
+from dit.metrics.reference import Reference, from_adm, from_source
+from dit.metrics.reference_cache import ReferenceFolder
+from dit.metrics.sample_metrics import Judge
+from dit.runtime.distributed import Ranks
+from dit.sampling.generate import Generator, untrained
+from dit.sampling.sets import PART_IMAGES
+from dit.storage import Store, read_record
+from dit.study import layout
+from dit.study.config import StudyConfig, digest
+from dit.study.records import DatasetManifest, ExtractorRecord, NoiseFloorRecord, ReferenceRecord
+
+NOISE_IMAGES = 1000
+"""Enough for a floor: noise is many times farther from any image than the error of so few."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a yardstick is made with that no evaluation makes."""
+
+    dataset: DatasetManifest
+    files: EvaluationFiles
+
+    @property
+    def source_sha256(self) -> str:
+        """Of what the reference is made from."""
+        return self.files.adm[1] if self.files.adm else self.dataset.source_sha256
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """See the module."""
+
+    extractor: Extractor
+    judge: Judge
+    reference: ReferenceRecord
+    noise_floor: float
+    """The distance of what an untrained model samples."""
+    dataset_content: str
+
+
+def find_inputs(config: StudyConfig, store: Store) -> Inputs:
+    """Find those files before any work; MissingError and MismatchError say what to put where."""
+    key = f"{layout.dataset(config)}/{layout.MANIFEST}"
+    manifest = read_record(store, key, DatasetManifest)
+    if manifest is None:
+        raise MissingError(f"{store.url}/{key}: the dataset is not prepared; run `dit prepare`")
+    return Inputs(manifest, find_evaluation_files(config, store))
+
+
+def open_yardstick(folder: ReferenceFolder, inputs: Inputs, decoder: str) -> Yardstick:
+    """The study's yardstick for samples from this decoder; made where it is not there yet, by all ranks together.
+
+    Raises MissingError when the dataset's images or the decoder are needed to make it and are not there, MismatchError
+    when the images are not those that the dataset was prepared from.
+    """
+    config, ranks = folder.config, folder.ranks
+    extractor = _open_extractor(folder, inputs)
+    reference_hash = digest([config.dataset_hash(), inputs.source_sha256, extractor.sha256, extractor.precision])
+    floor_hash = digest([reference_hash, decoder, config.sampling.model_dump(mode="json")])
+    floor_key = layout.noise_floor(config, floor_hash)
+    # That the decoder is missing must show before hours of reference features, not after them.
+    noise = None if folder.has(floor_key) else _noise_generator(config, ranks)
+
+    reference_key = layout.reference_statistics(config, reference_hash)
+    record = folder.kept(
+        reference_key, ReferenceRecord, lambda: _make_reference(folder, inputs, extractor, reference_hash)
+    )
+    judge = Judge(Reference.from_file(folder.path(record.file), record.count), config.evaluation, ranks.device)
+
+    def make_floor() -> NoiseFloorRecord:
+        """What some samples of an untrained model score; all ranks draw them together."""
+        images = min(config.sampling.num_samples, NOISE_IMAGES)
+        seen = _noise_features(folder, noise or _noise_generator(config, ranks), extractor, images)
+        return NoiseFloorRecord(
+            config_hash=floor_hash,
+            metric=config.evaluation.metric,
+            value=judge.distance(seen.features),
+            num_samples=images,
+            decoder=decoder,
+        )
+
+    floor = folder.kept(floor_key, NoiseFloorRecord, make_floor)
+    return Yardstick(extractor, judge, record, floor.value, inputs.dataset.content_hash())
+
+
+def _open_extractor(folder: ReferenceFolder, inputs: Inputs) -> Extractor:
+    device, precision = folder.ranks.device, folder.config.evaluation.extractor_precision
+    if inputs.files.inception:
+        return open_inception(*inputs.files.inception, device, precision)
+    key = layout.trained_extractor(folder.config)
+    file = folder.kept(key, ExtractorRecord, lambda: _train_digits(folder) if folder.ranks.is_main else None).file
+    return open_digits(folder.path(file), file.sha256, device, precision)
+
+
+def _train_digits(folder: ReferenceFolder) -> ExtractorRecord:
+    _, images, labels = zip(*iter_source_images(folder.config), strict=True)
+    weights, accuracy, tests = digits_extractor.train(np.stack(images), np.array(labels))
+    say(f"digits extractor: reads {accuracy:.1%} of the {tests} digits right that it was not trained on")
+    return ExtractorRecord(
+        config_hash=folder.config.dataset_hash(),
+        file=folder.add("extractor-digits", ".safetensors", save(weights)),
+        test_accuracy=accuracy,
+        test_images=tests,
+    )
+
+
+def _make_reference(
+    folder: ReferenceFolder, inputs: Inputs, extractor: Extractor, config_hash: str
+) -> ReferenceRecord | None:
+    config, ranks, batch = folder.config, folder.ranks, folder.config.fit.feature_batch
+    if inputs.files.adm:
+        path, _ = inputs.files.adm
+        reference, source = from_adm(path, extractor, ranks, batch), path.name
+    else:
+        reference = from_source(_prepared_source(config, inputs.dataset), extractor, ranks, batch)
+        source = f"{config.dataset.name}, {reference.count} images"
+    if not ranks.is_main:
+        return None
+    return ReferenceRecord(
+        config_hash=config_hash,
+        source=source,
+        source_sha256=inputs.source_sha256,
+        extractor=extractor.evaluator,
+        extractor_sha256=extractor.sha256,
+        count=reference.count,
+        features=0 if reference.features is None else len(reference.features),
+        file=folder.add("statistics", ".npz", reference.to_bytes()),
+    )
+
+
+def _prepared_source(config: StudyConfig, prepared: DatasetManifest) -> Source:
+    """The source as it was when the dataset was prepared, told by its images' names and labels."""
+    source = open_source(config.dataset)
+    found = source.sha256()
+    if found != prepared.source_sha256:
+        raise MismatchError(
+            f"dataset.source: {len(source.items)} images, source {found[:12]}; the dataset was prepared from"
+            f" {prepared.count + prepared.corrupt}, source {prepared.source_sha256[:12]}; give the images it was"
+            " prepared from, or prepare these under another dataset.name"
+        )
+    return source
+
+
+def _noise_generator(config: StudyConfig, ranks: Ranks) -> Generator:
+    codec = open_codec(config.dataset, ranks.device, decoding=True, batch=config.fit.decode_batch)
+    return Generator(config, untrained, codec, ranks.device, config.fit.sample_batch)
+
+
+def _noise_features(folder: ReferenceFolder, noise: Generator, extractor: Extractor, images: int) -> Features:
+    """Features of what a model would sample that had learned nothing, under the study's sampler and decoder."""
+    ranks = folder.ranks
+    starts = range(ranks.rank * PART_IMAGES, images, ranks.world_size * PART_IMAGES)
+    mine = [range(start, min(start + PART_IMAGES, images)) for start in starts]
+    with progress("noise floor", sum(map(len, mine)), "images", enabled=ranks.is_main) as bar:
+        shares = ((indices.start, noise.draw(indices, bar).images) for indices in mine)
+        return extract(extractor, shares, images, ranks, folder.config.fit.feature_batch)

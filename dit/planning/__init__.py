@@ -1,0 +1,1 @@
+"""What a study costs: Gflops, memory, hours. Torch-free."""

@@ -1,0 +1,246 @@
+"""What a study will cost before it is begun: compute, memory and hours of every variant, from its shape alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from dit.console.formatting import format_bytes
+from dit.errors import ConfigError
+from dit.planning.accelerators import CPU, GIB, TERA, Accelerator, Precision, accelerator
+from dit.study.config import FitConfig, StudyConfig
+from dit.study.variants import MLP_RATIO, InputSpec, ModelSpec
+
+BACKWARD = 3
+"""A training step is one forward pass and a backward pass of twice its cost (paper, figure 9)."""
+FLOPS_PER_MAC = 2
+WORKSPACE_BYTES = GIB
+"""The device's context and the libraries' scratch space."""
+USABLE = 0.9
+"""Share of the memory that a plan fills: the rest goes to the allocator's gaps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes on one device while training, at the height of the backward pass; `memory` says how they are counted."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    ema: float
+    casts: float
+    activations: float
+    workspace: float
+
+    @property
+    def total(self) -> float:
+        """Bytes in all."""
+        states = self.weights + self.gradients + self.optimizer + self.ema
+        return states + self.casts + self.activations + self.workspace
+
+
+@dataclass(frozen=True, slots=True)
+class VariantPlan:
+    """What one variant costs. Gflops and MACs are the paper's convention: a multiply-accumulate counts as one."""
+
+    variant: str
+    parameters: int
+    gflops: float
+    tokens: int
+    training_macs: float
+    memory: Memory
+    micro_batch: int
+    """Samples per forward pass and device that the study asks for."""
+    largest_micro_batch: int
+    """The largest power of two that divides the device's share of the batch and fits; 0 where one sample does not."""
+    fits: bool
+    train_hours: float
+    """Wall hours on all devices of the plan together, as `sample_hours`."""
+    sample_hours: float
+    """For all evaluated checkpoints."""
+
+    @property
+    def true_gflops(self) -> float:
+        """Forward cost counting a multiply and an add as two."""
+        return FLOPS_PER_MAC * self.gflops
+
+    @property
+    def training_flops(self) -> float:
+        """Training cost counting a multiply and an add as two."""
+        return FLOPS_PER_MAC * self.training_macs
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The study's price on `count` devices at `utilisation` of their peak, the variants one after another."""
+
+    accelerator: Accelerator
+    """At the precision of training."""
+    sampling_peak: float
+    """True FLOP/s of one device at the precision of sampling."""
+    count: int
+    utilisation: float
+    variants: tuple[VariantPlan, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def training_macs(self) -> float:
+        """All variants' training, paper's convention."""
+        return sum(variant.training_macs for variant in self.variants)
+
+    @property
+    def train_hours(self) -> float:
+        """Wall hours of all variants' training."""
+        return sum(variant.train_hours for variant in self.variants)
+
+    @property
+    def sample_hours(self) -> float:
+        """Wall hours of all variants' sample sets."""
+        return sum(variant.sample_hours for variant in self.variants)
+
+
+def plan(config: StudyConfig) -> Plan:
+    """Price every variant of `config` on the machine its `plan` section names.
+
+    Raises ConfigError for an unknown accelerator and for a batch that the devices cannot share evenly.
+    """
+    device = accelerator(config.plan, config.train.precision)
+    sampling_peak = accelerator(config.plan, config.sampling.precision).peak
+    share = _share(config.train.global_batch, config.plan.count)
+    variants = tuple(_variant(config, spec, device, sampling_peak, share) for spec in config.specs)
+    return Plan(
+        accelerator=device,
+        sampling_peak=sampling_peak,
+        count=config.plan.count,
+        utilisation=config.plan.utilisation,
+        variants=variants,
+        notes=_notes(config, device, sampling_peak, variants),
+    )
+
+
+def training_macs(gflops: float, batch: int, steps: int) -> float:
+    """Multiply-accumulates of a training, as the paper counts them (figure 9): Gflops x batch x steps x 3."""
+    return gflops * 1e9 * batch * steps * BACKWARD
+
+
+def sampling_macs(gflops: float, num_samples: int, steps: int, cfg_scale: float) -> float:
+    """Multiply-accumulates of a sample set; guidance runs the model twice a step, with and without the label."""
+    return gflops * 1e9 * num_samples * steps * (1 if cfg_scale == 1.0 else 2)
+
+
+def memory(
+    spec: ModelSpec,
+    inputs: InputSpec,
+    precision: Precision,
+    fit: FitConfig,
+    micro_batch: int,
+    *,
+    compiled: bool = False,
+) -> Memory:
+    """Bytes on one device while training on micro-batches of `micro_batch` samples.
+
+    States: float32 weights, gradients, AdamW's two moments and the EMA, 4 bytes each for P parameters: 20 P. bf16
+    adds autocast's copy of the weights, 2 P.
+
+    Activations per token of a block of width d, c being the bytes of a matrix operand (4, or 2 in bf16): the inputs
+    and outputs of two layer norms in float32, 16 d; two modulated inputs, q, k, v, the attention's output, two
+    outputs kept for the gates, the MLP's 4 d before and after its GELU, and, as measured, one operand more: 17 c d.
+    Attention that is not fused adds its probabilities, 4 T a head (and c T again in bf16); fused attention keeps no
+    T x T matrix. With activation checkpointing a block keeps its input, 4 d, and one block at a time is whole. Once
+    more one block's worth are the gradients that flow through it.
+
+    A compiled model computes the norms' outputs and GELU's again: it keeps 8 d and 13 c d.
+    """
+    operand = 2 if precision == "bf16" else 4
+    tokens, width = spec.tokens(inputs), spec.hidden
+    exact, operands = (8, 9 + MLP_RATIO) if compiled else (16, 9 + 2 * MLP_RATIO)
+    per_token = (exact + operands * operand) * width
+    if fit.attention == "plain":
+        per_token += spec.heads * tokens * (4 + (operand if operand != 4 else 0))
+    modulation = 7 * operand * width
+    block = tokens * per_token + modulation
+    kept = 4 * tokens * width + modulation if fit.activation_checkpointing else block
+    live_blocks = 2 if fit.activation_checkpointing else 1
+    head = tokens * (8 + operand) * width
+    parameters = spec.parameters(inputs)
+    return Memory(
+        weights=4 * parameters,
+        gradients=4 * parameters,
+        optimizer=8 * parameters,
+        ema=4 * parameters,
+        casts=2 * parameters if precision == "bf16" else 0,
+        activations=micro_batch * (spec.depth * kept + live_blocks * block + head),
+        workspace=WORKSPACE_BYTES,
+    )
+
+
+def _variant(
+    config: StudyConfig, spec: ModelSpec, device: Accelerator, sampling_peak: float, share: int
+) -> VariantPlan:
+    inputs, train, sampling = config.dataset.inputs, config.train, config.sampling
+    fit = config.fit_for(spec)
+    if fit.attention == "auto" and device.name == CPU:
+        fit = fit.model_copy(update={"attention": "plain"})
+    micro_batch = min(fit.micro_batch or share, share)
+    compiled = fit.compile == "on" or (fit.compile == "auto" and device.name != CPU)
+    needed = memory(spec, inputs, train.precision, fit, micro_batch, compiled=compiled)
+    gflops = spec.gflops(inputs)
+    training = training_macs(gflops, train.global_batch, train.steps)
+    sample_set = sampling_macs(gflops, sampling.num_samples, sampling.steps, sampling.cfg_scale)
+    machine = config.plan.count * config.plan.utilisation / FLOPS_PER_MAC * 3600
+    return VariantPlan(
+        variant=spec.name,
+        parameters=spec.parameters(inputs),
+        gflops=gflops,
+        tokens=spec.tokens(inputs),
+        training_macs=training,
+        memory=needed,
+        micro_batch=micro_batch,
+        largest_micro_batch=_largest(
+            share,
+            lambda size: (
+                memory(spec, inputs, train.precision, fit, size, compiled=compiled).total <= USABLE * device.memory
+            ),
+        ),
+        fits=needed.total <= USABLE * device.memory,
+        train_hours=training / (machine * device.peak),
+        sample_hours=len(config.evaluation.at_steps) * sample_set / (machine * sampling_peak),
+    )
+
+
+def _share(global_batch: int, count: int) -> int:
+    if global_batch % count:
+        raise ConfigError(
+            f"train.global_batch={global_batch} is not divisible by plan.count={count}; choose a count that divides it"
+        )
+    return global_batch // count
+
+
+def _largest(share: int, fits: Callable[[int], bool]) -> int:
+    """The largest power of two that divides `share` and for which `fits` holds, or 0."""
+    size = share & -share
+    while size and not fits(size):
+        size //= 2
+    return size
+
+
+def _notes(
+    config: StudyConfig, device: Accelerator, sampling_peak: float, variants: tuple[VariantPlan, ...]
+) -> tuple[str, ...]:
+    notes = [
+        f"{config.plan.count} x {device.name} of {device.memory / GIB:g} GiB, {config.plan.utilisation:.0%} of the peak"
+        f" used: {device.peak / TERA:g} TFLOP/s in {config.train.precision} for training,"
+        f" {sampling_peak / TERA:g} in {config.sampling.precision} for sampling.",
+        "Gflops count a multiply-accumulate as one, as the paper does; FLOPs count it as two.",
+        f"Sampling is the model's share, for each evaluated checkpoint ({len(config.evaluation.at_steps)} a variant);"
+        " preparation, decoding and metrics come on top.",
+    ]
+    for variant in (variant for variant in variants if not variant.fits):
+        largest = variant.largest_micro_batch
+        advice = "set fit.activation_checkpointing=true or name a larger accelerator"
+        notes.append(
+            f"{variant.variant} does not fit: micro_batch={variant.micro_batch} needs"
+            f" {format_bytes(variant.memory.total)}, and {format_bytes(USABLE * device.memory)} are usable;"
+            f" {f'set fit.micro_batch={largest}' if largest else advice}."
+        )
+    return tuple(notes)

@@ -1,0 +1,1 @@
+"""The report: page, plots, tables. Torch-free."""

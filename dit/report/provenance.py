@@ -1,0 +1,121 @@
+"""How each number in a report was made, in words: what a reader needs to repeat it or to doubt it."""
+
+from __future__ import annotations
+
+from dit import __version__
+from dit.claims import predictors
+from dit.claims.metric_names import metric_name
+from dit.claims.results import Results
+from dit.claims.verdicts import NOISE_SHARE
+from dit.console.formatting import format_count, format_number
+from dit.report.evidence import Evidence
+from dit.report.plots import is_imagenet
+from dit.study.config import StudyConfig
+from dit.study.paper import paper
+from dit.study.records import MetricsRecord
+
+Facts = list[tuple[str, str]]
+
+_WEIGHTS = {"ema": "EMA", "raw": "raw"}
+_GUIDED = {"first3": "the first 3 channels", "all": "all channels"}
+
+
+def provenance(results: Results, evidence: Evidence) -> Facts:
+    """(Term, explanation) in the order in which the numbers come about."""
+    config = results.config
+    record = next(record for _, record in results.last())
+    facts = [
+        *_dataset(config, record, evidence),
+        ("Model size", "Parameters include the frozen position embedding, as the paper counts them."),
+        ("Gflops", f"{paper().gflops_convention[0].upper()}{paper().gflops_convention[1:]}: the paper's convention."),
+        ("Training", _training(config)),
+        (
+            "Images per second",
+            "Median over logging windows, start-up left out; in runs.csv, like the seconds of training, up to each"
+            " checkpoint.",
+        ),
+        ("Samples", _samples(config, record)),
+        *_metric(config, record),
+        ("Verdicts", _verdicts(record)),
+        ("What the intervals leave out", " ".join(results.verdict.notes)),
+        ("Program", _program(results, evidence)),
+    ]
+    if is_imagenet(results):
+        facts.append(
+            ("The paper's numbers", f"{paper().source}. Points: {paper().fid_protocol}. Curves: {paper().curve_note}.")
+        )
+    return facts
+
+
+def _dataset(config: StudyConfig, record: MetricsRecord, evidence: Evidence) -> Facts:
+    text = f"{config.dataset.name}, configuration {config.dataset_hash()}, content {record.dataset_content}"
+    if manifest := evidence.dataset:
+        text += f"; {format_count(manifest.count)} images of {manifest.classes} classes from {manifest.source}"
+        text += f", {format_count(manifest.corrupt)} unreadable" if manifest.corrupt else ""
+        text += f"; codec {manifest.codec}"
+        text += f" (weights {manifest.codec_sha256[:12]})" if manifest.codec_sha256 else ""
+    return [("Dataset", f"{text}.")]
+
+
+def _training(config: StudyConfig) -> str:
+    train = config.train
+    decay = f"weight decay {train.weight_decay:g}" if train.weight_decay else "no weight decay"
+    return (
+        f"One recipe for all variants: {format_count(train.steps)} steps of batch {train.global_batch}, AdamW at"
+        f" {train.learning_rate:g} (betas {train.betas[0]:g}, {train.betas[1]:g}; {decay}), EMA {train.ema_decay:g},"
+        f" labels dropped {train.label_drop:.0%}, {train.precision}, seed {train.seed}. Every variant sees the same"
+        " images, noise and timesteps at every step."
+    )
+
+
+def _samples(config: StudyConfig, record: MetricsRecord) -> str:
+    sampling = config.sampling
+    guidance = (
+        "no guidance"
+        if sampling.cfg_scale == 1.0
+        else f"guidance {sampling.cfg_scale:g} on {_GUIDED[sampling.guided_channels]}"
+    )
+    eta = f" with eta {sampling.eta:g}" if sampling.sampler == "ddim" else ""
+    return (
+        f"{format_count(record.num_samples)} images of every checkpoint's {_WEIGHTS[sampling.weights]} weights:"
+        f" {sampling.steps} {sampling.sampler.upper()} steps{eta}, {guidance}, {sampling.labels} labels,"
+        f" {sampling.precision}, seed {sampling.seed}, decoder {record.decoder}. Image i has the same noise and label"
+        " for every variant and checkpoint."
+    )
+
+
+def _metric(config: StudyConfig, record: MetricsRecord) -> Facts:
+    reference = f"{record.reference}, SHA-256 {record.reference_sha256[:12]}"
+    return [
+        (
+            "Metric",
+            f"{metric_name(record.metric)}: Fréchet distance between the features of the samples and of the reference"
+            f" ({reference}); lower is better. Evaluator {record.evaluator}, feature extractor"
+            f" {record.extractor_sha256[:12]}.",
+        ),
+        (
+            "Interval",
+            f"{record.confidence:.0%}, by bootstrap over the sampled images: {config.evaluation.resamples} resamples,"
+            " centred on the value. That a finite number of images makes a Fréchet distance a little too large holds"
+            " for all variants alike.",
+        ),
+        (
+            "Noise floor",
+            f"{format_number(record.noise_floor)}: the metric of what an untrained model samples. A model whose"
+            f" interval reaches above {NOISE_SHARE:.0%} of it is not compared.",
+        ),
+    ]
+
+
+def _verdicts(record: MetricsRecord) -> str:
+    return (
+        "From intervals alone. Claims 1 and 2 are supported when in every pair the one interval lies wholly below the"
+        " other, contradicted when in some pair it lies wholly above. Claim 3 fits the log metric on log Gflops and on"
+        f" log parameters and takes the difference in R²; its {record.confidence:.0%} interval comes from"
+        f" {format_count(predictors.DRAWS)} joint draws from the variants' bootstrap replicates."
+    )
+
+
+def _program(results: Results, evidence: Evidence) -> str:
+    trained = f", checkpoints by version {', '.join(evidence.code_versions)}" if evidence.code_versions else ""
+    return f"Report by dit-scaling {__version__}{trained}; science hash {results.verdict.science_hash}."

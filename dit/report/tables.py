@@ -1,0 +1,208 @@
+"""Results and plans as tables: for the terminal and for programs."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from dit.claims.metric_names import metric_name
+from dit.claims.results import Results, load_results
+from dit.claims.verdicts import primary
+from dit.console import Cell, console, say, table
+from dit.console.formatting import format_bytes, format_duration, format_number, format_rate
+from dit.planning.accelerators import GIB
+from dit.planning.cost import Plan, VariantPlan, plan
+from dit.report.evidence import Evidence
+from dit.storage import Store
+from dit.study import layout
+from dit.study.config import StudyConfig
+from dit.study.records import TrainRecord, Verdict
+from dit.tracking.mlflow_ui import view_on_server
+
+Table = tuple[list[str], list[list[Cell]]]
+
+_PLAN_COLUMNS = {
+    "Variant": 0,
+    "Parameters": 0,
+    "Gflops": 0,
+    "GFLOPs": 0,
+    "Tokens": 0,
+    "Training MACs": 0,
+    "Training FLOPs": 0,
+    "GiB each": 1,
+    "Micro-batch": 1,
+    "Largest": 1,
+    "Training h": 1,
+    "Training GPU-h": 1,
+    "Sampling h": 1,
+    "Sampling GPU-h": 1,
+}
+"""Column -> which of the two printed tables it belongs to."""
+_STYLES = {"supported": "bold green", "contradicted": "bold red", "undetermined": "bold yellow"}
+
+
+def result_table(results: Results, others: bool = False) -> Table:
+    """Columns and rows, one row per variant and checkpoint; with `others`, the secondary metrics too."""
+    confidence = next(record.confidence for _, record in results.rows())
+    metric = metric_name(results.verdict.metric)
+    names = _secondary(results) if others else []
+    columns = ["Variant", "Parameters", "Gflops", "Steps", "Images/s", metric, f"{confidence:.0%} interval"]
+    rows: list[list[Cell]] = []
+    for variant, record in results.rows():
+        estimate = primary(record)
+        span = f"{format_number(estimate.low)} to {format_number(estimate.high)}"
+        rate = variant.train.images_per_second
+        row: list[Cell] = [record.variant, record.parameters, record.gflops, record.step, rate, estimate.value, span]
+        secondary = [record.metrics.get(name) for name in names]
+        rows.append([*row, *(other.value if other else None for other in secondary)])
+    return columns + [metric_name(name) for name in names], rows
+
+
+def training_table(results: Results) -> Table:
+    """Columns and rows, one row per variant: what its training was and took."""
+    columns = ["Variant", "Steps", "Final loss", "Images/s", "Time", "Peak memory", "Device", "Processes"]
+    rows: list[list[Cell]] = []
+    for variant in results.variants:
+        train = variant.train
+        spent, peak = format_duration(train.train_seconds), format_bytes(train.peak_memory_bytes)
+        row: list[Cell] = [variant.spec.name, train.steps, train.final_loss, train.images_per_second, spent, peak]
+        rows.append([*row, train.device, train.world_size])
+    return columns, rows
+
+
+def runs_csv(results: Results, evidence: Evidence) -> bytes:
+    """`runs.csv`: every number of every checkpoint, and where it lies below the store's root.
+
+    `images_per_second` and `train_seconds` are the training's up to that checkpoint; empty where the store no longer
+    has it, the rate also where no logging window had ended.
+    """
+    names = _secondary(results)
+    columns = ["study", "variant", "parameters", "gflops", "tokens", "step", "images_per_second", "train_seconds"]
+    columns += ["metric", "value", "low", "high", "confidence", "num_samples"]
+    columns += [f"{name}{suffix}" for name in names for suffix in ("", "_low", "_high")]
+    columns += ["checkpoint", "samples", "metrics_record"]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    config = results.config
+    for variant, record in results.rows():
+        estimate = primary(record)
+        spec = variant.spec
+        trained = evidence.checkpoints.get((spec.name, record.step))
+        row: dict[str, object] = {
+            "study": config.study,
+            "variant": spec.name,
+            "parameters": record.parameters,
+            "gflops": record.gflops,
+            "tokens": spec.tokens(config.dataset.inputs),
+            "step": record.step,
+            "images_per_second": (trained and trained.images_per_second) or None,
+            "train_seconds": trained and trained.train_seconds,
+            "metric": record.metric,
+            "value": estimate.value,
+            "low": estimate.low,
+            "high": estimate.high,
+            "confidence": record.confidence,
+            "num_samples": record.num_samples,
+            "checkpoint": layout.checkpoint(config, spec, record.step),
+            "samples": layout.samples(config, spec, record.step),
+            "metrics_record": layout.metrics(config, spec, record.step),
+        }
+        for name in names:
+            if other := record.metrics.get(name):
+                row |= {name: other.value, f"{name}_low": other.low, f"{name}_high": other.high}
+        writer.writerow(row)
+    return text.getvalue().encode()
+
+
+def plan_table(planned: Plan) -> Table:
+    """Columns and rows, one row per variant and one for all together; memory is of one device, in GiB."""
+    rows = [_plan_row(variant, planned.count) for variant in planned.variants]
+    macs, train, sample = planned.training_macs, planned.train_hours, planned.sample_hours
+    total: list[Cell] = ["all", None, None, None, None, f"{macs:.2e}", f"{2 * macs:.2e}", None, None, None]
+    rows.append([*total, train, planned.count * train, sample, planned.count * sample])
+    return list(_PLAN_COLUMNS), rows
+
+
+def say_trained(record: TrainRecord) -> None:
+    """Print what a training came to, in a line."""
+    say(
+        f"{record.variant}: trained to step {record.steps}, loss {format_number(record.final_loss)},"
+        f" {format_rate(record.images_per_second, 'images')}, checkpoints at {', '.join(map(str, record.checkpoints))}"
+    )
+
+
+def show_plan(config: StudyConfig) -> None:
+    """Print what the study will cost."""
+    planned = plan(config)
+    columns, rows = plan_table(planned)
+    titles = ("Models and compute", f"On {planned.count} x {planned.accelerator.name}")
+    for part, title in enumerate(titles):
+        chosen = [i for i, column in enumerate(columns) if i == 0 or _PLAN_COLUMNS[column] == part]
+        table([columns[i] for i in chosen], [[row[i] for i in chosen] for row in rows], title)
+        say()
+    for note in planned.notes:
+        say(note)
+
+
+def show_results(config: StudyConfig, store: Store) -> None:
+    """Print the study's table, its verdict and where to look next."""
+    results = load_results(config, store)
+    table(*result_table(results), title=f"Study {config.study}")
+    say()
+    _show_verdict(results.verdict)
+    say()
+    folder = layout.report(config)
+    for name in (layout.REPORT_PAGE, layout.REPORT_RUNS, layout.REPORT_VERDICT):
+        say(f"{name:<13} {address(store, f'{folder}/{name}')}")
+    if config.tracking.kind == "mlflow":
+        server = view_on_server(config, store)
+        say(f"MLflow        {server}" if server else "make ui       opens MLflow on these results")
+
+
+def address(store: Store, key: str) -> str:
+    """Where people find a key: a path that a click opens, or the store's address."""
+    parts = urlsplit(store.url)
+    if parts.scheme != "file":
+        return f"{store.url}/{key}"
+    path = Path(unquote(parts.path)) / key
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _show_verdict(verdict: Verdict) -> None:
+    from rich.text import Text
+
+    out = console()
+    out.print(f"Verdict at step {verdict.step:,}")
+    for claim in verdict.claims:
+        out.print(
+            Text.assemble(f"{claim.number}. ", (claim.verdict.upper(), _STYLES[claim.verdict]), f"  {claim.statement}")
+        )
+        out.print(Text(f"   {claim.reason}"))
+    for note in verdict.notes:
+        out.print(Text(note, style="dim"))
+
+
+def _secondary(results: Results) -> list[str]:
+    return sorted({name for _, record in results.rows() for name in record.metrics} - {results.verdict.metric})
+
+
+def _plan_row(variant: VariantPlan, count: int) -> list[Cell]:
+    return [
+        variant.variant,
+        variant.parameters,
+        variant.gflops,
+        variant.true_gflops,
+        variant.tokens,
+        f"{variant.training_macs:.2e}",
+        f"{variant.training_flops:.2e}",
+        variant.memory.total / GIB,
+        variant.micro_batch if variant.fits else f"{variant.micro_batch} does not fit",
+        variant.largest_micro_batch or "none",
+        variant.train_hours,
+        count * variant.train_hours,
+        variant.sample_hours,
+        count * variant.sample_hours,
+    ]

@@ -1,0 +1,138 @@
+"""A store in a folder of this machine or of a mounted file system. Torch-free."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
+from io import BufferedRandom
+from pathlib import Path
+
+from dit.errors import InputError, MissingError
+from dit.storage.base import (
+    PARTIAL,
+    Store,
+    check_key,
+    copy_hashed,
+    is_partial,
+    local_errors,
+    place_file,
+    sweep_partial,
+    verify,
+)
+from dit.study.records import FileEntry
+
+
+class FileStore(Store):
+    """Files under a root folder, which the first write creates."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.absolute()
+        self.url = self.root.as_uri()
+        if self.root.exists() and not self.root.is_dir():
+            raise InputError(f"{self.root}: is a file, a store needs a folder; give another root")
+
+    def exists(self, key: str) -> bool:
+        """See Store."""
+        with local_errors(path := self._path(key)):
+            return path.is_file()
+
+    def size(self, key: str) -> int:
+        """See Store."""
+        with local_errors(path := self._existing(key)):
+            return path.stat().st_size
+
+    def list(self, prefix: str = "") -> list[str]:
+        """See Store."""
+        top = self._path(prefix.rstrip("/")) if prefix else self.root
+        with local_errors(top):
+            found = [
+                os.path.join(folder, name)
+                for folder, _, names in os.walk(top, onerror=_raise_unless_missing)
+                for name in names
+                if not is_partial(name)
+            ]
+        return sorted(Path(path).relative_to(self.root).as_posix() for path in found)
+
+    def read(self, key: str) -> bytes:
+        """See Store."""
+        with local_errors(path := self._existing(key)):
+            return path.read_bytes()
+
+    def write(self, key: str, data: bytes) -> FileEntry:
+        """See Store."""
+        path = self._path(key)
+
+        def fill(file: BufferedRandom) -> None:
+            file.write(data)
+
+        with local_errors(path):
+            place_file(path, fill)
+        return FileEntry(name=path.name, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+    def upload(self, path: Path, key: str) -> FileEntry:
+        """See Store."""
+        target = self._path(key)
+        count, sha256 = _copy(path, target)
+        return FileEntry(name=target.name, bytes=count, sha256=sha256)
+
+    def download(self, key: str, path: Path, sha256: str | None = None) -> None:
+        """See Store."""
+        _copy(self._existing(key), path, sha256)
+
+    def local(self, key: str, sha256: str | None = None) -> Path:  # noqa: ARG002
+        """The file itself; see Store."""
+        return self._existing(key)
+
+    def local_folder(self, prefix: str) -> Path:
+        """The folder itself; see Store."""
+        if not self.list(prefix):
+            raise MissingError(f"{self.root / prefix}: no files there; put the folder there or give another address")
+        return self.root / prefix
+
+    def sweep(self, prefix: str) -> None:
+        """See Store."""
+        with local_errors(top := self._path(prefix)):
+            sweep_partial(top.rglob(f".*{PARTIAL}"))
+
+    def _remove(self, keys: Sequence[str], prefix: str) -> None:
+        for key in keys:
+            with local_errors(path := self._path(key)), suppress(FileNotFoundError):
+                path.unlink()
+        folder = self._path(prefix.rstrip("/"))
+        with local_errors(folder), suppress(FileNotFoundError):
+            if folder.is_dir():
+                shutil.rmtree(folder)
+
+    def _path(self, key: str) -> Path:
+        return self.root / check_key(self.url, key)
+
+    def _existing(self, key: str) -> Path:
+        with local_errors(path := self._path(key)):
+            if path.is_file():
+                return path
+        raise MissingError(f"{path}: no such file; run the step that makes it, or check the root")
+
+
+def _copy(source: Path, target: Path, expected: str | None = None) -> tuple[int, str]:
+    """Copy a file atomically, hashing on the way; byte count and SHA-256, DataError when another was expected."""
+    result = (0, "")
+
+    def fill(file: BufferedRandom) -> None:
+        nonlocal result
+        with open(source, "rb") as reader:
+            result = copy_hashed(reader, file)
+        verify(str(source), result[1], expected)
+
+    with local_errors(source):
+        source.stat()
+    with local_errors(target):
+        place_file(target, fill)
+    return result
+
+
+def _raise_unless_missing(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error

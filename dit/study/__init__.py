@@ -1,0 +1,1 @@
+"""What a study is: its configuration, its variants, its records and where they lie. Torch-free."""

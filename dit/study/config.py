@@ -1,0 +1,375 @@
+"""The study file: what is measured (science) and how it is fitted onto a machine (fit), apart from each other.
+
+Science decides the numbers and enters the hashes that bind records together. Fit, tracking, planning and cluster change
+speed, memory and bookkeeping, never a result. Torch-free.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, field_validator, model_validator
+
+from dit.errors import ConfigError
+from dit.study.cluster import ClusterConfig
+from dit.study.fields import Fraction, Natural, Positive, Section, Seed, Slug, Switch
+from dit.study.variants import InputSpec, ModelSpec, resolve
+
+HASH_DIGITS = 12
+
+
+class DigitsSource(Section):
+    """scikit-learn's 1,797 handwritten digits of 8x8 pixels, which ship inside the library."""
+
+    kind: Literal["digits"]
+
+
+class FolderSource(Section):
+    """A folder with one folder of images per class, as ImageNet's training set comes."""
+
+    kind: Literal["folder"]
+    path: str
+    """Where the class folders lie on this machine."""
+
+
+class TarSource(Section):
+    """Tar files of images; a member's folder is its class, or, without one, the tar file's own name."""
+
+    kind: Literal["tar"]
+    path: str
+    """A path or glob of tar files on this machine, or a store address below which they lie."""
+
+
+class PixelCodec(Section):
+    """No autoencoder: the model denoises the pixels themselves, scaled to [-1, 1]."""
+
+    kind: Literal["pixels"]
+    channels: Literal[1, 3] = 3
+
+
+class VaeCodec(Section):
+    """A diffusers AutoencoderKL; 8x8 pixels become one latent position of 4 channels."""
+
+    kind: Literal["vae"]
+    weights: str
+    """Folder or store address that `AutoencoderKL.save_pretrained` wrote."""
+    decoder: str | None = None
+    """Another autoencoder to decode with; unset, the encoder's own. ft-EMA and ft-MSE share their encoder. In no hash:
+    samples and metrics name the decoder by its weights, and those of another are refused."""
+    scale_factor: float = Field(default=0.18215, gt=0)
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Precision in which images are encoded and decoded."""
+
+
+class DatasetConfig(Section):
+    """Which images, and how they become shards. The name is the dataset's identity; where the files lie is not."""
+
+    name: Slug
+    source: Annotated[DigitsSource | FolderSource | TarSource, Field(discriminator="kind")]
+    codec: Annotated[PixelCodec | VaeCodec, Field(discriminator="kind")]
+    image_size: Positive
+    """Side of the square image after ADM's centre crop, in pixels."""
+    classes: Positive
+    mirror: bool = True
+    """Train on each image and its mirror image."""
+    samples_per_shard: Positive = 4096
+    shuffle_seed: Seed = 0
+    """Order in which images enter the shards, so that any run of a shard mixes classes."""
+    max_corrupt_fraction: Fraction = 0.0
+    """Preparation fails when a larger share of the images cannot be read."""
+
+    @property
+    def inputs(self) -> InputSpec:
+        """Shape of one latent and the number of classes."""
+        if isinstance(self.codec, VaeCodec):
+            return InputSpec(channels=4, size=self.image_size // 8, classes=self.classes)
+        return InputSpec(channels=self.codec.channels, size=self.image_size, classes=self.classes)
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> DatasetConfig:
+        if isinstance(self.codec, VaeCodec) and self.image_size % 8:
+            raise ValueError(f"image_size={self.image_size} is not divisible by 8, which the autoencoder needs")
+        if isinstance(self.source, DigitsSource) and (
+            self.image_size != 8 or self.classes != 10 or self.codec != PixelCodec(kind="pixels", channels=1)
+        ):
+            raise ValueError("the digits are image_size=8, classes=10, codec={kind: pixels, channels: 1}")
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the shards' content: everything but locations, the decoder and the tolerance."""
+        codec = self.codec.model_dump(exclude={"weights", "decoder"})
+        own = self.model_dump(exclude={"source", "codec", "max_corrupt_fraction"})
+        return {**own, "source": {"kind": self.source.kind}, "codec": codec}
+
+
+class TrainConfig(Section):
+    """The recipe, the paper's by default (section 4): one for all variants."""
+
+    steps: Positive
+    """Length of training. Not part of the recipe's identity: with a constant rate, a longer run passes through it."""
+    global_batch: Positive = 256
+    learning_rate: float = Field(default=1e-4, gt=0)
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    weight_decay: float = Field(default=0.0, ge=0)
+    ema_decay: Fraction = 0.9999
+    label_drop: Fraction = 0.1
+    """Share of labels replaced by the null class, so that guidance has an unconditional model."""
+    precision: Literal["fp32", "tf32", "bf16"] = "tf32"
+    """Of matrix products; weights, EMA and optimizer state are float32 always."""
+    seed: Seed = 0
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the weights at any step."""
+        return self.model_dump(exclude={"steps"})
+
+
+class SamplingConfig(Section):
+    """The protocol by which every variant's images are drawn; the same noise and labels for all (paper, section 4)."""
+
+    sampler: Literal["ddpm", "ddim"] = "ddpm"
+    steps: Annotated[Positive, Field(le=1000)] = 250
+    eta: float = Field(default=0.0, ge=0, le=1)
+    """DDIM's noise: 0 is deterministic. Ignored by DDPM."""
+    cfg_scale: float = Field(default=1.0, ge=0)
+    """Classifier-free guidance; 1.0 is none."""
+    guided_channels: Literal["first3", "all"] = "first3"
+    """Published numbers guide the first three channels only (paper, appendix A)."""
+    num_samples: Positive = 50_000
+    labels: Literal["random", "balanced"] = "random"
+    weights: Literal["ema", "raw"] = "ema"
+    precision: Literal["fp32", "tf32", "bf16"] = "tf32"
+    """Of the model's matrix products; the paper sampled with tf32. A CPU computes tf32 as fp32."""
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _ddim_keeps_every_nth(self) -> SamplingConfig:
+        stride = -(-1000 // self.steps)
+        fewer = len(range(0, 1000, stride))
+        if self.sampler == "ddim" and fewer != self.steps:
+            more = len(range(0, 1000, stride - 1))
+            raise ValueError(f"steps={self.steps}: DDIM keeps every n-th of 1000 steps; nearest are {fewer} and {more}")
+        return self
+
+
+class DatasetReference(Section):
+    """Reference statistics computed from the dataset's own images."""
+
+    kind: Literal["dataset"]
+
+
+class AdmReference(Section):
+    """Reference statistics from ADM's file, such as VIRTUAL_imagenet256_labeled.npz (keys mu and sigma)."""
+
+    kind: Literal["adm"]
+    path: str
+    """Local path or store address of the npz."""
+
+
+class EvaluationConfig(Section):
+    """Which checkpoints are judged, by which features, against which reference."""
+
+    at_steps: tuple[Positive, ...] = Field(min_length=1)
+    """Checkpoints that are sampled and evaluated; training keeps them."""
+    extractor: Literal["inception", "digits"] = "inception"
+    extractor_weights: str | None = None
+    """Path or store address of the InceptionV3 weights; unset, below `weights/` in the root. The digits extractor is
+    trained and stored with the dataset."""
+    extractor_sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    """SHA-256 that the InceptionV3 weights must have; unset, the published file's. Other weights give another metric
+    than FID, whatever its name."""
+    extractor_precision: Literal["fp32", "bf16"] = "fp32"
+    reference: Annotated[DatasetReference | AdmReference, Field(discriminator="kind")] = DatasetReference(
+        kind="dataset"
+    )
+    resamples: Positive = 200
+    """Resamples behind every interval; 2 / (1 - confidence) at least, so that one lies beyond each of its ends."""
+    confidence: float = Field(default=0.95, gt=0.5, lt=1)
+
+    @property
+    def metric(self) -> str:
+        """Name of the Fréchet distance: `fid` only where Inception's features are behind it."""
+        return "fid" if self.extractor == "inception" else f"fd_{self.extractor}"
+
+    @field_validator("at_steps")
+    @classmethod
+    def _ascending(cls, steps: tuple[int, ...]) -> tuple[int, ...]:
+        if list(steps) != sorted(set(steps)):
+            raise ValueError("steps must ascend and occur once")
+        return steps
+
+    @model_validator(mode="after")
+    def _resamples_reach_the_tails(self) -> EvaluationConfig:
+        fewest = math.ceil(round(2 / (1 - self.confidence), 6))
+        if self.resamples < fewest:
+            raise ValueError(
+                f"resamples={self.resamples} are too few for intervals of confidence={self.confidence:g}; give at least"
+                f" {fewest}"
+            )
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """What decides a metric's value, given the samples."""
+        own = self.model_dump(exclude={"at_steps", "extractor_weights", "reference"})
+        return {**own, "reference": {"kind": self.reference.kind}}
+
+
+class FitConfig(Section):
+    """How the work is laid onto a machine. Changes speed and memory, never a result beyond float error."""
+
+    micro_batch: Positive | None = None
+    """Samples per forward pass and process; unset, the process's whole share of the global batch."""
+    compile: Switch = "auto"
+    """torch.compile; auto uses it on a GPU."""
+    activation_checkpointing: bool = False
+    attention: Literal["auto", "sdpa", "plain"] = "auto"
+    prefetch: Natural = 4
+    """Steps of data and noise prepared ahead by a background thread; 0 prepares them in line."""
+    threads: Positive | None = None
+    """CPU threads per process for torch; unset, torch's own choice."""
+    lanes: Positive | None = None
+    """Variants that `dit study` works on at a time; unset, as many as there are cores, and one where there is a GPU.
+    Each takes its share of the threads, and the memory of a whole model."""
+    checkpoint_every: Positive = 5000
+    """Steps between checkpoints from which a run can go on, besides those that are evaluated."""
+    keep_checkpoints: Positive = 2
+    """How many of those are kept; evaluated ones are kept always."""
+    log_every: Positive = 100
+    sample_batch: Positive = 128
+    """Images per sampler call and process."""
+    decode_batch: Positive = 16
+    """Images per call of the autoencoder."""
+    feature_batch: Positive = 64
+    """Images per call of the feature extractor."""
+
+
+class TrackingConfig(Section):
+    """Where MLflow keeps parameters, metrics and artifacts."""
+
+    kind: Literal["mlflow", "none"] = "mlflow"
+    uri: str | None = None
+    """An MLflow server or sqlite address; unset, MLFLOW_TRACKING_URI or else `mlflow.db` in a local root."""
+    experiment: str | None = None
+    """Unset: the study's name."""
+
+
+class PlanConfig(Section):
+    """The machine that `dit plan` prices the study on."""
+
+    accelerator: str = "A100-80G"
+    count: Positive = 8
+    utilisation: float = Field(default=0.4, gt=0, le=1)
+    """Share of the accelerator's peak matrix rate (MFU) that training and sampling are assumed to reach."""
+    peak_tflops: float | None = Field(default=None, gt=0)
+    """Peak of one accelerator in 10^12 FLOP/s at the study's precision; unset, the data sheet's. Needed for cpu."""
+    memory_gib: float | None = Field(default=None, gt=0)
+    """Memory of one accelerator; unset, the data sheet's. Needed for cpu."""
+
+
+class StudyConfig(Section):
+    """A study: one dataset, some variants, one recipe, one sampling and evaluation protocol."""
+
+    study: Slug
+    description: str = ""
+    dataset: DatasetConfig
+    variants: tuple[str, ...] = Field(min_length=1)
+    train: TrainConfig
+    sampling: SamplingConfig = SamplingConfig()
+    evaluation: EvaluationConfig
+    fit: FitConfig = FitConfig()
+    fit_by_variant: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Variant -> fit keys that replace the common ones, such as `DiT-XL/2: {micro_batch: 16}`."""
+    tracking: TrackingConfig = TrackingConfig()
+    plan: PlanConfig = PlanConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+    @field_validator("variants")
+    @classmethod
+    def _known_variants(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        resolved = tuple(_as_value_error(resolve, name).name for name in names)
+        if len(set(resolved)) != len(resolved):
+            raise ValueError(f"a variant is named twice in {', '.join(names)}")
+        return resolved
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> StudyConfig:
+        for spec in self.specs:
+            _as_value_error(spec.tokens, self.dataset.inputs)
+        late = [step for step in self.evaluation.at_steps if step > self.train.steps]
+        if late:
+            raise ValueError(f"evaluation.at_steps has {late[0]}, which train.steps={self.train.steps} never reaches")
+        if self.evaluation.extractor == "digits" and not isinstance(self.dataset.source, DigitsSource):
+            raise ValueError("evaluation.extractor=digits needs dataset.source.kind=digits; use inception")
+        for name, fit in self.fit_by_variant.items():
+            if name not in self.variants:
+                raise ValueError(f"fit_by_variant names {name!r}, which is not among variants")
+            if "lanes" in fit:
+                raise ValueError("fit_by_variant has lanes, which are for all variants together; set fit.lanes")
+            FitConfig.model_validate({**self.fit.model_dump(), **fit})
+        return self
+
+    @property
+    def specs(self) -> tuple[ModelSpec, ...]:
+        """The variants in the study's order."""
+        return tuple(resolve(name) for name in self.variants)
+
+    def spec(self, variant: str) -> ModelSpec:
+        """The study's variant of this name or slug; ConfigError when the study does not have it."""
+        found = resolve(variant)
+        if found not in self.specs:
+            raise ConfigError(
+                f"variant: {found.name} is not in study {self.study}, which has {', '.join(self.variants)}"
+            )
+        return found
+
+    def fit_for(self, spec: ModelSpec) -> FitConfig:
+        """The fit knobs of one variant."""
+        return FitConfig.model_validate({**self.fit.model_dump(), **self.fit_by_variant.get(spec.name, {})})
+
+    def dataset_hash(self) -> str:
+        """Names the dataset's folder."""
+        return digest(self.dataset.identity())
+
+    def training_hash(self, spec: ModelSpec) -> str:
+        """Binds checkpoints to dataset, variant and recipe."""
+        return digest({"dataset": self.dataset_hash(), "variant": spec.name, "train": self.train.identity()})
+
+    def sampling_hash(self, spec: ModelSpec) -> str:
+        """Binds a sample set to its checkpoint's training and the sampling protocol."""
+        return digest({"training": self.training_hash(spec), "sampling": self.sampling.model_dump()})
+
+    def evaluation_hash(self, spec: ModelSpec) -> str:
+        """Binds a metric to its samples and the evaluation protocol."""
+        return digest({"sampling": self.sampling_hash(spec), "evaluation": self.evaluation.identity()})
+
+    def science_hash(self) -> str:
+        """Equal for all variants that may be compared: dataset, recipe, sampling and evaluation."""
+        return digest(
+            {
+                "dataset": self.dataset_hash(),
+                "train": self.train.identity(),
+                "sampling": self.sampling.model_dump(),
+                "evaluation": self.evaluation.identity(),
+            }
+        )
+
+    def to_yaml(self) -> str:
+        """The whole study with every default spelled out; `study_file.load_text` reads it back to an equal study."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def digest(value: Any) -> str:
+    """Short SHA-256 of a JSON value, the same on every machine."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:HASH_DIGITS]
+
+
+def _as_value_error(call: Any, argument: Any) -> Any:
+    """Run a check that raises ConfigError inside pydantic, which collects ValueErrors with their location."""
+    try:
+        return call(argument)
+    except ConfigError as error:
+        raise ValueError(str(error).removeprefix("variants: ")) from None

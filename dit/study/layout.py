@@ -1,0 +1,199 @@
+"""The only place that spells an address below a store's root. Keys are relative, with forward slashes. Torch-free."""
+
+from __future__ import annotations
+
+from dit.study.config import SamplingConfig, StudyConfig
+from dit.study.variants import ModelSpec
+
+META = "meta.json"
+MANIFEST = "manifest.json"
+SOURCE = "source.json"
+EMA_WEIGHTS = "ema.safetensors"
+RAW_WEIGHTS = "model.safetensors"
+OPTIMIZER = "optimizer.safetensors"
+STUDIES = "studies"
+JOURNAL = "metrics.jsonl"
+TRACKING_STATE = "tracking"
+TRACKING_RUN = "tracking.json"
+REPORT_PAGE = "report.html"
+REPORT_RUNS = "runs.csv"
+REPORT_VERDICT = "verdict.json"
+
+
+def dataset(config: StudyConfig) -> str:
+    """Folder of the study's shards."""
+    return f"datasets/{config.dataset.name}-{config.dataset_hash()}"
+
+
+def shard(index: int) -> str:
+    """Name of a shard inside the dataset's folder."""
+    return f"shard-{index:05d}.tar"
+
+
+def shard_index(index: int) -> str:
+    """Member offsets of a shard, as little-endian arrays in an npz."""
+    return f"shard-{index:05d}.index.npz"
+
+
+def shard_record(index: int) -> str:
+    """Completion mark of a shard."""
+    return f"shard-{index:05d}.json"
+
+
+def step(number: int) -> str:
+    """Folder name of a training step; sorts as numbers do."""
+    return f"step-{number:08d}"
+
+
+def step_number(name: str) -> int | None:
+    """The training step whose folder has this name; None for any other name."""
+    digits = name.removeprefix("step-")
+    return int(digits) if digits.isdecimal() and step(int(digits)) == name else None
+
+
+def study(config: StudyConfig) -> str:
+    """Folder of everything but the dataset."""
+    return f"{STUDIES}/{config.study}"
+
+
+def variant(config: StudyConfig, spec: ModelSpec) -> str:
+    """Folder of one variant."""
+    return f"{study(config)}/{spec.slug}"
+
+
+def checkpoints(config: StudyConfig, spec: ModelSpec) -> str:
+    """Folder of a variant's checkpoints."""
+    return f"{variant(config, spec)}/checkpoints"
+
+
+def checkpoint(config: StudyConfig, spec: ModelSpec, number: int) -> str:
+    """Folder of one checkpoint."""
+    return f"{checkpoints(config, spec)}/{step(number)}"
+
+
+def train_record(config: StudyConfig, spec: ModelSpec) -> str:
+    """Completion mark of a variant's training."""
+    return f"{variant(config, spec)}/train.json"
+
+
+def health(config: StudyConfig, spec: ModelSpec) -> str:
+    """Health checks of a variant, one JSON line each."""
+    return f"{variant(config, spec)}/health.jsonl"
+
+
+def tracking_run(config: StudyConfig, spec: ModelSpec | None) -> str:
+    """The MLflow run that a variant, or with None the study, logs to."""
+    return f"{variant(config, spec) if spec else study(config)}/{TRACKING_RUN}"
+
+
+def journal(config: StudyConfig, spec: ModelSpec | None) -> str:
+    """Every metric point of a variant, or with None of the study, whatever became of the tracking server."""
+    return f"{variant(config, spec) if spec else study(config)}/{JOURNAL}"
+
+
+def tracking_state(config: StudyConfig, spec: ModelSpec | None) -> str:
+    """Folder of what the tracker remembers beside a journal."""
+    return f"{variant(config, spec) if spec else study(config)}/{TRACKING_STATE}"
+
+
+def protocol(sampling: SamplingConfig) -> str:
+    """Folder name of a sample set: what was asked of the sampler, non-default choices last."""
+    name = f"cfg-{sampling.cfg_scale:g}" if sampling.cfg_scale % 1 else f"cfg-{sampling.cfg_scale:.1f}"
+    name += f"_n-{sampling.num_samples}_steps-{sampling.steps}_seed-{sampling.seed}"
+    if sampling.sampler == "ddim":
+        name += f"_ddim-{sampling.eta:g}"
+    if sampling.guided_channels != "first3" and sampling.cfg_scale != 1.0:
+        name += "_guided-all"
+    if sampling.labels != "random":
+        name += f"_{sampling.labels}"
+    if sampling.weights != "ema":
+        name += f"_{sampling.weights}"
+    if sampling.precision != "tf32":
+        name += f"_{sampling.precision}"
+    return name
+
+
+def metric(config: StudyConfig, name: str) -> str:
+    """Name under which a measured value is tracked: numbers of another protocol are other numbers.
+
+    Choices of the evaluation that are not the default follow those of the sampler.
+    """
+    evaluation, text = config.evaluation, protocol(config.sampling)
+    if evaluation.extractor != ("digits" if config.dataset.source.kind == "digits" else "inception"):
+        text += f"_{evaluation.extractor}"
+    if evaluation.extractor_sha256:
+        text += f"_weights-{evaluation.extractor_sha256[:8]}"
+    if evaluation.extractor_precision != "fp32":
+        text += f"_features-{evaluation.extractor_precision}"
+    if evaluation.reference.kind != "dataset":
+        text += f"_{evaluation.reference.kind}"
+    if evaluation.resamples != 200:
+        text += f"_resamples-{evaluation.resamples}"
+    if evaluation.confidence != 0.95:
+        text += f"_confidence-{evaluation.confidence:g}"
+    return f"{text}/{name}"
+
+
+def samples(config: StudyConfig, spec: ModelSpec, number: int) -> str:
+    """Folder of a checkpoint's sample set."""
+    return f"{variant(config, spec)}/samples/{step(number)}/{protocol(config.sampling)}"
+
+
+def sample_part(index: int) -> str:
+    """Name of a part inside a sample set: arrays `images` (uint8 NHWC) and `labels` in an npz."""
+    return f"part-{index:05d}.npz"
+
+
+def sample_part_record(index: int) -> str:
+    """Completion mark of a part."""
+    return f"part-{index:05d}.json"
+
+
+def sample_grid(config: StudyConfig, spec: ModelSpec, number: int) -> str:
+    """Preview of a sample set."""
+    return f"{samples(config, spec, number)}/grid.png"
+
+
+def metrics(config: StudyConfig, spec: ModelSpec, number: int) -> str:
+    """Completion mark of a checkpoint's evaluation; its name carries the protocol's."""
+    return f"{variant(config, spec)}/metrics/{step(number)}_{protocol(config.sampling)}.json"
+
+
+def reference(config: StudyConfig) -> str:
+    """Folder, beside the shards, of reference statistics and a trained extractor."""
+    return f"{dataset(config)}/reference"
+
+
+def trained_extractor(config: StudyConfig) -> str:
+    """Completion mark of the feature extractor that was trained on the dataset."""
+    return f"{reference(config)}/extractor-{config.evaluation.extractor}.json"
+
+
+def reference_statistics(config: StudyConfig, reference_hash: str) -> str:
+    """Completion mark of the statistics that samples are measured against."""
+    return f"{reference(config)}/statistics-{config.evaluation.extractor}-{reference_hash}.json"
+
+
+def noise_floor(config: StudyConfig, floor_hash: str) -> str:
+    """The metric of an untrained model's samples, which the sampling protocol decides."""
+    return f"{reference(config)}/noise-floor-{config.evaluation.extractor}-{floor_hash}.json"
+
+
+def weights(name: str) -> str:
+    """Weights that were trained elsewhere and put into the store, such as InceptionV3's."""
+    return f"weights/{name}"
+
+
+def report(config: StudyConfig) -> str:
+    """Folder of the study's report."""
+    return f"{study(config)}/report"
+
+
+def report_record(config: StudyConfig) -> str:
+    """Completion mark of the report."""
+    return f"{report(config)}/record.json"
+
+
+def pipeline_log(config: StudyConfig) -> str:
+    """All that the steps of a local run printed; written on this machine, whatever the store."""
+    return f"logs/{config.study}.log"

@@ -1,0 +1,248 @@
+"""An experiment in MLflow: the only module that imports its library, and, through it, talks to a server."""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import PIL.Image
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+
+from dit.storage.base import exclusive
+from dit.tracking.journal import Point
+from dit.tracking.mlflow_view import STUDY_TAG, is_ours, view_tag, view_value
+from dit.tracking.target import SQLITE, Target
+from dit.tracking.writer_session import Status
+
+JOURNAL_TAG = "dit.journal"
+HEARTBEAT_TAG = "dit.heartbeat"
+PARENT_TAG = "mlflow.parentRunId"
+_ERROR_TAG = "error"
+_METRICS_PER_BATCH = 1000
+_TAGS_PER_BATCH = 100
+# What the server will answer however often it is asked again.
+_REFUSED = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE"}
+# Whoever may log to an experiment need not be allowed to change what its pages show.
+_REFUSED_VIEW = _REFUSED | {"PERMISSION_DENIED"}
+ItemT = TypeVar("ItemT")
+
+
+class RunGoneError(Exception):
+    """The run was deleted on the server."""
+
+
+class Sink:
+    """The target's experiment, made or restored if need be. Every method raises what the server's way to fail is."""
+
+    def __init__(self, target: Target) -> None:
+        with _alone(target):
+            self._client: Any = MlflowClient(tracking_uri=target.uri)
+            self.experiment_id = self._open_experiment(target)
+            self._save_view(target)
+
+    def find_run(self, tags: Mapping[str, str]) -> str | None:
+        """The oldest active run that bears these tags."""
+        condition = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+        found = self._client.search_runs([self.experiment_id], condition, order_by=["attributes.start_time ASC"])
+        return min(((run.info.start_time, run.info.run_id) for run in found), default=(0, None))[1]
+
+    def create_run(self, name: str, identity: Mapping[str, str], tags: Mapping[str, str]) -> str:
+        """A new run, or that which another machine made with the same identity at the same moment."""
+        created: str = self._client.create_run(
+            self.experiment_id, run_name=name, tags={**identity, **tags, HEARTBEAT_TAG: _now()}
+        ).info.run_id
+        oldest = self.find_run(identity) or created
+        if oldest != created:
+            self._client.delete_run(created)
+        return oldest
+
+    def history(self, run_id: str) -> list[Point]:
+        """Every point that the run holds."""
+        keys = self._client.get_run(run_id).data.metrics
+        return [
+            Point(key, point.step, point.value, point.timestamp)
+            for key in keys
+            for point in self._client.get_metric_history(run_id, key)
+        ]
+
+    def log_points(self, run_id: str, points: Iterable[Point]) -> None:
+        """Add points; identical ones arrive once."""
+        metrics = [Metric(metric_name(point.key), point.value, point.time, point.step) for point in points]
+        for batch in _batches(metrics, _METRICS_PER_BATCH):
+            self._log(run_id, batch, lambda items: self._client.log_batch(run_id, metrics=items))
+
+    def log_params(self, run_id: str, values: Mapping[str, str]) -> None:
+        """Set parameters; one that has another value already keeps it, and the new one becomes a tag."""
+        params = [Param(metric_name(key), value) for key, value in values.items()]
+
+        def keep_as_tag(param: Any) -> None:
+            self.set_tags(run_id, {f"param_changed/{param.key}": param.value})
+
+        for batch in _batches(params, _TAGS_PER_BATCH):
+            self._log(run_id, batch, lambda items: self._client.log_batch(run_id, params=items), keep_as_tag)
+
+    def set_tags(self, run_id: str, values: Mapping[str, str]) -> None:
+        """Set tags."""
+        tags = [RunTag(metric_name(key), value) for key, value in values.items()]
+        for batch in _batches(tags, _TAGS_PER_BATCH):
+            self._log(run_id, batch, lambda items: self._client.log_batch(run_id, tags=items))
+
+    def log_artifact(self, run_id: str, name: str, data: bytes) -> None:
+        """Keep a file under this relative path."""
+        folder, _, base = name.rpartition("/")
+        with tempfile.TemporaryDirectory() as scratch, self._refusals(run_id, f"artifact {name}"):
+            path = Path(scratch) / base
+            path.write_bytes(data)
+            self._client.log_artifact(run_id, str(path), folder or None)
+
+    def log_image(self, run_id: str, name: str, point: tuple[int, int], png: bytes) -> None:
+        """Keep a PNG of (step, time) for the UI's image grid, once."""
+        key = re.sub(r"[^\w\-./ ]", "_", name, flags=re.ASCII)
+        step, time_ms = point
+        mark = f"{key.replace('/', '~')}+step+{step}+timestamp+{time_ms}+"
+        with self._refusals(run_id, f"image {name}"):
+            there = [Path(file.path).name for file in self._client.list_artifacts(run_id, "images")]
+            if not any(file.startswith(mark) and file.endswith(".webp") for file in there):
+                image = _decode(png)
+                if image is None:
+                    sys.stderr.write(f"refused: image {name} of step {step}: not a PNG\n")
+                    return
+                self._client.log_image(run_id, image, key=key, step=step, timestamp=time_ms, synchronous=True)
+
+    def set_status(self, run_id: str, status: Status, time_ms: int, error: str | None) -> None:
+        """Set how a run stands, and the error that it failed with."""
+        with self._refusals(run_id, f"status {status}"):
+            if status == "RUNNING":
+                self._client.update_run(run_id, status=status)
+            else:
+                self._client.set_terminated(run_id, status, end_time=time_ms)
+        had_error = _ERROR_TAG in self._client.get_run(run_id).data.tags
+        if error:
+            self.set_tags(run_id, {_ERROR_TAG: error})
+        elif had_error:
+            self._client.delete_tag(run_id, _ERROR_TAG)
+
+    def beat(self, run_id: str) -> None:
+        """Say that the run lives."""
+        self.set_tags(run_id, {HEARTBEAT_TAG: _now()})
+        with self._refusals(run_id, "heartbeat"):
+            self._client.update_run(run_id, status="RUNNING")
+
+    def silent_runs(self, study: str, seconds: float) -> list[str]:
+        """Runs of a study that are RUNNING but have not been said to live for so long."""
+        condition = f"tags.`{STUDY_TAG}` = '{study}' and attributes.status = 'RUNNING'"
+        limit = (time.time() - seconds) * 1000
+        return [
+            run.info.run_id
+            for run in self._client.search_runs([self.experiment_id], condition)
+            if max(run.info.start_time, int(run.data.tags.get(HEARTBEAT_TAG, 0))) < limit
+        ]
+
+    def _open_experiment(self, target: Target) -> str:
+        experiment = self._client.get_experiment_by_name(target.experiment)
+        if experiment is None:
+            try:
+                return str(self._client.create_experiment(target.experiment, target.artifacts))
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+                experiment = self._client.get_experiment_by_name(target.experiment)
+        if experiment.lifecycle_stage == "deleted":
+            self._client.restore_experiment(experiment.experiment_id)
+        return str(experiment.experiment_id)
+
+    def _save_view(self, target: Target) -> None:
+        """Keep the study's view with the experiment, unless a person has changed it."""
+        experiment = self._client.get_experiment(self.experiment_id)
+        name = view_tag(target.study)
+        value = view_value(target.study, metric_name(target.metric), target.last_step, experiment.creation_time)
+        there = experiment.tags.get(name)
+        if there == value or (there is not None and not is_ours(there)):
+            return
+        try:
+            self._client.set_experiment_tag(self.experiment_id, name, value)
+        except MlflowException as error:
+            if error.error_code not in _REFUSED_VIEW:
+                raise
+            sys.stderr.write(f"refused: view {name}: {error}\n")
+
+    def _log(
+        self,
+        run_id: str,
+        items: Sequence[ItemT],
+        send: Callable[[Sequence[ItemT]], None],
+        instead: Callable[[ItemT], None] | None = None,
+    ) -> None:
+        """Send all at once; when that is refused one by one, so that one bad item costs no other."""
+        try:
+            send(items)
+            return
+        except MlflowException as error:
+            if error.error_code not in _REFUSED:
+                raise
+        for item in items:
+            with self._refusals(run_id, str(item), partial(instead, item) if instead else None):
+                send([item])
+
+    @contextmanager
+    def _refusals(self, run_id: str, what: str, instead: Callable[[], None] | None = None) -> Iterator[None]:
+        """Note what the server will never take and go on, for retrying would hold up all that follows."""
+        try:
+            yield
+        except MlflowException as error:
+            if error.error_code not in _REFUSED:
+                raise
+            if not self._is_active(run_id):
+                raise RunGoneError(run_id) from error
+            if instead is None:
+                sys.stderr.write(f"refused: {what}: {error}\n")
+            else:
+                instead()
+
+    def _is_active(self, run_id: str) -> bool:
+        try:
+            return bool(self._client.get_run(run_id).info.lifecycle_stage == "active")
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return False
+            raise
+
+
+def metric_name(name: str) -> str:
+    """The name with what MLflow does not allow in it replaced by an underscore."""
+    return re.sub(r"[^\w\-./ :]", "_", name, flags=re.ASCII)
+
+
+def _batches(items: Sequence[ItemT], size: int) -> Iterator[Sequence[ItemT]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def _decode(png: bytes) -> PIL.Image.Image | None:
+    try:
+        image = PIL.Image.open(io.BytesIO(png))
+        image.load()
+    except (OSError, SyntaxError):
+        return None
+    return image
+
+
+def _now() -> str:
+    return str(time.time_ns() // 1_000_000)
+
+
+def _alone(target: Target) -> AbstractContextManager[None]:
+    """Two processes that make the same database at the same moment would break it."""
+    if not target.uri.startswith(SQLITE):
+        return nullcontext()
+    return exclusive(Path(f"{target.uri.removeprefix(SQLITE)}.lock"))

@@ -1,0 +1,131 @@
+"""The saved view of a study in MLflow's pages: its variants' distance against Gflops, its curves, its sample grids.
+
+MLflow keeps a view as a tag of the experiment, and opens it by the tag's name. The tag holds JSON with the page's
+state, compressed; the state's keys are those of MLflow's own "Save as new view". Knows no MLflow.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote
+
+from dit.study.variants import SIZE_ORDER, resolve
+
+STUDY_TAG = "dit.study"
+VARIANT_TAG = "dit.variant"
+COLOUR_TAG = "mlflow.runColor"
+GFLOPS, PARAMETERS, LOSS, GRID = "gflops", "parameters_m", "loss", "samples"
+"""Metrics and the image that every variant's run has."""
+
+_TAG_PREFIX = "mlflow.sharedViewState."
+_DEFLATED = "deflate;"
+_AS_CHARTS = "&compareRunsMode=CHART&workflowType=machine_learning"
+_COMPUTE, _STEPS, _SAMPLES = "dit-compute", "dit-steps", "dit-samples"
+State = dict[str, Any]
+# A patch size has one hue; within it, the larger the model the darker.
+_COLOURS = {
+    2: ("#7fb3e6", "#4a90d9", "#1f6bb8", "#0b3d75"),
+    4: ("#f4b183", "#e8853d", "#c55f12", "#7f3a06"),
+    8: ("#8fd19e", "#55b06a", "#2c8544", "#145226"),
+}
+
+
+def view_tag(study: str) -> str:
+    """Name of the experiment's tag that holds a study's view."""
+    return _TAG_PREFIX + study
+
+
+def experiment_page(experiment_id: str) -> str:
+    """Where an experiment is, below a server's address."""
+    return f"/#/experiments/{experiment_id}/runs"
+
+
+def view_page(experiment_id: str, study: str) -> str:
+    """Where the view is, below a server's address; the runs are shown as charts."""
+    return f"{experiment_page(experiment_id)}?viewStateShareKey={quote(study)}{_AS_CHARTS}"
+
+
+def view_value(study: str, metric: str, step: int, created_ms: int) -> str:
+    """What the tag holds: `metric` is the distance that the study is judged by, `step` the last it is measured at.
+
+    The same arguments give the same text.
+    """
+    packed = zlib.compress(json.dumps(_state(study, metric, step)).encode(), 9)
+    state = _DEFLATED + base64.b64encode(packed).decode()
+    return json.dumps({"name": f"Scaling: {study}", "createdAt": created_ms, "updatedAt": created_ms, "state": state})
+
+
+def colour(variant: str) -> str:
+    """The colour of a variant's run in every chart."""
+    spec = resolve(variant)
+    return _COLOURS[spec.patch][SIZE_ORDER.index(spec.size)]
+
+
+def is_ours(value: str) -> bool:
+    """Whether a view is as `view_value` made it: a person who overwrites one gives it a later time of change."""
+    try:
+        envelope = json.loads(value)
+    except ValueError:
+        return False
+    return isinstance(envelope, Mapping) and envelope.get("updatedAt") == envelope.get("createdAt")
+
+
+def _state(study: str, metric: str, step: int) -> State:
+    name = metric.rpartition("/")[2]
+    return {
+        # The study's own run, the parent, has no point on any of the charts.
+        "searchFilter": f"tags.`{STUDY_TAG}` = '{study}' AND tags.`{VARIANT_TAG}` != ''",
+        "orderByKey": f"metrics.`{GFLOPS}`",
+        "orderByAsc": True,
+        "startTime": "ALL",
+        "lifecycleFilter": "Active",
+        "selectedColumns": [f"metrics.`{shown}`" for shown in (metric, GFLOPS, PARAMETERS, LOSS)],
+        # MLflow's default shows ten runs; the paper has twelve models.
+        "runsHiddenMode": "SHOW_ALL",
+        "compareRunSections": [
+            _section(_COMPUTE, f"{name} against size", columns=2, height=400),
+            _section(_STEPS, "Over steps", columns=2, height=400),
+            _section(_SAMPLES, "Samples by step", columns=1, height=560),
+        ],
+        # What MLflow adds for all other metrics comes below.
+        "isAccordionReordered": True,
+        "compareRunCharts": [
+            _scatter(GFLOPS, metric),
+            _scatter(PARAMETERS, metric),
+            _curve(metric),
+            _curve(LOSS),
+            _grid(step),
+        ],
+    }
+
+
+def _section(uuid: str, name: str, *, columns: int, height: int) -> State:
+    shown = {"display": True, "isReordered": True, "deleted": False, "isGenerated": False}
+    return {"uuid": uuid, "name": name, **shown, "columns": columns, "cardHeight": height}
+
+
+def _chart(kind: str, section: str, name: str) -> State:
+    own = {"deleted": False, "isGenerated": False, "runsCountToCompare": 100}
+    return {"uuid": f"{section}-{name}", "type": kind, "metricSectionId": section, **own}
+
+
+def _scatter(x: str, y: str) -> State:
+    # The title is made of both keys; a distance's own would fill it with its protocol.
+    vertical = {"key": y.rpartition("/")[2], "dataAccessKey": y, "type": "METRIC"}
+    return {**_chart("SCATTER", _COMPUTE, x), "xaxis": {"key": x, "type": "METRIC"}, "yaxis": vertical}
+
+
+def _curve(metric: str) -> State:
+    axes = {"xAxisKey": "step", "xAxisScaleType": "linear", "scaleType": "linear", "range": {}, "yAxisKey": "metric"}
+    # A distance is measured at a few steps only: a line without points would hide which.
+    look = {"displayPoints": True, "lineSmoothness": 0, "useGlobalLineSmoothing": False, "useGlobalXaxisKey": False}
+    rest = {"selectedXAxisMetricKey": "", "yAxisExpressions": [], "ignoreOutliers": False}
+    return {**_chart("LINE", _STEPS, metric), "metricKey": metric, **axes, **look, **rest}
+
+
+def _grid(step: int) -> State:
+    return {**_chart("IMAGE", _SAMPLES, GRID), "imageKeys": [GRID], "step": step, "showRunParams": False}

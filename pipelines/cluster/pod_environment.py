@@ -1,0 +1,147 @@
+"""What the pods of a study use, reached from where we are: their settings, the store, services inside the cluster."""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+import select
+import socket
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from urllib.parse import urlsplit
+
+from dit.errors import DitError, InputError, MissingError
+from dit.study.cluster import ClusterConfig
+from pipelines.cluster.client import NOT_FOUND, ApiRefused, Cluster
+
+S3_ENDPOINT = "AWS_ENDPOINT_URL_S3"
+_S3_KEY = "AWS_ACCESS_KEY_ID"
+# What would take the place of a study's own settings.
+_OURS = (S3_ENDPOINT, "AWS_ENDPOINT_URL", _S3_KEY, "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE")
+_SERVICE = re.compile(r"^([a-z0-9-]+)(?:\.([a-z0-9-]+)(?:\.svc(?:\.[a-z0-9.-]+)?)?)?$")
+_FORWARDING = re.compile(r"^Forwarding from 127\.0\.0\.1:(\d+) ")
+_FORWARD_SECONDS = 20.0
+
+
+def settings(cluster: Cluster, config: ClusterConfig, namespace: str) -> dict[str, str]:
+    """The variables that pods of a namespace are given from config maps and secrets, and the study's own.
+
+    MissingError for one that is not there; ApiRefused where we may not read it.
+    """
+    found: dict[str, str] = {}
+    for kind, sources in (("configmap", config.config_maps), ("secret", config.secrets)):
+        for name, keys in sources.items():
+            data = data_of(cluster, kind, namespace, name)
+            for key in keys:
+                if key not in data:
+                    raise MissingError(f"{kind} {namespace}/{name} has no key {key}; {see(kind, namespace, name)}")
+                found[key] = data[key]
+    return {**found, **config.env}
+
+
+def data_of(cluster: Cluster, kind: str, namespace: str, name: str) -> dict[str, str]:
+    """The content of a `configmap` or a `secret`, in plain text; MissingError where there is none."""
+    try:
+        data: Mapping[str, str] = cluster.ask(f"/api/v1/namespaces/{namespace}/{kind}s/{name}").get("data") or {}
+    except ApiRefused as error:
+        if error.status != NOT_FOUND:
+            raise
+        raise MissingError(f"there is no {kind} {namespace}/{name}; {see(kind, namespace)}") from None
+    if kind == "secret":
+        return {key: base64.b64decode(value).decode(errors="replace") for key, value in data.items()}
+    return dict(data)
+
+
+def see(kind: str, namespace: str, name: str = "") -> str:
+    """The command that shows what there is."""
+    return f"kubectl describe {kind} -n {namespace} {name}" if name else f"kubectl get {kind}s -n {namespace}"
+
+
+@contextmanager
+def store_as_pods_see_it(variables: Mapping[str, str], namespace: str) -> Iterator[str]:
+    """While the body runs, `open_store` finds the S3 server and the credentials that these variables name.
+
+    Where they name neither, ours stay. Yields how the server is reached.
+    """
+    endpoint = variables.get(S3_ENDPOINT)
+    with reached(endpoint, namespace) if endpoint else nullcontext(None) as local:
+        given = {key: value for key, value in variables.items() if key.startswith("AWS_")}
+        if local:
+            given[S3_ENDPOINT] = local
+        hidden = _OURS if _S3_KEY in given else ()
+        before = {key: os.environ[key] for key in {*given, *hidden} if key in os.environ}
+        for key in before:
+            del os.environ[key]
+        os.environ.update(given)
+        try:
+            yield how(endpoint, local) if endpoint and local else "with our own settings"
+        finally:
+            for key in given:
+                del os.environ[key]
+            os.environ.update(before)
+
+
+def how(address: str, local: str) -> str:
+    """In words, how an address is reached."""
+    return f"at {address}" + ("" if local == address else ", through kubectl port-forward")
+
+
+@contextmanager
+def reached(address: str, namespace: str) -> Iterator[str]:
+    """An address by which this machine reaches what pods of the namespace find at `address`.
+
+    A name that only the cluster knows leads through kubectl port-forward. Raises DitError where that fails, InputError
+    where it cannot work.
+    """
+    parts = urlsplit(address)
+    service = _service(parts.hostname or "", namespace)
+    if service is None:
+        yield address
+        return
+    if parts.scheme != "http":
+        raise InputError(f"{address} is a name that only the cluster knows, and its certificate is for no other")
+    with _forwarded(*service, parts.port or 80) as port:
+        yield f"http://127.0.0.1:{port}"
+
+
+def _service(host: str, namespace: str) -> tuple[str, str] | None:
+    """Namespace and name of the service behind a host name; None for one that can be looked up from here."""
+    match = _SERVICE.match(host)
+    try:
+        socket.getaddrinfo(host, None)
+        return None
+    except OSError:
+        return (match[2] or namespace, match[1]) if match else None
+
+
+@contextmanager
+def _forwarded(namespace: str, service: str, port: int) -> Iterator[int]:
+    """A port of this machine that leads to one of a service."""
+    command = ["kubectl", "port-forward", "--address=127.0.0.1", "--pod-running-timeout=10s", "-n", namespace]
+    command += [f"service/{service}", f":{port}"]
+    try:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    except FileNotFoundError:
+        raise InputError("kubectl is not on PATH; it leads to services inside the cluster") from None
+    with process:
+        try:
+            yield _port(process, f"service {namespace}/{service}")
+        finally:
+            process.terminate()
+
+
+def _port(process: subprocess.Popen[str], place: str) -> int:
+    if process.stdout is None or process.stderr is None:
+        raise AssertionError("both are pipes")
+    answered, _, _ = select.select([process.stdout], [], [], _FORWARD_SECONDS)
+    line = process.stdout.readline() if answered else ""
+    match = _FORWARDING.match(line)
+    if match:
+        return int(match[1])
+    process.terminate()
+    said = " ".join(process.stderr.read().split()).removeprefix("error: ") or "kubectl port-forward does not answer"
+    raise DitError(
+        f"{place} cannot be reached: {said}; kubectl get endpointslices,pods -n {place.split()[1].split('/')[0]}"
+    )

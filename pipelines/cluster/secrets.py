@@ -1,0 +1,84 @@
+"""The secrets that deployed pods read: which keys, whether they are there, and values where any will do."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import yaml
+
+from dit.errors import InputError
+from pipelines.cluster.kubectl import kubectl
+
+Place = tuple[str, str]
+"""Namespace and name of a secret."""
+
+_USER = "MLFLOW_TRACKING_USERNAME"
+
+
+def required_secrets(manifests: Sequence[dict[str, Any]]) -> dict[Place, set[str]]:
+    """Keys that pods read; a secret that a pod reads as a whole may have none here."""
+    needed: dict[Place, set[str]] = {}
+    for manifest in manifests:
+        if manifest["kind"] != "Deployment":
+            continue
+        pod = manifest["spec"]["template"]["spec"]
+        for container in [*pod["containers"], *pod.get("initContainers", [])]:
+            named = [source["secretRef"]["name"] for source in container.get("envFrom", []) if "secretRef" in source]
+            for name in named:
+                needed.setdefault((manifest["metadata"]["namespace"], name), set())
+            sources = [variable.get("valueFrom", {}).get("secretKeyRef") for variable in container.get("env", [])]
+            for source in filter(None, sources):
+                needed.setdefault((manifest["metadata"]["namespace"], source["name"]), set()).add(source["key"])
+    return needed
+
+
+def missing_secrets(manifests: Sequence[dict[str, Any]]) -> list[Place]:
+    """Secrets that pods read and the cluster does not have."""
+    return [place for place in required_secrets(manifests) if _found(place) is None]
+
+
+def check_secrets(manifests: Sequence[dict[str, Any]]) -> None:
+    """Raise InputError that names what pods read and the cluster does not have: secrets, or keys of them."""
+    if lacking := list(_lacking(manifests)):
+        raise InputError(f"missing {', '.join(lacking)}; the commands that create it are in docs/cluster.md, Secrets")
+
+
+def _lacking(manifests: Sequence[dict[str, Any]]) -> Iterator[str]:
+    for place, keys in required_secrets(manifests).items():
+        namespace, name = place
+        found = _found(place)
+        if found is None:
+            yield f"secret {name} in namespace {namespace}"
+        elif without := sorted(key for key in keys if not found.get(key)):
+            yield f"{', '.join(without)} of secret {name} in namespace {namespace}"
+
+
+def create_secret(place: Place, keys: set[str]) -> None:
+    """Create a secret with random values."""
+    namespace, name = place
+    secret = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": name, "namespace": namespace, "labels": {"app.kubernetes.io/part-of": "dit-scaling"}},
+        "stringData": {key: _value(key) for key in sorted(keys)},
+    }
+    # By standard input: a command line can be read by everyone on the machine.
+    kubectl("create", "-f", "-", stdin=yaml.safe_dump(secret))
+    sys.stderr.write(f"created secret {name} in namespace {namespace}\n")
+
+
+def _value(key: str) -> str:
+    """A value for a key that is up to us: MLflow's first user is always admin."""
+    return "admin" if key == _USER else secrets.token_hex(20)
+
+
+def _found(place: Place) -> dict[str, str] | None:
+    """What a secret holds, encoded; None where there is none."""
+    namespace, name = place
+    found = yaml.safe_load(
+        kubectl("get", "secret", name, "-n", namespace, "--ignore-not-found", "-o", "yaml") or "null"
+    )
+    return None if found is None else found.get("data") or {}

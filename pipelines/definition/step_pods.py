@@ -1,0 +1,84 @@
+"""What the pod of a pipeline's step is given on a cluster: the `cluster:` section of the study as kfp's settings."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any, Literal
+
+from kfp import kubernetes
+
+from dit.study.cluster import PRODUCT_LABEL, ClusterConfig, StepConfig, quantity
+
+Kind = Literal["prepare", "launch", "evaluate", "report"]
+"""Sections of `cluster.steps`."""
+
+_SCRATCH = "/tmp"
+# Argo counts it from the start of the first try: later there is no other, and one under way is killed.
+_TRIED_FOR = f"{365 * 24 * 3600}s"
+
+
+def equip(task: Any, kind: Kind, cluster: ClusterConfig) -> None:
+    """Give a task resources, variables, a place in the cluster, and retries."""
+    step: StepConfig = getattr(cluster.steps, kind)
+    _resources(task, step, cluster)
+    _variables(task, step, cluster)
+    if step.gpus:
+        _nodes(task, cluster)
+    if cluster.image_pull_secrets:
+        kubernetes.set_image_pull_secrets(task, list(cluster.image_pull_secrets))
+    kubernetes.set_security_context(task, run_as_non_root=True)
+    if step.timeout_seconds:
+        kubernetes.set_timeout(task, step.timeout_seconds)
+    # As Kubeflow Pipelines is published (retryPolicy OnError), a pod that was lost is tried again; a step that failed
+    # by itself, and so would fail again, is not.
+    if cluster.steps.retries:
+        task.set_retry(cluster.steps.retries, f"{cluster.steps.retry_seconds}s", 2.0, _TRIED_FOR)
+
+
+def _resources(task: Any, step: StepConfig, cluster: ClusterConfig) -> None:
+    # No limit of CPU, as in the pods of jobs: idle cores may be used.
+    task.set_cpu_request(_cpu(step.cpu)).set_memory_request(_memory(step.memory)).set_memory_limit(_memory(step.memory))
+    if step.gpus:
+        task.set_accelerator_type(cluster.gpu_resource).set_accelerator_limit(step.gpus)
+    kubernetes.empty_dir_mount(task, "scratch", _SCRATCH, size_limit=_memory(step.scratch))
+    kubernetes.empty_dir_mount(
+        task, "shared-memory", "/dev/shm", medium="Memory", size_limit=_memory(step.shared_memory)
+    )
+
+
+def _variables(task: Any, step: StepConfig, cluster: ClusterConfig) -> None:
+    plain = {
+        "HOME": _SCRATCH,
+        "TMPDIR": _SCRATCH,
+        "DIT_CACHE": f"{_SCRATCH}/dit-cache",
+        "OMP_NUM_THREADS": str(max(1, math.floor(quantity(step.cpu)))),
+        **cluster.env,
+    }
+    for name, value in plain.items():
+        task.set_env_variable(name, value)
+    for sources, use in (
+        (cluster.config_maps, kubernetes.use_config_map_as_env),
+        (cluster.secrets, kubernetes.use_secret_as_env),
+    ):
+        for source, keys in sources.items():
+            if wanted := {key: key for key in keys if key not in plain}:
+                use(task, source, wanted)
+
+
+def _nodes(task: Any, cluster: ClusterConfig) -> None:
+    product = {PRODUCT_LABEL: cluster.gpu_product} if cluster.gpu_product else {}
+    for label, value in {**cluster.node_selector, **product}.items():
+        kubernetes.add_node_selector(task, label, value)
+    for one in cluster.tolerations:
+        kubernetes.add_toleration(task, one.key, one.operator, one.value, one.effect)
+
+
+def _cpu(text: str) -> str:
+    """A quantity as kfp takes it: cores, or thousandths of them."""
+    return text if re.fullmatch(r"[\d.]+m?", text) else str(math.ceil(quantity(text)))
+
+
+def _memory(text: str) -> str:
+    """A quantity as kfp takes it: without fractions."""
+    return text if re.fullmatch(r"\d+([KMGT]i?)?", text) else str(math.ceil(quantity(text)))

@@ -1,0 +1,88 @@
+"""What a launcher asks of the cluster's API, and whether it may. k8s/base/jobs/launcher.yaml grants it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dit.study.cluster import ClusterConfig
+from pipelines.cluster.client import WORKLOADS, Cluster
+from pipelines.jobs.kinds import by_name
+from pipelines.jobs.trainjob import RUNTIME
+
+_MANAGED = ("get", "create", "patch", "delete")
+
+
+@dataclass(frozen=True)
+class Right:
+    """One verb on one kind of object in one namespace."""
+
+    namespace: str
+    group: str
+    resource: str
+    verb: str
+    subresource: str = ""
+
+    def __str__(self) -> str:
+        path = f"{self.resource}/{self.subresource}" if self.subresource else self.resource
+        return f"{self.verb} {path}{f'.{self.group}' if self.group else ''}"
+
+    @property
+    def attributes(self) -> dict[str, str]:
+        """As an access review takes it."""
+        return {
+            "namespace": self.namespace,
+            "group": self.group,
+            "resource": self.resource,
+            "subresource": self.subresource,
+            "verb": self.verb,
+        }
+
+
+@dataclass(frozen=True)
+class Account:
+    """A service account."""
+
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"system:serviceaccount:{self.namespace}:{self.name}"
+
+    @property
+    def groups(self) -> list[str]:
+        """Those that every such account is in."""
+        return ["system:serviceaccounts", f"system:serviceaccounts:{self.namespace}", "system:authenticated"]
+
+
+def of_launcher(cluster: ClusterConfig) -> tuple[Right, ...]:
+    """What it takes to start, adopt, watch, explain and delete the jobs of a study."""
+    own, kind = cluster.namespace, by_name(cluster.job)
+    managed = [kind.resource, *([RUNTIME] if cluster.job == "trainjob" else [])]
+    rights = [Right(own, one.group, one.plural, verb) for one in managed for verb in _MANAGED]
+    rights += [Right(own, "", "pods", "list"), Right(own, "", "events", "list"), Right(own, "", "pods", "get", "log")]
+    if cluster.queue:
+        rights.append(Right(own, WORKLOADS.group, WORKLOADS.plural, "list"))
+    return tuple(rights)
+
+
+def of_steps(namespace: str) -> tuple[Right, ...]:
+    """What a step of a pipeline needs where the run is: to find its run, and Argo's executor to report."""
+    reported = "workflowtaskresults"
+    return (
+        Right(namespace, "", "pods", "list"),
+        Right(namespace, "argoproj.io", reported, "create"),
+        Right(namespace, "argoproj.io", reported, "patch"),
+    )
+
+
+def allowed(cluster: Cluster, right: Right, account: Account | None) -> bool:
+    """Whether an account has a right, or with None whoever asks; ApiRefused where it is not ours to ask."""
+    review = "SubjectAccessReview" if account else "SelfSubjectAccessReview"
+    spec: dict[str, object] = {"resourceAttributes": right.attributes}
+    if account:
+        spec |= {"user": str(account), "groups": account.groups}
+    answer = cluster.ask(
+        f"/apis/authorization.k8s.io/v1/{review.lower()}s",
+        {"apiVersion": "authorization.k8s.io/v1", "kind": review, "spec": spec},
+    )
+    return bool(answer["status"]["allowed"])

@@ -1,0 +1,129 @@
+"""From one look at a job to the next: what to tell, and whether to go on waiting. Knows no API and no clock."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dit.console.formatting import format_duration
+from pipelines.jobs.failure_cause import Death, Lines, cause_of, deaths, final
+from pipelines.jobs.kinds import JobKind, Phase, condition
+from pipelines.jobs.pending_reason import Reason, explain
+from pipelines.jobs.snapshot import Snapshot
+from pipelines.jobs.spec import JobSpec
+
+# At a start things are missing for some seconds that come by themselves.
+_SETTLE_SECONDS = 10.0
+_REPEAT_SECONDS = 600.0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What follows from a look. `over` is None while the job is to be waited for."""
+
+    news: tuple[str, ...] = ()
+    over: Phase | None = None
+    error: str = ""
+    """Why the wait is over without success."""
+    cause: Death | None = None
+    """The end of a container that began the failure; None when none was seen."""
+    abandoned: bool = False
+    """Whether the job still is there, and must be removed, because nothing will come of it."""
+
+
+class Judge:
+    """Watches one job from its creation to its end."""
+
+    def __init__(self, spec: JobSpec, kind: JobKind, uid: str, lines: Lines) -> None:
+        self._spec, self._kind, self._uid, self._lines = spec, kind, uid, lines
+        self.place = f"{kind.resource.kind} {spec.namespace}/{spec.name}"
+        self._deaths: set[Death] = set()
+        self._complete = False
+        self._has_run: bool | None = None
+        self._incomplete_since: float | None = None
+        self._hopeless_since: float | None = None
+        self._since: dict[str, float] = {}
+        self._said: dict[str, float] = {}
+
+    def look(self, snapshot: Snapshot, now: float) -> Verdict:
+        """What to make of the job as it is `now`, in seconds of any clock that does not jump."""
+        job = snapshot.job
+        if job is None or job["metadata"]["uid"] != self._uid:
+            whose = "it was deleted" if job is None else "another of its name took its place"
+            return Verdict(
+                over=Phase.FAILED,
+                error=f"{self.place} is gone: {whose}; the same step, run again, goes on from the last checkpoint",
+            )
+        if self._has_run is None:
+            # What a launcher adopts may have run for days; a job that it has just made has no such condition.
+            self._has_run = any(condition(job, kind) is not None for kind in ("Running", "Restarting"))
+        fresh = set(deaths(snapshot.pods)) - self._deaths
+        self._deaths |= fresh
+        news = [f"{death.pod} ended: {death}" for death in sorted(fresh, key=lambda death: death.finished)]
+        if snapshot.phase is Phase.SUCCEEDED:
+            return Verdict(tuple(news), over=Phase.SUCCEEDED)
+        if snapshot.phase is Phase.FAILED:
+            cause = cause_of(self._deaths, self._lines)
+            return Verdict(tuple(news), over=Phase.FAILED, error=self._failure(snapshot, cause), cause=cause)
+        if self._kind.restarts and (cause := final(self._deaths, self._lines)) is not None:
+            error = f"{self.place} cannot go on: every further try would end alike"
+            return Verdict(tuple(news), over=Phase.FAILED, error=error, cause=cause, abandoned=True)
+        reason = explain(self._spec, self._kind, snapshot)
+        news += self._progress(snapshot, reason, now)
+        return self._patience(tuple(news), reason, now)
+
+    def _progress(self, snapshot: Snapshot, reason: Reason | None, now: float) -> list[str]:
+        replicas = self._spec.cluster.replicas
+        complete = snapshot.running >= replicas
+        news = []
+        if complete and not self._complete:
+            news.append(f"{self.place}: all {replicas} pods run")
+            self._said.clear()
+            self._since.clear()
+        self._complete = complete
+        if complete:
+            self._has_run = True
+            self._incomplete_since = self._hopeless_since = None
+            return news
+        if self._incomplete_since is None:
+            self._incomplete_since = now
+        if reason is None or not reason.hopeless:
+            self._hopeless_since = None
+        elif self._hopeless_since is None:
+            self._hopeless_since = now
+        if reason is not None and self._is_news(reason, now):
+            news.append(f"{self.place}: {snapshot.running} of {replicas} pods run: {reason}")
+        return news
+
+    def _is_news(self, reason: Reason, now: float) -> bool:
+        """Whether to tell a reason: when it has lasted, and again from time to time."""
+        since = self._since.setdefault(reason.same, now)
+        said = self._said.get(reason.same)
+        due = now - since >= _SETTLE_SECONDS if said is None else now - said >= _REPEAT_SECONDS
+        if due:
+            self._said[reason.same] = now
+        return due
+
+    def _patience(self, news: tuple[str, ...], reason: Reason | None, now: float) -> Verdict:
+        patience = self._spec.cluster.patience
+        why = (
+            str(reason)
+            if reason
+            else f"kubectl get pods -n {self._spec.namespace} -l {self._kind.pod_label}={self._spec.name}"
+        )
+        # Of a job that has run, a worker that lost its node, or a queue that somebody holds, may come back.
+        hopeless = None if self._has_run else self._hopeless_since
+        if hopeless is not None and now - hopeless >= patience.hopeless:
+            return Verdict(news, Phase.FAILED, f"{self.place} cannot start: {why}", abandoned=True)
+        if self._incomplete_since is not None and now - self._incomplete_since >= patience.start:
+            waited = format_duration(patience.start)
+            what = "did not get all of its pods back" if self._has_run else "did not start"
+            error = f"{self.place} {what} within {waited} (cluster.patience.start): {why}"
+            return Verdict(news, Phase.FAILED, error, abandoned=True)
+        return Verdict(news)
+
+    def _failure(self, snapshot: Snapshot, cause: Death | None) -> str:
+        job = snapshot.job or {}
+        failed = condition(job, "Failed") or {}
+        message = " ".join(str(failed.get("message") or failed.get("reason") or "no reason given").split())
+        error = f"{self.place} failed: {message.rstrip('.')}"
+        return error if cause else f"{error}; kubectl get events -n {self._spec.namespace}"

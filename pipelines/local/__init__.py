@@ -1,0 +1,1 @@
+"""The pipeline on this machine: worker processes or containers."""

@@ -1,0 +1,178 @@
+"""What a person sees of a running study: a line and a bar per step, where kfp would print forty."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol, TextIO
+
+from dit.console import Progress, console, progress
+from dit.console.formatting import format_duration
+from dit.console.streams import user_terminal
+from dit.errors import DitError, InputError
+from pipelines.step.events import Event, from_line
+
+if TYPE_CHECKING:
+    from dit.console.bars import Board
+
+_TAIL = 5
+
+
+class Bars(Protocol):
+    """Where the bars of one step are shown."""
+
+    def show(self, event: Event) -> None:
+        """Open, advance or close a bar."""
+
+    def end(self) -> None:
+        """The step is over."""
+
+
+@dataclass
+class _Step:
+    """What is known of the step that a lane is at."""
+
+    name: str = "the first step"
+    started: float = 0.0
+    said: str = ""
+    error: Event | None = None
+    tail: deque[str] = field(default_factory=lambda: deque(maxlen=_TAIL))
+    bars: Bars | None = None
+
+
+class StudyLog:
+    """Takes all that the lanes print: keeps it in a log and shows the steps' own events. A context manager."""
+
+    def __init__(self, log: TextIO, total: int) -> None:
+        self._log, self._total = log, total
+        self._screen = console()
+        self._steps: dict[int, _Step] = {}
+        self._begun = self._ended = 0
+        terminal = user_terminal()
+        self._board: Board | None = None
+        if terminal is not None:
+            from dit.console.bars import Board  # rich's bars, which a run without a terminal need not load
+
+            self._board = Board(terminal)
+
+    def __enter__(self) -> StudyLog:
+        if self._board is not None:
+            self._board.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._board is not None:
+            self._board.__exit__()
+
+    def take(self, lane: int, line: str) -> None:
+        """Act on a whole line from a lane."""
+        step = self._steps.setdefault(lane, _Step())
+        event = from_line(line)
+        if event is None:
+            self._note(lane, step, line)
+        elif event.kind in ("open", "advance", "close"):
+            if step.bars is not None:
+                step.bars.show(event)
+        else:
+            self._write(lane, f"{event.kind}: {event.text}")
+            self._show(lane, step, event)
+
+    def failure(self, lane: int, log: str) -> DitError:
+        """Why this lane ended early, in one line; `log` is where the rest can be read."""
+        step = self._steps.get(lane, _Step())
+        if step.error is not None:
+            return (InputError if step.error.code == InputError.exit_code else DitError)(step.error.text)
+        last = step.tail[-1] if step.tail else "nothing"
+        return DitError(f"{step.name} broke off; its last output was: {last}; all of it: {log}")
+
+    def _note(self, lane: int, step: _Step, line: str) -> None:
+        self._write(lane, line)
+        # kfp frames every step's output by its own time-stamped lines and rules.
+        if line.startswith("    ") and line.strip() and "[KFP Executor" not in line:
+            step.tail.append(line.strip())
+
+    def _write(self, lane: int, line: str) -> None:
+        self._log.write(f"{lane}| {line}\n" if line else "\n")
+
+    def _show(self, lane: int, step: _Step, event: Event) -> None:
+        if event.kind == "begin":
+            self._begun += 1
+            bars = _Row(self._board, event.text) if self._board else _PlainBars(event.text)
+            self._steps[lane] = _Step(event.text, time.monotonic(), bars=bars)
+            self._print(f"{self._place(self._begun)} {event.text}", on_terminal=False)
+        elif event.kind == "line":
+            # On a terminal the step's bar says enough until it ends.
+            step.said = event.text
+            self._print(f"{self._indent()} {step.name}: {event.text}", on_terminal=False)
+        elif event.kind == "end":
+            self._ended += 1
+            if step.bars is not None:
+                step.bars.end()
+            took = format_duration(time.monotonic() - step.started)
+            self._print(f"{self._indent()} {step.name}: done in {took}", on_terminal=False)
+            line = f"✓ {self._place(self._ended)} {step.name:<22} {took:>8}  {step.said}"
+            self._print(line, on_terminal=True)
+        elif event.kind == "error":
+            step.error = event
+
+    def _print(self, line: str, *, on_terminal: bool) -> None:
+        if self._screen.is_terminal != on_terminal:
+            return
+        if not on_terminal:
+            self._screen.out(line, highlight=False)
+        elif self._board is not None:
+            self._board.say(line)
+        else:
+            self._screen.print(line, markup=False, no_wrap=True, overflow="ellipsis")
+
+    def _place(self, number: int) -> str:
+        return f"{number:>{len(str(self._total))}}/{self._total}"
+
+    def _indent(self) -> str:
+        return " " * len(self._place(0))
+
+
+class _Row:
+    """A step's bars on a terminal: one row, which shows the newest."""
+
+    def __init__(self, board: Board, step: str) -> None:
+        self._step, self._newest = step, -1
+        self._row = board.row(step)
+
+    def show(self, event: Event) -> None:
+        if event.kind == "open":
+            self._newest = event.bar
+            self._row.begin(_named(event.text, self._step), event.count, event.unit, event.completed)
+        elif event.kind == "advance" and event.bar == self._newest:
+            self._row.advance(event.count, **event.info)
+
+    def end(self) -> None:
+        self._row.remove()
+
+
+class _PlainBars:
+    """A step's bars where there is no terminal: a line now and then."""
+
+    def __init__(self, step: str) -> None:
+        self._step = step
+        self._open: dict[int, tuple[ExitStack, Progress]] = {}
+
+    def show(self, event: Event) -> None:
+        if event.kind == "open":
+            stack = ExitStack()
+            shown = progress(_named(event.text, self._step), event.count, event.unit, event.completed)
+            self._open[event.bar] = stack, stack.enter_context(shown)
+        elif event.bar in self._open and event.kind == "advance":
+            self._open[event.bar][1].advance(event.count, **event.info)
+        elif event.bar in self._open:
+            self._open.pop(event.bar)[0].close()
+
+    def end(self) -> None:
+        self._open.clear()
+
+
+def _named(description: str, step: str) -> str:
+    """What a bar counts, with the step it belongs to: several steps count at a time."""
+    return description if step.split()[-1] in description else f"{step}: {description}"

@@ -1,0 +1,201 @@
+"""The study on this machine in containers of its image, by kfp.local's DockerRunner: `make study RUNNER=docker`.
+
+A step runs as the caller, in the caller's network, and sees of this machine only the store, the cache and the files
+that the study names, each where it lies.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from glob import has_magic
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from dit import __version__
+from dit.console import program
+from dit.errors import InputError, MissingError
+from dit.storage import cache_dir
+from dit.study import study_file
+from dit.study.config import AdmReference, FolderSource, StudyConfig, TarSource, VaeCodec
+from pipelines.step import parent_watch
+
+LOCAL_IMAGE = f"dit-scaling:{__version__}"
+"""What `make build` makes."""
+
+_FORWARDED = ("AWS_", "CUDA_VISIBLE_DEVICES", "DIT_", "MLFLOW_", "OMP_")
+_SHARED_MEMORY = "1g"
+
+
+def find_image(image: str = LOCAL_IMAGE) -> str:
+    """The image, once the engine has it.
+
+    Raises InputError where no engine answers, MissingError where there is no such image.
+    """
+    import docker
+
+    try:
+        client = docker.from_env()
+    except docker.errors.DockerException as error:
+        raise InputError(f"no Docker engine answers: {error}; start one, or set DOCKER_HOST") from None
+    try:
+        client.images.get(image)
+    except docker.errors.ImageNotFound:
+        if "/" not in image:
+            raise MissingError(f"image {image} is not in the Docker engine; run 'make build' first") from None
+        try:
+            client.images.pull(image)
+        except docker.errors.DockerException as error:
+            raise MissingError(f"image {image} cannot be pulled: {error}; run 'make build push REGISTRY=...'") from None
+    finally:
+        client.close()
+    return image
+
+
+def use_containers(config: StudyConfig, root: str, folder: str) -> None:
+    """Have kfp.local run the study's steps in containers from now on; `folder` takes kfp's leftovers."""
+    from kfp import local
+    from kfp.local import docker_task_handler
+
+    # kfp's own has the engine remove a container as soon as it ends, and takes one that it then finds no more for a
+    # success: a third of failing steps were reported so.
+    docker_task_handler.run_docker_container = run_container
+    runner = local.DockerRunner(
+        entrypoint=[],
+        environment=_environment(),
+        mounts=container_mounts(config, root),
+        network_mode="host",
+        shm_size=_SHARED_MEMORY,
+        user=f"{os.getuid()}:{os.getgid()}",
+        # Addresses in the study are relative to where the caller is.
+        working_dir=os.getcwd(),
+        **_gpus(),
+    )
+    local.init(runner, pipeline_root=folder, workspace_root=f"{folder}/workspace")
+
+
+def run_container(client: Any, image: str, command: list[str], volumes: dict[str, Any], **settings: Any) -> int:
+    """Run a container to its end, print what it prints, and return its exit code; it is removed afterwards."""
+    for place in volumes:
+        # Left to the engine, they would be root's.
+        os.makedirs(place, exist_ok=True)
+    leashed = parent_watch.MARK in os.environ
+    container = client.containers.create(image, command, volumes=volumes, stdin_open=leashed, **settings)
+    try:
+        with _leash_of(container, leashed):
+            container.start()
+            for line in whole_lines(container.logs(stream=True, follow=True)):
+                # Where nobody listens any more, the step still has a checkpoint to write.
+                with suppress(BrokenPipeError):
+                    print(line, flush=True)  # noqa: T201  kfp indents what is printed, and nothing else
+            return int(container.wait()["StatusCode"])
+    finally:
+        container.remove(force=True)
+
+
+@contextmanager
+def _leash_of(container: Any, leashed: bool) -> Iterator[None]:
+    """Pass this process's leash on: the container's standard input closes with it, or when this process is gone."""
+    if not leashed:
+        yield
+        return
+    attached = container.attach_socket(params={"stdin": 1, "stream": 1})
+    over, end = os.pipe()
+
+    def watch() -> None:
+        ready, _, _ = select.select([0, over], [], [])
+        if 0 in ready:
+            with socket.socket(fileno=os.dup(attached.fileno())) as connection:
+                connection.shutdown(socket.SHUT_RDWR)
+
+    watcher = threading.Thread(target=watch, name="leash of a container")
+    watcher.start()
+    try:
+        yield
+    finally:
+        os.close(end)
+        watcher.join()
+        os.close(over)
+        attached.close()
+
+
+def whole_lines(chunks: Iterable[bytes]) -> Iterator[str]:
+    """The lines in what an engine sends piece by piece: a step's events are told by whole lines."""
+    rest = b""
+    for chunk in chunks:
+        *lines, rest = (rest + chunk).split(b"\n")
+        yield from (line.decode(errors="replace") for line in lines)
+    if rest:
+        yield rest.decode(errors="replace")
+
+
+def _environment() -> dict[str, str]:
+    passed = {name: value for name, value in os.environ.items() if name.startswith(_FORWARDED)}
+    return {**passed, "DIT_CACHE": str(cache_dir())}
+
+
+def container_mounts(config: StudyConfig, root: str) -> list[Any]:
+    """The store and the cache, and read-only what the study names, each under the path that it has here."""
+    from docker.types import Mount
+
+    writable = [cache_dir()]
+    parts = urlsplit(root)
+    if parts.scheme in ("", "file"):
+        writable.append(Path(unquote(parts.path)).absolute())
+    for place in writable:
+        place.mkdir(parents=True, exist_ok=True)
+    return [
+        *(Mount(str(place), str(place), type="bind") for place in writable),
+        *(Mount(str(place), str(place), type="bind", read_only=True) for place in _inputs(config)),
+    ]
+
+
+def _inputs(config: StudyConfig) -> list[Path]:
+    """Files and folders of this machine that the study reads."""
+    dataset, evaluation = config.dataset, config.evaluation
+    named: list[str | Path | None] = [evaluation.extractor_weights]
+    if isinstance(dataset.source, FolderSource | TarSource) and "://" not in dataset.source.path:
+        path = Path(dataset.source.path)
+        # What a glob means is seen where its folder is.
+        named.append(next(folder for folder in (path, *path.parents) if not has_magic(str(folder))))
+    if isinstance(dataset.codec, VaeCodec):
+        named += [dataset.codec.weights, dataset.codec.decoder]
+    if isinstance(evaluation.reference, AdmReference):
+        named.append(evaluation.reference.path)
+    places = {Path(name).expanduser().absolute() for name in named if name and "://" not in str(name)}
+    return sorted(place for place in places if place.exists())
+
+
+def _gpus() -> dict[str, Any]:
+    if not any(Path("/dev").glob("nvidia[0-9]*")):
+        return {}
+    from docker.types import DeviceRequest
+
+    return {"device_requests": [DeviceRequest(count=-1, capabilities=[["gpu"]])]}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code of `python -m pipelines.local.docker`."""
+    from pipelines.local.runner import run
+
+    parser = program.parser("pipelines.local.docker", __doc__)
+    program.add_study(parser)
+    parser.add_argument("--root", default="runs", help="store of all results: a folder or s3://...")
+    parser.add_argument("--image", default=LOCAL_IMAGE, help="image of all steps (default: %(default)s)")
+    options = parser.parse_args(arguments)
+
+    def study() -> None:
+        study_file.load(options.study, options.overrides)
+        run(options.study, options.root, options.overrides, find_image(options.image))
+
+    return program.exit_code(study, "interrupted; the same command goes on where it stopped")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

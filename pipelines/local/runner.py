@@ -1,0 +1,105 @@
+"""The study on this machine: its pipeline under kfp.local, several variants at a time."""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from dit.console import say
+from dit.report.tables import address, show_results
+from dit.storage import Store, cache_dir, open_store
+from dit.storage.file import FileStore
+from dit.study import layout, study_file
+from dit.study.config import StudyConfig
+from dit.tracking import flush, reconcile
+from pipelines import complete
+from pipelines.local.display import StudyLog
+from pipelines.local.parallelism import share
+from pipelines.local.workers import Job, LaneError, Lanes
+from pipelines.step.parent_watch import Leash
+
+
+def run(study: Path | str, root: str, overrides: list[str], image: str | None = None) -> None:
+    """Run what is not complete yet of a study, then print its table, its verdict and where to look next.
+
+    With an image, steps are containers of it.
+
+    A step that fails raises DitError with that step's own line; an interrupt ends the running steps, which go on
+    from their last checkpoints the next time.
+    """
+    config = study_file.load(study, overrides)
+    store = open_store(root)
+    store.check_writable()
+    if complete.study_complete(config, store):
+        importlib.import_module("dit.stages.report").run(config, store)
+    else:
+        importlib.import_module("dit.stages.evaluate").check_files(config, store)
+        _run_pipeline(config, store, image)
+    flush(config, store)
+    show_results(config, store)
+
+
+def _run_pipeline(config: StudyConfig, store: Store, image: str | None) -> None:
+    log_path, left = _log_path(config, store), complete.unfinished(config, store)
+    machine = share(config.fit, len(left))
+    say(
+        f"{config.study}: {len(left)} of {len(config.specs)} variants to do, {machine.lanes} at a time;"
+        f" results in {address(store, '')}, log in {log_path}"
+    )
+    with (
+        open(log_path, "w") as log,
+        tempfile.TemporaryDirectory(prefix="dit-study-", ignore_cleanup_errors=True) as work,
+        StudyLog(log, total=2 + 3 * len(left)) as shown,
+        Leash() as leash,
+        _interrupts(leash) as caught,
+    ):
+        text = config.to_yaml()
+        try:
+            with Lanes(machine.lanes, Path(work), shown.take, leash.pull) as lanes:
+                lanes.run([Job(text, store.url, "prepare", image=image)])
+                lanes.run([Job(text, store.url, spec.name, machine.threads, image) for spec in left])
+                lanes.run([Job(text, store.url, "report", image=image)])
+            if caught:
+                _end_by(caught[0])
+        except LaneError as error:
+            if caught:
+                _end_by(caught[0])
+            raise shown.failure(error.lane, str(log_path)) from None
+        finally:
+            # A step that was killed could not end its own run.
+            reconcile(config, store)
+
+
+def _end_by(number: int) -> None:
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    sys.exit(128 + number)
+
+
+def _log_path(config: StudyConfig, store: Store) -> Path:
+    path = (store.root if isinstance(store, FileStore) else cache_dir()) / layout.pipeline_log(config)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+@contextmanager
+def _interrupts(leash: Leash) -> Iterator[list[int]]:
+    """While the body runs, let SIGINT and SIGTERM end the running steps instead of this process; yields those seen."""
+    caught: list[int] = []
+
+    def pull(number: int, _: FrameType | None) -> None:
+        caught.append(number)
+        leash.pull()
+
+    before = {number: signal.signal(number, pull) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,153 @@
+"""Several lanes, each a process that runs one part of a study at a time; the starter's side. Knows no kfp."""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
+
+from pipelines.step.events import from_line
+
+Take = Callable[[int, str], None]
+"""Takes a line that a lane printed, and the lane's number."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A part of a study's pipeline, on how many threads its steps compute, and in what.
+
+    None leaves the threads to the environment.
+    """
+
+    study: str
+    """The study file's text."""
+    root: str
+    part: str
+    """See `pipelines.definition.pipeline.build`."""
+    threads: int | None = None
+    image: str | None = None
+    """Run the steps in containers of this image; None makes them processes."""
+
+    def to_line(self) -> str:
+        """One line of text."""
+        return json.dumps(asdict(self)) + "\n"
+
+    @classmethod
+    def from_line(cls, line: str) -> Self:
+        """The job in such a line."""
+        return cls(**json.loads(line))
+
+
+class LaneError(Exception):
+    """A lane ended before its work."""
+
+    def __init__(self, lane: int) -> None:
+        super().__init__(f"lane {lane} ended early")
+        self.lane = lane
+
+
+class Lanes:
+    """Processes that share the work; a context manager, to be entered under a leash, which alone ends their steps.
+
+    Left by an error, it pulls the leash and waits until all have ended.
+    """
+
+    def __init__(self, count: int, folder: Path, take: Take, end_all: Callable[[], None]) -> None:
+        self._count, self._folder, self._take, self._end_all = count, folder, take, end_all
+        self._lanes: dict[int, _Lane] = {}
+        self._selector = selectors.DefaultSelector()
+
+    def __enter__(self) -> Self:
+        for number in range(1, self._count + 1):
+            lane = _Lane(number, self._folder / f"lane-{number}")
+            self._lanes[number] = lane
+            self._selector.register(lane.output, selectors.EVENT_READ, lane)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self._end_all()
+        for lane in self._lanes.values():
+            lane.dismiss()
+        while self._lanes:
+            self._listen()
+        self._selector.close()
+
+    def run(self, jobs: Iterable[Job]) -> None:
+        """Run jobs in this order, as lanes become free, until all are done; LaneError as soon as one has failed."""
+        waiting = deque(jobs)
+        while waiting or any(lane.busy for lane in self._lanes.values()):
+            for lane in self._lanes.values():
+                if waiting and lane.ready:
+                    lane.give(waiting.popleft())
+            ended = self._listen()
+            if ended:
+                raise LaneError(ended[0])
+
+    def _listen(self) -> list[int]:
+        """Wait for output and pass it on; the lanes that have ended."""
+        ended = []
+        for key, _ in self._selector.select():
+            lane: _Lane = key.data
+            for line in lane.read():
+                event = from_line(line)
+                if event is not None and event.kind == "ready":
+                    lane.ready, lane.busy = True, False
+                else:
+                    self._take(lane.number, line)
+            if lane.ended:
+                self._selector.unregister(lane.output)
+                del self._lanes[lane.number]
+                ended.append(lane.number)
+        return ended
+
+
+class _Lane:
+    """One lane's process. Standard input, which is a leash, passes on to it and its steps."""
+
+    def __init__(self, number: int, folder: Path) -> None:
+        folder.mkdir()
+        take, give = os.pipe()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "pipelines.local.worker", str(take), str(folder)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            pass_fds=(take,),
+            env=os.environ | {"TMPDIR": str(folder)},
+        )
+        os.close(take)
+        assert self._process.stdout is not None
+        self.number, self.output = number, self._process.stdout.fileno()
+        self.ready = self.busy = self.ended = False
+        self._jobs = open(give, "wb")  # noqa: SIM115
+        self._rest = b""
+
+    def give(self, job: Job) -> None:
+        """Have it run a job. That a lane has died meanwhile shows in its output's end."""
+        self.ready, self.busy = False, True
+        with suppress(BrokenPipeError):
+            self._jobs.write(job.to_line().encode())
+            self._jobs.flush()
+
+    def read(self) -> list[str]:
+        """The whole lines that have come; at the output's end, after waiting for the process, all that is left."""
+        data = os.read(self.output, 1 << 16)
+        if not data:
+            self.ended = True
+            self.dismiss()
+            self._process.wait()
+        *lines, self._rest = (self._rest + (data or b"\n")).split(b"\n")
+        return [line.decode(errors="replace") for line in lines]
+
+    def dismiss(self) -> None:
+        """Have it end when it has done the job it is at."""
+        with suppress(BrokenPipeError):
+            self._jobs.close()

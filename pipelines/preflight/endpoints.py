@@ -1,0 +1,161 @@
+"""The store, the files that a study names, and MLflow, as the pods will find them."""
+
+from __future__ import annotations
+
+import base64
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+from dit.errors import DitError, MissingError, StoreError
+from dit.storage import Store, open_store, read_record
+from dit.study import layout
+from dit.study.config import AdmReference, StudyConfig, TarSource, VaeCodec
+from dit.study.records import DatasetManifest
+from dit.tracking.mlflow_ui import DIRECTLY
+from pipelines.cluster.client import FORBIDDEN, ApiRefused
+from pipelines.cluster.pod_environment import how, reached, see, settings, store_as_pods_see_it
+from pipelines.preflight.finding import Finding, Site, failed, ok, unknown
+
+_SECONDS = 20
+_URI = "MLFLOW_TRACKING_URI"
+_USER, _PASSWORD = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
+# What a file is worth that no stage has fetched yet: only that it is there. Stages verify its content.
+_INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
+
+
+def store(site: Site) -> Iterator[Finding]:
+    """Whether the bucket can be written with the study's credentials, and what the study names is in the store."""
+    variables = _variables(site)
+    if isinstance(variables, Finding):
+        yield variables
+        return
+    with _opened(site, variables) as found:
+        if isinstance(found, Finding):
+            yield found
+            return
+        place, way = found
+        place.check_writable()
+        yield ok("bucket", f"{site.root} is there and writable, {way}")
+        yield from _files(site.config, place)
+
+
+@contextmanager
+def _opened(site: Site, variables: Mapping[str, str]) -> Iterator[Finding | tuple[Store, str]]:
+    with store_as_pods_see_it(variables, site.namespace) as way:
+        try:
+            found: Finding | tuple[Store, str] = (open_store(site.root), way)
+        except StoreError as error:
+            # Pods may reach a server that we do not.
+            found = failed("bucket", str(error)) if site.inside else unknown("bucket", f"asked from here: {error}")
+        yield found
+
+
+def _variables(site: Site) -> dict[str, str] | Finding:
+    try:
+        return settings(site.cluster, site.config.cluster, site.namespace)
+    except MissingError as error:
+        return failed("bucket", f"not asked: {error}")
+    except ApiRefused as error:
+        if error.status != FORBIDDEN:
+            raise
+        return unknown("bucket", f"not asked: we may not read where it is, and as whom: {error}")
+
+
+def _files(config: StudyConfig, store: Store) -> Iterator[Finding]:
+    """What no stage makes, where it is still needed."""
+    dataset, evaluation = config.dataset, config.evaluation
+    manifest = read_record(store, f"{layout.dataset(config)}/{layout.MANIFEST}", DatasetManifest)
+    prepared = manifest is not None and manifest.config_hash == config.dataset_hash()
+    if prepared:
+        yield ok("dataset", f"is prepared, {store.url}/{layout.dataset(config)}")
+    elif dataset.source.kind != "digits":
+        shown = "dataset.source.path"
+        if not isinstance(dataset.source, TarSource):
+            yield failed(
+                "images",
+                f"{shown}={dataset.source.path} is a folder, which pods do not have; put tar files of it into the"
+                " store, and give SET='dataset.source.kind=tar dataset.source.path=s3://...'",
+            )
+        else:
+            yield _folder("images", shown, dataset.source.path)
+    if isinstance(dataset.codec, VaeCodec):
+        if not prepared or not dataset.codec.decoder:
+            yield _folder("autoencoder", "dataset.codec.weights", dataset.codec.weights)
+        if dataset.codec.decoder:
+            yield _folder("decoder", "dataset.codec.decoder", dataset.codec.decoder)
+    if evaluation.extractor == "inception":
+        address = evaluation.extractor_weights or f"{store.url}/{layout.weights(_INCEPTION)}"
+        yield _file("InceptionV3", "evaluation.extractor_weights", address)
+    if isinstance(evaluation.reference, AdmReference):
+        yield _file("reference", "evaluation.reference.path", evaluation.reference.path)
+
+
+def _folder(subject: str, key: str, address: str) -> Finding:
+    return _named(subject, key, address, lambda place, name: bool(place.list(name)))
+
+
+def _file(subject: str, key: str, address: str) -> Finding:
+    return _named(subject, key, address, lambda place, name: place.exists(name))
+
+
+def _named(subject: str, key: str, address: str, there: Callable[[Store, str], bool]) -> Finding:
+    """Whether something lies at the store address that a key of the study names."""
+    if not address.startswith("s3://"):
+        return failed(
+            subject, f"{key}={address} is a path, which pods do not have; put it into the store, SET='{key}=s3://...'"
+        )
+    folder, _, name = address.rstrip("/").rpartition("/")
+    try:
+        found = there(open_store(folder), name)
+    except DitError as error:
+        return failed(subject, f"{key}: {error}")
+    if found:
+        return ok(subject, f"{address} is there")
+    return failed(subject, f"{key}={address}: nothing is there; put it there, or correct it by SET='{key}=s3://...'")
+
+
+def tracking(site: Site) -> Iterator[Finding]:
+    """Whether MLflow answers under the name that pods know it by, and takes their password."""
+    subject, config = "MLflow", site.config
+    if config.tracking.kind == "none":
+        return
+    variables = settings(site.cluster, config.cluster, site.namespace)
+    address = (config.tracking.uri or variables.get(_URI) or "").rstrip("/")
+    if not address.startswith(("http://", "https://")):
+        named = f"{address} is no server that pods reach" if address else f"no config map has {_URI}"
+        yield failed(subject, f"{named}; correct cluster.config_maps, or SET=tracking.kind=none")
+        return
+    with reached(address, site.namespace) as local:
+        yield _asked(site, address, local, variables)
+
+
+def _asked(site: Site, address: str, local: str, variables: Mapping[str, str]) -> Finding:
+    """One request that needs the password and passes the check of the host's name."""
+    subject, where = "MLflow", f"{how(address, local)}"
+    login = base64.b64encode(f"{variables.get(_USER, '')}:{variables.get(_PASSWORD, '')}".encode()).decode()
+    request = urllib.request.Request(
+        f"{local}/api/2.0/mlflow/experiments/search?max_results=1",
+        headers={
+            "Host": urlsplit(address).netloc,
+            **({"Authorization": f"Basic {login}"} if _USER in variables else {}),
+        },
+    )
+    logs = f"kubectl logs -n {site.namespace} deployment/mlflow"
+    ask = urllib.request.urlopen if local == address else DIRECTLY.open
+    try:
+        with ask(request, timeout=_SECONDS):
+            return ok(subject, f"answers {where}, and takes the password")
+    except urllib.error.HTTPError as error:
+        said = " ".join(error.read(200).decode(errors="replace").split())
+        remedy = {
+            401: f"the password is not the server's; {see('secret', site.namespace, 'dit-mlflow')}",
+            403: "add the name to MLFLOW_SERVER_ALLOWED_HOSTS in mlflow/deployment.yaml, then make deploy",
+        }.get(error.code, logs)
+        return failed(subject, f"answers {error.code} {where}: {said}; {remedy}")
+    except OSError as error:
+        reason = getattr(error, "reason", error)
+        mark = failed if site.inside or local != address else unknown
+        return mark(subject, f"does not answer {where}: {reason}; {logs}")

@@ -1,0 +1,34 @@
+"""Whether the launcher may do what it will do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pipelines.cluster.client import FORBIDDEN, ApiRefused
+from pipelines.jobs import permissions
+from pipelines.preflight.finding import Finding, Site, failed, ok, unknown
+
+
+def launcher(site: Site) -> Iterator[Finding]:
+    """Whether its account has each right on jobs, and as a step of a pipeline."""
+    yield _review(site, site.namespace, permissions.of_launcher(site.config.cluster))
+    if site.endpoint:
+        yield _review(site, site.runs, permissions.of_steps(site.runs))
+
+
+def _review(site: Site, namespace: str, needed: tuple[permissions.Right, ...]) -> Finding:
+    """Asked for the account from outside of the cluster, and inside for ourselves, who are the account."""
+    account = None if site.inside else site.account
+    subject = f"rights in {namespace}"
+    who = str(account) if account else "our own account"
+    try:
+        lacking = [str(one) for one in needed if not permissions.allowed(site.cluster, one, account)]
+    except ApiRefused as error:
+        if error.status != FORBIDDEN:
+            raise
+        return unknown(subject, f"we may not ask what {who} may do: {error}")
+    if lacking:
+        overlay = "pipelines" if site.account.namespace != site.namespace else "kind, or a100"
+        command = f"make deploy OVERLAY={overlay}; kubectl auth can-i --list -n {namespace} --as={site.account}"
+        return failed(subject, f"{who} may not: {', '.join(lacking)}; {command}")
+    return ok(subject, f"{who} may do all {len(needed)} things that it does")

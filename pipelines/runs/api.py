@@ -1,0 +1,226 @@
+"""Runs of Kubeflow Pipelines, as thin as can be: calls, and their two ways to fail.
+
+kfp's own client signs in, and does nothing else here: it has no time limits, asks a server that is away five times
+with tracebacks, prints, and lets go of a run at the first error while it waits for its end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import kfp_server_api as server
+import urllib3
+import yaml
+from kfp.client import Client
+
+from dit.errors import DitError, InputError
+from pipelines.runs.model import Run, load_package, run_of, spec_of
+
+ENDPOINT = "KFP_ENDPOINT"
+EXPERIMENT = "dit"
+
+_TIMEOUT = (5, 30)
+_UI = "KF_PIPELINES_UI_ENDPOINT"
+_SIGN_IN = (301, 302, 303, 307, 308, 401, 403)
+_UNKNOWN = "unknown"
+T = TypeVar("T")
+
+
+class PipelinesUnavailable(DitError):
+    """The server of Kubeflow Pipelines cannot be reached or cannot answer; the same call may succeed later."""
+
+
+def endpoint_of(given: str | None) -> str:
+    """The address given, or that of the environment; InputError where there is none, or it is none."""
+    address = (given or os.environ.get(ENDPOINT) or "").rstrip("/")
+    if not address:
+        raise InputError(
+            f"no server of Kubeflow Pipelines is named; set {ENDPOINT}, such as"
+            f" {ENDPOINT}=http://localhost:8888 after kubectl port-forward -n kubeflow service/ml-pipeline 8888:8888"
+        )
+    parts = urlsplit(address)
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise InputError(f"{ENDPOINT}={address}: no address; give http://HOST:PORT or https://HOST")
+    return address
+
+
+class Pipelines:
+    """The server at one endpoint. Every call raises PipelinesUnavailable, or DitError where it says no."""
+
+    def __init__(self, endpoint: str) -> None:
+        self.endpoint = endpoint
+        with warnings.catch_warnings(), self._errors():
+            warnings.simplefilter("ignore")
+            api = _Client(host=endpoint)._run_api.api_client
+        # Whoever calls decides how often and how long; a redirection leads to a page to sign in at.
+        api.rest_client.pool_manager.connection_pool_kw["retries"] = False
+        self._api = api
+        self._runs, self._experiments = server.RunServiceApi(api), server.ExperimentServiceApi(api)
+
+    def version(self) -> str:
+        """What the server says it is, "unknown" where it keeps that to itself.
+
+        InputError for a server of something else.
+        """
+        try:
+            healthy = self._call(server.HealthzServiceApi(self._api).healthz_service_get_healthz)
+        except _NotFound:
+            healthy = None
+        if healthy is None or healthy.multi_user is None:
+            raise InputError(
+                f"{self.endpoint} answers, and not as Kubeflow Pipelines 2 does; correct {ENDPOINT};"
+                f" curl {self.endpoint}/apis/v2beta1/healthz"
+            )
+        # Only the older interface tells the version, and not every gateway lets it through.
+        try:
+            older = self._call(
+                self._api.call_api,
+                "/apis/v1beta1/healthz",
+                "GET",
+                response_type="object",
+                auth_settings=["Bearer"],
+                _return_http_data_only=True,
+            )
+            return str(older["tag_name"] or _UNKNOWN)
+        except (DitError, KeyError, TypeError):
+            return _UNKNOWN
+
+    def experiment(self, name: str, create: bool = False) -> str | None:
+        """Id of the experiment of this name; where there is none, None or that of a new one."""
+        chosen = {"predicates": [{"operation": "EQUALS", "key": "display_name", "stringValue": name}]}
+        listed = self._call(
+            self._experiments.experiment_service_list_experiments, filter=json.dumps(chosen), page_size=1
+        ).experiments
+        if listed:
+            return str(listed[0].experiment_id)
+        if not create:
+            return None
+        wanted = server.V2beta1Experiment(display_name=name)
+        try:
+            return str(self._call(self._experiments.experiment_service_create_experiment, wanted).experiment_id)
+        except _Exists:
+            # Another submission was faster.
+            return self.experiment(name)
+
+    def create(self, experiment: str, name: str, package: Path, account: str, caching: bool = True) -> str:
+        """Start a run of a compiled file as a service account; its id."""
+        body = server.V2beta1Run(
+            experiment_id=experiment,
+            display_name=name,
+            pipeline_spec=load_package(package, caching),
+            runtime_config=server.V2beta1RuntimeConfig(parameters={}),
+            service_account=account,
+        )
+        return str(self._call(self._runs.run_service_create_run, body).run_id)
+
+    def run(self, uid: str) -> Run:
+        """The run of this id; InputError where there is none."""
+        try:
+            return run_of(self._call(self._runs.run_service_get_run, uid))
+        except _NotFound as error:
+            raise InputError(f"run {uid}: {error}; see which there are: make status") from None
+
+    def latest(self, experiment: str, pipeline: str) -> Run | None:
+        """The newest run of a pipeline, by its name, in an experiment, by its id; None where there is none."""
+        token = ""
+        while True:
+            answer = self._call(
+                self._runs.run_service_list_runs,
+                experiment_id=experiment,
+                sort_by="created_at desc",
+                page_size=50,
+                page_token=token,
+            )
+            for one in answer.runs or []:
+                if spec_of(one.pipeline_spec).get("pipelineInfo", {}).get("name") == pipeline:
+                    return self.run(str(one.run_id))
+            token = answer.next_page_token or ""
+            if not token:
+                return None
+
+    def terminate(self, uid: str) -> None:
+        """End a run; its steps are killed. InputError where there is none that goes on."""
+        found = self.run(uid)
+        if found.over:
+            raise InputError(f"run {uid} ({found.name}) has ended already, {found.state}; make clean-jobs")
+        self._call(self._runs.run_service_terminate_run, uid)
+
+    def url(self, uid: str) -> str:
+        """Where a browser shows the run."""
+        return f"{(os.environ.get(_UI) or self.endpoint).rstrip('/')}/#/runs/details/{uid}"
+
+    def _call(self, method: Callable[..., T], *arguments: Any, **options: Any) -> T:
+        with self._errors():
+            return method(*arguments, _request_timeout=_TIMEOUT, **options)
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except server.ApiException as error:
+            raise self._answered(error) from error
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise PipelinesUnavailable(
+                f"Kubeflow Pipelines at {self.endpoint} cannot be reached ({_cause(error)}); start its server, or"
+                f" correct {ENDPOINT}"
+            ) from error
+        except (server.OpenApiException, ValueError, TypeError, AttributeError) as error:
+            raise DitError(
+                f"{self.endpoint}: its answer is not that of Kubeflow Pipelines 2 ({_line(error)}); correct {ENDPOINT}"
+            ) from error
+
+    def _answered(self, error: server.ApiException) -> DitError:
+        where, said = f"Kubeflow Pipelines at {self.endpoint}", _message(error)
+        if error.status in _SIGN_IN:
+            return InputError(
+                f"{where} wants you to sign in ({error.status}); reach it past its gateway:"
+                " kubectl port-forward -n kubeflow service/ml-pipeline 8888:8888"
+            )
+        if error.status in (404, 409):
+            return (_NotFound if error.status == 404 else _Exists)(f"{where}: {said}")
+        if not error.status or error.status == 429 or error.status >= 500:
+            return PipelinesUnavailable(
+                f"{where}: {said}; see its log: kubectl logs -n kubeflow deployment/ml-pipeline"
+            )
+        return InputError(f"{where}: refused: {said}")
+
+
+class _NotFound(InputError):
+    """There is no such thing, or no such server."""
+
+
+class _Exists(InputError):
+    """There is one already."""
+
+
+class _Client(Client):  # type: ignore[misc]
+    """kfp's client without its question at the start, which a server that is away leaves it at for half a minute."""
+
+    def get_kfp_healthz(self, sleep_duration: int = 5) -> Any:  # noqa: ARG002
+        """Says no to whether users have namespaces of their own, which is all that is asked for."""
+        return server.V2beta1GetHealthzResponse(multi_user=False)
+
+
+def _message(error: server.ApiException) -> str:
+    try:
+        tree = yaml.safe_load(error.body)
+        return _line(tree.get("message") or tree["error"])
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError):
+        return f"{error.status} {error.reason}"
+
+
+def _cause(error: BaseException) -> str:
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__ or error
+    return (error.strerror if isinstance(error, OSError) else None) or _line(error)
+
+
+def _line(text: object) -> str:
+    return " ".join(str(text).split())

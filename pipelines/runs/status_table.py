@@ -1,0 +1,101 @@
+"""The table of a study under way: what the pipeline, the jobs and the store say, joined step by step. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from dit.console.formatting import format_duration, format_number, format_share
+from pipelines.jobs.snapshot import Snapshot
+from pipelines.progress import Stage
+from pipelines.runs.model import Run, Task
+from pipelines.runs.steps import steps
+
+COLUMNS = ("step", "state", "job", "pods", "done", "newest", "time")
+_MERGED = "merge"
+"""The step that completes a preparation of several parts."""
+
+
+@dataclass(frozen=True)
+class JobView:
+    """The job of one step."""
+
+    step: str
+    """Name of the step."""
+    kind: str
+    snapshot: Snapshot
+    wanted: int
+    """Pods."""
+
+
+Row = tuple[str | None, ...]
+
+
+def rows(
+    order: Sequence[str], stages: Sequence[Stage], jobs: Sequence[JobView], run: Run | None, now: datetime
+) -> list[Row]:
+    """A row for each step of a run, or without one for each stage, in the order of the study's stages."""
+    tasks: tuple[Task, ...] = ()
+    if run is not None:
+        tasks = tuple(sorted(steps(run), key=lambda task: _place(task.name, order)))
+    names = [task.name for task in tasks] or order
+    return [
+        _row(
+            name,
+            next((task for task in tasks if task.name == name), None),
+            next((job for job in jobs if job.step == name), None),
+            next((stage for stage in stages if stage.name == _completes(name)), None),
+            now,
+        )
+        for name in names
+    ]
+
+
+def _place(step: str, order: Sequence[str]) -> tuple[int, list[int]]:
+    """Where a step stands: with its stage, and the parts of one by their numbers."""
+    stage = "prepare" if step == _MERGED or step.startswith("prepare ") else step
+    position = order.index(stage) if stage in order else len(order)
+    return position, [int(step == _MERGED), *(int(digits) for digits in re.findall(r"\d+", step))]
+
+
+def _completes(step: str) -> str:
+    """The stage that is complete when a step is: the parts of a preparation complete none."""
+    return "prepare" if step == _MERGED else step
+
+
+def _row(name: str, task: Task | None, job: JobView | None, stage: Stage | None, now: datetime) -> Row:
+    state = task.state.lower() if task else ("complete" if stage and stage.complete else "")
+    shown = job is not None and job.snapshot.job is not None
+    return (
+        name,
+        state or None,
+        f"{job.kind} {job.snapshot.phase.value}" if job and shown else None,
+        f"{job.snapshot.running}/{job.wanted}" if job and shown and not job.snapshot.phase.ended else None,
+        _done(stage),
+        f"{stage.last.name} {format_number(stage.last.value)} at {stage.last.step}" if stage and stage.last else None,
+        _time(task, stage, now),
+    )
+
+
+def _done(stage: Stage | None) -> str | None:
+    if stage is None:
+        return None
+    if stage.name == "prepare" and not stage.complete:
+        return f"{stage.done} {stage.unit}"
+    return format_share(stage.done, stage.total, stage.unit)
+
+
+def _time(task: Task | None, stage: Stage | None, now: datetime) -> str | None:
+    if task is not None and task.started is not None:
+        return format_duration(((task.ended or now) - task.started).total_seconds())
+    return format_duration(stage.seconds) if stage and stage.seconds else None
+
+
+def under_way(stages: Sequence[Stage], jobs: Sequence[JobView], run: Run | None) -> bool:
+    """Whether there is something to wait for."""
+    if run is not None:
+        return not run.over
+    working = any(job.snapshot.job is not None and not job.snapshot.phase.ended for job in jobs)
+    return working or (not jobs and any(not stage.complete for stage in stages))

@@ -1,0 +1,1 @@
+"""Inside the process of one pipeline step."""

@@ -1,0 +1,142 @@
+"""What a step tells its starter: JSON lines among its output, known by their first character."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import asdict, dataclass, field
+from typing import Literal, TextIO
+
+from dit.console import progress_shown_by
+from dit.console.streams import TolerantStream
+
+_SIGN = "\x1e"
+_ADVANCE_SECONDS = 0.25
+"""Between two events of one bar: as often as a screen is drawn."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a step did.
+
+    It began, said a line, failed for a reason that it knows, or ended well; or, by `bar`, one of its bars was opened,
+    advanced, or closed. `ready` is the lane's own: it waits for work.
+    """
+
+    kind: Literal["begin", "line", "error", "end", "open", "advance", "close", "ready"]
+    text: str = ""
+    """The step's name, the line, the reason, or what the bar counts."""
+    code: int = 0
+    """Exit code of an error."""
+    bar: int = 0
+    """Number of the bar within the step."""
+    count: int = 0
+    """Units of the whole bar at its opening, and by how many it advanced."""
+    completed: int = 0
+    """Units that were done before the bar was opened."""
+    unit: str = ""
+    info: dict[str, float | str] = field(default_factory=dict)
+    """What is shown beside the bar."""
+
+    def to_line(self) -> str:
+        """One line of output."""
+        return _SIGN + json.dumps({key: value for key, value in asdict(self).items() if value}) + "\n"
+
+
+def from_line(line: str) -> Event | None:
+    """The event in a line of a step's output, None for a line of anything else."""
+    _, sign, tail = line.partition(_SIGN)
+    return Event(**json.loads(tail)) if sign else None
+
+
+class Speaker:
+    """Writes events, whole lines from any thread; falls silent when the starter is gone."""
+
+    def __init__(self, output: TextIO) -> None:
+        self._output = TolerantStream(output)
+        self._lock = threading.Lock()
+        self._bars = itertools.count()
+
+    def tell(self, event: Event) -> None:
+        """Write one event, now."""
+        with self._lock:
+            self._output.write(event.to_line())
+            self._output.flush()
+
+    @contextmanager
+    def bar(self, description: str, total: int, unit: str, completed: int) -> Iterator[_Bar]:
+        """Tell of a bar for as long as the body runs; see `dit.console.progress`."""
+        number = next(self._bars)
+        self.tell(Event("open", description, bar=number, count=total, completed=completed, unit=unit))
+        bar = _Bar(self, number)
+        yield bar
+        # The bar of work that failed stays open.
+        bar.flush()
+        self.tell(Event("close", bar=number))
+
+
+class _Bar:
+    """Collects what work advances until the next event is due."""
+
+    def __init__(self, speaker: Speaker, number: int) -> None:
+        self._speaker, self._number = speaker, number
+        self._lock = threading.Lock()
+        self._count = 0
+        self._info: dict[str, float | str] = {}
+        self._told = 0.0
+
+    def advance(self, n: int = 1, **info: float | str) -> None:
+        with self._lock:
+            self._count += n
+            self._info.update(info)
+            if time.monotonic() - self._told >= _ADVANCE_SECONDS:
+                self._tell()
+
+    def flush(self) -> None:
+        with self._lock:
+            if self._count or self._info:
+                self._tell()
+
+    def _tell(self) -> None:
+        self._speaker.tell(Event("advance", bar=self._number, count=self._count, info=self._info))
+        self._count, self._info, self._told = 0, {}, time.monotonic()
+
+
+@contextmanager
+def spoken(step: str) -> Iterator[Speaker]:
+    """Turn all that Python prints and counts inside the body into events, framed by begin and end."""
+    speaker = Speaker(sys.stdout)
+    speaker.tell(Event("begin", step))
+    lines = _Lines(speaker)
+    with redirect_stdout(lines), redirect_stderr(lines), progress_shown_by(speaker.bar):
+        yield speaker
+        lines.finish()
+    speaker.tell(Event("end", step))
+
+
+class _Lines(io.TextIOBase):
+    """A text stream that passes whole lines on as events."""
+
+    def __init__(self, speaker: Speaker) -> None:
+        self._speaker, self._rest = speaker, ""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in lines:
+            if line.strip():
+                self._speaker.tell(Event("line", line.rstrip()))
+        return len(text)
+
+    def finish(self) -> None:
+        """Pass on a last line that had no end."""
+        if self._rest:
+            self.write("\n")
