@@ -16,7 +16,7 @@ from bench.harness import Row
 from bench.preparation import save_autoencoder
 from bench.timing import seconds_per_call
 from dit.checkpoints.write import HostCopy
-from dit.codec.base import open_codec
+from dit.codec.open import open_codec
 from dit.metrics.extractors import open_inception
 from dit.model.transformer import DiT
 from dit.runtime.torchvision_shim import ensure_torchvision

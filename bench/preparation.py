@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from bench.harness import Row
-from dit.codec.base import open_codec
+from dit.codec.open import open_codec
 from dit.data.images import decode_image
 from dit.runtime.device import tune_process
 from dit.runtime.torchvision_shim import ensure_torchvision

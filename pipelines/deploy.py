@@ -20,7 +20,7 @@ from pipelines.cluster import rollout
 from pipelines.cluster.kubectl import check_cluster, kubectl
 from pipelines.cluster.secrets import check_secrets, create_secret, missing_secrets, required_secrets
 from pipelines.jobs import names
-from pipelines.jobs.kinds import all_kinds
+from pipelines.jobs.registry import all_kinds
 
 Manifest = dict[str, Any]
 

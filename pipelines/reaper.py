@@ -18,9 +18,11 @@ from typing import Any, Never
 
 from dit.console import program, say
 from pipelines.cluster.client import WORKFLOWS, ApiRefused, ApiUnavailable, Cluster
+from pipelines.cluster.objects import Object
 from pipelines.cluster.retry import pauses
 from pipelines.jobs import names
-from pipelines.jobs.kinds import JobKind, Object, all_kinds
+from pipelines.jobs.kind import JobKind
+from pipelines.jobs.registry import all_kinds
 from pipelines.jobs.spec import Workflow, workflows_of
 
 INTERVAL_SECONDS = 2.0

@@ -18,11 +18,13 @@ from dit.study import study_file
 from dit.study.config import StudyConfig
 from dit.study.variants import resolve
 from pipelines.cluster.client import Cluster
+from pipelines.cluster.objects import Object
 from pipelines.cluster.pod_environment import settings, store_as_pods_see_it
 from pipelines.jobs import names
-from pipelines.jobs.kinds import JobKind, Object, all_kinds
+from pipelines.jobs.kind import JobKind
 from pipelines.jobs.names import Stage as JobStage
 from pipelines.jobs.pending_reason import explain
+from pipelines.jobs.registry import all_kinds
 from pipelines.jobs.spec import job_spec
 from pipelines.jobs.watch import look
 from pipelines.progress import Stage, progress, stage_names

@@ -14,10 +14,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dit.checkpoints.read import incomplete_checkpoints, list_checkpoints
+from dit.checkpoints.retention import Retention
 from dit.errors import StoreError
+from dit.storage import Store
 from dit.study import layout
+from dit.study.config import StudyConfig
 from dit.study.records import CheckpointMeta, FileEntry
-from dit.training.plan import TrainPlan
+from dit.study.variants import ModelSpec
 
 Files = Mapping[str, Mapping[str, Tensor]]
 """File name -> tensor name -> tensor."""
@@ -54,16 +57,19 @@ class HostCopy:
 class CheckpointWriter:
     """Writes one checkpoint at a time on a thread: files, then meta.json, then retires the oldest it may retire.
 
-    Kept are the plan's milestones and `fit.keep_checkpoints` of the newest others. A longer run may have left some
-    ahead: these count as newer once the last step is written, not before, so that a kill never costs more than the
-    steps since the last checkpoint. Only rank 0 has a writer. What the thread raises comes out of the next call;
-    leaving the context waits for it.
+    Only rank 0 has a writer. What the thread raises comes out of the next call; leaving the context waits for it.
     """
 
-    def __init__(self, plan: TrainPlan, before_completion: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        config: StudyConfig,
+        spec: ModelSpec,
+        retention: Retention,
+        before_completion: Callable[[], None],
+    ) -> None:
         """`before_completion` is called on the thread, between the last file and meta.json."""
-        self._store, self._config, self._spec = plan.store, plan.config, plan.spec
-        self._keep, self._milestones, self._stop = plan.fit.keep_checkpoints, plan.milestones, plan.stop_step
+        self._store, self._config, self._spec, self._retention = store, config, spec, retention
         self._before_completion = before_completion
         self._host = HostCopy()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
@@ -126,10 +132,6 @@ class CheckpointWriter:
             ) from error
 
     def _retire(self, written: int) -> None:
-        passing = [
-            step
-            for step in list_checkpoints(self._store, self._config, self._spec)
-            if step not in self._milestones and (step <= written or written == self._stop)
-        ]
-        for step in passing[: -self._keep]:
+        present = list_checkpoints(self._store, self._config, self._spec)
+        for step in self._retention.retired(present, written):
             self._store.delete(layout.checkpoint(self._config, self._spec, step))

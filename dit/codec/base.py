@@ -1,4 +1,4 @@
-"""Images into what the model is trained on, and back; the only place that knows the scale factor and the rounding.
+"""Images into what the model is trained on, and back: the interface, and the arithmetic that every codec shares.
 
 Shapes: N samples, M views (image, mirror image), C latent channels, H x W pixels, h x w latent positions.
 """
@@ -13,8 +13,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-
-from dit.study.config import DatasetConfig, PixelCodec
 
 # Of the posterior's log-variance, as the autoencoder was trained (Rombach et al. 2022, reference implementation).
 LOG_VARIANCE_RANGE = (-30.0, 20.0)
@@ -52,36 +50,6 @@ class Codec(ABC):
     @abstractmethod
     def sums(self, encoded: npt.NDArray[Any]) -> ChannelSums:
         """Statistics of the scaled latents that `encode`'s result stands for, posterior noise included."""
-
-
-def open_codec(dataset: DatasetConfig, device: torch.device | str, *, decoding: bool, batch: int) -> Codec:
-    """The dataset's codec on a device, for encoding or for decoding, `batch` images a call.
-
-    Raises MissingError when its weights are not there, MismatchError when they are of another architecture.
-    """
-    if isinstance(dataset.codec, PixelCodec):
-        return Pixels()
-    from dit.codec.autoencoder import Autoencoder  # diffusers takes ten seconds to import
-
-    return Autoencoder(dataset.codec, torch.device(device), decoding=decoding, batch=batch)
-
-
-class Pixels(Codec):
-    """No autoencoder: pixels scaled to [-1, 1]."""
-
-    def encode(self, images_NHWC: npt.NDArray[np.uint8], mirror: bool) -> npt.NDArray[np.uint8]:  # noqa: ARG002
-        """See Codec."""
-        return np.ascontiguousarray(images_NHWC.transpose(0, 3, 1, 2))
-
-    def decode(self, latents_NCHW: Tensor) -> npt.NDArray[np.uint8]:
-        """See Codec."""
-        return to_uint8(latents_NCHW)
-
-    def sums(self, encoded: npt.NDArray[Any]) -> ChannelSums:
-        """See Codec."""
-        values = encoded.astype(np.float64) / 127.5 - 1
-        over = (0, 2, 3)
-        return ChannelSums(values.sum(axis=over), np.square(values).sum(axis=over), values[:, 0].size)
 
 
 def pixels_to_latents(pixels_NCHW: Tensor) -> Tensor:

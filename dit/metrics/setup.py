@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from safetensors.torch import save
 
-from dit.codec.base import open_codec
+from dit.codec.open import open_codec
 from dit.console import progress, say
 from dit.data.items import Source
 from dit.data.sources import iter_source_images, open_source
@@ -26,7 +26,8 @@ from dit.sampling.generate import Generator, untrained
 from dit.sampling.sets import PART_IMAGES
 from dit.storage import Store, read_record
 from dit.study import layout
-from dit.study.config import StudyConfig, digest
+from dit.study.config import StudyConfig
+from dit.study.hashing import digest
 from dit.study.records import DatasetManifest, ExtractorRecord, NoiseFloorRecord, ReferenceRecord
 
 NOISE_IMAGES = 1000

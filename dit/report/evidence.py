@@ -13,7 +13,8 @@ from dit import __version__
 from dit.claims.results import Results
 from dit.storage import Store, read_record
 from dit.study import layout
-from dit.study.config import StudyConfig, digest
+from dit.study.config import StudyConfig
+from dit.study.hashing import digest
 from dit.study.records import CheckpointMeta, DatasetManifest, SampleSetManifest
 from dit.study.variants import ModelSpec
 from dit.tracking import read_points

@@ -14,6 +14,10 @@ from typing import Literal
 
 import torch
 
+from dit.errors import ConfigError
+from dit.runtime.distributed import Ranks
+from dit.study.config import FitConfig
+
 Precision = Literal["fp32", "tf32", "bf16"]
 
 # glibc's mallopt parameters (malloc.h): above the threshold a block is mapped, and unmapped when freed.
@@ -139,3 +143,10 @@ def peak_flops(device: torch.device, precision: Precision = "bf16") -> float:
             if known in name:
                 return rates[("bf16", "tf32", "fp32").index(precision)]
     return matmul_peak(device, torch.bfloat16 if computed_in(precision, device) == "bf16" else torch.float32)
+
+
+def compiles(fit: FitConfig, ranks: Ranks) -> bool:
+    """Whether torch.compile is used: with auto, on a GPU; ConfigError where it is asked for and cannot work."""
+    if fit.compile == "on" and not can_compile():
+        raise ConfigError("fit.compile=on needs a C++ compiler (CXX or g++) on the PATH; install one or choose auto")
+    return fit.compile == "on" or (fit.compile == "auto" and ranks.device.type == "cuda" and can_compile())

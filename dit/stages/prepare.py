@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dit.codec.base import open_codec
+from dit.codec.open import open_codec
 from dit.codec.weights import encoder_sha256
 from dit.console import progress, say
 from dit.data.encoding import ShardContent, ShardEncoder

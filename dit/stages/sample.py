@@ -82,12 +82,11 @@ def _check_inputs(config: StudyConfig, store: Store, spec: ModelSpec, steps: Seq
 
 def _draw_sets(config: StudyConfig, store: Store, spec: ModelSpec, sets: Sequence[SampleSet]) -> None:
     from dit.checkpoints.read import load_weights
-    from dit.codec.base import open_codec
-    from dit.runtime.device import tune_process
+    from dit.codec.open import open_codec
+    from dit.runtime.device import compiles, tune_process
     from dit.runtime.distributed import session
     from dit.sampling.generate import Generator, trained
     from dit.tracking import open_tracker
-    from dit.training.trainer import compiles
 
     fit = config.fit_for(spec)
     tune_process(fit.threads)

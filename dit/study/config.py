@@ -6,8 +6,6 @@ speed, memory and bookkeeping, never a result. Torch-free.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from typing import Annotated, Any, Literal
 
@@ -17,9 +15,8 @@ from pydantic import Field, field_validator, model_validator
 from dit.errors import ConfigError
 from dit.study.cluster import ClusterConfig
 from dit.study.fields import Fraction, Natural, Positive, Section, Seed, Slug, Switch
+from dit.study.hashing import digest
 from dit.study.variants import InputSpec, ModelSpec, resolve
-
-HASH_DIGITS = 12
 
 
 class DigitsSource(Section):
@@ -359,12 +356,6 @@ class StudyConfig(Section):
     def to_yaml(self) -> str:
         """The whole study with every default spelled out; `study_file.load_text` reads it back to an equal study."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def digest(value: Any) -> str:
-    """Short SHA-256 of a JSON value, the same on every machine."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:HASH_DIGITS]
 
 
 def _as_value_error(call: Any, argument: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dit.errors import DataError, MismatchError
+from dit.study.hashing import digest
 
 Kind = Literal["supported", "contradicted", "undetermined"]
 
@@ -123,8 +124,6 @@ class DatasetManifest(Record):
 
     def content_hash(self) -> str:
         """Changes when any shard's bytes do."""
-        from dit.study.config import digest
-
         return digest([shard.sha256 for shard in self.shards])
 
 

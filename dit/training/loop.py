@@ -11,7 +11,8 @@ from dit.checkpoints.read import list_checkpoints
 from dit.checkpoints.write import CheckpointWriter
 from dit.console import Progress
 from dit.errors import DivergedError, StoppedError
-from dit.health.log import HealthLog, NonFinite, first_nonfinite
+from dit.health.log import HealthLog
+from dit.health.steps import NonFinite, first_nonfinite
 from dit.runtime.device import computed_in
 from dit.runtime.distributed import Ranks
 from dit.study import layout

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dit.checkpoints.read import check_hash, list_checkpoints, read_meta
+from dit.checkpoints.retention import Retention
 from dit.errors import ConfigError, MismatchError, MissingError
 from dit.runtime.distributed import environment_rank, environment_world_size
 from dit.storage import Store, read_record
@@ -35,6 +36,11 @@ class TrainPlan:
     def milestones(self) -> tuple[int, ...]:
         """Steps whose checkpoints are kept: those of this study, and those that an earlier run of it promised."""
         return tuple(sorted({*milestones(self.config), *(self.record.checkpoints if self.record else ())}))
+
+    @property
+    def retention(self) -> Retention:
+        """Which checkpoints stay."""
+        return Retention(self.fit.keep_checkpoints, self.milestones, self.stop_step)
 
 
 def milestones(config: StudyConfig) -> tuple[int, ...]:

@@ -86,10 +86,11 @@ def _train(plan: TrainPlan, ranks: Ranks, trainer: Trainer, tracker: Tracker) ->
         stop_step=stop,
         prefetch=plan.fit.prefetch,
     )
+    # What was logged up to a checkpoint must survive as the checkpoint does: a resume does not log it again.
+    writer = CheckpointWriter(plan.store, config, spec, plan.retention, tracker.sync) if ranks.is_main else None
     with (
         closing(stream),
-        # What was logged up to a checkpoint must survive as the checkpoint does: a resume does not log it again.
-        CheckpointWriter(plan, tracker.sync) if ranks.is_main else nullcontext() as writer,
+        writer if writer is not None else nullcontext(),
         progress(f"train {spec.name}", stop, "step", start, enabled=ranks.is_main) as bar,
         StopRequest() as stop_request,
     ):

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 
 import torch
 
+from dit.health.steps import StepLosses
 from dit.runtime.device import peak_flops
 from dit.runtime.distributed import Ranks
 from dit.tracking import Tracker
 from dit.training.plan import TrainPlan
-from dit.training.window import StepLosses
 
 # A multiply-accumulate is two FLOPs, and the backward pass costs twice the forward pass.
 TRAINING_FLOPS_PER_MAC = 2 * 3

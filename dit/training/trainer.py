@@ -16,9 +16,9 @@ from torch.nn.utils import get_total_norm
 
 from dit.diffusion.losses import diffuse, training_losses
 from dit.diffusion.schedule import linear_schedule
-from dit.errors import ConfigError, MismatchError
+from dit.errors import MismatchError
 from dit.model.transformer import DiT, mismatch
-from dit.runtime.device import autocast, can_compile, matmul_precision
+from dit.runtime.device import autocast, compiles, matmul_precision
 from dit.runtime.distributed import Ranks
 from dit.study import layout
 from dit.study.config import FitConfig, TrainConfig
@@ -134,10 +134,3 @@ class Trainer:
             gradient_as_bucket_view=True,
             static_graph=not accumulates,  # which does not go together with no_sync
         )
-
-
-def compiles(fit: FitConfig, ranks: Ranks) -> bool:
-    """Whether torch.compile is used: with auto, on a GPU; ConfigError where it is asked for and cannot work."""
-    if fit.compile == "on" and not can_compile():
-        raise ConfigError("fit.compile=on needs a C++ compiler (CXX or g++) on the PATH; install one or choose auto")
-    return fit.compile == "on" or (fit.compile == "auto" and ranks.device.type == "cuda" and can_compile())

@@ -2,32 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
+from dit.health.steps import StepLosses
 from dit.runtime.distributed import Ranks
-
-
-class StepLosses(NamedTuple):
-    """What one step measured, over the whole global batch."""
-
-    step: int
-    mse: float
-    vb: float
-    grad_norm: float
-
-    @property
-    def total(self) -> float:
-        """The training objective, mse + vb."""
-        return self.mse + self.vb
-
-    def first_nonfinite(self) -> str | None:
-        """The first term, in the order in which they are computed, that is not finite."""
-        terms = {"mse": self.mse, "vb": self.vb, "gradient norm": self.grad_norm}
-        return next((name for name, value in terms.items() if not math.isfinite(value)), None)
 
 
 class LossWindow:

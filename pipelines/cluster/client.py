@@ -14,7 +14,7 @@ from kubernetes import client as k8s
 from kubernetes import config as k8s_config
 
 from dit.errors import DitError, InputError
-from pipelines.jobs.kinds import Object, Resource
+from pipelines.cluster.objects import Object, Resource
 
 WORKFLOWS = Resource("argoproj.io", "v1alpha1", "workflows", "Workflow")
 WORKLOADS = Resource("kueue.x-k8s.io", "v1beta1", "workloads", "Workload")

@@ -9,8 +9,7 @@ from typing import Any
 
 from dit.errors import DitError
 from pipelines.cluster.kubectl import kubectl
-from pipelines.jobs.kinds import Object, condition
-from pipelines.jobs.snapshot import container_statuses, pod_name
+from pipelines.cluster.objects import Object, condition, container_statuses, pod_name
 
 PATIENCE_SECONDS = 420
 HOPELESS_SECONDS = 90

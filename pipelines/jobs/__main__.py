@@ -15,8 +15,8 @@ from dit.console import program, say
 from dit.storage import open_store
 from dit.study import study_file
 from pipelines.cluster.client import Cluster
-from pipelines.jobs.kinds import render
 from pipelines.jobs.launch import launch
+from pipelines.jobs.registry import render_job
 from pipelines.jobs.spec import job_spec
 
 
@@ -30,7 +30,7 @@ def _run(options: argparse.Namespace) -> None:
     config = study_file.load(options.study, options.overrides)
     spec = job_spec(config, options.variant, options.stage, options.root, options.image)
     if options.command == "render":
-        rendered = render(spec)
+        rendered = render_job(spec)
         documents = [*(manifest for _, manifest in rendered.companions), rendered.job]
         say(yaml.safe_dump_all(documents, sort_keys=False).rstrip())
         return

@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from pipelines.jobs.kinds import Object
-from pipelines.jobs.snapshot import container_statuses, pod_name, pod_phase
+from pipelines.cluster.objects import Object, container_statuses, pod_name, pod_phase
 
 _SIGNALS = {129: "SIGHUP", 130: "SIGINT", 134: "SIGABRT", 135: "SIGBUS", 137: "SIGKILL", 139: "SIGSEGV", 143: "SIGTERM"}
 # Longer than the ranks wait for one that is lost (DIT_COLLECTIVE_TIMEOUT): later ends belong to another failure.

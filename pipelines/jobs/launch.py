@@ -14,12 +14,12 @@ from dit.study.config import StudyConfig
 from dit.study.records import Record
 from dit.tracking import end_failed
 from pipelines.cluster.client import WORKFLOWS, ApiUnavailable, Cluster
+from pipelines.cluster.objects import pod_phase
 from pipelines.cluster.retry import patiently
 from pipelines.jobs import names
-from pipelines.jobs.kinds import kind_of
 from pipelines.jobs.names import Stage
+from pipelines.jobs.registry import kind_of
 from pipelines.jobs.result import ResultMissing, records
-from pipelines.jobs.snapshot import pod_phase
 from pipelines.jobs.spec import JobSpec, Workflow, job_spec
 from pipelines.jobs.submit import submit
 from pipelines.jobs.watch import POLL_SECONDS, JobFailed, wait

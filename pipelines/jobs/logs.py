@@ -14,9 +14,8 @@ from collections.abc import Iterable, Iterator
 
 from dit.console import say
 from pipelines.cluster.client import ApiRefused, ApiUnavailable, Cluster
+from pipelines.cluster.objects import Object, container_statuses, pod_name, pod_phase
 from pipelines.cluster.retry import pauses
-from pipelines.jobs.kinds import Object
-from pipelines.jobs.snapshot import container_statuses, pod_name, pod_phase
 
 KEPT_LINES = 200
 # A reconnection asks for a little more than was missed; lines that were seen are told by their time stamps.

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.jobs.kinds import JobKind, Object, Phase, condition
-from pipelines.jobs.snapshot import Snapshot, container_statuses, pod_name, pod_phase
+from pipelines.cluster.objects import Object, condition, container_statuses, pod_name, pod_phase
+from pipelines.jobs.kind import JobKind, Phase
+from pipelines.jobs.snapshot import Snapshot
 from pipelines.jobs.spec import JobSpec
 
 _IMAGE = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"}

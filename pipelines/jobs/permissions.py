@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 from dit.study.cluster import ClusterConfig
 from pipelines.cluster.client import WORKLOADS, Cluster
-from pipelines.jobs.kinds import by_name
-from pipelines.jobs.trainjob import RUNTIME
+from pipelines.jobs.registry import KINDS
 
 _MANAGED = ("get", "create", "patch", "delete")
 
@@ -56,8 +55,8 @@ class Account:
 
 def of_launcher(cluster: ClusterConfig) -> tuple[Right, ...]:
     """What it takes to start, adopt, watch, explain and delete the jobs of a study."""
-    own, kind = cluster.namespace, by_name(cluster.job)
-    managed = [kind.resource, *([RUNTIME] if cluster.job == "trainjob" else [])]
+    own, kind = cluster.namespace, KINDS[cluster.job]
+    managed = [kind.resource, *kind.companion_resources]
     rights = [Right(own, one.group, one.plural, verb) for one in managed for verb in _MANAGED]
     rights += [Right(own, "", "pods", "list"), Right(own, "", "events", "list"), Right(own, "", "pods", "get", "log")]
     if cluster.queue:

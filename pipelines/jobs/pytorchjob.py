@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from kubeflow.training import models as kubeflow
 
+from pipelines.cluster.objects import Object, Resource, holds
 from pipelines.jobs import pod_template
-from pipelines.jobs.kinds import Object, Phase, Rendered, Resource, holds, metadata
+from pipelines.jobs.kind import Phase, Rendered, metadata
 from pipelines.jobs.spec import GATHER_SECONDS, JobSpec
 
 _PORT = 23456
@@ -16,6 +17,7 @@ class PyTorchJob:
     """See JobKind."""
 
     resource = Resource("kubeflow.org", "v1", "pytorchjobs", "PyTorchJob")
+    companion_resources: tuple[Resource, ...] = ()
     controller = "the Training Operator"
     pod_label = "training.kubeflow.org/job-name"
     restarts = True

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.jobs.kinds import Object, Phase
+from pipelines.cluster.objects import Object, pod_phase
+from pipelines.jobs.kind import Phase
 
 
 @dataclass(frozen=True)
@@ -33,19 +34,3 @@ def of_this_job(job: Object, objects: list[dict[str, Any]], time_key: str) -> tu
 
 def _time(obj: Object, key: str) -> str:
     return str(obj.get(key) or obj.get("metadata", {}).get(key) or "")
-
-
-def pod_name(pod: Object) -> str:
-    """Its name."""
-    return str(pod["metadata"]["name"])
-
-
-def pod_phase(pod: Object) -> str:
-    """Pending, Running, Succeeded, Failed or Unknown."""
-    return str(pod.get("status", {}).get("phase", "Pending"))
-
-
-def container_statuses(pod: Object) -> list[dict[str, Any]]:
-    """State of the pod's containers; empty before a node has taken it up."""
-    statuses: list[dict[str, Any]] = pod.get("status", {}).get("containerStatuses") or []
-    return statuses

@@ -8,8 +8,10 @@ from typing import Any
 from dit.console import say
 from dit.errors import DitError, InputError
 from pipelines.cluster.client import CONFLICT, FORBIDDEN, NOT_FOUND, ApiRefused, Cluster
+from pipelines.cluster.objects import Resource
 from pipelines.cluster.retry import patiently, pauses
-from pipelines.jobs.kinds import JobKind, Rendered, Resource, kind_of, ownership, render, spec_hash
+from pipelines.jobs.kind import JobKind, Rendered, ownership
+from pipelines.jobs.registry import kind_of, render_job, spec_hash
 from pipelines.jobs.spec import JobSpec, workflows_of
 
 _REMOVAL_SECONDS = 600.0
@@ -26,7 +28,7 @@ def submit(cluster: Cluster, spec: JobSpec) -> str:
     A job that ended is replaced: it is asked for again because its result is not there. Raises InputError where one of
     the same name and another content still works, or where the cluster refuses; ApiUnavailable.
     """
-    kind, rendered = kind_of(spec), render(spec)
+    kind, rendered = kind_of(spec), render_job(spec)
     place = f"{kind.resource.kind} {spec.namespace}/{spec.name}"
     while True:
         existing = None

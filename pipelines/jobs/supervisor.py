@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dit.console.formatting import format_duration
+from pipelines.cluster.objects import condition
 from pipelines.jobs.failure_cause import Death, Lines, cause_of, deaths, final
-from pipelines.jobs.kinds import JobKind, Phase, condition
+from pipelines.jobs.kind import JobKind, Phase
 from pipelines.jobs.pending_reason import Reason, explain
 from pipelines.jobs.snapshot import Snapshot
 from pipelines.jobs.spec import JobSpec

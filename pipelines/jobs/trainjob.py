@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from pipelines.cluster.objects import Object, Resource, holds
 from pipelines.jobs import pod_template
-from pipelines.jobs.kinds import Object, Phase, Rendered, Resource, holds, metadata
+from pipelines.jobs.kind import Phase, Rendered, metadata
 from pipelines.jobs.spec import GATHER_SECONDS, JobSpec
 
 RUNTIME = Resource("trainer.kubeflow.org", "v1alpha1", "trainingruntimes", "TrainingRuntime")
@@ -20,6 +21,7 @@ class TrainJob:
     """See JobKind."""
 
     resource = Resource("trainer.kubeflow.org", "v1alpha1", "trainjobs", "TrainJob")
+    companion_resources: tuple[Resource, ...] = (RUNTIME,)
     controller = "Kubeflow Trainer"
     pod_label = "jobset.sigs.k8s.io/jobset-name"
     restarts = False

@@ -8,11 +8,13 @@ from functools import partial
 from dit.console import say
 from dit.errors import DitError
 from pipelines.cluster.client import FORBIDDEN, UNAUTHORIZED, WORKLOADS, ApiRefused, ApiUnavailable, Cluster
+from pipelines.cluster.objects import Object, pod_name, pod_phase
 from pipelines.cluster.retry import patiently
 from pipelines.jobs.failure_cause import OUT_OF_MEMORY, own_words, rank_of
-from pipelines.jobs.kinds import JobKind, Object, Phase, kind_of
+from pipelines.jobs.kind import JobKind, Phase
 from pipelines.jobs.logs import PodLogs
-from pipelines.jobs.snapshot import Snapshot, of_this_job, pod_name, pod_phase
+from pipelines.jobs.registry import kind_of
+from pipelines.jobs.snapshot import Snapshot, of_this_job
 from pipelines.jobs.spec import JobSpec
 from pipelines.jobs.supervisor import Judge, Verdict
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from dit.study.cluster import PRODUCT_LABEL, ClusterConfig, StepConfig, Toleration, quantity
 from pipelines.cluster.client import NOT_FOUND, ApiRefused
-from pipelines.jobs.kinds import Object, condition
+from pipelines.cluster.objects import Object, condition
 from pipelines.preflight.finding import Finding, Site, failed, ok, unknown
 
 Asked = Mapping[str, str]

@@ -8,8 +8,8 @@ from typing import Any
 from dit.errors import MissingError
 from pipelines.cluster.client import FORBIDDEN, NOT_FOUND, ApiRefused
 from pipelines.cluster.pod_environment import data_of, see
-from pipelines.jobs.kinds import by_name
 from pipelines.jobs.names import REAPER, RUNS_NAMESPACE
+from pipelines.jobs.registry import KINDS
 from pipelines.preflight.finding import Finding, Site, failed, ok, unknown
 
 _DEPLOY = "make deploy OVERLAY=kind, or a100"
@@ -24,7 +24,7 @@ def api_server(site: Site) -> Iterator[Finding]:
 
 def job_kind(site: Site) -> Iterator[Finding]:
     """Whether the cluster knows the study's kind of job, in the version that we write."""
-    kind = by_name(site.config.cluster.job)
+    kind = KINDS[site.config.cluster.job]
     resource = kind.resource
     crd = f"{resource.plural}.{resource.group}"
     served = _get(site, f"/apis/{resource.group}/{resource.version}")

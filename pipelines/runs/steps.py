@@ -7,8 +7,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from pipelines.jobs.kinds import Object, condition
-from pipelines.jobs.snapshot import container_statuses, pod_name, pod_phase
+from pipelines.cluster.objects import Object, condition, container_statuses, pod_name, pod_phase
 from pipelines.runs.model import FAILED, SUCCEEDED, Run, Task
 
 RUN_LABEL = "pipeline/runid"

@@ -18,7 +18,7 @@ from typing import Any
 
 from dit.errors import DitError
 from pipelines.cluster.client import WORKFLOWS, Cluster
-from pipelines.jobs.kinds import Object
+from pipelines.cluster.objects import Object
 from pipelines.runs.model import FAILED, Run, Task
 from pipelines.runs.steps import RUN_LABEL
 

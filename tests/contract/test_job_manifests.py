@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from dit.study.study_file import load
-from pipelines.jobs.kinds import Rendered, render
+from pipelines.jobs.kind import Rendered
+from pipelines.jobs.registry import render_job
 from pipelines.jobs.spec import STUDY_PATH, job_spec
 
 ROOT = Path(__file__).parents[2]
@@ -25,7 +26,7 @@ IMAGE = "registry.example/dit-scaling@sha256:" + "0" * 64
 
 def rendered(study: str, *overrides: str, variant: str | None = None, stage: Any = "train") -> Rendered:
     config = load(ROOT / "configs" / f"{study}.yaml", overrides)
-    return render(job_spec(config, variant or config.variants[-1], stage, "s3://bucket/dit", IMAGE))
+    return render_job(job_spec(config, variant or config.variants[-1], stage, "s3://bucket/dit", IMAGE))
 
 
 @cache

@@ -9,8 +9,8 @@ import yaml
 
 from dit.study.cluster import ClusterConfig
 from pipelines.jobs import names, permissions
-from pipelines.jobs.kinds import all_kinds
 from pipelines.jobs.permissions import Right
+from pipelines.jobs.registry import all_kinds
 
 K8S = Path(__file__).parents[2] / "k8s"
 REAPS = ("get", "list", "delete")

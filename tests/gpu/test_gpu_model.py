@@ -12,7 +12,7 @@ from official import INPUTS, LABELS, TIMESTEPS, latents, sine_model, vectors
 from sample_fixtures import VARIANT, save_inception, small_study
 from torch import nn
 
-from dit.codec.base import open_codec
+from dit.codec.open import open_codec
 from dit.metrics.extractors import open_inception
 from dit.model.transformer import DiT
 from dit.runtime.device import matmul_precision

@@ -12,6 +12,7 @@ from training_processes import SEED, STEPS, VARIANT, Losses, at_random_step, fin
 
 from dit.checkpoints.write import HostCopy
 from dit.data.loader import StepBatch
+from dit.health.steps import StepLosses
 from dit.planning.cost import memory
 from dit.runtime.device import Precision
 from dit.runtime.distributed import Ranks
@@ -22,7 +23,6 @@ from dit.study.config import FitConfig, StudyConfig, TrainConfig
 from dit.study.records import TrainRecord
 from dit.study.variants import InputSpec, ModelSpec, resolve
 from dit.training.trainer import Trainer
-from dit.training.window import StepLosses
 
 pytestmark = pytest.mark.gpu
 

@@ -23,8 +23,8 @@ from dit.study.study_file import load
 from pipelines import reaper
 from pipelines.cluster.client import ApiRefused, Cluster
 from pipelines.jobs import launch, names, watch
-from pipelines.jobs.kinds import render
 from pipelines.jobs.logs import PodLogs
+from pipelines.jobs.registry import render_job
 from pipelines.jobs.spec import JobSpec, Workflow, job_spec
 from pipelines.jobs.submit import submit
 from pipelines.step import step
@@ -248,7 +248,7 @@ def test_a_job_that_is_deleted_as_it_is_adopted_is_made_anew(api: Api, cluster: 
     wanted = spec(workflow=Workflow("kubeflow", "mine", "mine"))
     api.job = orphan("ended")
     api.job["metadata"]["annotations"] |= {
-        names.SPEC_HASH: render(wanted).job["metadata"]["annotations"][names.SPEC_HASH]
+        names.SPEC_HASH: render_job(wanted).job["metadata"]["annotations"][names.SPEC_HASH]
     }
 
     def gone() -> None:

@@ -23,7 +23,7 @@ from sample_fixtures import ROOT, STEP, VARIANT, small_study, write_checkpoint, 
 from torch import Tensor
 
 from dit.cli.commands import run
-from dit.codec.base import Pixels
+from dit.codec.pixels import Pixels
 from dit.codec.weights import decoder_at_hand
 from dit.errors import DataError, DivergedError, InputError, MismatchError, MissingError
 from dit.sampling.generate import Generator, untrained

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from dit.data.loader import StepBatch
+from dit.health.steps import StepLosses
 from dit.runtime.device import can_compile
 from dit.runtime.distributed import Ranks
 from dit.study.config import FitConfig
 from dit.study.study_file import load
 from dit.training.trainer import Trainer
-from dit.training.window import StepLosses
 
 BATCH = 4
 

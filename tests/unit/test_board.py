@@ -14,7 +14,7 @@ from dit.study.config import StudyConfig
 from dit.study.records import Estimate, MetricsRecord, TrainRecord
 from dit.study.study_file import load
 from dit.tracking.journal import Entry
-from pipelines.jobs.kinds import Phase
+from pipelines.jobs.kind import Phase
 from pipelines.jobs.snapshot import Snapshot
 from pipelines.progress import Stage, progress, stage_names
 from pipelines.runs.model import Run, Task

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,6 +37,10 @@ def plan(store: Store, config: StudyConfig, variant: str = VARIANT) -> TrainPlan
     return TrainPlan(config, store, spec, config.fit_for(spec), "content", 0, config.train.steps, None, None)
 
 
+def writer_for(plan: TrainPlan, before_completion: Callable[[], None]) -> CheckpointWriter:
+    return CheckpointWriter(plan.store, plan.config, plan.spec, plan.retention, before_completion)
+
+
 def tensors(value: float) -> dict[str, dict[str, Tensor]]:
     names = (layout.RAW_WEIGHTS, layout.EMA_WEIGHTS, layout.OPTIMIZER)
     return {
@@ -63,7 +68,7 @@ def meta(config: StudyConfig, step: int, variant: str = VARIANT) -> CheckpointMe
 
 
 def write(store: Store, config: StudyConfig, *steps: int) -> None:
-    with CheckpointWriter(plan(store, config), no_more) as writer:
+    with writer_for(plan(store, config), no_more) as writer:
         for step in steps:
             writer.save(tensors(step), meta(config, step))
 
@@ -83,7 +88,7 @@ def test_round_trip_keeps_every_bit_and_names_the_weights(tmp_path: Path) -> Non
 def test_what_is_written_is_the_moment_of_the_call(tmp_path: Path) -> None:
     store, config = open_store(tmp_path), study()
     live = tensors(1.0)
-    with CheckpointWriter(plan(store, config), no_more) as writer:
+    with writer_for(plan(store, config), no_more) as writer:
         writer.save(live, meta(config, 20))
         live[layout.RAW_WEIGHTS]["weight"].fill_(-1)
     raw, _ = load_weights(store, config, config.spec(VARIANT), 20, "raw")
@@ -93,7 +98,7 @@ def test_what_is_written_is_the_moment_of_the_call(tmp_path: Path) -> None:
 def test_what_must_survive_with_a_checkpoint_is_saved_before_it_is_complete(tmp_path: Path) -> None:
     store, config = open_store(tmp_path), study()
     seen: list[list[str]] = []
-    with CheckpointWriter(plan(store, config), lambda: seen.append(store.list())) as writer:
+    with writer_for(plan(store, config), lambda: seen.append(store.list())) as writer:
         writer.save(tensors(1.0), meta(config, 20))
     assert [len(keys) for keys in seen] == [3]
     assert not any(key.endswith(layout.META) for key in seen[0])
@@ -111,7 +116,7 @@ def test_what_a_longer_run_left_ahead_costs_an_earlier_step_nothing(tmp_path: Pa
     write(store, config, 10, 20, 30, 40, 50, 60)
     earlier = study("evaluation.at_steps=[17, 20]")
     kept = []
-    with CheckpointWriter(replace(plan(store, earlier), stop_step=17), no_more) as writer:
+    with writer_for(replace(plan(store, earlier), stop_step=17), no_more) as writer:
         for step in (5, 10, 15, 17):
             writer.save(tensors(step), meta(earlier, step))
             writer.wait()
@@ -166,7 +171,7 @@ def test_half_a_file_of_a_killed_upload_takes_no_room_for_ever(tmp_path: Path) -
 
 def test_failure_of_the_writer_surfaces_while_training_goes_on(tmp_path: Path) -> None:
     config = study()
-    with CheckpointWriter(plan(Interrupted(tmp_path), config), no_more) as writer:
+    with writer_for(plan(Interrupted(tmp_path), config), no_more) as writer:
         writer.save(tensors(1.0), meta(config, 20))
         with pytest.raises(StoreError, match="went away"):
             poll_until_done(writer)
@@ -191,7 +196,7 @@ class Slow(FileStore):
 
 def test_saving_returns_before_the_store_has_anything(tmp_path: Path) -> None:
     config, store = study(), Slow(tmp_path)
-    with CheckpointWriter(plan(store, config), no_more) as writer:
+    with writer_for(plan(store, config), no_more) as writer:
         writer.save(tensors(1.0), meta(config, 20))
         assert writer.poll()
         assert store.list() == []

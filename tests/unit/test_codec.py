@@ -11,7 +11,9 @@ import pytest
 import torch
 from dataset_fixtures import digits_study, folder_study
 
-from dit.codec.base import Pixels, open_codec, pixels_to_latents, sample_posterior, to_uint8
+from dit.codec.base import pixels_to_latents, sample_posterior, to_uint8
+from dit.codec.open import open_codec
+from dit.codec.pixels import Pixels
 from dit.codec.weights import encoder_sha256
 from dit.errors import MissingError
 

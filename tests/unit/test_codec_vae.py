@@ -12,7 +12,8 @@ import torch
 from dataset_fixtures import folder_study, save_autoencoder
 from safetensors.torch import load_file, save_file
 
-from dit.codec.base import open_codec, to_uint8
+from dit.codec.base import to_uint8
+from dit.codec.open import open_codec
 from dit.codec.weights import decoder_at_hand, encoder_sha256
 from dit.errors import DataError, MismatchError
 from dit.storage import sha256_file

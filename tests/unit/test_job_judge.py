@@ -12,9 +12,10 @@ import pytest
 
 from dit.study.study_file import load
 from pipelines.jobs.failure_cause import Death, cause_of, own_words, rank_of
-from pipelines.jobs.kinds import JobKind, Phase, kind_of
+from pipelines.jobs.kind import JobKind, Phase
 from pipelines.jobs.logs import of_torchrun, split_stamp
 from pipelines.jobs.pending_reason import explain
+from pipelines.jobs.registry import kind_of
 from pipelines.jobs.snapshot import Snapshot, of_this_job
 from pipelines.jobs.spec import JobSpec, job_spec
 from pipelines.jobs.supervisor import Judge

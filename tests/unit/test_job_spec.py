@@ -14,7 +14,7 @@ from dit.errors import ConfigError, InputError
 from dit.study.study_file import load, load_text
 from dit.study.variants import VARIANTS, resolve
 from pipelines.jobs import names
-from pipelines.jobs.kinds import render, spec_hash
+from pipelines.jobs.registry import render_job, spec_hash
 from pipelines.jobs.spec import JobSpec, Workflow, job_spec, workflows_of
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -50,26 +50,26 @@ def test_long_studies_that_begin_alike_have_different_names() -> None:
 def test_the_same_work_has_the_same_hash_whoever_asks_for_it() -> None:
     bare = spec()
     run = replace(bare, run_id="run-1", workflow=Workflow("kubeflow", "digits-abc", "uid-1"))
-    assert spec_hash(render(bare).job) == spec_hash(render(run).job) != ""
-    assert workflows_of(render(run).job) == (run.workflow,)
-    assert workflows_of(render(bare).job) == ()
+    assert spec_hash(render_job(bare).job) == spec_hash(render_job(run).job) != ""
+    assert workflows_of(render_job(run).job) == (run.workflow,)
+    assert workflows_of(render_job(bare).job) == ()
 
 
 @pytest.mark.parametrize(
     "override", ["cluster.replicas=4", "train.steps=500000", "cluster.pod.memory=32Gi", "cluster.job=trainjob"]
 )
 def test_other_work_has_another_hash(override: str) -> None:
-    assert spec_hash(render(spec()).job) != spec_hash(render(spec(override)).job)
+    assert spec_hash(render_job(spec()).job) != spec_hash(render_job(spec(override)).job)
 
 
 def test_how_long_the_launcher_waits_makes_no_other_job() -> None:
-    assert spec_hash(render(spec()).job) == spec_hash(render(spec("cluster.patience.start=100")).job)
+    assert spec_hash(render_job(spec()).job) == spec_hash(render_job(spec("cluster.patience.start=100")).job)
 
 
 def test_only_a_workflow_of_the_same_namespace_owns_the_job() -> None:
     here, elsewhere = (Workflow(namespace, "w", "uid-1") for namespace in ("dit-scaling", "kubeflow"))
-    assert "ownerReferences" not in render(replace(spec(), workflow=elsewhere)).job["metadata"]
-    owners = render(replace(spec(), workflow=here)).job["metadata"]["ownerReferences"]
+    assert "ownerReferences" not in render_job(replace(spec(), workflow=elsewhere)).job["metadata"]
+    owners = render_job(replace(spec(), workflow=here)).job["metadata"]["ownerReferences"]
     assert [owner["uid"] for owner in owners] == ["uid-1"]
 
 

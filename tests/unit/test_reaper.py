@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipelines.jobs import names
-from pipelines.jobs.kinds import all_kinds
+from pipelines.jobs.registry import all_kinds
 from pipelines.jobs.spec import Workflow
 from pipelines.reaper import has_ended, is_orphan
 

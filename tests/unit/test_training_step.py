@@ -13,13 +13,12 @@ from dit.data.loader import StepBatch
 from dit.diffusion.losses import diffuse, training_losses
 from dit.diffusion.schedule import linear_schedule
 from dit.errors import MismatchError
-from dit.health.log import first_nonfinite
+from dit.health.steps import StepLosses, first_nonfinite
 from dit.runtime.distributed import Ranks
 from dit.study import layout
 from dit.study.config import FitConfig, StudyConfig
 from dit.study.study_file import load
 from dit.training.trainer import Trainer
-from dit.training.window import StepLosses
 
 STUDY = Path(__file__).parents[2] / "configs" / "digits.yaml"
 BATCH = 12

@@ -1,0 +1,53 @@
+"""Kubernetes objects as the API gives them, and how to read them. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Object = Mapping[str, Any]
+"""A Kubernetes object as the API gives it."""
+
+
+@dataclass(frozen=True)
+class Resource:
+    """Where the API keeps objects of one kind."""
+
+    group: str
+    version: str
+    plural: str
+    kind: str
+
+    @property
+    def api_version(self) -> str:
+        """As manifests spell it."""
+        return f"{self.group}/{self.version}"
+
+
+def condition(obj: Object, kind: str) -> dict[str, Any] | None:
+    """The status condition of this type, whatever its value."""
+    conditions: list[dict[str, Any]] = obj.get("status", {}).get("conditions") or []
+    return next((one for one in conditions if one["type"] == kind), None)
+
+
+def holds(obj: Object, kind: str) -> bool:
+    """Whether the condition of this type is True."""
+    found = condition(obj, kind)
+    return found is not None and found["status"] == "True"
+
+
+def pod_name(pod: Object) -> str:
+    """Its name."""
+    return str(pod["metadata"]["name"])
+
+
+def pod_phase(pod: Object) -> str:
+    """Pending, Running, Succeeded, Failed or Unknown."""
+    return str(pod.get("status", {}).get("phase", "Pending"))
+
+
+def container_statuses(pod: Object) -> list[dict[str, Any]]:
+    """State of the pod's containers; empty before a node has taken it up."""
+    statuses: list[dict[str, Any]] = pod.get("status", {}).get("containerStatuses") or []
+    return statuses
