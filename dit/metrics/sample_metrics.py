@@ -23,7 +23,7 @@ _SLOW_DIMENSIONS = 512
 _ISC_SPLITS, _ISC_SPLIT_IMAGES = 10, 10
 
 
-class Judge:
+class SampleMetrics:
     """Measures sample sets against one reference, on a device."""
 
     def __init__(self, reference: Reference, evaluation: EvaluationConfig, device: torch.device) -> None:

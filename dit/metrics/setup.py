@@ -20,7 +20,7 @@ from dit.metrics.extractors import Extractor, Features, extract, open_digits, op
 from dit.metrics.inputs import EvaluationFiles, find_evaluation_files
 from dit.metrics.reference import Reference, from_adm, from_source
 from dit.metrics.reference_cache import ReferenceFolder
-from dit.metrics.sample_metrics import Judge
+from dit.metrics.sample_metrics import SampleMetrics
 from dit.runtime.distributed import Ranks
 from dit.sampling.generate import Generator, untrained
 from dit.sampling.sets import PART_IMAGES
@@ -36,7 +36,7 @@ NOISE_IMAGES = 1000
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a yardstick is made with that no evaluation makes."""
+    """What a setup is made with that no evaluation makes."""
 
     dataset: DatasetManifest
     files: EvaluationFiles
@@ -48,11 +48,11 @@ class Inputs:
 
 
 @dataclass(frozen=True)
-class Yardstick:
+class EvaluationSetup:
     """See the module."""
 
     extractor: Extractor
-    judge: Judge
+    sample_metrics: SampleMetrics
     reference: ReferenceRecord
     noise_floor: float
     """The distance of what an untrained model samples."""
@@ -68,8 +68,8 @@ def find_inputs(config: StudyConfig, store: Store) -> Inputs:
     return Inputs(manifest, find_evaluation_files(config, store))
 
 
-def open_yardstick(folder: ReferenceFolder, inputs: Inputs, decoder: str) -> Yardstick:
-    """The study's yardstick for samples from this decoder; made where it is not there yet, by all ranks together.
+def open_setup(folder: ReferenceFolder, inputs: Inputs, decoder: str) -> EvaluationSetup:
+    """The study's setup for samples from this decoder; made where it is not there yet, by all ranks together.
 
     Raises MissingError when the dataset's images or the decoder are needed to make it and are not there, MismatchError
     when the images are not those that the dataset was prepared from.
@@ -86,7 +86,7 @@ def open_yardstick(folder: ReferenceFolder, inputs: Inputs, decoder: str) -> Yar
     record = folder.kept(
         reference_key, ReferenceRecord, lambda: _make_reference(folder, inputs, extractor, reference_hash)
     )
-    judge = Judge(Reference.from_file(folder.path(record.file), record.count), config.evaluation, ranks.device)
+    sample_metrics = SampleMetrics(Reference.from_file(folder.path(record.file), record.count), config.evaluation, ranks.device)
 
     def make_floor() -> NoiseFloorRecord:
         """What some samples of an untrained model score; all ranks draw them together."""
@@ -95,13 +95,13 @@ def open_yardstick(folder: ReferenceFolder, inputs: Inputs, decoder: str) -> Yar
         return NoiseFloorRecord(
             config_hash=floor_hash,
             metric=config.evaluation.metric,
-            value=judge.distance(seen.features),
+            value=sample_metrics.distance(seen.features),
             num_samples=images,
             decoder=decoder,
         )
 
     floor = folder.kept(floor_key, NoiseFloorRecord, make_floor)
-    return Yardstick(extractor, judge, record, floor.value, inputs.dataset.content_hash())
+    return EvaluationSetup(extractor, sample_metrics, record, floor.value, inputs.dataset.content_hash())
 
 
 def _open_extractor(folder: ReferenceFolder, inputs: Inputs) -> Extractor:

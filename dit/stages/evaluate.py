@@ -19,7 +19,7 @@ from dit.study.variants import ModelSpec
 
 if TYPE_CHECKING:
     from dit.metrics.extractors import Features
-    from dit.metrics.setup import Yardstick
+    from dit.metrics.setup import EvaluationSetup
     from dit.runtime.distributed import Ranks
     from dit.tracking import Tracker
 
@@ -72,7 +72,7 @@ def _evaluate(
     store.check_writable()
     # These imports take seconds, which a study that is complete, or not ready, need not wait for.
     from dit.metrics.reference_cache import ReferenceFolder
-    from dit.metrics.setup import find_inputs, open_yardstick
+    from dit.metrics.setup import find_inputs, open_setup
     from dit.runtime.device import tune_process
     from dit.runtime.distributed import session
     from dit.sampling.noise import sample_labels
@@ -82,19 +82,19 @@ def _evaluate(
     labels = sample_labels(config.sampling, config.dataset.classes)
     tune_process(config.fit_for(spec).threads)
     with session() as ranks, open_tracker(config, store, spec, enabled=ranks.is_main) as tracker:
-        yardstick = open_yardstick(ReferenceFolder(config, store, ranks), inputs, manifests[0].decoder)
+        setup = open_setup(ReferenceFolder(config, store, ranks), inputs, manifests[0].decoder)
         for sample_set, manifest in zip(sets, manifests, strict=True):
-            seen = _features(sample_set, manifest, yardstick, ranks)
+            seen = _features(sample_set, manifest, setup, ranks)
             if ranks.is_main:
-                metrics, replicates = yardstick.judge.measure(seen, labels)
-                record = _record(sample_set, manifest, yardstick, metrics, replicates)
+                metrics, replicates = setup.sample_metrics.measure(seen, labels)
+                record = _record(sample_set, manifest, setup, metrics, replicates)
                 _log(record, config, tracker)
                 write_record(store, layout.metrics(config, spec, sample_set.step), record)
             ranks.barrier()
     return {step: _read(config, store, spec, step, decoder) for step in steps}
 
 
-def _features(sample_set: SampleSet, manifest: SampleSetManifest, yardstick: Yardstick, ranks: Ranks) -> Features:
+def _features(sample_set: SampleSet, manifest: SampleSetManifest, setup: EvaluationSetup, ranks: Ranks) -> Features:
     """Features of all samples, extracted by all ranks."""
     from dit.metrics.extractors import extract
 
@@ -108,13 +108,13 @@ def _features(sample_set: SampleSet, manifest: SampleSetManifest, yardstick: Yar
                 yield part * PART_IMAGES, sample_set.read_part(manifest.files[part])[0]
 
         batch = config.fit_for(spec).feature_batch
-        return extract(yardstick.extractor, shares(), manifest.num_samples, ranks, batch, bar)
+        return extract(setup.extractor, shares(), manifest.num_samples, ranks, batch, bar)
 
 
 def _record(
     sample_set: SampleSet,
     manifest: SampleSetManifest,
-    yardstick: Yardstick,
+    setup: EvaluationSetup,
     metrics: dict[str, Estimate],
     replicates: Iterable[float],
 ) -> MetricsRecord:
@@ -125,7 +125,7 @@ def _record(
         step=sample_set.step,
         config_hash=config.evaluation_hash(spec),
         science_hash=config.science_hash(),
-        dataset_content=yardstick.dataset_content,
+        dataset_content=setup.dataset_content,
         metric=config.evaluation.metric,
         metrics=metrics,
         replicates=tuple(replicates),
@@ -133,11 +133,11 @@ def _record(
         num_samples=manifest.num_samples,
         sampling=config.sampling.model_dump(mode="json"),
         decoder=manifest.decoder,
-        evaluator=yardstick.extractor.evaluator,
-        reference=yardstick.reference.source,
-        reference_sha256=yardstick.reference.source_sha256,
-        extractor_sha256=yardstick.extractor.sha256,
-        noise_floor=yardstick.noise_floor,
+        evaluator=setup.extractor.evaluator,
+        reference=setup.reference.source,
+        reference_sha256=setup.reference.source_sha256,
+        extractor_sha256=setup.extractor.sha256,
+        noise_floor=setup.noise_floor,
         parameters=spec.parameters(config.dataset.inputs),
         gflops=spec.gflops(config.dataset.inputs),
     )

@@ -13,7 +13,7 @@ from typing import Any
 from dit.storage import Store, write_record
 from dit.study import layout
 from dit.tracking.journal import Entry, Journal, points, read_entries
-from dit.tracking.mlflow_client import JOURNAL_TAG, PARENT_TAG, RunGoneError, Sink, metric_name
+from dit.tracking.mlflow_client import JOURNAL_TAG, PARENT_TAG, MlflowRuns, RunGoneError, metric_name
 from dit.tracking.mlflow_view import COLOUR_TAG, STUDY_TAG, VARIANT_TAG, colour
 from dit.tracking.paths import RunFolder, local_root
 from dit.tracking.state import Shipped, TrackingRun, read_shipped, write_shipped
@@ -27,7 +27,7 @@ _HASH_TAG = "dit.training_hash"
 _NOTE_TAG = "mlflow.note.content"
 
 
-class Feed:
+class JournalUpload:
     """Ships one journal. Its methods raise whatever the server's or the store's way to fail is; call them again."""
 
     def __init__(self, run: RunFolder, path: Path, header: Entry, target: Target, store: Store) -> None:
@@ -52,7 +52,7 @@ class Feed:
         """When (in ms) and how the latest writer ended; (0, None) while none has."""
         return self._shipped.ended_at, self._shipped.ended
 
-    def ship(self, sink: Sink, parent: str | None) -> None:
+    def ship(self, sink: MlflowRuns, parent: str | None) -> None:
         """Send what the journal has gained, artifacts left out; `parent` is the MLflow run above this one."""
         with self._renewed():
             if self._shipped.run_id is None:
@@ -61,7 +61,7 @@ class Feed:
             for start in range(0, len(entries), _ENTRIES_PER_ROUND):
                 self._send(sink, entries[start : start + _ENTRIES_PER_ROUND])
 
-    def settle(self, sink: Sink, *, live: bool, ended: tuple[int, Status | None]) -> None:
+    def settle(self, sink: MlflowRuns, *, live: bool, ended: tuple[int, Status | None]) -> None:
         """Set the run's status: RUNNING while it is live, else how and when it ended."""
         shipped = self._shipped
         wanted: Status = "RUNNING" if live else ended[1] or "KILLED"
@@ -72,7 +72,7 @@ class Feed:
             shipped.status = wanted
             self._save()
 
-    def ship_files(self, sink: Sink) -> None:
+    def ship_files(self, sink: MlflowRuns) -> None:
         """Send the artifacts and images that are owed."""
         while self._shipped.owed and self._shipped.run_id:
             with self._renewed():
@@ -80,7 +80,7 @@ class Feed:
                 del self._shipped.owed[0]
                 self._save()
 
-    def beat(self, sink: Sink) -> None:
+    def beat(self, sink: MlflowRuns) -> None:
         """Tell the server that the run lives."""
         if self._shipped.run_id:
             with self._renewed():
@@ -98,7 +98,7 @@ class Feed:
             self._shipped = Shipped()
             self._save()
 
-    def _send(self, sink: Sink, entries: Sequence[tuple[Entry, int]]) -> None:
+    def _send(self, sink: MlflowRuns, entries: Sequence[tuple[Entry, int]]) -> None:
         shipped, run_id = self._shipped, self._shipped.run_id or ""
         fresh = [
             point
@@ -117,7 +117,7 @@ class Feed:
         shipped.offset = entries[-1][1]
         self._save()
 
-    def _send_file(self, sink: Sink, run_id: str, item: Mapping[str, Any]) -> None:
+    def _send_file(self, sink: MlflowRuns, run_id: str, item: Mapping[str, Any]) -> None:
         data = Mirror(self._store, self.run).fetch_file(self.run.files / item["sha256"])
         if not data:
             sys.stderr.write(f"lost: {item['name']}: its bytes {item['sha256']} are nowhere\n")
@@ -126,7 +126,7 @@ class Feed:
         else:
             sink.log_image(run_id, item["name"], (item["step"], item["time"]), data)
 
-    def _adopt(self, sink: Sink, parent: str | None) -> None:
+    def _adopt(self, sink: MlflowRuns, parent: str | None) -> None:
         """Find the run that this journal belongs to, or make it."""
         # Of a run that is no longer there nothing counts as sent.
         self._there, self._compared_until = set(), 0
@@ -151,7 +151,7 @@ class Feed:
         if self.is_current:
             self._record(sink, found)
 
-    def _compare(self, sink: Sink, run_id: str) -> None:
+    def _compare(self, sink: MlflowRuns, run_id: str) -> None:
         """Take over, from a run that exists already, the points that were lost with another machine's disk.
 
         What is on the server is not sent again, whatever its time; what this journal lacks is added to it, so that a
@@ -169,7 +169,7 @@ class Feed:
         journal.close()
         self._compared_until = self._path.stat().st_size
 
-    def _record(self, sink: Sink, run_id: str) -> None:
+    def _record(self, sink: MlflowRuns, run_id: str) -> None:
         record = TrackingRun(
             journal=self._header["id"], run_id=run_id, experiment_id=sink.experiment_id, uri=self._target.address
         )

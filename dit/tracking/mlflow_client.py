@@ -41,7 +41,7 @@ class RunGoneError(Exception):
     """The run was deleted on the server."""
 
 
-class Sink:
+class MlflowRuns:
     """The target's experiment, made or restored if need be. Every method raises what the server's way to fail is."""
 
     def __init__(self, target: Target) -> None:

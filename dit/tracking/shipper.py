@@ -26,8 +26,8 @@ from dit.tracking.target import Target
 from dit.tracking.writer_session import close_dead_writers
 
 if TYPE_CHECKING:
-    from dit.tracking.journal_upload import Feed
-    from dit.tracking.mlflow_client import Sink
+    from dit.tracking.journal_upload import JournalUpload
+    from dit.tracking.mlflow_client import MlflowRuns
 
 ROUND_SECONDS = 2.0
 TICK_SECONDS = 0.1
@@ -48,8 +48,8 @@ class Shipper:
     def __init__(self, study: StudyFolder, target: Target) -> None:
         self._study, self._target = study, target
         self._store: Store | None = None
-        self._sink: Sink | None = None
-        self._feeds: dict[str, Feed] = {}
+        self._sink: MlflowRuns | None = None
+        self._feeds: dict[str, JournalUpload] = {}
         self._failures = 0
         self._next_beat = 0.0
         self._asked_to_go = False
@@ -102,12 +102,12 @@ class Shipper:
         return None
 
     def _ship(self, live: set[Path]) -> None:
-        from dit.tracking.mlflow_client import Sink
+        from dit.tracking.mlflow_client import MlflowRuns
 
         if self._store is None:
             self._store = open_store(self._target.store)
         if self._sink is None:
-            self._sink = Sink(self._target)
+            self._sink = MlflowRuns(self._target)
         feeds = list(self._find_feeds(self._store))
         parents = [feed for feed in feeds if feed.run == self._study.parent]
         children = [feed for feed in feeds if feed.run != self._study.parent]
@@ -127,8 +127,8 @@ class Shipper:
         for feed in feeds:
             feed.ship_files(self._sink)
 
-    def _find_feeds(self, store: Store) -> Iterator[Feed]:
-        from dit.tracking.journal_upload import Feed
+    def _find_feeds(self, store: Store) -> Iterator[JournalUpload]:
+        from dit.tracking.journal_upload import JournalUpload
 
         for run in self._study.runs():
             for path in run.journals:
@@ -137,10 +137,10 @@ class Shipper:
                     continue
                 name = f"{path} {header.values['id']}"
                 if name not in self._feeds:
-                    self._feeds[name] = Feed(run, path, header, self._target, store)
+                    self._feeds[name] = JournalUpload(run, path, header, self._target, store)
                 yield self._feeds[name]
 
-    def _beat(self, feeds: list[Feed]) -> None:
+    def _beat(self, feeds: list[JournalUpload]) -> None:
         if self._sink is None or time.monotonic() < self._next_beat:
             return
         self._next_beat = time.monotonic() + HEARTBEAT_SECONDS

@@ -18,7 +18,7 @@ _REPEAT_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Decision:
     """What follows from a look. `over` is None while the job is to be waited for."""
 
     news: tuple[str, ...] = ()
@@ -31,7 +31,7 @@ class Verdict:
     """Whether the job still is there, and must be removed, because nothing will come of it."""
 
 
-class Judge:
+class Supervisor:
     """Watches one job from its creation to its end."""
 
     def __init__(self, spec: JobSpec, kind: JobKind, uid: str, lines: Lines) -> None:
@@ -45,12 +45,12 @@ class Judge:
         self._since: dict[str, float] = {}
         self._said: dict[str, float] = {}
 
-    def look(self, snapshot: Snapshot, now: float) -> Verdict:
+    def look(self, snapshot: Snapshot, now: float) -> Decision:
         """What to make of the job as it is `now`, in seconds of any clock that does not jump."""
         job = snapshot.job
         if job is None or job["metadata"]["uid"] != self._uid:
             whose = "it was deleted" if job is None else "another of its name took its place"
-            return Verdict(
+            return Decision(
                 over=Phase.FAILED,
                 error=f"{self.place} is gone: {whose}; the same step, run again, goes on from the last checkpoint",
             )
@@ -61,13 +61,13 @@ class Judge:
         self._deaths |= fresh
         news = [f"{death.pod} ended: {death}" for death in sorted(fresh, key=lambda death: death.finished)]
         if snapshot.phase is Phase.SUCCEEDED:
-            return Verdict(tuple(news), over=Phase.SUCCEEDED)
+            return Decision(tuple(news), over=Phase.SUCCEEDED)
         if snapshot.phase is Phase.FAILED:
             cause = cause_of(self._deaths, self._lines)
-            return Verdict(tuple(news), over=Phase.FAILED, error=self._failure(snapshot, cause), cause=cause)
+            return Decision(tuple(news), over=Phase.FAILED, error=self._failure(snapshot, cause), cause=cause)
         if self._kind.restarts and (cause := final(self._deaths, self._lines)) is not None:
             error = f"{self.place} cannot go on: every further try would end alike"
-            return Verdict(tuple(news), over=Phase.FAILED, error=error, cause=cause, abandoned=True)
+            return Decision(tuple(news), over=Phase.FAILED, error=error, cause=cause, abandoned=True)
         reason = explain(self._spec, self._kind, snapshot)
         news += self._progress(snapshot, reason, now)
         return self._patience(tuple(news), reason, now)
@@ -104,7 +104,7 @@ class Judge:
             self._said[reason.same] = now
         return due
 
-    def _patience(self, news: tuple[str, ...], reason: Reason | None, now: float) -> Verdict:
+    def _patience(self, news: tuple[str, ...], reason: Reason | None, now: float) -> Decision:
         patience = self._spec.cluster.patience
         why = (
             str(reason)
@@ -114,13 +114,13 @@ class Judge:
         # Of a job that has run, a worker that lost its node, or a queue that somebody holds, may come back.
         hopeless = None if self._has_run else self._hopeless_since
         if hopeless is not None and now - hopeless >= patience.hopeless:
-            return Verdict(news, Phase.FAILED, f"{self.place} cannot start: {why}", abandoned=True)
+            return Decision(news, Phase.FAILED, f"{self.place} cannot start: {why}", abandoned=True)
         if self._incomplete_since is not None and now - self._incomplete_since >= patience.start:
             waited = format_duration(patience.start)
             what = "did not get all of its pods back" if self._has_run else "did not start"
             error = f"{self.place} {what} within {waited} (cluster.patience.start): {why}"
-            return Verdict(news, Phase.FAILED, error, abandoned=True)
-        return Verdict(news)
+            return Decision(news, Phase.FAILED, error, abandoned=True)
+        return Decision(news)
 
     def _failure(self, snapshot: Snapshot, cause: Death | None) -> str:
         job = snapshot.job or {}

@@ -16,7 +16,7 @@ from pipelines.jobs.logs import PodLogs
 from pipelines.jobs.registry import kind_of
 from pipelines.jobs.snapshot import Snapshot, of_this_job
 from pipelines.jobs.spec import JobSpec
-from pipelines.jobs.supervisor import Judge, Verdict
+from pipelines.jobs.supervisor import Decision, Supervisor
 
 POLL_SECONDS = 3.0
 _LAST_LINES = 20
@@ -36,14 +36,14 @@ def wait(cluster: Cluster, spec: JobSpec, uid: str) -> None:
     """
     kind = kind_of(spec)
     logs = PodLogs(cluster, spec.name)
-    judge = Judge(spec, kind, uid, logs.last_lines)
+    supervisor = Supervisor(spec, kind, uid, logs.last_lines)
     try:
-        verdict = _until_over(cluster, spec, kind, judge, logs)
+        decision = _until_over(cluster, spec, kind, supervisor, logs)
     finally:
         logs.close()
-    if verdict.over is Phase.FAILED:
-        error = _failure(spec, verdict, logs)
-        if verdict.abandoned:
+    if decision.over is Phase.FAILED:
+        error = _failure(spec, decision, logs)
+        if decision.abandoned:
             patiently(lambda: cluster.delete(kind.resource, spec.name, uid), ApiUnavailable, spec.cluster.patience.api)
             error += "; the job was removed"
         raise JobFailed(error)
@@ -67,17 +67,17 @@ def look(cluster: Cluster, kind: JobKind, spec: JobSpec) -> Snapshot:
     return Snapshot(job, phase, pods, events, workload)
 
 
-def _until_over(cluster: Cluster, spec: JobSpec, kind: JobKind, judge: Judge, logs: PodLogs) -> Verdict:
+def _until_over(cluster: Cluster, spec: JobSpec, kind: JobKind, supervisor: Supervisor, logs: PodLogs) -> Decision:
     ask = look
     while True:
         snapshot = patiently(partial(ask, cluster, kind, spec), ApiUnavailable, spec.cluster.patience.api)
         ask = _look_again
         logs.follow(snapshot.pods)
-        verdict = judge.look(snapshot, time.monotonic())
-        for line in verdict.news:
+        decision = supervisor.look(snapshot, time.monotonic())
+        for line in decision.news:
             say(line)
-        if verdict.over is not None:
-            return verdict
+        if decision.over is not None:
+            return decision
         time.sleep(POLL_SECONDS)
 
 
@@ -98,20 +98,20 @@ def _events(cluster: Cluster, kind: JobKind, job: Object, pods: tuple[Object, ..
     return of_this_job(job, found, "lastTimestamp")
 
 
-def _failure(spec: JobSpec, verdict: Verdict, logs: PodLogs) -> str:
+def _failure(spec: JobSpec, decision: Decision, logs: PodLogs) -> str:
     """The error in one line, after the last lines of the pod that ended first."""
-    cause = verdict.cause
+    cause = decision.cause
     if cause is None:
-        return verdict.error
+        return decision.error
     lines = logs.last_lines(cause.uid)
     for line in lines[-_LAST_LINES:]:
         say(f"{cause.pod}| {line}")
     rank = rank_of(lines)
     where = f"rank {rank}" if rank else "rank unknown: it ended before the ranks were given"
     words = own_words(lines)
-    told = f"{verdict.error}; the first to end was pod {cause.pod} ({where}), {cause}"
+    told = f"{decision.error}; the first to end was pod {cause.pod} ({where}), {cause}"
     if cause.reason == OUT_OF_MEMORY:
         return f"{told}; raise cluster.pod.memory ({spec.cluster.pod.memory}) or lower fit.micro_batch"
     if words:
         return f"{told}: {words}"
-    return told if verdict.abandoned else f"{told}; kubectl logs -n {spec.namespace} {cause.pod}"
+    return told if decision.abandoned else f"{told}; kubectl logs -n {spec.namespace} {cause.pod}"

@@ -85,7 +85,7 @@ def run_container(client: Any, image: str, command: list[str], volumes: dict[str
     for place in volumes:
         # Left to the engine, they would be root's.
         os.makedirs(place, exist_ok=True)
-    leashed = parent_watch.MARK in os.environ
+    leashed = parent_watch.VARIABLE in os.environ
     container = client.containers.create(image, command, volumes=volumes, stdin_open=leashed, **settings)
     try:
         with _leash_of(container, leashed):
@@ -101,7 +101,7 @@ def run_container(client: Any, image: str, command: list[str], volumes: dict[str
 
 @contextmanager
 def _leash_of(container: Any, leashed: bool) -> Iterator[None]:
-    """Pass this process's leash on: the container's standard input closes with it, or when this process is gone."""
+    """Pass this process's lifeline on: the container's standard input closes with it, or when this process is gone."""
     if not leashed:
         yield
         return
@@ -114,7 +114,7 @@ def _leash_of(container: Any, leashed: bool) -> Iterator[None]:
             with socket.socket(fileno=os.dup(attached.fileno())) as connection:
                 connection.shutdown(socket.SHUT_RDWR)
 
-    watcher = threading.Thread(target=watch, name="leash of a container")
+    watcher = threading.Thread(target=watch, name="lifeline of a container")
     watcher.start()
     try:
         yield

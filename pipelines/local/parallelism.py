@@ -14,7 +14,7 @@ THREADS = "OMP_NUM_THREADS"
 
 @dataclass(frozen=True)
 class Share:
-    """Lanes, and the threads of each; None where the user has set them, or torch chooses best itself."""
+    """WorkerPool, and the threads of each; None where the user has set them, or torch chooses best itself."""
 
     lanes: int
     threads: int | None

@@ -21,8 +21,8 @@ from dit.tracking import flush, reconcile
 from pipelines import complete
 from pipelines.local.display import StudyLog
 from pipelines.local.parallelism import share
-from pipelines.local.workers import Job, LaneError, Lanes
-from pipelines.step.parent_watch import Leash
+from pipelines.local.workers import LaneError, WorkerPool, WorkItem
+from pipelines.step.parent_watch import ChildLifeline
 
 
 def run(study: Path | str, root: str, overrides: list[str], image: str | None = None) -> None:
@@ -56,15 +56,15 @@ def _run_pipeline(config: StudyConfig, store: Store, image: str | None) -> None:
         open(log_path, "w") as log,
         tempfile.TemporaryDirectory(prefix="dit-study-", ignore_cleanup_errors=True) as work,
         StudyLog(log, total=2 + 3 * len(left)) as shown,
-        Leash() as leash,
-        _interrupts(leash) as caught,
+        ChildLifeline() as lifeline,
+        _interrupts(lifeline) as caught,
     ):
         text = config.to_yaml()
         try:
-            with Lanes(machine.lanes, Path(work), shown.take, leash.pull) as lanes:
-                lanes.run([Job(text, store.url, "prepare", image=image)])
-                lanes.run([Job(text, store.url, spec.name, machine.threads, image) for spec in left])
-                lanes.run([Job(text, store.url, "report", image=image)])
+            with WorkerPool(machine.lanes, Path(work), shown.take, lifeline.pull) as lanes:
+                lanes.run([WorkItem(text, store.url, "prepare", image=image)])
+                lanes.run([WorkItem(text, store.url, spec.name, machine.threads, image) for spec in left])
+                lanes.run([WorkItem(text, store.url, "report", image=image)])
             if caught:
                 _end_by(caught[0])
         except LaneError as error:
@@ -89,13 +89,13 @@ def _log_path(config: StudyConfig, store: Store) -> Path:
 
 
 @contextmanager
-def _interrupts(leash: Leash) -> Iterator[list[int]]:
+def _interrupts(lifeline: ChildLifeline) -> Iterator[list[int]]:
     """While the body runs, let SIGINT and SIGTERM end the running steps instead of this process; yields those seen."""
     caught: list[int] = []
 
     def pull(number: int, _: FrameType | None) -> None:
         caught.append(number)
-        leash.pull()
+        lifeline.pull()
 
     before = {number: signal.signal(number, pull) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

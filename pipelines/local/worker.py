@@ -20,13 +20,13 @@ from dit.study import study_file
 from pipelines.definition.pipeline import build
 from pipelines.local.docker import use_containers
 from pipelines.local.parallelism import THREADS
-from pipelines.local.workers import Job
+from pipelines.local.workers import WorkItem
 from pipelines.step.events import Event
 
 
 def main(handle: int, folder: str) -> int:
     """Run every job that comes; the exit code, 1 when a step failed, after which no more are run."""
-    # Whoever started this lane decides what an interrupt of all processes means, and ends the steps by their leash.
+    # Whoever started this lane decides what an interrupt of all processes means, and ends the steps by their lifeline.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: None)
     # kfp warns of every image without "python" in its name.
@@ -36,7 +36,7 @@ def main(handle: int, folder: str) -> int:
         _tell_ready()
         for line in jobs:
             try:
-                _run(Job.from_line(line), folder)
+                _run(WorkItem.from_line(line), folder)
             except RuntimeError:
                 # kfp's way to say that a step failed; the step has said why.
                 return 1
@@ -44,7 +44,7 @@ def main(handle: int, folder: str) -> int:
     return 0
 
 
-def _run(job: Job, folder: str) -> None:
+def _run(job: WorkItem, folder: str) -> None:
     config = study_file.load_text(job.study)
     with _threads(job.threads):
         if job.image is None:

@@ -21,7 +21,7 @@ Take = Callable[[int, str], None]
 
 
 @dataclass(frozen=True)
-class Job:
+class WorkItem:
     """A part of a study's pipeline, on how many threads its steps compute, and in what.
 
     None leaves the threads to the environment.
@@ -54,10 +54,10 @@ class LaneError(Exception):
         self.lane = lane
 
 
-class Lanes:
-    """Processes that share the work; a context manager, to be entered under a leash, which alone ends their steps.
+class WorkerPool:
+    """Processes that share the work; a context manager, to be entered under a lifeline, which alone ends their steps.
 
-    Left by an error, it pulls the leash and waits until all have ended.
+    Left by an error, it pulls the lifeline and waits until all have ended.
     """
 
     def __init__(self, count: int, folder: Path, take: Take, end_all: Callable[[], None]) -> None:
@@ -81,7 +81,7 @@ class Lanes:
             self._listen()
         self._selector.close()
 
-    def run(self, jobs: Iterable[Job]) -> None:
+    def run(self, jobs: Iterable[WorkItem]) -> None:
         """Run jobs in this order, as lanes become free, until all are done; LaneError as soon as one has failed."""
         waiting = deque(jobs)
         while waiting or any(lane.busy for lane in self._lanes.values()):
@@ -111,7 +111,7 @@ class Lanes:
 
 
 class _Lane:
-    """One lane's process. Standard input, which is a leash, passes on to it and its steps."""
+    """One lane's process. Standard input, which is a lifeline, passes on to it and its steps."""
 
     def __init__(self, number: int, folder: Path) -> None:
         folder.mkdir()
@@ -130,7 +130,7 @@ class _Lane:
         self._jobs = open(give, "wb")  # noqa: SIM115
         self._rest = b""
 
-    def give(self, job: Job) -> None:
+    def give(self, job: WorkItem) -> None:
         """Have it run a job. That a lane has died meanwhile shows in its output's end."""
         self.ready, self.busy = False, True
         with suppress(BrokenPipeError):

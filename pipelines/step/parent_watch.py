@@ -13,12 +13,12 @@ import time
 from types import TracebackType
 from typing import Self
 
-MARK = "DIT_LEASH"
+VARIABLE = "DIT_LIFELINE"
 GRACE_SECONDS = 20.0
 """What a step gets, after SIGTERM, to write a checkpoint."""
 
 
-class Leash:
+class ChildLifeline:
     """The starter's side, a context manager: processes started inside it end at the latest when it is left."""
 
     def __enter__(self) -> Self:
@@ -26,13 +26,13 @@ class Leash:
         self._stdin = os.dup(0)
         os.dup2(read, 0)
         os.close(read)
-        os.environ[MARK] = "1"
+        os.environ[VARIABLE] = "1"
         self._pulled = False
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         self.pull()
-        os.environ.pop(MARK, None)
+        os.environ.pop(VARIABLE, None)
         os.dup2(self._stdin, 0)
         os.close(self._stdin)
 
@@ -43,13 +43,13 @@ class Leash:
             os.close(self._write)
 
 
-def obey() -> bool:
-    """The step's side: end when the starter does. False, and nothing done, where no leash was laid on."""
-    if os.environ.pop(MARK, None) is None:
+def end_with_parent() -> bool:
+    """The step's side: end when the starter does. False, and nothing done, where no lifeline was laid on."""
+    if os.environ.pop(VARIABLE, None) is None:
         return False
-    # A terminal's Ctrl-C reaches the whole group; the starter decides and tells by the leash.
+    # A terminal's Ctrl-C reaches the whole group; the starter decides and tells by the lifeline.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_watch, name="leash", daemon=True).start()
+    threading.Thread(target=_watch, name="lifeline", daemon=True).start()
     return True
 
 

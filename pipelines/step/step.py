@@ -149,7 +149,7 @@ class StepResult:
 def run_step(stage: str, run: Run, variant: str | None = None) -> StepResult:
     """Run a stage in this process; it returns at once when its result is complete.
 
-    A DitError becomes one line and the process's exit code; under a leash all output becomes events.
+    A DitError becomes one line and the process's exit code; under a lifeline all output becomes events.
     """
     return _spoken(_named(stage, variant), lambda: _stage(stage, run.study, run.root, run.all_overrides(), variant))
 
@@ -195,7 +195,7 @@ def _named(stage: str, variant: str | None) -> str:
 
 def _spoken(name: str, work: Callable[[], StepResult]) -> StepResult:
     """Do a step's work; why it fails is said where its starter looks."""
-    with events.spoken(name) if parent_watch.obey() else nullcontext(None) as starter:
+    with events.spoken(name) if parent_watch.end_with_parent() else nullcontext(None) as starter:
         try:
             return work()
         except DitError as error:

@@ -29,7 +29,7 @@ from pipelines.complete import unfinished
 from pipelines.local.display import StudyLog
 from pipelines.local.parallelism import Share, share
 from pipelines.step.events import Event, from_line, spoken
-from pipelines.step.parent_watch import MARK, Leash, obey
+from pipelines.step.parent_watch import VARIABLE, ChildLifeline, end_with_parent
 from pipelines.step.step import Run, run_step
 
 __all__ = ["terminal"]
@@ -40,14 +40,14 @@ from pipelines.step import parent_watch
 parent_watch.GRACE_SECONDS = 0.5
 if "deaf" in sys.argv:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-assert parent_watch.obey()
+assert parent_watch.end_with_parent()
 print("ready", flush=True)
 time.sleep(60)
 """
 STARTER = f"""
 import subprocess, sys
-from pipelines.step.parent_watch import Leash
-with Leash():
+from pipelines.step.parent_watch import ChildLifeline
+with ChildLifeline():
     subprocess.run([sys.executable, "-c", {STEP!r}])
 """
 
@@ -62,15 +62,15 @@ def start_step(*arguments: str) -> subprocess.Popen[str]:
 
 @pytest.mark.parametrize(("arguments", "number"), [([], signal.SIGTERM), (["deaf"], signal.SIGKILL)])
 def test_a_pulled_leash_ends_the_step(arguments: list[str], number: int) -> None:
-    with Leash() as leash:
+    with ChildLifeline() as lifeline:
         process = start_step(*arguments)
-        leash.pull()
+        lifeline.pull()
         process.communicate(timeout=30)
     assert process.returncode == -number
 
 
 def test_ctrl_c_on_the_terminal_leaves_the_step_to_its_starter() -> None:
-    with Leash():
+    with ChildLifeline():
         process = start_step()
         process.send_signal(signal.SIGINT)
         time.sleep(0.3)
@@ -90,14 +90,14 @@ def test_a_step_does_not_outlive_a_starter_that_is_killed() -> None:
 
 def test_a_leash_leaves_standard_input_and_environment_as_they_were() -> None:
     before = os.fstat(0)
-    with Leash():
-        assert os.environ[MARK] == "1"
+    with ChildLifeline():
+        assert os.environ[VARIABLE] == "1"
     assert os.path.samestat(before, os.fstat(0))
-    assert MARK not in os.environ
+    assert VARIABLE not in os.environ
 
 
 def test_a_process_without_a_leash_is_left_alone() -> None:
-    assert obey() is False
+    assert end_with_parent() is False
 
 
 @given(st.text(), st.integers(0, 255), st.dictionaries(st.text(), st.floats(allow_nan=False) | st.text()))

@@ -33,8 +33,8 @@ from dit.study import layout, study_file
 from dit.study.config import StudyConfig
 from dit.tracking import flush, open_tracker, read_points
 from dit.tracking.journal import read_header
-from dit.tracking.journal_upload import Feed
-from dit.tracking.mlflow_client import Sink
+from dit.tracking.journal_upload import JournalUpload
+from dit.tracking.mlflow_client import MlflowRuns
 from dit.tracking.paths import run_folder
 from dit.tracking.state import TrackingRun
 from dit.tracking.target import resolve_target
@@ -200,12 +200,12 @@ def test_a_run_deleted_after_a_comparison_is_made_anew_with_all_its_points(share
     run, target = run_folder(config, store, spec), resolve_target(config, store)
     with open_tracker(unshipped, store, spec) as tracker:
         tracker.metrics(10, {"loss": 1 / 10})
-    header, sink = read_header(run.journal), Sink(target)
+    header, sink = read_header(run.journal), MlflowRuns(target)
     assert header is not None
-    Feed(run, run.journal, header, target, store).ship(sink, None)
+    JournalUpload(run, run.journal, header, target, store).ship(sink, None)
     # One that remembers nothing finds the run and compares.
     run.shipped(header.values["id"]).unlink()
-    feed = Feed(run, run.journal, header, target, store)
+    feed = JournalUpload(run, run.journal, header, target, store)
     feed.ship(sink, None)
     first = feed.run_id
     Found(target.uri, "compared").client.delete_run(first)

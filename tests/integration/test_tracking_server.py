@@ -40,7 +40,7 @@ from tracked_study import (
 from dit.storage import Store, open_store
 from dit.study import study_file
 from dit.tracking import flush, open_tracker, read_points, reconcile
-from dit.tracking.mlflow_client import Sink
+from dit.tracking.mlflow_client import MlflowRuns
 from dit.tracking.mlflow_ui import server_command
 from dit.tracking.mlflow_view import view_page, view_tag
 from dit.tracking.target import resolve_target
@@ -185,7 +185,7 @@ def test_a_view_that_somebody_changed_stays_and_a_former_one_is_replaced(root: P
     assert changed != made
     for before, after in ((changed, changed), (made.replace("Scaling", "Former"), made)):
         client.set_experiment_tag(experiment.experiment_id, name, before)
-        Sink(resolve_target(config, store))
+        MlflowRuns(resolve_target(config, store))
         assert client.get_experiment_by_name("viewed").tags[name] == after
 
 

@@ -18,7 +18,7 @@ from pipelines.jobs.pending_reason import explain
 from pipelines.jobs.registry import kind_of
 from pipelines.jobs.snapshot import Snapshot, of_this_job
 from pipelines.jobs.spec import JobSpec, job_spec
-from pipelines.jobs.supervisor import Judge
+from pipelines.jobs.supervisor import Supervisor
 
 BORN = "2026-01-01T10:00:00Z"
 CONFIG = Path(__file__).parents[2] / "configs" / "digits.yaml"
@@ -63,8 +63,8 @@ def snapshot(
     return Snapshot(manifest, kind_of(spec()).phase(manifest), tuple(pods), tuple(events), workload)
 
 
-def judge(*overrides: str, logs: dict[str, list[str]] | None = None) -> Judge:
-    return Judge(spec(*overrides), kind_of(spec()), "job-1", lambda uid: (logs or {}).get(uid, []))
+def judge(*overrides: str, logs: dict[str, list[str]] | None = None) -> Supervisor:
+    return Supervisor(spec(*overrides), kind_of(spec()), "job-1", lambda uid: (logs or {}).get(uid, []))
 
 
 CREATED = job(condition("Created"))
@@ -313,7 +313,7 @@ def test_what_would_end_alike_is_not_tried_again(said: list[str]) -> None:
 
 def test_a_trainjob_that_diverged_ends_by_itself_and_keeps_its_pod() -> None:
     kind = kind_of(spec("cluster.job=trainjob"))
-    watch = Judge(spec(), kind, "job-1", lambda _: [DIVERGED])
+    watch = Supervisor(spec(), kind, "job-1", lambda _: [DIVERGED])
     seen = Snapshot(
         trainjob(jobsStatus=[{"name": "node", "active": 1}]),
         Phase.RUNNING,
