@@ -86,7 +86,9 @@ def open_setup(folder: ReferenceFolder, inputs: Inputs, decoder: str) -> Evaluat
     record = folder.kept(
         reference_key, ReferenceRecord, lambda: _make_reference(folder, inputs, extractor, reference_hash)
     )
-    sample_metrics = SampleMetrics(Reference.from_file(folder.path(record.file), record.count), config.evaluation, ranks.device)
+    sample_metrics = SampleMetrics(
+        Reference.from_file(folder.path(record.file), record.count), config.evaluation, ranks.device
+    )
 
     def make_floor() -> NoiseFloorRecord:
         """What some samples of an untrained model score; all ranks draw them together."""
