@@ -13,6 +13,8 @@ from typing import TypeVar
 
 from dit.console import say, table
 from dit.errors import DitError
+from dit.results.progress import StageProgress, progress
+from dit.results.stages import Work, step_names
 from dit.storage import open_store
 from dit.study import study_file
 from dit.study.config import StudyConfig
@@ -22,12 +24,11 @@ from pipelines.cluster.objects import Object
 from pipelines.cluster.pod_environment import settings, store_as_pods_see_it
 from pipelines.jobs import names
 from pipelines.jobs.kind import JobKind
-from pipelines.jobs.names import Stage as JobStage
+from pipelines.jobs.names import JobStage
 from pipelines.jobs.pending_reason import explain
 from pipelines.jobs.registry import all_kinds
 from pipelines.jobs.spec import job_spec
 from pipelines.jobs.watch import look
-from pipelines.progress import Stage, progress, stage_names
 from pipelines.runs.model import Run
 from pipelines.runs.status_table import COLUMNS, JobView, rows, under_way
 from pipelines.runs.steps import RUN_LABEL, last_death, steps, waiting
@@ -47,7 +48,7 @@ class _View:
 
     config: StudyConfig
     root: str
-    stages: list[Stage] = field(default_factory=list)
+    stages: list[StageProgress] = field(default_factory=list)
     jobs: list[JobView] = field(default_factory=list)
     run: Run | None = None
     remarks: list[str] = field(default_factory=list)
@@ -78,7 +79,7 @@ def _look(config: StudyConfig, root: str, run_id: str | None, experiment: str) -
     view = _View(config, root)
     if not root.startswith("s3://"):
         # A folder of this machine: nothing of it runs elsewhere.
-        view.stages = progress(config, open_store(root))
+        view.stages = progress(Work(config, open_store(root), compare_decoder=False))
         return view
     if run_id or os.environ.get(_KFP_ENDPOINT):
         view.run = _try(view, lambda: _find_run(config, run_id, experiment, view))
@@ -175,7 +176,7 @@ def _job(config: StudyConfig, root: str, cluster: Cluster, kind: JobKind, job: O
     return JobView(step, kind.resource.kind, snapshot, spec.cluster.replicas)
 
 
-def _stages(config: StudyConfig, root: str, cluster: Cluster | None, view: _View) -> list[Stage]:
+def _stages(config: StudyConfig, root: str, cluster: Cluster | None, view: _View) -> list[StageProgress]:
     variables: dict[str, str] = {}
     if cluster is not None:
         try:
@@ -183,7 +184,7 @@ def _stages(config: StudyConfig, root: str, cluster: Cluster | None, view: _View
         except DitError as error:
             view.remarks.append(f"the store is read with our own settings: {error}")
     with store_as_pods_see_it(variables, config.cluster.namespace):
-        return progress(config, open_store(root))
+        return progress(Work(config, open_store(root), compare_decoder=False))
 
 
 def _show(view: _View) -> None:
@@ -191,6 +192,6 @@ def _show(view: _View) -> None:
     title = f"{config.study}, {root}"
     if view.run is not None:
         title += f": run {view.run.uid} ({view.run.name}) {view.run.state.lower()}"
-    table(COLUMNS, rows(stage_names(config), view.stages, view.jobs, view.run, datetime.now(UTC)), title=title)
+    table(COLUMNS, rows(step_names(config), view.stages, view.jobs, view.run, datetime.now(UTC)), title=title)
     for remark in view.remarks:
         say(remark)

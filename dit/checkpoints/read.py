@@ -1,4 +1,4 @@
-"""Finding, checking and loading checkpoints. Torch-free until weights are loaded.
+"""Finding and loading checkpoints. Torch-free until weights are loaded.
 
 A checkpoint is three safetensors files and a meta.json, which is written last: without it there is no checkpoint.
 """
@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from dit.errors import DataError, MismatchError, MissingError
-from dit.storage import Store, read_record, sha256_file
+from dit.errors import DataError, MissingError
+from dit.storage import Store, sha256_file
 from dit.study import layout
 from dit.study.config import StudyConfig
 from dit.study.records import CheckpointMeta
@@ -30,45 +30,15 @@ def incomplete_checkpoints(store: Store, config: StudyConfig, spec: ModelSpec) -
     return sorted(_steps(store, config, spec, complete=False) - _steps(store, config, spec, complete=True))
 
 
-def read_meta(store: Store, config: StudyConfig, spec: ModelSpec, step: int) -> CheckpointMeta:
-    """The description of a complete checkpoint that this study's configuration made.
-
-    Raises MissingError when there is none, MismatchError when another variant, study or configuration made it.
-    """
-    folder = layout.checkpoint(config, spec, step)
-    where = f"{store.url}/{folder}"
-    meta = read_record(store, f"{folder}/{layout.META}", CheckpointMeta)
-    if meta is None:
-        complete = ", ".join(map(str, list_checkpoints(store, config, spec))) or "none"
-        raise MissingError(f"{where}: no complete checkpoint (complete are: {complete}); run `dit train` to that step")
-    if (meta.study, meta.variant) != (config.study, spec.name):
-        raise MismatchError(
-            f"{where}: is a checkpoint of {meta.variant} in study {meta.study}, not of {spec.name} in {config.study};"
-            " remove it or choose another root"
-        )
-    check_hash(where, meta.config_hash, config.training_hash(spec))
-    return meta
-
-
-def check_hash(where: str, made_with: str, asked_for: str) -> None:
-    """MismatchError naming both hashes when a training was made with another dataset, variant or recipe."""
-    if made_with != asked_for:
-        raise MismatchError(
-            f"{where}: made with configuration {made_with}, this study is {asked_for}: dataset or train keys differ;"
-            " restore them, or train under another study name or root"
-        )
-
-
 def load_weights(
-    store: Store, config: StudyConfig, spec: ModelSpec, step: int, weights: Literal["ema", "raw"]
+    store: Store, folder: str, meta: CheckpointMeta, weights: Literal["ema", "raw"]
 ) -> tuple[dict[str, Tensor], str]:
     """A checkpoint's averaged or raw weights, on the CPU, and the SHA-256 of their file.
 
-    Raises as `read_meta`, and DataError when the file is damaged.
+    Raises DataError when the file is damaged.
     """
     name = layout.EMA_WEIGHTS if weights == "ema" else layout.RAW_WEIGHTS
-    meta = read_meta(store, config, spec, step)
-    tensors = load_file(store, layout.checkpoint(config, spec, step), meta, name)
+    tensors = load_file(store, folder, meta, name)
     return tensors, next(entry.sha256 for entry in meta.files if entry.name == name)
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 from dit.claims.verdicts import judge
-from dit.errors import DitError, MismatchError, MissingError
-from dit.storage import Store, read_record
-from dit.study import layout
+from dit.errors import MismatchError, MissingError
+from dit.results.stages import EVALUATE, Output, Work, training
+from dit.results.state import Finding, look, missing_line
+from dit.storage import Store
 from dit.study.config import StudyConfig
 from dit.study.records import MetricsRecord, TrainRecord, Verdict
 from dit.study.variants import ModelSpec
@@ -45,48 +47,29 @@ class Results:
 def load_results(config: StudyConfig, store: Store) -> Results:
     """Read all records of the study and judge the claims.
 
-    Raises MissingError naming the first variant and step without a result, how many more there are and the command
-    that makes it; MismatchError for a result of another configuration, or of another dataset's content.
+    Raises MissingError, which names the first result that is missing, the command that makes it and how many more are
+    missing; MismatchError for a result of another configuration, or of another dataset's content.
     """
-    missing: list[str] = []
-    variants = []
-    for spec in config.specs:
-        train = read_record(store, layout.train_record(config, spec), TrainRecord)
-        if train is None:
-            missing.append(f"{spec.name} is not trained to its end; run: dit train STUDY --variant {spec.name}")
-            continue
-        _check(layout.train_record(config, spec), train.config_hash, config.training_hash(spec))
-        if train.steps < config.train.steps:
-            missing.append(
-                f"{spec.name} is trained to step {train.steps} of {config.train.steps}; run: dit train STUDY --variant"
-                f" {spec.name}"
-            )
-        metrics = [_metrics(config, store, spec, step, missing) for step in config.evaluation.at_steps]
-        variants.append(VariantResults(spec, train, tuple(record for record in metrics if record)))
+    work = Work(config, store, compare_decoder=False)
+    findings = {spec: [look(work, output) for output in _outputs(work, spec)] for spec in config.specs}
+    missing = [finding for found in findings.values() for finding in found if not finding.complete]
     if missing:
         more = f" ({len(missing) - 1} more results are missing)" if len(missing) > 1 else ""
-        raise MissingError(f"study {config.study}: {missing[0]}{more}")
-    results = tuple(variants)
+        raise MissingError(f"study {config.study}: {missing_line(work, missing[0])}{more}")
+    results = tuple(VariantResults(spec, *_records(found)) for spec, found in findings.items())
     _check_content(results)
     verdict = judge(config.study, [record for variant in results for record in variant.metrics])
     return Results(config, results, verdict)
 
 
-def _metrics(config: StudyConfig, store: Store, spec: ModelSpec, step: int, missing: list[str]) -> MetricsRecord | None:
-    """One checkpoint's record; where there is none, the step that makes it joins `missing`."""
-    key = layout.metrics(config, spec, step)
-    record = read_record(store, key, MetricsRecord)
-    if record is None:
-        sampled = store.exists(f"{layout.samples(config, spec, step)}/{layout.MANIFEST}")
-        state, command = ("evaluated", "evaluate") if sampled else ("sampled", "sample")
-        missing.append(
-            f"{spec.name} at step {step} is not {state}; run: dit {command} STUDY --variant {spec.name} --step {step}"
-        )
-        return None
-    _check(key, record.config_hash, config.evaluation_hash(spec))
-    if record.metric not in record.metrics:
-        raise DitError(f"{key}: has no {record.metric}, its own primary metric; remove it and evaluate again")
-    return record
+def _outputs(work: Work, spec: ModelSpec) -> list[Output[Any]]:
+    """What a report is made from; the checkpoints themselves may be gone."""
+    return [training(work, spec), *EVALUATE.outputs(work, spec)]
+
+
+def _records(found: Sequence[Finding[Any]]) -> tuple[TrainRecord, tuple[MetricsRecord, ...]]:
+    trained, *measured = (cast(Any, finding.record) for finding in found)
+    return trained, tuple(measured)
 
 
 def _check_content(variants: Sequence[VariantResults]) -> None:
@@ -102,11 +85,3 @@ def _check_content(variants: Sequence[VariantResults]) -> None:
                     " their numbers cannot be compared; make both anew with one dataset, under another study name or"
                     " root"
                 )
-
-
-def _check(key: str, found: str, expected: str) -> None:
-    if found != expected:
-        raise MismatchError(
-            f"{key}: was made by configuration {found}, this study's is {expected};"
-            " use the study file that made it, or another study name or root"
-        )

@@ -48,12 +48,14 @@ def decoder_at_hand(dataset: DatasetConfig) -> str:
     return f"AutoencoderKL {sha256_file(weights)[:12]}"
 
 
-def check_decoder(where: str, made_with: str, decoder: str, remedy: str) -> None:
-    """MismatchError naming both decoders where what lies at `where` was made with another than the one at hand."""
-    if decoder and made_with != decoder:
-        raise MismatchError(
-            f"{where}: decoded with {made_with}, this study decodes with {decoder}; restore dataset.codec, or {remedy}"
-        )
+def decoder_differs(made_with: str, decoder: str, remedy: str) -> str | None:
+    """What to say where something was decoded with another decoder than the one at hand; None where it was not.
+
+    An empty `decoder` is not known, and not compared.
+    """
+    if decoder in ("", made_with):
+        return None
+    return f"decoded with {made_with}, this study decodes with {decoder}; restore dataset.codec, or {remedy}"
 
 
 def find_weights(address: str) -> tuple[Path, Path, str | None]:

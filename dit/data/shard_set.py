@@ -16,8 +16,10 @@ from numpy.lib.stride_tricks import as_strided
 
 from dit.data.shards import ALIGNMENT, ShardIndex, read_header
 from dit.data.verify import Expected, verify_files
-from dit.errors import DataError, InputError, MismatchError, MissingError
-from dit.storage import Store, read_record
+from dit.errors import DataError, InputError
+from dit.results.stages import Work, dataset
+from dit.results.state import require
+from dit.storage import Store
 from dit.storage.base import local_errors
 from dit.study import layout
 from dit.study.config import StudyConfig
@@ -82,11 +84,8 @@ class ShardSet:
         Raises MissingError when it is not prepared, MismatchError for one made by another configuration, DataError
         naming the first shard that is truncated or altered, InputError where so many files cannot be open at once.
         """
-        manifest = read_manifest(store, config)
-        if manifest is None:
-            raise MissingError(
-                f"{store.url}/{layout.dataset(config)}: no complete dataset; run `dit prepare` with this study first"
-            )
+        work = Work(config, store)
+        manifest = require(work, dataset(work))
         folder, shards = layout.dataset(config), _filled(manifest)
         _allow_open_files(len(shards))
 
@@ -146,18 +145,6 @@ class ShardSet:
         for positions in np.split(order, borders) if len(order) else ():
             rows[positions] = self._shards[shard_of[positions[0]]].gather(local[positions], views[positions])
         return rows
-
-
-def read_manifest(store: Store, config: StudyConfig) -> DatasetManifest | None:
-    """The dataset's manifest, None while there is none; MismatchError for one made by another configuration."""
-    key = f"{layout.dataset(config)}/{layout.MANIFEST}"
-    manifest = read_record(store, key, DatasetManifest)
-    if manifest is not None and manifest.config_hash != config.dataset_hash():
-        raise MismatchError(
-            f"{store.url}/{key}: made by dataset configuration {manifest.config_hash}, this study's is"
-            f" {config.dataset_hash()}; use another root or prepare it again"
-        )
-    return manifest
 
 
 def _filled(manifest: DatasetManifest) -> dict[int, ShardRecord]:

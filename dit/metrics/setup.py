@@ -14,17 +14,18 @@ from dit.codec.open import open_codec
 from dit.console import progress, say
 from dit.data.items import Source
 from dit.data.sources import iter_source_images, open_source
-from dit.errors import MismatchError, MissingError
+from dit.errors import MismatchError
 from dit.metrics import digits_extractor
 from dit.metrics.extractors import Extractor, Features, extract, open_digits, open_inception
 from dit.metrics.inputs import EvaluationFiles, find_evaluation_files
 from dit.metrics.reference import Reference, from_adm, from_source
 from dit.metrics.reference_cache import ReferenceFolder
 from dit.metrics.sample_metrics import SampleMetrics
+from dit.results.stages import Work, dataset
+from dit.results.state import require
 from dit.runtime.distributed import Ranks
 from dit.sampling.generate import Generator, untrained
 from dit.sampling.sets import PART_IMAGES
-from dit.storage import Store, read_record
 from dit.study import layout
 from dit.study.config import StudyConfig
 from dit.study.hashing import digest
@@ -59,13 +60,14 @@ class EvaluationSetup:
     dataset_content: str
 
 
-def find_inputs(config: StudyConfig, store: Store) -> Inputs:
-    """Find those files before any work; MissingError and MismatchError say what to put where."""
-    key = f"{layout.dataset(config)}/{layout.MANIFEST}"
-    manifest = read_record(store, key, DatasetManifest)
-    if manifest is None:
-        raise MissingError(f"{store.url}/{key}: the dataset is not prepared; run `dit prepare`")
-    return Inputs(manifest, find_evaluation_files(config, store))
+def find_inputs(work: Work) -> Inputs:
+    """Find those files before any work.
+
+    Raises MissingError and MismatchError, which name what to put where.
+    """
+    # The images are read at their source, so that the shards may be gone.
+    manifest = require(work, dataset(work), files=False)
+    return Inputs(manifest, find_evaluation_files(work.config, work.store))
 
 
 def open_setup(folder: ReferenceFolder, inputs: Inputs, decoder: str) -> EvaluationSetup:

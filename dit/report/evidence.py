@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
 import math
 import struct
 from dataclasses import dataclass
 
-from dit import __version__
 from dit.claims.results import Results
-from dit.storage import Store, read_record
+from dit.results.stages import Work, checkpoint, dataset, samples
+from dit.results.state import read_output
+from dit.storage import Store
 from dit.study import layout
 from dit.study.config import StudyConfig
-from dit.study.hashing import digest
 from dit.study.records import CheckpointMeta, DatasetManifest, SampleSetManifest
 from dit.study.variants import ModelSpec
 from dit.tracking import read_points
@@ -53,42 +52,25 @@ class Evidence:
         return sorted({meta.code_version for meta in self.checkpoints.values()})
 
 
-def inputs_hash(results: Results, store: Store) -> str:
-    """Changes when anything does that the report is made from; reads no image."""
-    config = results.config
-    manifests = [_sample_set(config, store, variant.spec, record.step) for variant, record in results.rows()]
-    checkpoints = [_checkpoint(config, store, variant.spec, record.step) for variant, record in results.rows()]
-    return digest(
-        {
-            "program": __version__,
-            "study": config.to_yaml(),
-            "trained": [_hash(variant.train.to_json()) for variant in results.variants],
-            "metrics": [_hash(record.to_json()) for _, record in results.rows()],
-            "samples": [_hash(manifest.to_json()) if manifest else None for manifest in manifests],
-            "checkpoints": [_hash(meta.to_json()) if meta else None for meta in checkpoints],
-        }
-    )
-
-
 def load_evidence(results: Results, store: Store) -> Evidence:
     """Read what is there."""
-    config = results.config
-    grids, samples, checkpoints = {}, {}, {}
+    config, work = results.config, Work(results.config, store)
+    grids, sets, metas = {}, {}, {}
     for variant, record in results.rows():
         place = variant.spec.name, record.step
         key = layout.sample_grid(config, variant.spec, record.step)
         if store.exists(key):
             grids[place] = embed(store.read(key))
-        if manifest := _sample_set(config, store, variant.spec, record.step):
-            samples[place] = manifest
-        if meta := _checkpoint(config, store, variant.spec, record.step):
-            checkpoints[place] = meta
+        if manifest := read_output(work, samples(work, variant.spec, record.step)):
+            sets[place] = manifest
+        if meta := read_output(work, checkpoint(work, variant.spec, record.step)):
+            metas[place] = meta
     return Evidence(
         grids=grids,
         losses={spec.name: curve for spec in config.specs if (curve := _loss_curve(config, store, spec))},
-        samples=samples,
-        dataset=read_record(store, f"{layout.dataset(config)}/{layout.MANIFEST}", DatasetManifest),
-        checkpoints=checkpoints,
+        samples=sets,
+        dataset=read_output(work, dataset(work)),
+        checkpoints=metas,
     )
 
 
@@ -113,14 +95,6 @@ def thin(points: list[tuple[int, float]], most: int = CURVE_POINTS) -> list[tupl
     return [(sum(step for step, _ in run) / len(run), sum(value for _, value in run) / len(run)) for run in runs]
 
 
-def _sample_set(config: StudyConfig, store: Store, spec: ModelSpec, step: int) -> SampleSetManifest | None:
-    return read_record(store, f"{layout.samples(config, spec, step)}/{layout.MANIFEST}", SampleSetManifest)
-
-
-def _checkpoint(config: StudyConfig, store: Store, spec: ModelSpec, step: int) -> CheckpointMeta | None:
-    return read_record(store, f"{layout.checkpoint(config, spec, step)}/{layout.META}", CheckpointMeta)
-
-
 def _loss_curve(config: StudyConfig, store: Store, spec: ModelSpec) -> list[tuple[float, float]]:
     points = read_points(config, store, spec)
     return thin([(point.step, point.value) for point in points if point.key == "loss" and math.isfinite(point.value)])
@@ -128,7 +102,3 @@ def _loss_curve(config: StudyConfig, store: Store, spec: ModelSpec) -> list[tupl
 
 def _data_uri(kind: str, data: bytes) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def _hash(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

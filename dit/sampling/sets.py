@@ -14,8 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from dit.codec.weights import check_decoder
-from dit.errors import DataError, MismatchError, MissingError
+from dit.codec.weights import decoder_differs
+from dit.errors import DataError, MismatchError
+from dit.results.stages import Output, Work, samples
+from dit.results.state import check_hash
 from dit.storage import Store, read_record, sha256_file, write_record
 from dit.study import layout
 from dit.study.config import StudyConfig
@@ -41,12 +43,24 @@ class Drawn:
 class SampleSet:
     """The samples of one checkpoint under one protocol: where they lie and what they must have been made from."""
 
-    store: Store
-    config: StudyConfig
+    work: Work
     spec: ModelSpec
     step: int
-    decoder: str
-    """What makes its images of latents, as `decoder_at_hand` tells; empty where that is unknown, and not compared."""
+
+    @property
+    def config(self) -> StudyConfig:
+        """The study."""
+        return self.work.config
+
+    @property
+    def store(self) -> Store:
+        """Where its results are."""
+        return self.work.store
+
+    @property
+    def output(self) -> Output[SampleSetManifest]:
+        """The manifest that marks the set complete."""
+        return samples(self.work, self.spec, self.step)
 
     @property
     def folder(self) -> str:
@@ -67,38 +81,21 @@ class SampleSet:
         """Which samples a part holds."""
         return range(part * PART_IMAGES, min((part + 1) * PART_IMAGES, self.config.sampling.num_samples))
 
-    def manifest(self) -> SampleSetManifest | None:
-        """The manifest of a complete set, None of another; MismatchError for another configuration or decoder."""
-        key = f"{self.folder}/{layout.MANIFEST}"
-        manifest = read_record(self.store, key, SampleSetManifest)
-        if manifest is not None:
-            self._check_origin(key, manifest)
-        return manifest
-
-    def required_manifest(self) -> SampleSetManifest:
-        """As `manifest`; MissingError, naming the command that makes it, when the set is not complete."""
-        manifest = self.manifest()
-        if manifest is None:
-            raise MissingError(
-                f"{self.store.url}/{self.folder}: no complete sample set of {self.spec.name} at step {self.step};"
-                f" run `dit sample` with --variant {self.spec.name} --step {self.step}"
-            )
-        return manifest
-
     def finished_parts(self, checkpoint_sha256: str) -> dict[int, SamplePartRecord]:
-        """Records of the parts that were drawn from these weights; those of other weights count as not made.
+        """Records of the parts that were drawn from these weights and whose files are there.
 
-        MismatchError for another configuration or decoder.
+        Raises MismatchError for another configuration or decoder.
         """
-        keys = set(self.store.list(self.folder))
+        sizes = self.store.sizes(self.folder)
         finished = {}
         for part in self.parts:
             key = f"{self.folder}/{layout.sample_part_record(part)}"
-            record = read_record(self.store, key, SamplePartRecord) if key in keys else None
+            record = read_record(self.store, key, SamplePartRecord) if key in sizes else None
             if record is None:
                 continue
             self._check_origin(key, record)
-            if record.checkpoint_sha256 == checkpoint_sha256:
+            whole = sizes.get(f"{self.folder}/{record.file.name}") == record.file.bytes
+            if whole and record.checkpoint_sha256 == checkpoint_sha256:
                 finished[part] = record
         return finished
 
@@ -111,7 +108,7 @@ class SampleSet:
         record = SamplePartRecord(
             config_hash=self.config_hash,
             checkpoint_sha256=checkpoint_sha256,
-            decoder=self.decoder,
+            decoder=self.work.decoder,
             file=entry,
             count=len(drawn.images),
             values_per_channel=latents[:, 0].size,
@@ -146,7 +143,7 @@ class SampleSet:
             num_samples=sum(record.count for record in records),
             image_size=self.config.dataset.image_size,
             channels=self.read_part(records[0].file)[0].shape[-1],
-            decoder=self.decoder,
+            decoder=self.work.decoder,
             seconds=sum(record.seconds for record in records),
             latent_mean=tuple(mean),
             latent_std=tuple(np.sqrt(np.maximum(square - mean**2, 0))),
@@ -173,13 +170,9 @@ class SampleSet:
         except (KeyError, ValueError, zipfile.BadZipFile) as error:
             raise DataError(f"{damaged} ({error})") from error
 
-    def _check_origin(self, key: str, record: SamplePartRecord | SampleSetManifest) -> None:
-        if record.config_hash != self.config_hash:
-            raise MismatchError(
-                f"{self.store.url}/{key}: made with configuration {record.config_hash}, this study is"
-                f" {self.config_hash}: dataset, train or sampling keys differ; restore them, or use another study name"
-                " or root"
-            )
-        metrics = layout.metrics(self.config, self.spec, self.step)
-        remedy = f"remove {self.store.url}/{self.folder}, and {metrics} if there, to draw these samples again"
-        check_decoder(f"{self.store.url}/{key}", record.decoder, self.decoder, remedy)
+    def _check_origin(self, key: str, record: SamplePartRecord) -> None:
+        where, output = f"{self.store.url}/{key}", self.output
+        check_hash(where, record, self.config_hash, output.sections)
+        remedy = f"remove {self.store.url}/{self.folder} to draw these samples again"
+        if problem := decoder_differs(record.decoder, self.work.decoder, remedy):
+            raise MismatchError(f"{where}: {problem}")

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from dit.codec.weights import check_decoder, decoder_at_hand
 from dit.console import progress, say
 from dit.console.formatting import format_number
-from dit.errors import ConfigError, MismatchError
+from dit.errors import ConfigError
 from dit.metrics.inputs import find_evaluation_files
+from dit.results.stages import Work
+from dit.results.stages import metrics as metrics_of
+from dit.results.state import look, require
 from dit.sampling.sets import PART_IMAGES, Images, SampleSet
-from dit.storage import Store, read_record, write_record
+from dit.storage import Store, write_record
 from dit.study import layout
 from dit.study.config import StudyConfig
 from dit.study.records import Estimate, MetricsRecord, SampleSetManifest
@@ -31,14 +33,12 @@ def run(config: StudyConfig, store: Store, variant: str, step: int | None = None
     configuration, decoder or source made them, ConfigError for a single sample, InputError for a reference file that is
     none, DataError when another file of theirs is damaged.
     """
-    spec = config.spec(variant)
+    spec, work = config.spec(variant), Work(config, store)
     steps = config.evaluation.at_steps if step is None else (step,)
-    decoder = decoder_at_hand(config.dataset)
-    found = {number: _read(config, store, spec, number, decoder) for number in steps}
-    pending = [number for number, record in found.items() if record is None]
+    pending = [number for number in steps if not look(work, metrics_of(work, spec, number)).complete]
     if pending:
-        found |= _evaluate(config, store, spec, pending, decoder)
-    return [record for record in found.values() if record is not None]
+        _evaluate(work, spec, pending)
+    return [require(work, metrics_of(work, spec, number)) for number in steps]
 
 
 def check_files(config: StudyConfig, store: Store) -> None:
@@ -46,27 +46,10 @@ def check_files(config: StudyConfig, store: Store) -> None:
     find_evaluation_files(config, store)
 
 
-def _read(config: StudyConfig, store: Store, spec: ModelSpec, step: int, decoder: str) -> MetricsRecord | None:
-    """A checkpoint's metrics, None where there are none; MismatchError for another configuration or decoder."""
-    key = layout.metrics(config, spec, step)
-    record = read_record(store, key, MetricsRecord)
-    if record is None:
-        return None
-    expected = config.evaluation_hash(spec)
-    if record.config_hash != expected:
-        raise MismatchError(
-            f"{store.url}/{key}: made with configuration {record.config_hash}, this study is {expected}: dataset,"
-            " train, sampling or evaluation keys differ; restore them, or use another study name or root"
-        )
-    check_decoder(f"{store.url}/{key}", record.decoder, decoder, "remove it, and its samples where they are left")
-    return record
-
-
-def _evaluate(
-    config: StudyConfig, store: Store, spec: ModelSpec, steps: list[int], decoder: str
-) -> dict[int, MetricsRecord | None]:
-    sets = [SampleSet(store, config, spec, step, decoder) for step in steps]
-    manifests = [sample_set.required_manifest() for sample_set in sets]
+def _evaluate(work: Work, spec: ModelSpec, steps: list[int]) -> None:
+    config, store = work.config, work.store
+    sets = [SampleSet(work, spec, step) for step in steps]
+    manifests = [require(work, sample_set.output) for sample_set in sets]
     if config.sampling.num_samples < 2:
         raise ConfigError("sampling.num_samples=1: a distance between distributions needs two samples or more")
     store.check_writable()
@@ -78,7 +61,7 @@ def _evaluate(
     from dit.sampling.noise import sample_labels
     from dit.tracking import open_tracker
 
-    inputs = find_inputs(config, store)
+    inputs = find_inputs(work)
     labels = sample_labels(config.sampling, config.dataset.classes)
     tune_process(config.fit_for(spec).threads)
     with session() as ranks, open_tracker(config, store, spec, enabled=ranks.is_main) as tracker:
@@ -91,7 +74,6 @@ def _evaluate(
                 _log(record, config, tracker)
                 write_record(store, layout.metrics(config, spec, sample_set.step), record)
             ranks.barrier()
-    return {step: _read(config, store, spec, step, decoder) for step in steps}
 
 
 def _features(sample_set: SampleSet, manifest: SampleSetManifest, setup: EvaluationSetup, ranks: Ranks) -> Features:

@@ -18,9 +18,10 @@ from dit.console import progress, say
 from dit.data.encoding import ShardContent, ShardEncoder
 from dit.data.items import Item, Source, load_ahead
 from dit.data.merge import merge_shards, shard_total
-from dit.data.shard_set import read_manifest
 from dit.data.sources import open_source
 from dit.errors import MismatchError
+from dit.results.stages import Work, dataset
+from dit.results.state import look
 from dit.runtime.device import tune_process
 from dit.storage import Store, read_record, write_record
 from dit.study import layout
@@ -53,15 +54,9 @@ def merge(config: StudyConfig, store: Store) -> DatasetManifest:
 
 
 def _complete(config: StudyConfig, store: Store) -> DatasetManifest | None:
-    """The manifest, unless a shard that it names has since gone or changed its size."""
-    manifest = read_manifest(store, config)
-    if manifest is None:
-        return None
-    folder = layout.dataset(config)
-    with ThreadPoolExecutor(_REQUESTS) as pool:
-        numbers = range(len(manifest.shards))
-        whole = list(pool.map(lambda number: _is_whole(store, folder, number, manifest.shards[number]), numbers))
-    return manifest if all(whole) else None
+    work = Work(config, store)
+    finding = look(work, dataset(work))
+    return finding.record if finding.complete else None
 
 
 def _is_whole(store: Store, folder: str, number: int, shard: ShardRecord) -> bool:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dit.claims.results import Results, load_results
-from dit.report.evidence import inputs_hash, load_evidence
+from dit.report.evidence import load_evidence
 from dit.report.tables import runs_csv
-from dit.storage import Store, read_record, write_record
+from dit.results.stages import Work, report
+from dit.results.state import look
+from dit.storage import Store, write_record
 from dit.study import layout
 from dit.study.config import StudyConfig
 from dit.study.records import ReportRecord
@@ -23,25 +25,21 @@ def run(config: StudyConfig, store: Store) -> ReportRecord:
     by another configuration or cannot be compared.
     """
     results = load_results(config, store)
-    inputs = inputs_hash(results, store)
-    done = read_record(store, layout.report_record(config), ReportRecord)
-    if done and done.config_hash == inputs and _complete(config, store, done):
+    work = Work(config, store)
+    output = report(work)
+    done = look(work, output)
+    if done.record is not None and done.complete:
         reconcile(config, store)
-        return done
+        return done.record
     pages = _pages(results, store)
     folder = layout.report(config)
     files = tuple(store.write(f"{folder}/{name}", data) for name, data in pages.items())
     collect(config, store)
     _track(config, store, results, pages)
-    record = ReportRecord(study=config.study, config_hash=inputs, files=files)
+    record = ReportRecord(study=config.study, config_hash=output.hash, files=files)
     write_record(store, layout.report_record(config), record)
     flush(config, store)
     return record
-
-
-def _complete(config: StudyConfig, store: Store, done: ReportRecord) -> bool:
-    keys = ((f"{layout.report(config)}/{entry.name}", entry.bytes) for entry in done.files)
-    return all(store.exists(key) and store.size(key) == size for key, size in keys)
 
 
 def _pages(results: Results, store: Store) -> dict[str, bytes]:

@@ -9,17 +9,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dit.codec.weights import decoder_at_hand
 from dit.console import progress, say
 from dit.console.formatting import format_rate
-from dit.errors import MissingError
+from dit.results.stages import Work, checkpoint
+from dit.results.stages import dataset as dataset_output
+from dit.results.state import look, read_output, require
 from dit.runtime.distributed import environment_rank
 from dit.sampling.adm import check_target, write_npz
 from dit.sampling.sets import PART_IMAGES, Drawn, SampleSet
-from dit.storage import Store, read_record
+from dit.storage import Store
 from dit.study import layout
 from dit.study.config import StudyConfig
-from dit.study.records import DatasetManifest, SamplePartRecord, SampleSetManifest
+from dit.study.records import CheckpointMeta, SamplePartRecord, SampleSetManifest
 from dit.study.variants import ModelSpec
 
 if TYPE_CHECKING:
@@ -43,44 +44,37 @@ def run(
     if export:
         # What cannot be written must show before hours of sampling, not after them.
         check_target(export)
-    spec = config.spec(variant)
-    steps = config.evaluation.at_steps if step is None else (step,)
-    decoder = decoder_at_hand(config.dataset)
-    sets = [SampleSet(store, config, spec, number, decoder) for number in steps]
-    pending = [sample_set for sample_set in sets if sample_set.manifest() is None]
+    spec, work = config.spec(variant), Work(config, store)
+    sets = [SampleSet(work, spec, number) for number in (config.evaluation.at_steps if step is None else (step,))]
+    found = [look(work, sample_set.output) for sample_set in sets]
+    # An export needs the samples themselves, also where their metrics stand for them.
+    pending = [
+        sample_set
+        for sample_set, finding in zip(sets, found, strict=True)
+        if not finding.complete or (export and not finding.files)
+    ]
     if pending:
-        _check_inputs(config, store, spec, [sample_set.step for sample_set in pending])
-        _draw_sets(config, store, spec, pending)
+        metas = [require(work, checkpoint(work, spec, sample_set.step)) for sample_set in pending]
+        store.check_writable()
+        _draw_sets(work, spec, list(zip(pending, metas, strict=True)))
     if export:
         export_adm(config, store, variant, sets[0].step, export)
-    return [sample_set.required_manifest() for sample_set in sets]
+    return [finding.record for finding in (look(work, sample_set.output) for sample_set in sets) if finding.record]
 
 
 def export_adm(config: StudyConfig, store: Store, variant: str, step: int, path: Path) -> None:
-    """Write a complete sample set as the npz of the ADM evaluator; raises as `SampleSet.required_manifest`."""
-    sample_set = SampleSet(store, config, config.spec(variant), step, decoder_at_hand(config.dataset))
-    manifest = sample_set.required_manifest()
+    """Write a complete sample set as the npz of the ADM evaluator.
+
+    Raises MissingError where the set is not complete, MismatchError where something else made it.
+    """
+    work, spec = Work(config, store), config.spec(variant)
+    sample_set = SampleSet(work, spec, step)
+    manifest = require(work, sample_set.output, files=True)
     write_npz(path, sample_set.read(manifest), manifest.num_samples, manifest.image_size)
-    say(f"{path}: {manifest.num_samples} images of {sample_set.spec.name} at step {step}")
+    say(f"{path}: {manifest.num_samples} images of {spec.name} at step {step}")
 
 
-def _check_inputs(config: StudyConfig, store: Store, spec: ModelSpec, steps: Sequence[int]) -> None:
-    """Everything that can be missing, before a model is built."""
-    from dit.checkpoints.read import list_checkpoints, read_meta
-
-    complete = list_checkpoints(store, config, spec)
-    for step in steps:
-        if step not in complete:
-            known = ", ".join(map(str, complete)) or "none"
-            raise MissingError(
-                f"{store.url}/{layout.checkpoints(config, spec)}: {spec.name} has no complete checkpoint at step {step}"
-                f" (complete are: {known}); run `dit train` with --variant {spec.name}"
-            )
-        read_meta(store, config, spec, step)
-    store.check_writable()
-
-
-def _draw_sets(config: StudyConfig, store: Store, spec: ModelSpec, sets: Sequence[SampleSet]) -> None:
+def _draw_sets(work: Work, spec: ModelSpec, sets: Sequence[tuple[SampleSet, CheckpointMeta]]) -> None:
     from dit.checkpoints.read import load_weights
     from dit.codec.open import open_codec
     from dit.runtime.device import compiles, tune_process
@@ -88,14 +82,15 @@ def _draw_sets(config: StudyConfig, store: Store, spec: ModelSpec, sets: Sequenc
     from dit.sampling.generate import Generator, trained
     from dit.tracking import open_tracker
 
-    fit = config.fit_for(spec)
+    config, store, fit = work.config, work.store, work.config.fit_for(spec)
     tune_process(fit.threads)
     with session() as ranks, open_tracker(config, store, spec, enabled=ranks.is_main) as tracker:
         compiled = compiles(fit, ranks)
         # First, because its weights may be missing.
         codec = open_codec(config.dataset, ranks.device, decoding=True, batch=fit.decode_batch)
-        for sample_set in sets:
-            weights, sha256 = load_weights(store, config, spec, sample_set.step, config.sampling.weights)
+        for sample_set, meta in sets:
+            folder = layout.checkpoint(config, spec, sample_set.step)
+            weights, sha256 = load_weights(store, folder, meta, config.sampling.weights)
             denoise = trained(config, spec, weights, ranks.device, compiled=compiled)
             generator = Generator(config, denoise, codec, ranks.device, fit.sample_batch)
             _draw_parts(sample_set, generator, sha256, ranks)
@@ -148,7 +143,7 @@ def _preview(sample_set: SampleSet, records: Sequence[SamplePartRecord]) -> byte
     from dit.sampling.noise import sample_labels
 
     dataset = sample_set.config.dataset
-    manifest = read_record(sample_set.store, f"{layout.dataset(sample_set.config)}/{layout.MANIFEST}", DatasetManifest)
+    manifest = read_output(sample_set.work, dataset_output(sample_set.work))
     names = manifest.class_names if manifest else [str(label) for label in range(dataset.classes)]
     labels = sample_labels(sample_set.config.sampling, dataset.classes)
     rows = grid.choose(labels, dataset.classes)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dit.results.stages import TRAIN, Work, training
+from dit.results.state import is_complete, require
 from dit.storage import Store
 from dit.study.config import StudyConfig
 from dit.study.records import TrainRecord
-from dit.training.plan import is_complete, make_plan, read_train_record
+from dit.training.plan import make_plan
 
 
 def run(config: StudyConfig, store: Store, variant: str) -> TrainRecord:
@@ -14,15 +16,14 @@ def run(config: StudyConfig, store: Store, variant: str) -> TrainRecord:
     A complete training is returned at once; an interrupted one goes on from its newest checkpoint, at this world size;
     a shorter one is extended. Under torchrun every rank calls this.
 
-    Raises InputError kinds before any work: ConfigError (unknown variant, batch not divisible), MissingError (dataset),
-    MismatchError (record or checkpoint of another configuration or of other shards), InputError (store not writable).
-    During work: DivergedError, StoppedError at a signal, DataError, StoreError.
+    Raises before any work: ConfigError (unknown variant, batch not divisible), MissingError (dataset), MismatchError
+    (record or checkpoint of another configuration or of other shards), InputError (store not writable).
+    Raises during work: DivergedError, StoppedError at a signal, DataError, StoreError.
     """
-    spec = config.spec(variant)
-    record = read_train_record(config, store, spec)
-    if record is not None and is_complete(config, store, spec, record):
-        return record
-    plan = make_plan(config, store, spec, record)
+    spec, work = config.spec(variant), Work(config, store)
+    if is_complete(TRAIN, work, spec):
+        return require(work, training(work, spec))
+    plan = make_plan(work, spec)
     from dit.training.run import execute
 
     return execute(plan)

@@ -45,6 +45,10 @@ class Store(ABC):
         """Bytes of a file; MissingError when there is none."""
 
     @abstractmethod
+    def sizes(self, prefix: str) -> dict[str, int]:
+        """Bytes of every file below the folder, by key; files being written are left out."""
+
+    @abstractmethod
     def list(self, prefix: str = "") -> list[str]:
         """All keys below the folder, sorted, relative to the root; files being written are left out."""
 

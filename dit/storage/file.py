@@ -56,6 +56,15 @@ class FileStore(Store):
             ]
         return sorted(Path(path).relative_to(self.root).as_posix() for path in found)
 
+    def sizes(self, prefix: str) -> dict[str, int]:
+        """See Store."""
+        found = {}
+        for key in self.list(prefix):
+            # A file that is removed meanwhile is not there.
+            with suppress(FileNotFoundError):
+                found[key] = os.stat(self.root / key).st_size
+        return found
+
     def read(self, key: str) -> bytes:
         """See Store."""
         with local_errors(path := self._existing(key)):

@@ -82,6 +82,10 @@ class S3Store(Store):
         """See Store."""
         return [found.key for found in self._listing(prefix)]
 
+    def sizes(self, prefix: str) -> dict[str, int]:
+        """See Store."""
+        return {found.key: found.bytes for found in self._listing(prefix)}
+
     def read(self, key: str) -> bytes:
         """See Store."""
         with s3_errors(f"{self.url}/{key}"):

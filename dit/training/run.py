@@ -7,12 +7,14 @@ from contextlib import closing, nullcontext
 import torch
 
 from dit import __version__
-from dit.checkpoints.read import FILES, list_checkpoints, load_file, read_meta
+from dit.checkpoints.read import FILES, list_checkpoints, load_file
 from dit.checkpoints.write import CheckpointWriter
 from dit.console import progress, say
 from dit.data.loader import TrainingStream
 from dit.data.shard_set import ShardSet
 from dit.errors import MissingError
+from dit.results.stages import checkpoint
+from dit.results.state import require
 from dit.runtime.device import Precision, computed_in, tune_process
 from dit.runtime.distributed import Ranks, session
 from dit.storage import write_record
@@ -123,7 +125,7 @@ def _record(plan: TrainPlan, ranks: Ranks, tracker: Tracker) -> TrainRecord:
     if before is not None and before.steps >= config.train.steps:
         # Only checkpoints that an earlier, longer run had not kept were made again.
         return before.model_copy(update={"checkpoints": checkpoints})
-    inputs, last = config.dataset.inputs, read_meta(plan.store, config, spec, config.train.steps)
+    inputs, last = config.dataset.inputs, require(plan.work, checkpoint(plan.work, spec, config.train.steps))
     return TrainRecord(
         study=config.study,
         variant=spec.name,

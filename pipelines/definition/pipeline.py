@@ -9,6 +9,7 @@ from typing import Any
 
 from kfp import dsl
 
+from dit.results.stages import PodKind
 from dit.study import layout
 from dit.study.config import StudyConfig
 from dit.study.variants import ModelSpec
@@ -115,7 +116,7 @@ class _Steps:
     def _report(self, evaluated: list[Any]) -> None:
         self._step("report", components.report(**self.given), "report").after(*evaluated)
 
-    def _step(self, name: str, task: dsl.PipelineTask, kind: step_pods.Kind, cached: bool = False) -> dsl.PipelineTask:
+    def _step(self, name: str, task: dsl.PipelineTask, kind: PodKind, cached: bool = False) -> dsl.PipelineTask:
         """A task under a name that people know.
 
         A stage knows itself what is complete. kfp's cache, which cannot see the store, saves pods and nothing else.

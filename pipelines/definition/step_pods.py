@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any, Literal
+from typing import Any
 
 from kfp import kubernetes
 
+from dit.results.stages import PodKind
 from dit.study.cluster import PRODUCT_LABEL, ClusterConfig, StepConfig, quantity
-
-Kind = Literal["prepare", "launch", "evaluate", "report"]
-"""Sections of `cluster.steps`."""
 
 _SCRATCH = "/tmp"
 # Argo counts it from the start of the first try: later there is no other, and one under way is killed.
 _TRIED_FOR = f"{365 * 24 * 3600}s"
 
 
-def equip(task: Any, kind: Kind, cluster: ClusterConfig) -> None:
+def equip(task: Any, kind: PodKind, cluster: ClusterConfig) -> None:
     """Give a task resources, variables, a place in the cluster, and retries."""
     step: StepConfig = getattr(cluster.steps, kind)
     _resources(task, step, cluster)

@@ -7,7 +7,9 @@ import time
 from dataclasses import replace
 
 from dit.console import say
-from dit.errors import DitError, StoreError
+from dit.errors import DitError, MissingError, StoreError
+from dit.results.stages import STAGES, Work
+from dit.results.state import require_stage
 from dit.storage import Store, open_store
 from dit.study import study_file
 from dit.study.config import StudyConfig
@@ -17,9 +19,8 @@ from pipelines.cluster.client import WORKFLOWS, ApiUnavailable, Cluster
 from pipelines.cluster.objects import pod_phase
 from pipelines.cluster.retry import patiently
 from pipelines.jobs import names
-from pipelines.jobs.names import Stage
+from pipelines.jobs.names import JobStage
 from pipelines.jobs.registry import kind_of
-from pipelines.jobs.result import ResultMissing, records
 from pipelines.jobs.spec import JobSpec, Workflow, job_spec
 from pipelines.jobs.submit import submit
 from pipelines.jobs.watch import POLL_SECONDS, JobFailed, wait
@@ -36,11 +37,11 @@ def launch(config: StudyConfig, store: Store, spec: JobSpec, cluster: Cluster) -
     DitError when the job fails, cannot start or leaves no result; each in one line. What fails fails on the tracking
     server, too.
     """
-    api, name = config.cluster.patience.api, spec.variant.name
+    api = config.cluster.patience.api
     cluster = cluster.within(spec.namespace)
     try:
-        return patiently(lambda: records(config, store, name, spec.stage), StoreError, api)
-    except ResultMissing as missing:
+        return patiently(lambda: _records(config, store, spec), StoreError, api)
+    except MissingError as missing:
         say(f"{spec.name}: {missing}; a job makes it")
     uid = patiently(lambda: submit(cluster, spec), ApiUnavailable, api)
     try:
@@ -49,13 +50,19 @@ def launch(config: StudyConfig, store: Store, spec: JobSpec, cluster: Cluster) -
         _track(config, store, spec, cluster, error)
         raise
     try:
-        return patiently(lambda: records(config, store, name, spec.stage), StoreError, api)
-    except ResultMissing as missing:
+        return patiently(lambda: _records(config, store, spec), StoreError, api)
+    except MissingError as missing:
         kind = kind_of(spec).resource.kind
         raise DitError(
             f"{kind} {spec.namespace}/{spec.name} ended well and left no result: {missing};"
             f" kubectl logs -n {spec.namespace} -l {names.JOB}={spec.name}"
         ) from None
+
+
+def _records(config: StudyConfig, store: Store, spec: JobSpec) -> list[Record]:
+    stage = next(stage for stage in STAGES if stage.name == spec.stage)
+    # The job compares the decoder: its weights are many times larger than all that a launcher reads.
+    return require_stage(stage, Work(config, store, compare_decoder=False), spec.variant)
 
 
 def _track(config: StudyConfig, store: Store, spec: JobSpec, cluster: Cluster, error: JobFailed) -> None:
@@ -70,7 +77,7 @@ def _track(config: StudyConfig, store: Store, spec: JobSpec, cluster: Cluster, e
         say(f"tracking: {problem}")
 
 
-def run(stage: Stage, study: str, root: str, overrides: list[str], variant: str, image: str) -> list[Record]:
+def run(stage: JobStage, study: str, root: str, overrides: list[str], variant: str, image: str) -> list[Record]:
     """`launch` for a study given as YAML text, on the cluster at hand, as part of this pod's pipeline run if any."""
     config = study_file.load_text(study, overrides)
     cluster = Cluster.connect()

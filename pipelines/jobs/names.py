@@ -7,7 +7,8 @@ from typing import Literal
 
 from dit.study.variants import ModelSpec
 
-Stage = Literal["train", "sample"]
+JobStage = Literal["train", "sample"]
+"""Stages that run as jobs: those rows of `dit.results.stages` that say so."""
 
 DOMAIN = "dit-scaling"
 APP = "app.kubernetes.io/name"
@@ -34,7 +35,7 @@ MAX_LENGTH = 46
 _HASH_DIGITS = 6
 
 
-def job_name(study: str, spec: ModelSpec, stage: Stage) -> str:
+def job_name(study: str, spec: ModelSpec, stage: JobStage) -> str:
     """`dit-<study>-<variant>`, and `-sample` for sampling: a DNS-1035 label, the same at every try.
 
     Where that is too long, the study's part is cut and a hash of the whole study name takes its end's place, so that

@@ -13,7 +13,7 @@ from dit.study.cluster import ClusterConfig
 from dit.study.config import StudyConfig
 from dit.study.variants import ModelSpec
 from pipelines.jobs import names
-from pipelines.jobs.names import Stage
+from pipelines.jobs.names import JobStage
 
 STUDY_PATH = "/etc/dit/study.yaml"
 GATHER_SECONDS = 7 * 86_400
@@ -52,7 +52,7 @@ class JobSpec:
     name: str
     namespace: str
     image: str
-    stage: Stage
+    stage: JobStage
     study: str
     variant: ModelSpec
     study_file: str
@@ -93,7 +93,7 @@ class JobSpec:
         return replace(self, run_id=None, workflow=None)
 
 
-def job_spec(config: StudyConfig, variant: str, stage: Stage, root: str, image: str) -> JobSpec:
+def job_spec(config: StudyConfig, variant: str, stage: JobStage, root: str, image: str) -> JobSpec:
     """The job of one stage of one variant.
 
     Raises ConfigError for a study whose batch its pods cannot share, InputError for a root that pods cannot reach.

@@ -13,12 +13,13 @@ from types import FrameType
 
 from dit.console import say
 from dit.report.tables import address, show_results
+from dit.results.stages import STAGES, VARIANT_STAGES, Work
+from dit.results.state import study_is_complete, unfinished
 from dit.storage import Store, cache_dir, open_store
 from dit.storage.file import FileStore
 from dit.study import layout, study_file
 from dit.study.config import StudyConfig
 from dit.tracking import flush, reconcile
-from pipelines import complete
 from pipelines.local.display import StudyLog
 from pipelines.local.parallelism import share
 from pipelines.local.workers import LaneError, WorkerPool, WorkItem
@@ -36,7 +37,7 @@ def run(study: Path | str, root: str, overrides: list[str], image: str | None = 
     config = study_file.load(study, overrides)
     store = open_store(root)
     store.check_writable()
-    if complete.study_complete(config, store):
+    if study_is_complete(Work(config, store)):
         importlib.import_module("dit.stages.report").run(config, store)
     else:
         importlib.import_module("dit.stages.evaluate").check_files(config, store)
@@ -46,7 +47,7 @@ def run(study: Path | str, root: str, overrides: list[str], image: str | None = 
 
 
 def _run_pipeline(config: StudyConfig, store: Store, image: str | None) -> None:
-    log_path, left = _log_path(config, store), complete.unfinished(config, store)
+    log_path, left = _log_path(config, store), unfinished(Work(config, store))
     machine = share(config.fit, len(left))
     say(
         f"{config.study}: {len(left)} of {len(config.specs)} variants to do, {machine.lanes} at a time;"
@@ -55,7 +56,7 @@ def _run_pipeline(config: StudyConfig, store: Store, image: str | None) -> None:
     with (
         open(log_path, "w") as log,
         tempfile.TemporaryDirectory(prefix="dit-study-", ignore_cleanup_errors=True) as work,
-        StudyLog(log, total=2 + 3 * len(left)) as shown,
+        StudyLog(log, total=_step_count(len(left))) as shown,
         ChildLifeline() as lifeline,
         _interrupts(lifeline) as caught,
     ):
@@ -74,6 +75,10 @@ def _run_pipeline(config: StudyConfig, store: Store, image: str | None) -> None:
         finally:
             # A step that was killed could not end its own run.
             reconcile(config, store)
+
+
+def _step_count(variants: int) -> int:
+    return len(STAGES) - len(VARIANT_STAGES) + len(VARIANT_STAGES) * variants
 
 
 def _end_by(number: int) -> None:

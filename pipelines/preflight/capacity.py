@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
 from typing import Any
 
+from dit.results.stages import STAGES
 from dit.study.cluster import PRODUCT_LABEL, ClusterConfig, StepConfig, Toleration, quantity
 from pipelines.cluster.client import NOT_FOUND, ApiRefused
 from pipelines.cluster.objects import Object, condition
@@ -15,7 +16,7 @@ Asked = Mapping[str, str]
 """What one pod asks of its node: resource -> quantity."""
 
 _KUEUE = "/apis/kueue.x-k8s.io/v1beta1"
-_STEPS = ("prepare", "launch", "evaluate", "report")
+_STEPS = tuple(dict.fromkeys(stage.pod for stage in STAGES))
 _DISK = "ephemeral-storage"
 
 

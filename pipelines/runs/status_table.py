@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from dit.console.formatting import format_duration, format_number, format_share
+from dit.results.progress import StageProgress
 from pipelines.jobs.snapshot import Snapshot
-from pipelines.progress import Stage
 from pipelines.runs.model import Run, Task
 from pipelines.runs.steps import steps
 
@@ -34,7 +34,7 @@ Row = tuple[str | None, ...]
 
 
 def rows(
-    order: Sequence[str], stages: Sequence[Stage], jobs: Sequence[JobView], run: Run | None, now: datetime
+    order: Sequence[str], stages: Sequence[StageProgress], jobs: Sequence[JobView], run: Run | None, now: datetime
 ) -> list[Row]:
     """A row for each step of a run, or without one for each stage, in the order of the study's stages."""
     tasks: tuple[Task, ...] = ()
@@ -65,7 +65,7 @@ def _completes(step: str) -> str:
     return "prepare" if step == _MERGED else step
 
 
-def _row(name: str, task: Task | None, job: JobView | None, stage: Stage | None, now: datetime) -> Row:
+def _row(name: str, task: Task | None, job: JobView | None, stage: StageProgress | None, now: datetime) -> Row:
     state = task.state.lower() if task else ("complete" if stage and stage.complete else "")
     shown = job is not None and job.snapshot.job is not None
     return (
@@ -79,7 +79,7 @@ def _row(name: str, task: Task | None, job: JobView | None, stage: Stage | None,
     )
 
 
-def _done(stage: Stage | None) -> str | None:
+def _done(stage: StageProgress | None) -> str | None:
     if stage is None:
         return None
     if stage.name == "prepare" and not stage.complete:
@@ -87,13 +87,13 @@ def _done(stage: Stage | None) -> str | None:
     return format_share(stage.done, stage.total, stage.unit)
 
 
-def _time(task: Task | None, stage: Stage | None, now: datetime) -> str | None:
+def _time(task: Task | None, stage: StageProgress | None, now: datetime) -> str | None:
     if task is not None and task.started is not None:
         return format_duration(((task.ended or now) - task.started).total_seconds())
     return format_duration(stage.seconds) if stage and stage.seconds else None
 
 
-def under_way(stages: Sequence[Stage], jobs: Sequence[JobView], run: Run | None) -> bool:
+def under_way(stages: Sequence[StageProgress], jobs: Sequence[JobView], run: Run | None) -> bool:
     """Whether there is something to wait for."""
     if run is not None:
         return not run.over

@@ -24,7 +24,7 @@ from pipelines.cluster.retry import patiently
 from pipelines.step import artifacts, events, parent_watch
 
 if TYPE_CHECKING:
-    from pipelines.jobs.names import Stage
+    from pipelines.jobs.names import JobStage
 
 _POD = "KFP_POD_NAME"
 """Variable that Kubeflow Pipelines sets in a step's pod, and nothing else sets."""
@@ -154,7 +154,7 @@ def run_step(stage: str, run: Run, variant: str | None = None) -> StepResult:
     return _spoken(_named(stage, variant), lambda: _stage(stage, run.study, run.root, run.all_overrides(), variant))
 
 
-def run_job(stage: Stage, run: Run, variant: str, image: str) -> StepResult:
+def run_job(stage: JobStage, run: Run, variant: str, image: str) -> StepResult:
     """As `run_step`; in a run of Kubeflow Pipelines a job of many pods, of this image, does the work."""
     if _POD not in os.environ:
         return run_step(stage, run, variant)
