@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from dit.codec.weights import decoder_at_hand
 from dit.model.transformer import DiT
+from dit.results.stages import Work
+from dit.results.state import require
 from dit.sampling.noise import sample_labels
 from dit.sampling.sets import PART_IMAGES, Drawn, SampleSet
 from dit.storage import Store, sha256_file, write_record
@@ -56,7 +57,7 @@ def write_checkpoint(store: Store, config: StudyConfig, seed: int = 0, step: int
         variant=spec.name,
         step=step,
         config_hash=config.training_hash(spec),
-        dataset_content="0" * 12,
+        dataset_content=Work(config, store).dataset_content or "0" * 12,
         precision="fp32",
         world_size=1,
         code_version="test",
@@ -70,7 +71,7 @@ def write_samples(
     store: Store, config: StudyConfig, images: np.ndarray[Any, np.dtype[np.uint8]], step: int = STEP
 ) -> SampleSetManifest:
     """A complete sample set that holds these images."""
-    sample_set = SampleSet(store, config, config.spec(VARIANT), step, decoder_at_hand(config.dataset))
+    sample_set = SampleSet(Work(config, store), config.spec(VARIANT), step)
     labels = sample_labels(config.sampling, config.dataset.classes)
     for part in sample_set.parts:
         held = sample_set.indices(part)
@@ -78,7 +79,7 @@ def write_samples(
         latents = chosen.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1
         sample_set.write_part(part, Drawn(chosen, latents, 1.0), labels[held.start : held.stop], WEIGHTS_SHA256)
     sample_set.write_manifest(sample_set.all_parts(WEIGHTS_SHA256), [])
-    return sample_set.required_manifest()
+    return require(sample_set.work, sample_set.output)
 
 
 def save_inception(path: Path) -> str:

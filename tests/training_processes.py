@@ -10,9 +10,13 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from dit.results.stages import Work, checkpoint
+from dit.results.state import require
 from dit.storage import Store
 from dit.study.config import StudyConfig
+from dit.study.records import CheckpointMeta
 from dit.study.study_file import load
+from dit.study.variants import ModelSpec
 from dit.tracking import read_points
 
 ROOT = Path(__file__).parents[1]
@@ -34,6 +38,12 @@ Losses = dict[tuple[str, int], float]
 
 def study(name: str) -> StudyConfig:
     return load(ROOT / "configs" / "digits.yaml", [*OVERRIDES, f"study={name}"])
+
+
+def checkpoint_meta(config: StudyConfig, store: Store, spec: ModelSpec, step: int) -> CheckpointMeta:
+    """Of a complete checkpoint."""
+    work = Work(config, store)
+    return require(work, checkpoint(work, spec, step))
 
 
 def start(

@@ -26,7 +26,7 @@ LIGHT = (
     "dit.stages.sample",
     "dit.stages.evaluate",
     "dit.stages.report",
-    "pipelines.complete",
+    "dit.results",
     "pipelines.local.docker",
     "pipelines.jobs.launch",
     "pipelines.jobs.torchrun",

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from dit.results.stages import Work
+from dit.results.state import study_is_complete
 from dit.storage import open_store, read_record
 from dit.study.records import DatasetManifest, TrainRecord
 from dit.study.study_file import load
-from pipelines.complete import study_complete
 
 REPOSITORY = Path(__file__).parents[2]
 OVERRIDES = (
@@ -55,7 +56,7 @@ def test_it_makes_the_study_that_was_asked_for_when_it_was_submitted(tmp_path: P
     )
     assert done.returncode == 0, done.stdout[-3000:]
     config, store = load(REPOSITORY / study, [*OVERRIDES, *CHANGED]), open_store(root)
-    assert study_complete(config, store)
+    assert study_is_complete(Work(config, store))
     assert store.exists("studies/digits/report/report.html")
     manifest = read_record(store, f"datasets/digits-{config.dataset_hash()}/manifest.json", DatasetManifest)
     assert manifest is not None

@@ -19,10 +19,11 @@ from pathlib import Path
 
 import pytest
 
+from dit.results.stages import Work
+from dit.results.state import study_is_complete
 from dit.storage import open_store
 from dit.study.study_file import load
 from dit.tracking import read_points
-from pipelines.complete import study_complete
 
 REPOSITORY = Path(__file__).parents[2]
 OVERRIDES = (
@@ -243,7 +244,7 @@ def test_a_second_time_finds_everything_complete(finished: tuple[Study, str]) ->
 def test_a_study_that_lost_a_file_is_not_complete(finished: tuple[Study, str]) -> None:
     study, _ = finished
     config, store = load(REPOSITORY / "configs/digits.yaml", OVERRIDES), open_store(study.root)
-    assert study_complete(config, store)
+    assert study_is_complete(Work(config, store))
     for pattern in (
         "datasets/*/manifest.json",
         "datasets/*/shard-00000.tar",
@@ -255,10 +256,10 @@ def test_a_study_that_lost_a_file_is_not_complete(finished: tuple[Study, str]) -
     ):
         (path,) = study.root.glob(pattern)
         path.rename(study.root / "aside")
-        assert not study_complete(config, store), pattern
+        assert not study_is_complete(Work(config, store)), pattern
         (study.root / "aside").rename(path)
-    assert study_complete(config, store)
-    assert not study_complete(load(REPOSITORY / "configs/digits.yaml", [*OVERRIDES, "train.seed=1"]), store)
+    assert study_is_complete(Work(config, store))
+    assert not study_is_complete(Work(load(REPOSITORY / "configs/digits.yaml", [*OVERRIDES, "train.seed=1"]), store))
 
 
 def test_interrupted_at_any_moment_it_goes_on(finished: tuple[Study, str], tmp_path: Path) -> None:

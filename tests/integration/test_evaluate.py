@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 from dataset_fixtures import folder_study, image_folder, picture, pretend_autoencoder
-from report_study import fill, study
 from sample_fixtures import STEP, VARIANT, save_inception, small_study, write_checkpoint, write_samples
+from study_records import fill, study
 
 from dit.cli.commands import run
 from dit.data.sources import iter_source_images

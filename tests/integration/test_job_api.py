@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from http_fakes import Answer, Request, kubeconfig, serve
 from kubernetes import client as k8s
-from report_study import fill, study
 from s3_proxy import BUCKET, Proxy
+from study_records import fill, study
 
 from dit.errors import InputError
 from dit.storage import open_store

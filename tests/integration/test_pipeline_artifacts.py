@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from report_study import fill, preview, study
+from study_records import fill, preview, study
 
 from dit.storage import open_store
 from dit.study.records import TrainRecord

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from report_study import fill, metrics_record, read, study, train_record
+from study_records import fill, metrics_record, read, study, train_record
 
 from dit.claims.results import load_results
 from dit.errors import MismatchError, MissingError
@@ -99,15 +99,23 @@ Removal = Callable[[StudyConfig, ModelSpec], list[str]]
 MISSING: dict[str, tuple[Removal, str]] = {
     "training": (
         lambda config, spec: [layout.train_record(config, spec)],
-        r"DiT-L/2 is not trained to its end; run: dit train STUDY --variant DiT-L/2",
+        r"train\.json: DiT-L/2 is not trained to its end; run `dit train STUDY --variant DiT-L/2`",
     ),
     "metrics": (
         lambda config, spec: [layout.metrics(config, spec, 400_000)],
-        r"DiT-L/2 at step 400000 is not evaluated; run: dit evaluate STUDY --variant DiT-L/2 --step 400000",
+        r"DiT-L/2 at step 400000 is not evaluated; run `dit evaluate STUDY --variant DiT-L/2 --step 400000`",
     ),
     "samples": (
         lambda config, spec: [layout.metrics(config, spec, 400_000), layout.samples(config, spec, 400_000)],
-        r"DiT-L/2 at step 400000 is not sampled; run: dit sample STUDY --variant DiT-L/2 --step 400000",
+        r"DiT-L/2 at step 400000 is not sampled; run `dit sample STUDY --variant DiT-L/2 --step 400000`",
+    ),
+    "checkpoint": (
+        lambda config, spec: [
+            layout.metrics(config, spec, 400_000),
+            layout.samples(config, spec, 400_000),
+            layout.checkpoint(config, spec, 400_000),
+        ],
+        r"DiT-L/2 has no complete checkpoint at step 400000 \(complete are: 100000\); run `dit train STUDY --variant",
     ),
 }
 
@@ -125,7 +133,9 @@ def test_a_missing_result_is_named_with_the_command_that_makes_it(store: Store, 
 
 
 def test_an_empty_store_is_one_line(store: Store) -> None:
-    with pytest.raises(MissingError, match=r"DiT-B/2 is not trained.*\(3 more results are missing\)"):
+    with pytest.raises(
+        MissingError, match=r"the dataset is not prepared; run `dit prepare STUDY` \(11 more results are missing\)"
+    ):
         report.run(study(), store)
 
 
@@ -145,25 +155,30 @@ def test_a_variant_that_was_trained_to_fewer_steps_is_not_finished(store: Store)
     fill(store, short)
     report.run(short, store)
     longer = study(overrides=("evaluation.at_steps=[100000]",))
-    with pytest.raises(MissingError, match=r"DiT-B/2 is trained to step 100000 of 400000; run: dit train .*\(3 more"):
+    with pytest.raises(
+        MissingError,
+        match=r"is not trained to its end \(it is trained to step 100000 of 400000\); run `dit train .*\(3 more",
+    ):
         report.run(longer, store)
 
 
 @pytest.mark.parametrize("what", ["training", "metrics"])
 def test_results_beside_other_shards_are_refused(store: Store, what: str) -> None:
+    """Also where the dataset itself is gone."""
     config = study()
     fill(store, config)
+    store.delete(layout.dataset(config))
     if what == "training":
         spec = config.specs[2]
         other = train_record(config, spec).model_copy(update={"dataset_content": "other"})
         write_record(store, layout.train_record(config, spec), other)
-        message = r"DiT-B/2 was trained on shards content, DiT-XL/2 was trained on other"
+        message = r"DiT-B/2 was trained on shards [0-9a-f]+, DiT-XL/2 was trained on other"
     else:
         for spec in config.specs:
             for step in config.evaluation.at_steps:
                 record = metrics_record(config, spec, step, dataset_content="other")
                 write_record(store, layout.metrics(config, spec, step), record)
-        message = r"DiT-B/2 was trained on shards content, DiT-B/2 was at step 100000 measured beside other"
+        message = r"DiT-B/2 was trained on shards [0-9a-f]+, DiT-B/2 was at step 100000 measured beside other"
     with pytest.raises(MismatchError, match=message):
         report.run(config, store)
 

@@ -13,7 +13,7 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 from PIL import Image
-from report_study import fill, read, study
+from study_records import fill, read, study
 
 from dit.claims.results import load_results
 from dit.report.page import script_json

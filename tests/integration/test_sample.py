@@ -20,12 +20,15 @@ import torch
 from dataset_fixtures import folder_study, pretend_autoencoder, save_autoencoder
 from PIL import Image
 from sample_fixtures import ROOT, STEP, VARIANT, small_study, write_checkpoint, write_samples
+from study_records import fill_dataset
 from torch import Tensor
 
 from dit.cli.commands import run
 from dit.codec.pixels import Pixels
 from dit.codec.weights import decoder_at_hand
 from dit.errors import DataError, DivergedError, InputError, MismatchError, MissingError
+from dit.results.stages import Work
+from dit.results.state import look, require
 from dit.sampling.generate import Generator, untrained
 from dit.sampling.sets import PART_IMAGES, SampleSet
 from dit.stages import evaluate, prepare, sample
@@ -40,13 +43,18 @@ Array = np.ndarray[Any, np.dtype[Any]]
 CPU = torch.device("cpu")
 
 
+def whole_set(store: Store, config: StudyConfig) -> bool:
+    found = sample_set(store, config)
+    return look(found.work, found.output).complete
+
+
 def sample_set(store: Store, config: StudyConfig) -> SampleSet:
-    return SampleSet(store, config, config.spec(VARIANT), STEP, decoder_at_hand(config.dataset))
+    return SampleSet(Work(config, store), config.spec(VARIANT), STEP)
 
 
 def images_of(store: Store, config: StudyConfig) -> tuple[Array, Array]:
     found = sample_set(store, config)
-    images, labels = zip(*found.read(found.required_manifest()), strict=True)
+    images, labels = zip(*found.read(require(found.work, found.output)), strict=True)
     return np.concatenate(images), np.concatenate(labels)
 
 
@@ -191,13 +199,29 @@ def test_a_killed_launch_keeps_its_parts_and_the_next_draws_the_rest(
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert sample_set(store, config).manifest() is None
+    assert not whole_set(store, config)
     before = {key: store.read(key) for key in store.list(folder) if key.endswith(".json")}
     assert first in before
 
     sample.run(config, store, VARIANT)
     assert {key: store.read(key) for key in before} == before
     assert images_of(store, config)[0].shape == (560, 8, 8, 1)
+
+
+@pytest.mark.parametrize("lost", ["part", "preview"])
+def test_files_that_are_lost_under_a_manifest_are_made_again_and_nothing_else(
+    whole: tuple[Store, StudyConfig, SampleSetManifest], lost: str, tmp_path: Path
+) -> None:
+    _, config, manifest = whole
+    shutil.copytree(whole[0].local_folder(""), tmp_path / "root")
+    store = FileStore(tmp_path / "root")
+    folder = layout.samples(config, config.spec(VARIANT), STEP)
+    other, gone = (f"{folder}/{layout.sample_part(number)}" for number in (0, 1))
+    before = (tmp_path / "root" / other).stat().st_mtime_ns
+    store.delete(gone if lost == "part" else layout.sample_grid(config, config.spec(VARIANT), STEP))
+    made = sample.run(config, store, VARIANT)[0]
+    assert [file.sha256 for file in made.files] == [file.sha256 for file in manifest.files]
+    assert (tmp_path / "root" / other).stat().st_mtime_ns == before
 
 
 def test_parts_of_other_weights_are_drawn_again(tmp_path: Path) -> None:
@@ -215,6 +239,7 @@ def test_parts_of_other_weights_are_drawn_again(tmp_path: Path) -> None:
 def test_a_missing_checkpoint_is_named_with_the_command_that_makes_it(tmp_path: Path) -> None:
     config = small_study()
     store = fresh(tmp_path, config, step=2)
+    fill_dataset(store, config)
     with pytest.raises(MissingError, match=rf"{VARIANT} has no complete checkpoint at step {STEP}.*: 2\).*dit train"):
         sample.run(config, store, VARIANT)
 
@@ -293,8 +318,8 @@ def test_one_set_does_not_mix_two_decoders(tmp_path: Path) -> None:
     store.delete(f"{found.folder}/{layout.sample_part_record(1)}")
     with pytest.raises(MismatchError, match=r"part-00000\.json: decoded with AutoencoderKL"):
         sample.run(decoded_study(tmp_path / "one", f"dataset.codec.decoder={tmp_path / 'two'}"), store, VARIANT)
-    assert found.manifest() is None
-    assert sample.run(config, store, VARIANT)[0].decoder == whole.decoder == found.decoder
+    assert not whole_set(store, config)
+    assert sample.run(config, store, VARIANT)[0].decoder == whole.decoder == found.work.decoder
 
 
 def test_samples_that_are_not_finite_stop_the_stage(tmp_path: Path) -> None:
@@ -302,7 +327,7 @@ def test_samples_that_are_not_finite_stop_the_stage(tmp_path: Path) -> None:
     store = fresh(tmp_path, config, scale=1e30)
     with pytest.raises(DivergedError, match="not finite"):
         sample.run(config, store, VARIANT)
-    assert sample_set(store, config).manifest() is None
+    assert not whole_set(store, config)
 
 
 def test_a_damaged_part_is_named(tmp_path: Path) -> None:
@@ -353,6 +378,8 @@ def test_adms_file_holds_the_samples_in_order(
 
 def test_an_export_needs_a_complete_set(tmp_path: Path) -> None:
     config = small_study()
+    fill_dataset(open_store(tmp_path), config)
+    fresh(tmp_path, config)
     with pytest.raises(MissingError, match=f"dit sample.*--variant {VARIANT} --step {STEP}"):
         sample.export_adm(config, open_store(tmp_path), VARIANT, STEP, tmp_path / "adm.npz")
 

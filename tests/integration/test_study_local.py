@@ -18,14 +18,15 @@ import pytest
 from dataset_fixtures import pretend_autoencoder
 from hypothesis import given
 from hypothesis import strategies as st
-from report_study import fill, study
+from study_records import fill, study
 from terminals import Terminal, terminal
 
 from dit.console import progress
-from dit.errors import DitError, InputError
+from dit.errors import DitError, InputError, MismatchError
+from dit.results.stages import Work
+from dit.results.state import unfinished
 from dit.storage import open_store
 from dit.study.config import FitConfig
-from pipelines.complete import unfinished
 from pipelines.local.display import StudyLog
 from pipelines.local.parallelism import Share, share
 from pipelines.step.events import Event, from_line, spoken
@@ -323,13 +324,14 @@ def test_cores_are_those_of_this_process() -> None:
     assert done.stdout == "1\n"
 
 
-def test_samples_of_another_decoder_leave_a_study_unfinished(tmp_path: Path) -> None:
-    """Its step then says why, in one line."""
+def test_samples_of_another_decoder_are_refused_before_any_step(tmp_path: Path) -> None:
     config, store = study(), open_store(tmp_path / "root")
     fill(store, config)
-    assert unfinished(config, store) == []
+    assert unfinished(Work(config, store)) == []
     weights = pretend_autoencoder(tmp_path / "vae", b"other")
-    assert set(unfinished(study(overrides=(f"dataset.codec.weights={weights}",)), store)) == set(config.specs)
+    other = study(overrides=(f"dataset.codec.weights={weights}",))
+    with pytest.raises(MismatchError, match="decoded with decoder-of-the-test"):
+        unfinished(Work(other, store))
 
 
 def test_a_step_in_a_container_says_why_it_fails_on_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

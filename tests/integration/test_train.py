@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from training_processes import checkpoint_meta
 
-from dit.checkpoints.read import list_checkpoints, read_meta
+from dit.checkpoints.read import list_checkpoints
 from dit.errors import ConfigError, DataError, DivergedError, InputError, MismatchError, MissingError, StoreError
 from dit.runtime.distributed import Ranks
 from dit.stages import prepare, train
@@ -169,7 +170,7 @@ def test_checkpoints_that_are_passed_again_are_left_as_they_are(
     wider = study("passed", "evaluation.at_steps=[3, 4, 8]", "train.steps=12")
     record = train.run(wider, store, VARIANT)
     assert record.checkpoints == (3, 4, 8, 10, 12)
-    assert read_meta(store, wider, spec, 3).train_seconds > 0
+    assert checkpoint_meta(wider, store, spec, 3).train_seconds > 0
     assert [store.read(key) for key in kept] == before
     assert losses(store, wider) == losses(store, straight[0])
 
@@ -183,6 +184,19 @@ def test_checkpoint_that_was_removed_is_made_again(store: Store, straight: tuple
         assert train.run(config, store, VARIANT) == record
         assert {4, 8, 12} <= set(list_checkpoints(store, config, spec))
     assert losses(store, config) == losses(store, straight[0])
+
+
+def test_file_that_is_lost_from_a_checkpoint_is_made_again(
+    store: Store, straight: tuple[StudyConfig, TrainRecord]
+) -> None:
+    config = study("lost-file", "train.steps=8")
+    train.run(config, store, VARIANT)
+    folder = layout.checkpoint(config, config.spec(VARIANT), 8)
+    before = store.read(f"{folder}/{layout.EMA_WEIGHTS}")
+    store.delete(f"{folder}/{layout.EMA_WEIGHTS}")
+    train.run(config, store, VARIANT)
+    assert store.read(f"{folder}/{layout.EMA_WEIGHTS}") == before
+    assert losses(store, config) == {key: value for key, value in losses(store, straight[0]).items() if key <= 8}
 
 
 def test_record_is_of_the_last_step_also_when_only_an_earlier_checkpoint_is_made(store: Store) -> None:
@@ -267,7 +281,7 @@ def test_shards_that_changed_under_a_training_are_refused(store: Store) -> None:
     train.run(config, store, VARIANT)
     spec = config.spec(VARIANT)
     key = f"{layout.checkpoint(config, spec, 8)}/{layout.META}"
-    meta = read_meta(store, config, spec, 8)
+    meta = checkpoint_meta(config, store, spec, 8)
     store.write(key, meta.model_copy(update={"dataset_content": "other"}).to_json())
     with pytest.raises(MismatchError, match="trained on shards other"):
         train.run(study("shards", "train.steps=12"), store, VARIANT)
@@ -323,7 +337,7 @@ def test_ranks_keep_meeting_while_a_checkpoint_waits_for_a_slow_store(
 
 
 def test_missing_dataset_is_named(tmp_path: Path) -> None:
-    with pytest.raises(MissingError, match=r"manifest\.json: the dataset is not prepared; run `dit prepare`"):
+    with pytest.raises(MissingError, match=r"manifest\.json: the dataset is not prepared; run `dit prepare STUDY`"):
         train.run(study("none"), open_store(tmp_path), VARIANT)
 
 

@@ -11,9 +11,20 @@ from collections.abc import Iterator
 import pytest
 import torch
 from ports import reserved_port
-from training_processes import SEED, STEPS, VARIANT, Losses, at_random_step, finish, losses, start, study
+from training_processes import (
+    SEED,
+    STEPS,
+    VARIANT,
+    Losses,
+    at_random_step,
+    checkpoint_meta,
+    finish,
+    losses,
+    start,
+    study,
+)
 
-from dit.checkpoints.read import list_checkpoints, read_meta
+from dit.checkpoints.read import list_checkpoints
 from dit.stages import prepare, train
 from dit.storage import Store, open_store, read_record
 from dit.study import layout
@@ -96,7 +107,9 @@ def test_killed_run_goes_on_at_another_world_size(store: Store, expected: Losses
         finish(rank)
     same(losses(store, config, KEYS), expected)
     # The early checkpoint is still the first launch's: nothing was trained from the start again.
-    made_by = {step: read_meta(store, config, spec, step).world_size for step in list_checkpoints(store, config, spec)}
+    made_by = {
+        step: checkpoint_meta(config, store, spec, step).world_size for step in list_checkpoints(store, config, spec)
+    }
     assert (made_by[4], made_by[STEPS]) == (1, 2)
 
 
@@ -117,4 +130,4 @@ def test_signal_to_one_rank_stops_all_at_the_same_step_with_a_checkpoint(
     finish(start(store, config.study, "fit.micro_batch=7"))
     same(losses(store, config, KEYS), expected)
     assert statuses(store, config)[2:] == ["RUNNING", "FINISHED"]
-    assert read_meta(store, config, spec, 4).world_size == 2
+    assert checkpoint_meta(config, store, spec, 4).world_size == 2

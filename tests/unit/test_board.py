@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from study_records import checkpoint_meta, fill, train_record
 
+from dit.results.progress import StageProgress, progress
+from dit.results.stages import Work, step_names
 from dit.storage import Store, open_store, write_record
 from dit.study import layout
 from dit.study.config import StudyConfig
-from dit.study.records import Estimate, MetricsRecord, TrainRecord
 from dit.study.study_file import load
 from dit.tracking.journal import Entry
 from pipelines.jobs.kind import Phase
 from pipelines.jobs.snapshot import Snapshot
-from pipelines.progress import Stage, progress, stage_names
 from pipelines.runs.model import Run, Task
 from pipelines.runs.status_table import COLUMNS, JobView, rows, under_way
 from pipelines.runs.steps import last_death, reason_in, steps, waiting
@@ -36,8 +37,8 @@ def store(tmp_path: Path) -> Store:
     return open_store(tmp_path)
 
 
-def stage(config: StudyConfig, store: Store, name: str) -> Stage:
-    return next(one for one in progress(config, store) if one.name == name)
+def stage(config: StudyConfig, store: Store, name: str) -> StageProgress:
+    return next(one for one in progress(Work(config, store)) if one.name == name)
 
 
 def write_losses(config: StudyConfig, store: Store, *losses: tuple[int, float]) -> None:
@@ -46,55 +47,9 @@ def write_losses(config: StudyConfig, store: Store, *losses: tuple[int, float]) 
     store.write(layout.journal(config, config.specs[0]), b"".join(lines))
 
 
-def trained(config: StudyConfig, steps: int) -> TrainRecord:
-    spec = config.specs[0]
-    return TrainRecord(
-        study=config.study,
-        variant=spec.name,
-        steps=steps,
-        config_hash=config.training_hash(spec),
-        science_hash="",
-        dataset_content="",
-        parameters=1,
-        gflops=1.0,
-        checkpoints=(steps,),
-        final_loss=0.25,
-        images_per_second=1.0,
-        train_seconds=90.0,
-        peak_memory_bytes=1,
-        device="cpu",
-        world_size=1,
-    )
-
-
-def evaluated(config: StudyConfig, step: int, value: float, config_hash: str) -> MetricsRecord:
-    return MetricsRecord(
-        study=config.study,
-        variant=config.specs[0].name,
-        step=step,
-        config_hash=config_hash,
-        science_hash="",
-        dataset_content="",
-        metric="fd_digits",
-        metrics={"fd_digits": Estimate(value=value, low=value, high=value)},
-        replicates=(),
-        confidence=0.95,
-        num_samples=1,
-        sampling={},
-        decoder="",
-        evaluator="",
-        reference="",
-        reference_sha256="",
-        extractor_sha256="",
-        noise_floor=1.0,
-        parameters=1,
-        gflops=1.0,
-    )
-
-
 def test_a_study_that_has_not_begun_has_every_stage_before_it(config: StudyConfig, store: Store) -> None:
-    found = progress(config, store)
-    assert [one.name for one in found] == stage_names(config)
+    found = progress(Work(config, store))
+    assert [one.name for one in found] == step_names(config)
     assert [one.name for one in found if one.complete] == []
 
 
@@ -104,30 +59,31 @@ def test_training_under_way_is_as_far_as_its_newest_loss_or_checkpoint(config: S
     assert (found.done, found.total) == (60, 1500)
     assert found.last is not None
     assert (found.last.name, found.last.step, found.last.value) == ("loss", 60, 0.5)
-    store.write(f"{layout.checkpoint(config, config.specs[0], 200)}/{layout.META}", b"{}")
+    meta = checkpoint_meta(config, config.specs[0], 200)
+    write_record(store, f"{layout.checkpoint(config, config.specs[0], 200)}/{layout.META}", meta)
     store.write(f"{layout.checkpoint(config, config.specs[0], 400)}/model.safetensors", b"still being written")
     assert stage(config, store, TRAIN).done == 200
 
 
-def test_training_is_complete_when_its_record_says_so(config: StudyConfig, store: Store) -> None:
+def test_training_is_complete_when_its_record_and_checkpoints_say_so(config: StudyConfig, store: Store) -> None:
+    spec = config.specs[0]
     write_losses(config, store, (1500, 0.5))
     assert not stage(config, store, TRAIN).complete
-    write_record(store, layout.train_record(config, config.specs[0]), trained(config, 1500))
+    fill(store, config)
     found = stage(config, store, TRAIN)
     assert found.complete
-    assert found.seconds == 90.0
+    assert found.seconds == train_record(config, spec).train_seconds
     longer = config.model_copy(update={"train": config.train.model_copy(update={"steps": 3000})})
     assert not stage(longer, store, TRAIN).complete
 
 
-def test_only_metrics_of_this_configuration_count(config: StudyConfig, store: Store) -> None:
-    own, spec = config.evaluation_hash(config.specs[0]), config.specs[0]
-    for step, value, made_with in ((500, 9.0, own), (1000, 5.0, own), (1500, 1.0, "another")):
-        write_record(store, layout.metrics(config, spec, step), evaluated(config, step, value, made_with))
+def test_the_newest_metrics_are_shown(config: StudyConfig, store: Store) -> None:
+    fill(store, config)
+    store.delete(layout.metrics(config, config.specs[0], 1500))
     found = stage(config, store, EVALUATE)
     assert (found.done, found.total) == (2, 3)
     assert found.last is not None
-    assert (found.last.name, found.last.step, found.last.value) == ("fd_digits", 1000, 5.0)
+    assert (found.last.name, found.last.step) == ("fd_digits", 1000)
 
 
 TITLES = {
@@ -153,14 +109,14 @@ def job(phase: Phase, running: int) -> JobView:
 
 
 def table(config: StudyConfig, *arguments: Any) -> dict[str, dict[str, str | None]]:
-    found = rows(stage_names(config), *arguments, NOW)
+    found = rows(step_names(config), *arguments, NOW)
     return {str(row[0]): dict(zip(COLUMNS, row, strict=True)) for row in found}
 
 
 def test_a_row_joins_what_run_job_and_store_say(config: StudyConfig, store: Store) -> None:
     write_losses(config, store, (60, 0.5))
     states = {"prepare_part": "SUCCEEDED", "train": "RUNNING"}
-    found = table(config, progress(config, store), [job(Phase.RUNNING, 7)], run(**states))
+    found = table(config, progress(Work(config, store)), [job(Phase.RUNNING, 7)], run(**states))
     row = found[TRAIN]
     assert row["state"] == "running"
     assert row["job"] == "PyTorchJob running"
@@ -173,14 +129,14 @@ def test_a_row_joins_what_run_job_and_store_say(config: StudyConfig, store: Stor
 
 
 def test_steps_stand_in_the_order_of_the_study(config: StudyConfig, store: Store) -> None:
-    found = list(table(config, progress(config, store), [], run()))
+    found = list(table(config, progress(Work(config, store)), [], run()))
     assert found == ["prepare 1/2", "prepare 2/2", "prepare 10/2", "merge", TRAIN, "train mini-B/2", "report"]
 
 
 def test_without_a_run_the_store_and_the_jobs_are_shown(config: StudyConfig, store: Store) -> None:
-    write_record(store, layout.train_record(config, config.specs[0]), trained(config, 1500))
-    found = table(config, progress(config, store), [job(Phase.SUCCEEDED, 0)], None)
-    assert list(found) == stage_names(config)
+    fill(store, config)
+    found = table(config, progress(Work(config, store)), [job(Phase.SUCCEEDED, 0)], None)
+    assert list(found) == step_names(config)
     assert found[TRAIN]["state"] == "complete"
     assert (found[TRAIN]["job"], found[TRAIN]["pods"]) == ("PyTorchJob succeeded", None)
 
@@ -192,7 +148,7 @@ def test_without_a_store_the_run_is_shown(config: StudyConfig) -> None:
 
 
 def test_what_there_is_to_wait_for() -> None:
-    done, open_ = Stage("report", 1, 1, "reports"), Stage("report", 0, 1, "reports")
+    done, open_ = StageProgress("report", 1, 1, "reports"), StageProgress("report", 0, 1, "reports")
     assert under_way([done], [], run("RUNNING"))
     assert not under_way([open_], [job(Phase.RUNNING, 8)], run("FAILED"))
     assert under_way([open_], [job(Phase.RUNNING, 8)], None)

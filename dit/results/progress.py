@@ -1,0 +1,100 @@
+"""How far each stage of a study is. Torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dit.checkpoints.read import list_checkpoints
+from dit.results.stages import EVALUATE, PREPARE, REPORT, SAMPLE, TRAIN, Stage, Work
+from dit.results.state import StageState, stage_state
+from dit.study import layout
+from dit.study.records import DatasetManifest, MetricsRecord, SampleSetManifest, TrainRecord
+from dit.study.variants import ModelSpec
+from dit.tracking import read_points
+
+LOSS = "loss"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A metric's newest value."""
+
+    name: str
+    step: int
+    value: float
+
+
+@dataclass(frozen=True)
+class StageProgress:
+    """How far one stage is, of one variant where it has several."""
+
+    name: str
+    """As the pipeline calls the step."""
+    done: int
+    total: int
+    unit: str
+    last: Measured | None = None
+    seconds: float | None = None
+    """What it took, where the store has it."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.done >= self.total
+
+
+def progress(work: Work) -> list[StageProgress]:
+    """Every stage of a study in its order.
+
+    Raises MismatchError when another configuration made what is there, DataError when a record is damaged.
+    """
+    found = [_prepared(work)]
+    for spec in work.config.specs:
+        found += [_trained(work, spec), _sampled(work, spec), _evaluated(work, spec)]
+    state = stage_state(REPORT, work)
+    return [*found, StageProgress(REPORT.name, state.done, 1, REPORT.unit)]
+
+
+def _prepared(work: Work) -> StageProgress:
+    state = stage_state(PREPARE, work)
+    shards = sum(key.endswith(".tar") for key in work.store.list(layout.dataset(work.config)))
+    if state.complete:
+        shards = sum(len(record.shards) for record in state.records if isinstance(record, DatasetManifest))
+    # How many there will be, only the parts know before the manifest is written.
+    return StageProgress(PREPARE.name, shards, shards if state.complete else shards + 1, PREPARE.unit)
+
+
+def _trained(work: Work, spec: ModelSpec) -> StageProgress:
+    """Steps that are done: those of the newest checkpoint or of the newest loss, whichever is later."""
+    name, total, state = TRAIN.step_name(spec), work.config.train.steps, stage_state(TRAIN, work, spec)
+    for record in state.records:
+        if isinstance(record, TrainRecord) and state.complete:
+            return StageProgress(
+                name, total, total, TRAIN.unit, Measured(LOSS, record.steps, record.final_loss), record.train_seconds
+            )
+    losses = [point for point in read_points(work.config, work.store, spec) if point.key == LOSS]
+    newest = max(losses, key=lambda point: (point.step, point.time), default=None)
+    saved = list_checkpoints(work.store, work.config, spec)
+    # A training that is complete has its record; until then something is left to do.
+    done = min(max([0, *saved, newest.step if newest else 0]), total - 1)
+    return StageProgress(name, done, total, TRAIN.unit, Measured(LOSS, newest.step, newest.value) if newest else None)
+
+
+def _sampled(work: Work, spec: ModelSpec) -> StageProgress:
+    state = stage_state(SAMPLE, work, spec)
+    seconds = sum(record.seconds for record in state.records if isinstance(record, SampleSetManifest))
+    return _counted(SAMPLE, spec, state, seconds=seconds if state.complete and seconds else None)
+
+
+def _evaluated(work: Work, spec: ModelSpec) -> StageProgress:
+    state = stage_state(EVALUATE, work, spec)
+    measured = [record for record in state.records if isinstance(record, MetricsRecord)]
+    last = measured[-1] if measured else None
+    shown = Measured(last.metric, last.step, last.metrics[last.metric].value) if last else None
+    return _counted(EVALUATE, spec, state, last=shown)
+
+
+def _counted(
+    stage: Stage, spec: ModelSpec, state: StageState, *, last: Measured | None = None, seconds: float | None = None
+) -> StageProgress:
+    return StageProgress(stage.step_name(spec), state.done, len(state.findings), stage.unit, last, seconds)

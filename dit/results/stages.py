@@ -1,0 +1,328 @@
+"""The table of stages: a stage is one row, and everybody who asks "is it done?" reads this table.
+
+A stage leaves outputs. An output is one record in the store, written last, and the files that the record vouches for.
+`state.py` compares outputs with a store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Generic, Literal, TypeVar
+
+from dit import __version__
+from dit.checkpoints.read import list_checkpoints
+from dit.codec.weights import decoder_at_hand, decoder_differs
+from dit.storage import Store, read_record
+from dit.study import layout
+from dit.study.config import StudyConfig
+from dit.study.hashing import digest
+from dit.study.records import (
+    CheckpointMeta,
+    DatasetManifest,
+    FileEntry,
+    MetricsRecord,
+    Record,
+    ReportRecord,
+    SampleSetManifest,
+    TrainRecord,
+)
+from dit.study.variants import ModelSpec
+
+RecordT = TypeVar("RecordT", bound=Record)
+FileSize = tuple[str, int | None]
+"""A key, and the bytes that the file must have; None where the record does not say."""
+PodKind = Literal["prepare", "launch", "evaluate", "report"]
+"""Sections of `cluster.steps`."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """A study and the store of its results: what every stage works on."""
+
+    config: StudyConfig
+    store: Store
+    compare_decoder: bool = True
+    """False leaves out the comparison of the autoencoder's weights with records: they may have to be fetched first."""
+
+    @cached_property
+    def decoder(self) -> str:
+        """What the study decodes with, as records name it; empty where that is not known, and not compared."""
+        return decoder_at_hand(self.config.dataset) if self.compare_decoder else ""
+
+    @cached_property
+    def dataset_content(self) -> str | None:
+        """Hash of the prepared shards' content; None where the dataset's manifest is not there."""
+        manifest = read_record(self.store, dataset(self).key, DatasetManifest)
+        return manifest.content_hash() if manifest else None
+
+
+def _no_files(_: Any) -> Iterable[FileSize]:
+    return ()
+
+
+def _nothing(_: Any) -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Output(Generic[RecordT]):
+    """One record that a stage leaves, and what the record must agree with."""
+
+    key: str
+    type: type[RecordT]
+    hash: str
+    """The configuration hash that this study expects."""
+    sections: str
+    """Sections of the study file that decide the hash, for people."""
+    lacking: str
+    """What people read where the output is not complete, such as `mini-S/2 at step 1500 is not sampled`."""
+    command: str
+    """The command that makes it."""
+    files: Callable[[RecordT], Iterable[FileSize]] = _no_files
+    """Files that the record vouches for."""
+    differs: Callable[[RecordT], str | None] = _nothing
+    """What contradicts the study although the hash is right, and what to do about it, in words."""
+    falls_short: Callable[[RecordT], str | None] = _nothing
+    """What the record has not reached yet, in words."""
+    detail: Callable[[], str] = str
+    """What else to say where there is no record."""
+    needed_by: Callable[[], Iterable[Output[Any]]] | None = None
+    """Outputs that are made from this one: once all are complete, its files may be gone. None: they may never be."""
+    record_stays: bool = True
+    """Whether the record must be there also where the files may be gone."""
+    made_from: Callable[[], Iterable[Output[Any]]] = tuple
+    """Outputs that are needed to make this one, the first in the study's order first."""
+    replaceable: bool = False
+    """Whether a record of another hash is made again instead of refused."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One row of the table."""
+
+    name: str
+    per_variant: bool
+    unit: str
+    """What `dit status` counts."""
+    as_job: bool
+    """Whether it runs in many pods on a cluster; otherwise it runs in the pod of its pipeline step."""
+    pod: PodKind
+    outputs: Callable[[Work, ModelSpec | None], Sequence[Output[Any]]]
+
+    def step_name(self, spec: ModelSpec | None) -> str:
+        """What people and the pipeline call the step, such as `train mini-S/2`."""
+        return f"{self.name} {spec.name}" if spec else self.name
+
+
+def dataset(work: Work) -> Output[DatasetManifest]:
+    """The manifest, which vouches for every shard and its index. These may be gone once every variant is trained."""
+    folder = layout.dataset(work.config)
+
+    def files(manifest: DatasetManifest) -> Iterable[FileSize]:
+        for number, shard in enumerate(manifest.shards):
+            yield f"{folder}/{shard.name}", shard.bytes
+            yield f"{folder}/{layout.shard_index(number)}", None
+
+    def needed_by() -> Iterable[Output[Any]]:
+        return (output for spec in work.config.specs for output in TRAIN.outputs(work, spec))
+
+    return Output(
+        key=f"{folder}/{layout.MANIFEST}",
+        type=DatasetManifest,
+        hash=work.config.dataset_hash(),
+        sections="dataset",
+        lacking="the dataset is not prepared",
+        command="dit prepare STUDY",
+        files=files,
+        needed_by=needed_by,
+    )
+
+
+def checkpoint(work: Work, spec: ModelSpec, step: int) -> Output[CheckpointMeta]:
+    """A checkpoint's meta.json, which vouches for its weights and optimizer state."""
+    config, folder = work.config, layout.checkpoint(work.config, spec, step)
+
+    def differs(meta: CheckpointMeta) -> str | None:
+        if (meta.study, meta.variant) != (config.study, spec.name):
+            return (
+                f"is a checkpoint of {meta.variant} in study {meta.study}, not of {spec.name} in {config.study};"
+                " remove it or choose another root"
+            )
+        return _other_shards("trained on", meta.dataset_content, work)
+
+    def complete_steps() -> str:
+        return f"complete are: {', '.join(map(str, list_checkpoints(work.store, config, spec))) or 'none'}"
+
+    return Output(
+        key=f"{folder}/{layout.META}",
+        type=CheckpointMeta,
+        hash=config.training_hash(spec),
+        sections="dataset or train",
+        lacking=f"{spec.name} has no complete checkpoint at step {step}",
+        command=f"dit train STUDY --variant {spec.name}",
+        files=lambda meta: _listed(folder, meta.files),
+        differs=differs,
+        detail=complete_steps,
+        made_from=lambda: (dataset(work),),
+    )
+
+
+def training(work: Work, spec: ModelSpec) -> Output[TrainRecord]:
+    """The record of a training that reached its last step and promised to keep every evaluated checkpoint.
+
+    With a constant learning rate a longer training passes through every shorter one.
+    """
+    config = work.config
+
+    def falls_short(record: TrainRecord) -> str | None:
+        if record.steps < config.train.steps:
+            return f"it is trained to step {record.steps} of {config.train.steps}"
+        dropped = sorted({*milestones(config)} - {*record.checkpoints})
+        return f"its checkpoint of step {dropped[0]} was not to be kept" if dropped else None
+
+    return Output(
+        key=layout.train_record(config, spec),
+        type=TrainRecord,
+        hash=config.training_hash(spec),
+        sections="dataset or train",
+        lacking=f"{spec.name} is not trained to its end",
+        command=f"dit train STUDY --variant {spec.name}",
+        differs=lambda record: _other_shards("trained on", record.dataset_content, work),
+        falls_short=falls_short,
+        made_from=lambda: (dataset(work),),
+    )
+
+
+def samples(work: Work, spec: ModelSpec, step: int) -> Output[SampleSetManifest]:
+    """The manifest of a sample set, which vouches for its parts and preview. All may be gone once it is evaluated."""
+    folder, evaluated = layout.samples(work.config, spec, step), metrics(work, spec, step)
+    remedy = f"remove {work.store.url}/{folder}, and {evaluated.key} if there, to draw these samples again"
+
+    return Output(
+        key=f"{folder}/{layout.MANIFEST}",
+        type=SampleSetManifest,
+        hash=work.config.sampling_hash(spec),
+        sections="dataset, train or sampling",
+        lacking=f"{spec.name} at step {step} is not sampled",
+        command=f"dit sample STUDY --variant {spec.name} --step {step}",
+        files=lambda manifest: _listed(folder, manifest.files),
+        differs=lambda manifest: decoder_differs(manifest.decoder, work.decoder, remedy),
+        needed_by=lambda: (evaluated,),
+        made_from=lambda: (checkpoint(work, spec, step),),
+        record_stays=False,
+    )
+
+
+def metrics(work: Work, spec: ModelSpec, step: int) -> Output[MetricsRecord]:
+    """The record of a checkpoint's evaluation."""
+
+    def differs(record: MetricsRecord) -> str | None:
+        remedy = "remove it, and its samples where they are left"
+        return decoder_differs(record.decoder, work.decoder, remedy) or _other_shards(
+            "measured beside", record.dataset_content, work
+        )
+
+    def falls_short(record: MetricsRecord) -> str | None:
+        return None if record.metric in record.metrics else f"it has no {record.metric}, its own primary metric"
+
+    return Output(
+        key=layout.metrics(work.config, spec, step),
+        type=MetricsRecord,
+        hash=work.config.evaluation_hash(spec),
+        sections="dataset, train, sampling or evaluation",
+        lacking=f"{spec.name} at step {step} is not evaluated",
+        command=f"dit evaluate STUDY --variant {spec.name} --step {step}",
+        differs=differs,
+        falls_short=falls_short,
+        made_from=lambda: (samples(work, spec, step),),
+    )
+
+
+def report(work: Work) -> Output[ReportRecord]:
+    """The record of the report, which is made again when anything changed that it was made from."""
+    folder = layout.report(work.config)
+    return Output(
+        key=layout.report_record(work.config),
+        type=ReportRecord,
+        hash=report_hash(work),
+        sections="any",
+        lacking="the report is not written, or not from these results",
+        command="dit report STUDY",
+        files=lambda record: _listed(folder, record.files),
+        replaceable=True,
+    )
+
+
+def report_hash(work: Work) -> str:
+    """Changes when anything does that the report is made from; reads no image."""
+
+    def content(output: Output[Any]) -> str | None:
+        record = read_record(work.store, output.key, output.type)
+        return digest(record.to_json().decode()) if record else None
+
+    config = work.config
+    places = [(spec, step) for spec in config.specs for step in config.evaluation.at_steps]
+    return digest(
+        {
+            "program": __version__,
+            "study": config.to_yaml(),
+            "trained": [content(training(work, spec)) for spec in config.specs],
+            "metrics": [content(metrics(work, spec, step)) for spec, step in places],
+            "samples": [content(samples(work, spec, step)) for spec, step in places],
+            "checkpoints": [content(checkpoint(work, spec, step)) for spec, step in places],
+        }
+    )
+
+
+def milestones(config: StudyConfig) -> tuple[int, ...]:
+    """Steps whose checkpoints stay: the evaluated ones and the last."""
+    return tuple(sorted({*config.evaluation.at_steps, config.train.steps}))
+
+
+def _training_outputs(work: Work, spec: ModelSpec | None) -> Sequence[Output[Any]]:
+    assert spec is not None
+    return (training(work, spec), *(checkpoint(work, spec, step) for step in milestones(work.config)))
+
+
+def _at_steps(
+    output: Callable[[Work, ModelSpec, int], Output[Any]],
+) -> Callable[[Work, ModelSpec | None], Sequence[Output[Any]]]:
+    def outputs(work: Work, spec: ModelSpec | None) -> Sequence[Output[Any]]:
+        assert spec is not None
+        return tuple(output(work, spec, step) for step in work.config.evaluation.at_steps)
+
+    return outputs
+
+
+def _listed(folder: str, files: Iterable[FileEntry]) -> Iterable[FileSize]:
+    return ((f"{folder}/{entry.name}", entry.bytes) for entry in files)
+
+
+def _other_shards(how: str, recorded: str, work: Work) -> str | None:
+    # What is complete needs its shards no more; they may have been removed with their manifest.
+    if work.dataset_content in (None, recorded):
+        return None
+    return (
+        f"{how} shards {recorded}, the dataset is now {work.dataset_content}; restore the shards, or use another"
+        " study name or root"
+    )
+
+
+PREPARE = Stage("prepare", False, "shards", False, "prepare", lambda work, _: (dataset(work),))
+TRAIN = Stage("train", True, "steps", True, "launch", _training_outputs)
+SAMPLE = Stage("sample", True, "sets", True, "launch", _at_steps(samples))
+EVALUATE = Stage("evaluate", True, "checkpoints", False, "evaluate", _at_steps(metrics))
+REPORT = Stage("report", False, "reports", False, "report", lambda work, _: (report(work),))
+
+STAGES: tuple[Stage, ...] = (PREPARE, TRAIN, SAMPLE, EVALUATE, REPORT)
+"""In the order of a study."""
+VARIANT_STAGES: tuple[Stage, ...] = tuple(stage for stage in STAGES if stage.per_variant)
+
+
+def step_names(config: StudyConfig) -> list[str]:
+    """Every step of a study, in its order: stage by stage, and variant by variant those that are done for each."""
+    first, last = STAGES.index(VARIANT_STAGES[0]), STAGES.index(VARIANT_STAGES[-1]) + 1
+    each = [stage.step_name(spec) for spec in config.specs for stage in VARIANT_STAGES]
+    return [*(stage.name for stage in STAGES[:first]), *each, *(stage.name for stage in STAGES[last:])]

@@ -1,0 +1,177 @@
+"""The one answer to "is this complete?": the table of stages against a store. Torch-free.
+
+Sizes of files are compared here, from one listing of each folder. The stage that reads a file verifies its checksum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Generic
+
+from dit.checkpoints.read import list_checkpoints
+from dit.errors import MismatchError, MissingError
+from dit.results.stages import VARIANT_STAGES, FileSize, Output, RecordT, Stage, Work, checkpoint, dataset
+from dit.storage import Store, read_record
+from dit.study.records import CheckpointMeta, Record
+from dit.study.variants import ModelSpec
+
+
+@dataclass(frozen=True)
+class Finding(Generic[RecordT]):
+    """What a store holds of one output."""
+
+    output: Output[RecordT]
+    record: RecordT | None
+    complete: bool
+    files: bool = False
+    """Whether the record and all its files are there; what is needed no more is complete without them."""
+    problem: str = ""
+    """Why it is not complete, in words; empty where there is no more to say than that the record is missing."""
+
+
+@dataclass(frozen=True)
+class StageState:
+    """How far a stage is."""
+
+    findings: tuple[Finding[Any], ...]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every output is complete."""
+        return all(finding.complete for finding in self.findings)
+
+    @property
+    def done(self) -> int:
+        """Outputs that are complete."""
+        return sum(finding.complete for finding in self.findings)
+
+    @property
+    def records(self) -> list[Record]:
+        """The records of complete outputs. What is needed no more may have none."""
+        return [finding.record for finding in self.findings if finding.complete and finding.record is not None]
+
+
+def look(work: Work, output: Output[RecordT]) -> Finding[RecordT]:
+    """Compare one output with the store.
+
+    Raises MismatchError when what is there was made by something else, DataError when its record is damaged.
+    """
+    record = read_output(work, output)
+    if record is not None and output.replaceable and getattr(record, "config_hash", None) != output.hash:
+        record = None
+    problem = None
+    if record is not None:
+        problem = output.falls_short(record) or _missing_file(work.store, output.files(record))
+        if problem is None:
+            return Finding(output, record, complete=True, files=True)
+    if (record is not None or not output.record_stays) and _needed_no_more(work, output):
+        return Finding(output, record, complete=True)
+    return Finding(output, record, complete=False, problem=problem or output.detail())
+
+
+def read_output(work: Work, output: Output[RecordT]) -> RecordT | None:
+    """An output's record, whether or not its files are there; None when there is no record.
+
+    Raises MismatchError when what is there was made by something else, DataError when its record is damaged.
+    """
+    record = read_record(work.store, output.key, output.type)
+    if record is None or output.replaceable:
+        return record
+    where = f"{work.store.url}/{output.key}"
+    if problem := output.differs(record):
+        raise MismatchError(f"{where}: {problem}")
+    check_hash(where, record, output.hash, output.sections)
+    return record
+
+
+def check_hash(where: str, record: Record, expected: str, sections: str) -> None:
+    """Raises MismatchError, which names both hashes, for a record of another configuration."""
+    made_with = getattr(record, "config_hash", None)
+    if made_with != expected:
+        raise MismatchError(
+            f"{where}: made with configuration {made_with}, this study's configuration is {expected}: {sections} keys"
+            " differ; restore them, or use another study name or root"
+        )
+
+
+def require(work: Work, output: Output[RecordT], *, files: bool = True) -> RecordT:
+    """The record of an output that is there with all its files; without `files`, of one whose record is there.
+
+    Raises MissingError, which names the command that makes it, and what `look` raises.
+    """
+    finding = look(work, output)
+    if finding.record is None or (files and not finding.files):
+        raise MissingError(missing_line(work, finding))
+    return finding.record
+
+
+def require_stage(stage: Stage, work: Work, spec: ModelSpec | None = None) -> list[Record]:
+    """The records of a complete stage.
+
+    Raises MissingError, which names the first output that is missing and the command that makes it, and what `look`
+    raises.
+    """
+    state = stage_state(stage, work, spec)
+    for finding in state.findings:
+        if not finding.complete:
+            raise MissingError(missing_line(work, finding))
+    return state.records
+
+
+def missing_line(work: Work, finding: Finding[Any]) -> str:
+    """What is missing, where, why, and the command that makes it: of what it is made from, if that is missing, too."""
+    output = finding.output
+    for needed in output.made_from():
+        if not (source := look(work, needed)).files:
+            return missing_line(work, source)
+    why = f" ({finding.problem})" if finding.problem else ""
+    return f"{work.store.url}/{output.key}: {output.lacking}{why}; run `{output.command}`"
+
+
+def stage_state(stage: Stage, work: Work, spec: ModelSpec | None = None) -> StageState:
+    """How far a stage is, for one variant where it has several; raises as `look`."""
+    return StageState(tuple(look(work, output) for output in stage.outputs(work, spec)))
+
+
+def is_complete(stage: Stage, work: Work, spec: ModelSpec | None = None) -> bool:
+    """Whether nothing of a stage is left to do; raises as `look`."""
+    return all(look(work, output).complete for output in stage.outputs(work, spec))
+
+
+def unfinished(work: Work) -> list[ModelSpec]:
+    """Variants of which a stage is not complete, those with the most Gflops first; raises as `look`."""
+    left = [spec for spec in work.config.specs if not all(is_complete(stage, work, spec) for stage in VARIANT_STAGES)]
+    return sorted(left, key=lambda spec: spec.macs(work.config.dataset.inputs), reverse=True)
+
+
+def study_is_complete(work: Work) -> bool:
+    """Whether everything before the report is complete; raises as `look`."""
+    return look(work, dataset(work)).complete and not unfinished(work)
+
+
+def whole_checkpoints(work: Work, spec: ModelSpec) -> dict[int, CheckpointMeta]:
+    """A variant's complete checkpoints whose files are all there, by step, in order; raises as `look`."""
+    steps = list_checkpoints(work.store, work.config, spec)
+    found = {step: look(work, checkpoint(work, spec, step)) for step in steps}
+    return {step: finding.record for step, finding in found.items() if finding.complete and finding.record is not None}
+
+
+def _needed_no_more(work: Work, output: Output[Any]) -> bool:
+    if output.needed_by is None:
+        return False
+    return all(look(work, made_from_it).complete for made_from_it in output.needed_by())
+
+
+def _missing_file(store: Store, files: Iterable[FileSize]) -> str | None:
+    wanted = list(files)
+    # One listing of each folder: a sample set on S3 has hundreds of files, and a request for each would take minutes.
+    folders = {key.rpartition("/")[0] for key, _ in wanted}
+    present = {key: size for folder in folders for key, size in store.sizes(folder).items()}
+    for key, size in wanted:
+        name = key.rpartition("/")[2]
+        if key not in present:
+            return f"{name} is missing"
+        if size not in (None, present[key]):
+            return f"{name} has {present[key]} bytes instead of {size}"
+    return None
