@@ -9,7 +9,6 @@ import math
 import struct
 from dataclasses import dataclass
 
-from dit import __version__
 from dit.claims.results import Results
 from dit.storage import Store, read_record
 from dit.study import layout
@@ -17,6 +16,7 @@ from dit.study.config import StudyConfig
 from dit.study.hashing import digest
 from dit.study.records import CheckpointMeta, DatasetManifest, SampleSetManifest
 from dit.study.variants import ModelSpec
+from dit.study.version import code_version
 from dit.tracking import read_points
 
 LARGEST_GRID_BYTES = 400_000
@@ -60,7 +60,7 @@ def inputs_hash(results: Results, store: Store) -> str:
     checkpoints = [_checkpoint(config, store, variant.spec, record.step) for variant, record in results.rows()]
     return digest(
         {
-            "program": __version__,
+            "program": code_version(),
             "study": config.to_yaml(),
             "trained": [_hash(variant.train.to_json()) for variant in results.variants],
             "metrics": [_hash(record.to_json()) for _, record in results.rows()],
