@@ -30,11 +30,11 @@ USER, PASSWORD = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
 def namespace_of(overlay: str) -> str:
     """Where an overlay puts its MLflow server; InputError for one that has none."""
     if overlay not in overlays():
-        raise InputError(f"overlay {overlay}: there is no such overlay; choose from {', '.join(overlays())}")
+        raise InputError(f"overlay {overlay} does not exist; choose from {', '.join(overlays())}")
     for manifest in yaml.safe_load_all(kubectl("kustomize", str(ROOT / "k8s" / "overlays" / overlay))):
         if manifest and (manifest["kind"], manifest["metadata"]["name"]) == ("Service", SERVICE):
             return str(manifest["metadata"]["namespace"])
-    raise InputError(f"overlay {overlay}: it has no MLflow server; one that has: dit ui-cluster kind STUDY")
+    raise InputError(f"overlay {overlay} has no MLflow server; one that has: dit ui-cluster kind STUDY")
 
 
 @contextmanager

@@ -57,7 +57,7 @@ def render(overlay: str, build: Path = ROOT / "build", *, images: bool = True) -
     images that were not pushed.
     """
     if overlay not in overlays():
-        raise InputError(f"overlay {overlay}: there is no such overlay; choose from {', '.join(overlays())}")
+        raise InputError(f"overlay {overlay} does not exist; choose from {', '.join(overlays())}")
     folder = build / "deploy" / overlay
     folder.mkdir(parents=True, exist_ok=True)
     # kustomize takes relative paths only.
@@ -217,7 +217,7 @@ def _apply(manifests: list[Manifest], force: bool = False) -> None:
             raise
         raise InputError(
             f"changed since it was deployed: {'; '.join(_conflicts(manifests))}; "
-            "to deploy what the manifests say all the same: make deploy FORCE=1"
+            "to set these fields as the manifests do, add --force"
         ) from None
 
 

@@ -132,7 +132,7 @@ def sample(
 
     \b
       dit sample configs/digits.yaml --variant mini-XL/2 --step 1500
-      dit sample configs/digits.yaml --variant mini-XL/2 --step 1500 --export-adm xl2.npz
+      dit sample my.yaml --variant mini-XL/2 --step 1500 --export-adm xl2.npz
       torchrun --nproc-per-node 8 -m dit sample configs/imagenet256.yaml
     """
     config, store = _open(study, overrides, root)

@@ -35,7 +35,7 @@ Step = Annotated[
     int | None,
     typer.Option("--step", min=1, help="Only this checkpoint. Unset: all of evaluation.at_steps."),
 ]
-Port = Annotated[int, typer.Option("--port", help="Port to listen on, or the next free one.")]
+Port = Annotated[int, typer.Option("--port", help="Port to listen on; the next free one if it is taken.")]
 
 
 def load_study(study: Path, overrides: list[str] | None) -> StudyConfig:

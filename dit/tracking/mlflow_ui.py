@@ -46,7 +46,9 @@ def server_command(root: str, host: str, port: int) -> tuple[str, list[str]]:
     """
     studies = {study: read_target(study) for study in tracked_studies(local_root(open_store(root)))}
     if not studies:
-        raise InputError(f"{root}: nothing was tracked below it; run a study first, such as make study")
+        raise InputError(
+            f"{root}: nothing was tracked below it; run a study first, such as dit study configs/digits.yaml"
+        )
     for study, target in studies.items():
         _catch_up(study, target)
     local = [(study, target) for study, target in studies.items() if target.uri.startswith(SQLITE)]

@@ -153,7 +153,7 @@ def submit(
 
     \b
       dit submit configs/digits.yaml --root s3://bucket/dit
-      dit submit configs/imagenet256.yaml --root s3://bucket/dit --run first --wait
+      dit submit configs/digits.yaml --root s3://bucket/dit --run first --wait
     """
     config = load_study(study, overrides)
     from pipelines.compile import pushed_image
@@ -218,7 +218,7 @@ def launch(
     [bold]Examples[/]
 
     \b
-      dit launch configs/imagenet256.yaml --variant DiT-XL/2 --root s3://bucket/dit --image IMAGE
+      dit launch my.yaml --variant DiT-XL/2 --root s3://bucket/dit --image IMAGE
     """
     config = load_study(study, overrides)
     from dit.storage import open_store
@@ -244,7 +244,7 @@ def render(
     [bold]Examples[/]
 
     \b
-      dit render configs/imagenet256.yaml --variant DiT-XL/2 --root s3://bucket/dit --image IMAGE
+      dit render my.yaml --variant DiT-XL/2 --root s3://bucket/dit --image IMAGE
     """
     config = load_study(study, overrides)
     import yaml

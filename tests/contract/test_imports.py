@@ -26,6 +26,7 @@ LIGHT = (
     "dit.stages.sample",
     "dit.stages.evaluate",
     "dit.stages.report",
+    "pipelines.cli.commands",
     "pipelines.complete",
     "pipelines.local.docker",
     "pipelines.jobs.launch",
