@@ -56,6 +56,8 @@ CMD ["--help"]
 
 ARG VERSION=unknown
 ARG REVISION=unknown
+# `dit --version` and the records show it.
+ENV DIT_REVISION="$REVISION"
 LABEL org.opencontainers.image.title="dit-scaling" \
     org.opencontainers.image.description="The stages of a scaling study of diffusion transformers" \
     org.opencontainers.image.version="$VERSION" \

@@ -43,22 +43,20 @@ BIN := $(VENV)/bin
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-STUDY_RUNNER = $(if $(filter docker,$(RUNNER)),python -m pipelines.local.docker,$(if $(filter local,$(RUNNER)),dit study))
 study: env ## Run STUDY to its verdict, or what is left of it: minutes for the default, on two CPU cores.
-	@test -n "$(STUDY_RUNNER)" || { echo "make: RUNNER=$(RUNNER): give RUNNER=local or RUNNER=docker" >&2; exit 2; }
-	@$(BIN)/$(STUDY_RUNNER) $(STUDY) --root $(ROOT) $(OVERRIDES)
+	@$(BIN)/dit study $(STUDY) --root $(ROOT) --runner $(RUNNER) $(OVERRIDES)
 
 plan: env ## Print what STUDY costs: parameters, Gflops, memory and hours. Writes nothing.
 	@$(BIN)/dit plan $(STUDY) $(OVERRIDES)
 
 compile: env ## Write STUDY as a pipeline for Kubeflow Pipelines, with the image last pushed: build/STUDY.yaml.
-	@$(BIN)/python -m pipelines.compile $(STUDY) --root $(S3_ROOT) $(if $(IMAGE),--image $(IMAGE)) $(OVERRIDES)
+	@$(BIN)/dit compile $(STUDY) --root $(S3_ROOT) $(if $(IMAGE),--image $(IMAGE)) $(OVERRIDES)
 
 ui: env ## Open MLflow on the results below ROOT, at PORT or the next free one.
-	@$(BIN)/python -m dit.tracking.mlflow_ui --root $(ROOT) --port $(PORT)
+	@$(BIN)/dit ui --root $(ROOT) --port $(PORT)
 
 ui-cluster: env ## Open the MLflow that OVERLAY deployed, through a forwarded PORT, on the view of STUDY.
-	@$(BIN)/python -m pipelines.cluster_ui $(OVERLAY) $(STUDY) --port $(PORT)
+	@$(BIN)/dit ui-cluster $(OVERLAY) $(STUDY) --port $(PORT)
 
 # A worker a core, one thread a process: many tests start several processes, which would get into each other's way.
 # A file's tests stay together, because they share what is dear to make; tests/conftest.py puts long files first.
@@ -102,22 +100,22 @@ image-size: ## Print the size of the stages' image, its layers and its largest p
 	@DOCKER=$(DOCKER) docker/size dit-scaling:$(VERSION)
 
 secrets: env ## Create the secrets that OVERLAY=kind lacks, with random values.
-	@$(BIN)/python -m pipelines.deploy secrets $(OVERLAY)
+	@$(BIN)/dit secrets $(OVERLAY)
 
 # Only the overlays of one's own node invent secrets: elsewhere they belong to services that are there already.
 deploy: env $(if $(filter kind%,$(OVERLAY)),secrets) ## Deploy OVERLAY of k8s/overlays with the images last pushed, and wait until it is up.
-	@$(BIN)/python -m pipelines.deploy deploy $(OVERLAY) $(if $(FORCE),--force)
+	@$(BIN)/dit deploy $(OVERLAY) $(if $(FORCE),--force)
 
 undeploy: env ## Remove what deploy made; volume claims and secrets stay.
-	@$(BIN)/python -m pipelines.deploy undeploy $(OVERLAY)
+	@$(BIN)/dit undeploy $(OVERLAY)
 
 ON_CLUSTER = $(STUDY) --root $(S3_ROOT) $(OVERRIDES)
 
 preflight: env ## Check whether STUDY can run on the cluster, with its results at ROOT, s3://bucket/prefix.
-	@$(BIN)/python -m pipelines.preflight $(ON_CLUSTER)
+	@$(BIN)/dit preflight $(ON_CLUSTER)
 
 submit: env ## Submit STUDY to Kubeflow Pipelines at KFP_ENDPOINT, after a preflight; WAIT=1 waits for its end.
-	@$(BIN)/python -m pipelines.submit $(ON_CLUSTER) --experiment '$(EXPERIMENT)' --cache $(CACHE) \
+	@$(BIN)/dit submit $(ON_CLUSTER) --experiment '$(EXPERIMENT)' --cache $(CACHE) \
 		$(if $(IMAGE),--image $(IMAGE)) $(if $(RUN),--run '$(RUN)') $(if $(WAIT),--wait)
 
 status: env ## Show how far STUDY is: pipeline steps, jobs, pods, training steps, metrics; WATCH=1 goes on.
@@ -125,10 +123,10 @@ status: env ## Show how far STUDY is: pipeline steps, jobs, pods, training steps
 
 terminate: env ## End the run of this id, RUN=...; its jobs go with it.
 	@test -n "$(RUN)" || { echo "make: give the run's id, RUN=...; 'make status' shows it" >&2; exit 2; }
-	@$(BIN)/python -m pipelines.submit --terminate '$(RUN)'
+	@$(BIN)/dit terminate '$(RUN)'
 
 clean-jobs: env ## Delete the jobs in NAMESPACE whose runs have ended, as the reaper does, once.
-	@$(BIN)/python -m pipelines.reaper --once --namespace $(NAMESPACE)
+	@$(BIN)/dit reap --once --namespace $(NAMESPACE)
 
 test-containers: env ## Show that the study runs in containers of the image last built; needs a Docker engine, no cluster.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m containers tests/containers

@@ -1,4 +1,4 @@
-"""The MLflow server that an overlay deployed, through a forwarded port: `make ui-cluster`."""
+"""The MLflow server that an overlay deployed, through a forwarded port: `dit ui-cluster`."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from contextlib import contextmanager, suppress
 
 import yaml
 
-from dit.console import program
 from dit.errors import DitError, InputError
-from dit.study import study_file
+from dit.study.config import StudyConfig
 from dit.tracking.mlflow_ui import DIRECTLY, free_port
 from dit.tracking.mlflow_view import view_page
 from pipelines.cluster.kubectl import check_cluster, kubectl
@@ -31,11 +30,11 @@ USER, PASSWORD = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
 def namespace_of(overlay: str) -> str:
     """Where an overlay puts its MLflow server; InputError for one that has none."""
     if overlay not in overlays():
-        raise InputError(f"OVERLAY={overlay}: there is no such overlay; choose from {', '.join(overlays())}")
+        raise InputError(f"overlay {overlay} does not exist; choose from {', '.join(overlays())}")
     for manifest in yaml.safe_load_all(kubectl("kustomize", str(ROOT / "k8s" / "overlays" / overlay))):
         if manifest and (manifest["kind"], manifest["metadata"]["name"]) == ("Service", SERVICE):
             return str(manifest["metadata"]["namespace"])
-    raise InputError(f"OVERLAY={overlay}: it has no MLflow server; one that has: make ui-cluster OVERLAY=kind")
+    raise InputError(f"overlay {overlay} has no MLflow server; one that has: dit ui-cluster kind STUDY")
 
 
 @contextmanager
@@ -49,7 +48,7 @@ def forwarded(namespace: str, port: int, overlay: str) -> Iterator[subprocess.Po
             # It speaks when it listens, or ends.
             if not process.stdout.readline():
                 reason = " ".join(process.stderr.read().split())
-                raise DitError(f"kubectl port-forward: {reason}; deploy it first: make deploy OVERLAY={overlay}")
+                raise DitError(f"kubectl port-forward: {reason}; deploy it first: dit deploy {overlay}")
             yield process
         finally:
             process.terminate()
@@ -78,9 +77,16 @@ def find_experiment(base: str, name: str, login: Mapping[str, str]) -> str | Non
         raise DitError(f"MLflow does not answer: {error}; see kubectl logs deployment/{SERVICE}") from None
 
 
-def show(overlay: str, study: str, port: int) -> None:
+def show(overlay: str, config: StudyConfig, port: int) -> None:
     """Forward the port, say where the study's view is and how to log in, and stay until Ctrl-C."""
-    config = study_file.load(study)
+    # SIGINT, too: whoever is started in the background finds it ignored.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+    with suppress(KeyboardInterrupt):
+        _show(overlay, config, port)
+
+
+def _show(overlay: str, config: StudyConfig, port: int) -> None:
     namespace = namespace_of(overlay)
     check_cluster()
     port = free_port(HOST, port)
@@ -105,7 +111,7 @@ def _stay(process: subprocess.Popen[str]) -> None:
     for _ in process.stdout:
         pass
     reason = " ".join(process.stderr.read().split())
-    raise DitError(f"kubectl port-forward ended: {reason}; run make ui-cluster again")
+    raise DitError(f"kubectl port-forward ended: {reason}; run dit ui-cluster again")
 
 
 def _say(text: str) -> None:
@@ -114,25 +120,3 @@ def _say(text: str) -> None:
 
 def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Show the server until Ctrl-C; a failure is one line."""
-    parser = program.parser("pipelines.cluster_ui", __doc__)
-    parser.add_argument("overlay", help="of k8s/overlays")
-    parser.add_argument("study", help="study file")
-    parser.add_argument("--port", type=int, default=5000, help="local port; the next free one where it is taken")
-    options = parser.parse_args(arguments)
-    # SIGINT, too: whoever is started in the background finds it ignored.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
-    return program.exit_code(lambda: _until_interrupted(options.overlay, options.study, options.port))
-
-
-def _until_interrupted(overlay: str, study: str, port: int) -> None:
-    with suppress(KeyboardInterrupt):
-        show(overlay, study, port)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,18 +1,14 @@
-"""A study into the file that Kubeflow Pipelines runs: `make compile`, `python -m pipelines.compile`."""
+"""A study into the file that Kubeflow Pipelines runs: `dit compile`."""
 
 from __future__ import annotations
 
-import argparse
 import re
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from kfp import compiler
 
-from dit.console import program, say
 from dit.errors import DitError, InputError, MissingError
-from dit.study import study_file
 from dit.study.config import StudyConfig
 from pipelines.definition.pipeline import build
 
@@ -20,6 +16,11 @@ DIGEST = Path("build/image.digest")
 """The reference that `make push` wrote."""
 
 _BY_DIGEST = re.compile(r"^[^@\s]+@sha256:[0-9a-f]{64}$")
+
+
+def package_of(config: StudyConfig) -> Path:
+    """The file that a study's pipeline is written to unless another is named."""
+    return Path("build") / f"{config.study}.yaml"
 
 
 def compile_study(config: StudyConfig, root: str, image: str, output: Path) -> Path:
@@ -52,24 +53,3 @@ def pushed_image(digest: Path = DIGEST) -> str:
         return digest.read_text().strip()
     except OSError:
         raise MissingError(f"no {digest}; run 'make build push REGISTRY=...' first, or give --image") from None
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Exit code of `python -m pipelines.compile`."""
-    parser = program.parser("pipelines.compile", __doc__)
-    program.add_study(parser)
-    program.add_root(parser)
-    parser.add_argument("--image", help=f"image of all steps and jobs, by digest (default: what {DIGEST} names)")
-    parser.add_argument("--output", type=Path, help="the file (default: build/STUDY.yaml)")
-    options = parser.parse_args(arguments)
-    return program.exit_code(lambda: say(str(_compile(options))))
-
-
-def _compile(options: argparse.Namespace) -> Path:
-    config = study_file.load(options.study, options.overrides)
-    output = options.output or Path("build") / f"{config.study}.yaml"
-    return compile_study(config, options.root, options.image or pushed_image(), output)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

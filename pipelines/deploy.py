@@ -1,4 +1,4 @@
-"""The manifests of k8s/ onto a cluster and off it again, by kubectl: `make deploy`, `make undeploy`, `make secrets`.
+"""The manifests of k8s/ onto a cluster and off it again, by kubectl: `dit deploy`, `dit undeploy`, `dit secrets`.
 
 Deploying labels what it makes; undeploying removes what carries the label, except for what holds data. Works in a
 checkout of the project, where the manifests are.
@@ -14,7 +14,6 @@ from typing import Any
 
 import yaml
 
-from dit.console import program
 from dit.errors import DitError, InputError
 from pipelines.cluster import rollout
 from pipelines.cluster.kubectl import check_cluster, kubectl
@@ -58,7 +57,7 @@ def render(overlay: str, build: Path = ROOT / "build", *, images: bool = True) -
     images that were not pushed.
     """
     if overlay not in overlays():
-        raise InputError(f"OVERLAY={overlay}: there is no such overlay; choose from {', '.join(overlays())}")
+        raise InputError(f"overlay {overlay} does not exist; choose from {', '.join(overlays())}")
     folder = build / "deploy" / overlay
     folder.mkdir(parents=True, exist_ok=True)
     # kustomize takes relative paths only.
@@ -127,7 +126,7 @@ def _check_idle(namespace: str) -> None:
         jobs = [name for found in working.values() for name in found]
         raise InputError(
             f"jobs in namespace {namespace} have not ended: {', '.join(jobs)}; end those of pipelines by"
-            f" make terminate RUN=..., others by kubectl delete {','.join(working)} -n {namespace} NAME"
+            f" dit terminate RUN_ID, others by kubectl delete {','.join(working)} -n {namespace} NAME"
         )
 
 
@@ -193,9 +192,7 @@ def _settings(manifests: list[Manifest], overlay: str) -> list[Manifest]:
                 kubectl("get", kind, name, "-n", source, "--ignore-not-found", "-o", "yaml") or "null"
             )
             if found is None:
-                raise InputError(
-                    f"no {kind} {name} in namespace {source}; deploy what makes it first: make deploy OVERLAY=kind"
-                )
+                raise InputError(f"no {kind} {name} in namespace {source}; deploy what makes it first: dit deploy kind")
             labels = {"app.kubernetes.io/part-of": "dit-scaling", LABEL: overlay}
             metadata = {"name": name, "namespace": namespace, "labels": labels}
             copies.append({"apiVersion": "v1", "kind": kind, "metadata": metadata, "data": found["data"]})
@@ -220,7 +217,7 @@ def _apply(manifests: list[Manifest], force: bool = False) -> None:
             raise
         raise InputError(
             f"changed since it was deployed: {'; '.join(_conflicts(manifests))}; "
-            "to deploy what the manifests say all the same: make deploy FORCE=1"
+            "to set these fields as the manifests do, add --force"
         ) from None
 
 
@@ -245,26 +242,3 @@ def _server_side(manifests: list[Manifest], *options: str) -> None:
 
 def _say(text: str) -> None:
     sys.stderr.write(f"{text}\n")
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run `deploy`, `undeploy` or `secrets`; a failure is one line."""
-    parser = program.parser("pipelines.deploy", __doc__)
-    parser.add_argument("action", choices=("deploy", "undeploy", "secrets"))
-    parser.add_argument("overlay")
-    parser.add_argument("--force", action="store_true", help="deploy: also what was changed by hand since")
-    options = parser.parse_args(arguments)
-    return program.exit_code(lambda: _act(options.action, options.overlay, options.force))
-
-
-def _act(action: str, overlay: str, force: bool) -> None:
-    if action == "deploy":
-        deploy(overlay, force)
-    elif action == "undeploy":
-        undeploy(overlay)
-    else:
-        create_secrets(overlay)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

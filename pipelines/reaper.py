@@ -1,7 +1,7 @@
 """Delete the jobs of pipeline runs that have ended: a step that is terminated has no time to do so itself.
 
-    python -m pipelines.reaper           in the cluster, for ever
-    python -m pipelines.reaper --once    by hand
+    dit reap           in the cluster, for ever
+    dit reap --once    by hand
 
 It looks at our jobs again and again, and at the workflows that wait for them, wherever these are. A job goes when it
 still works, and each workflow that waited for it has ended, is told to end or is gone. A job that never had one is
@@ -10,13 +10,12 @@ somebody's own, and one that has ended takes no room and is kept for its logs: b
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any, Never
 
-from dit.console import program, say
+from dit.console import say
 from pipelines.cluster.client import WORKFLOWS, ApiRefused, ApiUnavailable, Cluster
 from pipelines.cluster.objects import Object
 from pipelines.cluster.retry import pauses
@@ -104,16 +103,8 @@ def watch(cluster: Cluster) -> Never:
             time.sleep(next(waits))
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Exit code of `python -m pipelines.reaper`."""
-    parser = program.parser("pipelines.reaper", __doc__)
-    parser.add_argument("--namespace", help="where the jobs are (default: this pod's, or the context's)")
-    parser.add_argument("--once", action="store_true", help="sweep once and say what was deleted")
-    options = parser.parse_args(arguments)
-    return program.exit_code(lambda: _reap(options.namespace, options.once))
-
-
-def _reap(namespace: str | None, once: bool) -> None:
+def reap(namespace: str | None, once: bool) -> None:
+    """Watch the jobs of a namespace, or sweep it once; None is this pod's namespace, or the context's."""
     cluster = Cluster.connect()
     if namespace:
         cluster = cluster.within(namespace)
@@ -124,7 +115,3 @@ def _reap(namespace: str | None, once: bool) -> None:
         count += 1
         say(f"deleted {what}, whose run has ended")
     say(f"namespace {cluster.namespace}: {count} jobs deleted")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""How far a study is: `dit status`, `make status`. What cannot be reached is said, and the rest is shown."""
+"""How far a study is: `dit status`. What cannot be reached is said, and the rest is shown."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def _find_run(config: StudyConfig, run_id: str | None, name: str, view: _View) -
         experiment = pipelines.experiment(name)
         found = pipelines.latest(experiment, f"dit-{config.study}") if experiment else None
         if found is None:
-            view.remarks.append(f"no run of {config.study} is in experiment {name}; make submit")
+            view.remarks.append(f"no run of {config.study} is in experiment {name}; dit submit")
     if found is not None:
         view.remarks.insert(0, pipelines.url(found.uid))
         _as_submitted(found, view)

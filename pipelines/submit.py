@@ -1,30 +1,22 @@
-"""A study onto Kubeflow Pipelines: `make submit`, `make terminate`.
-
-python -m pipelines.submit configs/digits.yaml --root s3://bucket/dit [--wait]
-python -m pipelines.submit --terminate RUN_ID
-"""
+"""A study onto Kubeflow Pipelines: `dit submit`, `dit terminate`."""
 
 from __future__ import annotations
 
-import argparse
-import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
-from pathlib import Path
 
-from dit.console import program, say
+from dit.console import say
 from dit.console.formatting import format_duration
 from dit.errors import DitError, InputError
-from dit.study import study_file
 from dit.study.config import StudyConfig
 from pipelines.cluster.client import ApiUnavailable, Cluster
 from pipelines.cluster.retry import patiently
-from pipelines.compile import compile_study, pushed_image
+from pipelines.compile import compile_study, package_of
 from pipelines.jobs.names import LAUNCHER, RUNS_NAMESPACE
 from pipelines.preflight.check import preflight
-from pipelines.runs.api import ENDPOINT, EXPERIMENT, Pipelines, PipelinesUnavailable, endpoint_of
+from pipelines.runs.api import Pipelines, PipelinesUnavailable, endpoint_of
 from pipelines.runs.model import SUCCEEDED, Run
 from pipelines.runs.steps import CONTAINER, RUN_LABEL, failures, last_death, reason_in, steps
 from pipelines.runs.workflow import seen_in
@@ -33,23 +25,43 @@ POLL_SECONDS = 10.0
 _LOG_LINES = 100
 
 
-def submit(config: StudyConfig, root: str, image: str, options: argparse.Namespace) -> None:
-    """Check, compile, start the run, and wait for its end if asked to.
+@dataclass(frozen=True)
+class Submission:
+    """Where and how a study is submitted."""
+
+    endpoint: str | None
+    """Address of Kubeflow Pipelines; None takes KFP_ENDPOINT."""
+    runs_namespace: str
+    """Namespace of the steps' pods."""
+    experiment: str
+    run: str | None
+    """Name of the run; None makes one from the study and the time."""
+    caching: bool
+    wait: bool
+
+
+def submit(config: StudyConfig, root: str, image: str, options: Submission) -> str:
+    """Check, compile, start the run, and wait for its end if asked to; the run's id.
 
     Raises InputError for what cannot run, DitError for a run that ended in any way but well.
     """
     endpoint = endpoint_of(options.endpoint)
-    package = compile_study(config, root, image, Path("build") / f"{config.study}.yaml")
+    package = compile_study(config, root, image, package_of(config))
     preflight(config, root, endpoint, options.runs_namespace)
     pipelines = Pipelines(endpoint)
     experiment = pipelines.experiment(options.experiment, create=True)
     name = options.run or f"{config.study}-{datetime.now():%Y%m%d-%H%M%S}"
-    uid = pipelines.create(str(experiment), name, package, LAUNCHER, caching=options.cache == "on")
+    uid = pipelines.create(str(experiment), name, package, LAUNCHER, caching=options.caching)
     say(f"run {uid} ({name}) in experiment {options.experiment}: {pipelines.url(uid)}")
     if options.wait:
         wait(pipelines, uid, config.cluster.patience.api, options.runs_namespace)
-    else:
-        say(f"see how it goes: dit status {options.study} --root {root} --run {uid}")
+    return uid
+
+
+def terminate(uid: str, endpoint: str | None) -> None:
+    """End a run. Raises InputError for one that does not exist or has ended."""
+    Pipelines(endpoint_of(endpoint)).terminate(uid)
+    say(f"run {uid} is told to end; the reaper deletes its jobs")
 
 
 def wait(pipelines: Pipelines, uid: str, patience: float, namespace: str = RUNS_NAMESPACE) -> None:
@@ -130,44 +142,3 @@ def _reason(cluster: Cluster, title: str, death: tuple[str, str] | None) -> str:
     pod, said = death
     said = said or reason_in(cluster.last_log(pod, CONTAINER, _LOG_LINES))
     return f"{said.removeprefix(f'{title}: ') or 'failed'}; kubectl logs -n {cluster.namespace} {pod} -c {CONTAINER}"
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Exit code of `python -m pipelines.submit`."""
-    options = _parser().parse_args(arguments)
-    act = _terminate if options.terminate else _submit
-    return program.exit_code(
-        lambda: act(options), "interrupted; what was submitted goes on: make status, make terminate RUN=..."
-    )
-
-
-def _terminate(options: argparse.Namespace) -> None:
-    Pipelines(endpoint_of(options.endpoint)).terminate(options.terminate)
-    say(f"run {options.terminate} is told to end; the reaper deletes its jobs")
-
-
-def _submit(options: argparse.Namespace) -> None:
-    if options.study is None or options.root is None:
-        raise InputError("give a study and --root; python -m pipelines.submit configs/digits.yaml --root s3://...")
-    config = study_file.load(options.study, options.overrides)
-    submit(config, options.root, options.image or pushed_image(), options)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = program.parser("pipelines.submit", __doc__)
-    parser.add_argument("study", type=Path, nargs="?", help="study file, such as configs/digits.yaml")
-    parser.add_argument("--root", help="store of all results: s3://bucket/prefix")
-    parser.add_argument("--image", help="image of all steps and jobs, by digest (default: the one last pushed)")
-    parser.add_argument("--set", dest="overrides", metavar="KEY=VALUE", action="append", default=[])
-    parser.add_argument("--endpoint", help=f"server of Kubeflow Pipelines (default: {ENDPOINT})")
-    parser.add_argument("--runs-namespace", default=RUNS_NAMESPACE, help="where steps run (default: %(default)s)")
-    parser.add_argument("--experiment", default=EXPERIMENT, help="made where missing (default: %(default)s)")
-    parser.add_argument("--run", metavar="NAME", help="name of the run (default: the study's, and the time)")
-    parser.add_argument("--cache", choices=("on", "off"), default="on", help="take over steps of earlier runs")
-    parser.add_argument("--wait", action="store_true", help="until the run ends; fails when it does")
-    parser.add_argument("--terminate", metavar="RUN_ID", help="end a run, instead")
-    return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,25 +1,30 @@
-"""The command line: read the study file, open the store, call one stage.
+"""The `dit` command: its stages, to which the platform and the tools add their commands.
 
-Every command imports its stage when it runs, so that help and mistakes in a study file are answered at once.
+A stage's command reads the study file, opens the store and calls the stage. Every command imports what it runs when it
+runs, so that help and mistakes in a study file are answered at once.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dit.cli.options import Experiment, Overrides, Root, RunId, Step, Study, Variants, Watch, parse_part
-from dit.cli.plugins import orchestrator
-from dit.console.program import INTERRUPTED
+from dit.cli.options import STAGES, Overrides, Root, Step, Study, Variants, load_study, parse_part
+from dit.cli.plugins import installed_commands
+from dit.cli.tools import tools
 from dit.errors import ConfigError, DitError
 
 if TYPE_CHECKING:
     from dit.storage import Store
     from dit.study.config import StudyConfig
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as a shell has it."""
 
 app = typer.Typer(
     name="dit",
@@ -32,33 +37,27 @@ app = typer.Typer(
 
 
 @app.callback()
-def _dit(context: typer.Context) -> None:
+def _dit(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and the commit it was built from.")
+    ] = False,
+) -> None:
     """Measures how diffusion transformers scale: from images to a verdict with its uncertainty.
 
-    A study is a YAML file. Each command is one stage of it: it finds what the stages before it wrote below --root,
-    goes on where it was interrupted, and returns at once when its result is complete.
+    A study is a YAML file. Each stage finds what the stages before it wrote below --root, goes on where it was
+    interrupted, and returns at once when its result is complete.
     """
+    if version:
+        from dit.study.version import code_version
+
+        typer.echo(f"dit {code_version()}")
+        raise typer.Exit
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 
 
-@app.command()
-def plan(study: Study, overrides: Overrides = None) -> None:
-    """Print parameters, Gflops, compute, memory and hours of every variant; writes nothing.
-
-    [bold]Examples[/]
-
-    \b
-      dit plan configs/imagenet256.yaml
-      dit plan configs/imagenet256.yaml --set plan.count=16
-    """
-    config = _load(study, overrides)
-    from dit.report.tables import show_plan
-
-    show_plan(config)
-
-
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def prepare(
     study: Study,
     part: Annotated[
@@ -92,7 +91,7 @@ def prepare(
         stage.run(config, store, part=share, merge=share is None)
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def train(study: Study, variants: Variants = None, overrides: Overrides = None, root: Root = "runs") -> None:
     """Train to the last step; an interrupted training goes on from its newest checkpoint.
 
@@ -115,7 +114,7 @@ def train(study: Study, variants: Variants = None, overrides: Overrides = None, 
             say_trained(record)
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def sample(
     study: Study,
     variants: Variants = None,
@@ -132,8 +131,8 @@ def sample(
     [bold]Examples[/]
 
     \b
-      dit sample configs/digits.yaml --variant mini-XL/2 --step 800
-      dit sample my.yaml --variant mini-XL/2 --step 800 --export-adm xl2.npz
+      dit sample configs/digits.yaml --variant mini-XL/2 --step 1500
+      dit sample my.yaml --variant mini-XL/2 --step 1500 --export-adm xl2.npz
       torchrun --nproc-per-node 8 -m dit sample configs/imagenet256.yaml
     """
     config, store = _open(study, overrides, root)
@@ -146,7 +145,7 @@ def sample(
         stage.run(config, store, variant, step, export_adm)
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def evaluate(
     study: Study,
     variants: Variants = None,
@@ -160,7 +159,7 @@ def evaluate(
 
     \b
       dit evaluate configs/digits.yaml
-      dit evaluate configs/digits.yaml --variant mini-XL/2 --step 800
+      dit evaluate configs/digits.yaml --variant mini-XL/2 --step 1500
     """
     config, store = _open(study, overrides, root)
     chosen = _variants(config, variants)
@@ -170,7 +169,7 @@ def evaluate(
         stage.run(config, store, variant, step)
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def report(study: Study, overrides: Overrides = None, root: Root = "runs") -> None:
     """Judge the paper's claims and write report.html, runs.csv and verdict.json.
 
@@ -188,83 +187,8 @@ def report(study: Study, overrides: Overrides = None, root: Root = "runs") -> No
     show_results(config, store)
 
 
-@app.command("study")
-def run_study(study: Study, overrides: Overrides = None, root: Root = "runs") -> None:
-    """Run the whole study on this machine, all stages of all variants, and print the verdict.
-
-    [bold]Examples[/]
-
-    \b
-      dit study configs/digits.yaml
-      dit study configs/digits.yaml --set train.steps=400 --root /tmp/quick
-    """
-    _load(study, overrides)
-    orchestrator("local")(study, root, overrides or [])
-
-
-@app.command()
-def status(
-    study: Study,
-    run: RunId = None,
-    experiment: Experiment = "dit",
-    watch: Watch = False,
-    overrides: Overrides = None,
-    root: Root = "runs",
-) -> None:
-    """Show how far a study is: steps of its pipeline run, jobs, pods, training steps done, the newest metrics.
-
-    Asks Kubeflow Pipelines at KFP_ENDPOINT, the cluster of KUBECONFIG and the store; says what it could not reach.
-
-    [bold]Examples[/]
-
-    \b
-      dit status configs/imagenet256.yaml --root s3://bucket/dit --watch
-    """
-    _load(study, overrides)
-    orchestrator("status")(study, root, overrides or [], run, experiment, watch)
-
-
-@app.command()
-def show(study: Study, overrides: Overrides = None) -> None:
-    """Print the whole study file, every default spelled out.
-
-    [bold]Examples[/]
-
-    \b
-      dit show configs/digits.yaml
-      dit show configs/digits.yaml --set train.steps=100
-    """
-    typer.echo(_load(study, overrides).to_yaml(), nl=False)
-
-
-@app.command()
-def convert(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="The public .pt file.", show_default=False)],
-    output: Annotated[
-        Path, typer.Argument(metavar="OUTPUT", help="The safetensors file to write.", show_default=False)
-    ],
-    variant: Annotated[str, typer.Option("--variant", metavar="NAME", help="The model it holds.")] = "DiT-XL/2",
-) -> None:
-    """Convert a public checkpoint (weights only) to safetensors; every name and shape must match.
-
-    [bold]Examples[/]
-
-    \b
-      dit convert DiT-XL-2-256x256.pt DiT-XL-2-256x256.safetensors
-    """
-    from dit.checkpoints.convert import convert_official
-
-    convert_official(checkpoint, output, variant)
-
-
-def _load(study: Path, overrides: list[str] | None) -> StudyConfig:
-    from dit.study.study_file import load
-
-    return load(study, overrides or [])
-
-
 def _open(study: Path, overrides: list[str] | None, root: str) -> tuple[StudyConfig, Store]:
-    config = _load(study, overrides)
+    config = load_study(study, overrides)
     from dit.storage import open_store
 
     return config, open_store(root)
@@ -275,12 +199,20 @@ def _variants(config: StudyConfig, names: list[str] | None) -> list[str]:
     return [config.spec(name).name for name in names] if names else list(config.variants)
 
 
+@cache
+def _program() -> typer.Typer:
+    """The command with all that is installed, in the order of its help."""
+    for commands in (*installed_commands(), tools):
+        app.add_typer(commands)
+    return app
+
+
 def run(arguments: list[str]) -> int:
     """Run one command and return its exit code; what the user can mend is one line on stderr."""
     message = "interrupted; the same command goes on where it stopped"
     try:
         # typer turns KeyboardInterrupt into its exit code.
-        code = int(app(arguments, prog_name="dit", standalone_mode=False) or 0)
+        code = int(_program()(arguments, prog_name="dit", standalone_mode=False) or 0)
         if code != INTERRUPTED:
             return code
     except DitError as error:

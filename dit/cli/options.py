@@ -1,14 +1,19 @@
-"""Arguments and options that several commands share."""
+"""Arguments and options that several commands share, and the panels of `dit --help`."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dit.study.config import StudyConfig
+
+STAGES, STUDIES, CLUSTER, TOOLS = "Stages", "Whole studies", "Cluster", "Tools"
 
 Study = Annotated[
     Path,
@@ -30,12 +35,14 @@ Step = Annotated[
     int | None,
     typer.Option("--step", min=1, help="Only this checkpoint. Unset: all of evaluation.at_steps."),
 ]
+Port = Annotated[int, typer.Option("--port", help="Port to listen on; the next free one if it is taken.")]
 
-RunId = Annotated[
-    str | None, typer.Option("--run", metavar="ID", help="Of Kubeflow Pipelines. Unset: the study's newest.")
-]
-Experiment = Annotated[str, typer.Option("--experiment", metavar="NAME", help="Where its newest run is looked for.")]
-Watch = Annotated[bool, typer.Option("--watch", help="Again and again, until the run ends.")]
+
+def load_study(study: Path, overrides: list[str] | None) -> StudyConfig:
+    """The study with its overrides; ConfigError for a file that is not valid."""
+    from dit.study.study_file import load
+
+    return load(study, overrides or [])
 
 
 def parse_part(text: str) -> tuple[int, int]:

@@ -1,18 +1,17 @@
-"""What runs and watches whole studies, looked up by entry point: the science does not know it."""
+"""Commands that the platform adds to `dit`, looked up by entry point: the science does not import it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from importlib.metadata import entry_points
 
-from dit.errors import ConfigError
+import typer
 
-GROUP = "dit.cli.plugins"
+GROUP = "dit.commands"
 
 
-def orchestrator(name: str) -> Callable[..., None]:
-    """The one of this name; ConfigError where none is installed."""
-    for entry in entry_points(group=GROUP, name=name):
-        found: Callable[..., None] = entry.load()
-        return found
-    raise ConfigError(f"no orchestrator {name} is installed (entry point group {GROUP}); install dit-scaling anew")
+def installed_commands() -> Iterator[typer.Typer]:
+    """The commands of each entry point of the group; none where no platform is installed."""
+    for entry in entry_points(group=GROUP):
+        commands: typer.Typer = entry.load()
+        yield commands

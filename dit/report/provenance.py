@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dit import __version__
 from dit.claims import predictors
 from dit.claims.metric_names import metric_name
 from dit.claims.results import Results
@@ -13,6 +12,7 @@ from dit.report.plots import is_imagenet
 from dit.study.config import StudyConfig
 from dit.study.paper import paper
 from dit.study.records import MetricsRecord
+from dit.study.version import code_version
 
 Facts = list[tuple[str, str]]
 
@@ -118,4 +118,4 @@ def _verdicts(record: MetricsRecord) -> str:
 
 def _program(results: Results, evidence: Evidence) -> str:
     trained = f", checkpoints by version {', '.join(evidence.code_versions)}" if evidence.code_versions else ""
-    return f"Report by dit-scaling {__version__}{trained}; science hash {results.verdict.science_hash}."
+    return f"Report by dit-scaling {code_version()}{trained}; science hash {results.verdict.science_hash}."

@@ -1,4 +1,4 @@
-"""MLflow's own pages on what was tracked below a root: `make ui`."""
+"""MLflow's own pages on what was tracked below a root: `dit ui`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import urllib.request
 from contextlib import suppress
 from urllib.parse import urlsplit
 
-from dit.console import program, say
-from dit.errors import DitError, InputError
+from dit.console import say
+from dit.errors import InputError
 from dit.storage import Store, open_store, read_record
 from dit.study import layout
 from dit.study.config import StudyConfig
@@ -46,7 +46,9 @@ def server_command(root: str, host: str, port: int) -> tuple[str, list[str]]:
     """
     studies = {study: read_target(study) for study in tracked_studies(local_root(open_store(root)))}
     if not studies:
-        raise InputError(f"{root}: nothing was tracked below it; run a study first, such as make study")
+        raise InputError(
+            f"{root}: nothing was tracked below it; run a study first, such as dit study configs/digits.yaml"
+        )
     for study, target in studies.items():
         _catch_up(study, target)
     local = [(study, target) for study, target in studies.items() if target.uri.startswith(SQLITE)]
@@ -101,22 +103,6 @@ def free_port(host: str, first: int) -> int:
     raise InputError(f"{host}: ports {first} to {first + _PORTS_TRIED - 1} are taken; give another --port")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Serve until Ctrl-C."""
-    parser = program.parser("dit.tracking.mlflow_ui", __doc__)
-    parser.add_argument("--root", default=os.environ.get("DIT_ROOT", "runs"), help="store of all results")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
-    parser.add_argument("--port", type=int, default=5000, help="port; the next free one where it is taken")
-    given = parser.parse_args(arguments)
-    try:
-        address, command = server_command(given.root, given.host, given.port)
-    except DitError as error:
-        program.complain(error)
-        return error.exit_code
-    say("MLflow starts; this takes some seconds")
-    return serve(address, command)
-
-
 def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
@@ -154,7 +140,3 @@ def _page(study: StudyFolder, target: Target) -> str:
         return ""
     experiment = TrackingRun.from_json(path.read_bytes(), str(path)).experiment_id
     return view_page(experiment, target.study) if target.metric else experiment_page(experiment)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from dit import __version__
 from dit.checkpoints.read import list_checkpoints
 from dit.checkpoints.write import CheckpointWriter
 from dit.console import Progress
@@ -17,6 +16,7 @@ from dit.runtime.device import computed_in
 from dit.runtime.distributed import Ranks
 from dit.study import layout
 from dit.study.records import CheckpointMeta
+from dit.study.version import code_version
 from dit.training.plan import TrainPlan
 from dit.training.signals import StopRequest
 from dit.training.telemetry import Telemetry
@@ -96,7 +96,7 @@ class TrainingLoop:
             dataset_content=plan.dataset_content,
             precision=computed_in(plan.config.train.precision, self.ranks.device),
             world_size=self.ranks.world_size,
-            code_version=__version__,
+            code_version=code_version(),
             finite=True,
             files=(),
             loss=self.telemetry.loss,

@@ -6,7 +6,6 @@ from contextlib import closing, nullcontext
 
 import torch
 
-from dit import __version__
 from dit.checkpoints.read import FILES, list_checkpoints, load_file
 from dit.checkpoints.write import CheckpointWriter
 from dit.console import progress, say
@@ -20,6 +19,7 @@ from dit.runtime.distributed import Ranks, session
 from dit.storage import write_record
 from dit.study import layout
 from dit.study.records import TrainRecord
+from dit.study.version import code_version
 from dit.tracking import Tracker, open_tracker
 from dit.training.loop import TrainingLoop
 from dit.training.plan import TrainPlan
@@ -111,7 +111,7 @@ def _log_parameters(plan: TrainPlan, tracker: Tracker) -> None:
             "patch": spec.patch,
             **{f"recipe.{key}": value for key, value in config.train.identity().items()},
             "dataset": plan.dataset_content,
-            "code_version": __version__,
+            "code_version": code_version(),
         }
     )
     tracker.metrics(0, {"parameters_m": spec.parameters(inputs) / 1e6, "gflops": spec.gflops(inputs)})

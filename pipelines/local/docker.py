@@ -1,4 +1,4 @@
-"""The study on this machine in containers of its image, by kfp.local's DockerRunner: `make study RUNNER=docker`.
+"""The study on this machine in containers of its image, by kfp.local's DockerRunner: `dit study --runner docker`.
 
 A step runs as the caller, in the caller's network, and sees of this machine only the store, the cache and the files
 that the study names, each where it lies.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import select
 import socket
-import sys
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -19,10 +18,8 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from dit import __version__
-from dit.console import program
 from dit.errors import InputError, MissingError
 from dit.storage import cache_dir
-from dit.study import study_file
 from dit.study.config import AdmReference, FolderSource, StudyConfig, TarSource, VaeCodec
 from pipelines.step import parent_watch
 
@@ -178,24 +175,3 @@ def _gpus() -> dict[str, Any]:
     from docker.types import DeviceRequest
 
     return {"device_requests": [DeviceRequest(count=-1, capabilities=[["gpu"]])]}
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Exit code of `python -m pipelines.local.docker`."""
-    from pipelines.local.runner import run
-
-    parser = program.parser("pipelines.local.docker", __doc__)
-    program.add_study(parser)
-    parser.add_argument("--root", default="runs", help="store of all results: a folder or s3://...")
-    parser.add_argument("--image", default=LOCAL_IMAGE, help="image of all steps (default: %(default)s)")
-    options = parser.parse_args(arguments)
-
-    def study() -> None:
-        study_file.load(options.study, options.overrides)
-        run(options.study, options.root, options.overrides, find_image(options.image))
-
-    return program.exit_code(study, "interrupted; the same command goes on where it stopped")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

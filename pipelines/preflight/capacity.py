@@ -123,7 +123,7 @@ def queue(site: Site) -> Iterator[Finding]:
     except ApiRefused as error:
         if error.status != NOT_FOUND:
             raise
-        yield failed(subject, f"there is no {place}; make deploy OVERLAY=kind-queue, or a100, or clear cluster.queue")
+        yield failed(subject, f"there is no {place}; dit deploy kind-queue, or a100, or clear cluster.queue")
         return
     name = local["spec"]["clusterQueue"]
     see = f"kubectl describe clusterqueue {name}"

@@ -35,6 +35,8 @@ def preflight(config: StudyConfig, root: str, endpoint: str | None, runs: str = 
 
     With `endpoint`, for a run of Kubeflow Pipelines whose steps are in namespace `runs`; without, for jobs alone.
     """
+    if not root.startswith("s3://"):
+        raise InputError(f"root {root}: pods reach no folder of this machine; give s3://bucket/prefix")
     findings = list(examine(config, root, endpoint, runs))
     rows = [(one.mark.value, one.subject, one.text) for one in findings]
     table(("", "check", "found"), rows, title=f"preflight of {config.study}, {root}")

@@ -77,7 +77,7 @@ def _files(config: StudyConfig, store: Store) -> Iterator[Finding]:
             yield failed(
                 "images",
                 f"{shown}={dataset.source.path} is a folder, which pods do not have; put tar files of it into the"
-                " store, and give SET='dataset.source.kind=tar dataset.source.path=s3://...'",
+                " store, and add --set dataset.source.kind=tar --set dataset.source.path=s3://...",
             )
         else:
             yield _folder("images", shown, dataset.source.path)
@@ -105,7 +105,7 @@ def _named(subject: str, key: str, address: str, there: Callable[[Store, str], b
     """Whether something lies at the store address that a key of the study names."""
     if not address.startswith("s3://"):
         return failed(
-            subject, f"{key}={address} is a path, which pods do not have; put it into the store, SET='{key}=s3://...'"
+            subject, f"{key}={address} is a path, which pods do not have; store it and add --set {key}=s3://..."
         )
     folder, _, name = address.rstrip("/").rpartition("/")
     try:
@@ -114,7 +114,7 @@ def _named(subject: str, key: str, address: str, there: Callable[[Store, str], b
         return failed(subject, f"{key}: {error}")
     if found:
         return ok(subject, f"{address} is there")
-    return failed(subject, f"{key}={address}: nothing is there; put it there, or correct it by SET='{key}=s3://...'")
+    return failed(subject, f"{key}={address}: nothing is there; put it there, or correct it by --set {key}=s3://...")
 
 
 def tracking(site: Site) -> Iterator[Finding]:
@@ -126,7 +126,7 @@ def tracking(site: Site) -> Iterator[Finding]:
     address = (config.tracking.uri or variables.get(_URI) or "").rstrip("/")
     if not address.startswith(("http://", "https://")):
         named = f"{address} is no server that pods reach" if address else f"no config map has {_URI}"
-        yield failed(subject, f"{named}; correct cluster.config_maps, or SET=tracking.kind=none")
+        yield failed(subject, f"{named}; correct cluster.config_maps, or add --set tracking.kind=none")
         return
     with reached(address, site.namespace) as local:
         yield _asked(site, address, local, variables)
@@ -152,7 +152,7 @@ def _asked(site: Site, address: str, local: str, variables: Mapping[str, str]) -
         said = " ".join(error.read(200).decode(errors="replace").split())
         remedy = {
             401: f"the password is not the server's; {see('secret', site.namespace, 'dit-mlflow')}",
-            403: "add the name to MLFLOW_SERVER_ALLOWED_HOSTS in mlflow/deployment.yaml, then make deploy",
+            403: "add the name to MLFLOW_SERVER_ALLOWED_HOSTS in mlflow/deployment.yaml, then dit deploy",
         }.get(error.code, logs)
         return failed(subject, f"answers {error.code} {where}: {said}; {remedy}")
     except OSError as error:

@@ -12,8 +12,8 @@ from pipelines.jobs.names import REAPER, RUNS_NAMESPACE
 from pipelines.jobs.registry import KINDS
 from pipelines.preflight.finding import Finding, Site, failed, ok, unknown
 
-_DEPLOY = "make deploy OVERLAY=kind, or a100"
-_DEPLOY_RUNS = "make deploy OVERLAY=pipelines"
+_DEPLOY = "dit deploy kind, or a100"
+_DEPLOY_RUNS = "dit deploy pipelines"
 
 
 def api_server(site: Site) -> Iterator[Finding]:
@@ -88,7 +88,7 @@ def priority(site: Site) -> Iterator[Finding]:
     name = site.config.cluster.priority_class
     if name:
         path = f"/apis/scheduling.k8s.io/v1/priorityclasses/{name}"
-        yield _there(site, f"priority class {name}", path, "make deploy OVERLAY=a100, or clear cluster.priority_class")
+        yield _there(site, f"priority class {name}", path, "dit deploy a100, or clear cluster.priority_class")
 
 
 def pull_secrets(site: Site) -> Iterator[Finding]:

@@ -29,6 +29,6 @@ def _review(site: Site, namespace: str, needed: tuple[permissions.Right, ...]) -
         return unknown(subject, f"we may not ask what {who} may do: {error}")
     if lacking:
         overlay = "pipelines" if site.account.namespace != site.namespace else "kind, or a100"
-        command = f"make deploy OVERLAY={overlay}; kubectl auth can-i --list -n {namespace} --as={site.account}"
+        command = f"dit deploy {overlay}; kubectl auth can-i --list -n {namespace} --as={site.account}"
         return failed(subject, f"{who} may not: {', '.join(lacking)}; {command}")
     return ok(subject, f"{who} may do all {len(needed)} things that it does")

@@ -125,7 +125,7 @@ class Pipelines:
         try:
             return run_of(self._call(self._runs.run_service_get_run, uid))
         except _NotFound as error:
-            raise InputError(f"run {uid}: {error}; see which there are: make status") from None
+            raise InputError(f"run {uid}: {error}; see which there are: dit status STUDY") from None
 
     def latest(self, experiment: str, pipeline: str) -> Run | None:
         """The newest run of a pipeline, by its name, in an experiment, by its id; None where there is none."""
@@ -149,7 +149,7 @@ class Pipelines:
         """End a run; its steps are killed. InputError where there is none that goes on."""
         found = self.run(uid)
         if found.over:
-            raise InputError(f"run {uid} ({found.name}) has ended already, {found.state}; make clean-jobs")
+            raise InputError(f"run {uid} ({found.name}) has ended already, {found.state}; dit reap --once")
         self._call(self._runs.run_service_terminate_run, uid)
 
     def url(self, uid: str) -> str:

@@ -56,9 +56,9 @@ def load_package(package: Path, caching: bool = True) -> dict[str, Any]:
     try:
         documents = list(yaml.safe_load_all(package.read_text(encoding="utf-8")))
     except OSError as error:
-        raise InputError(f"{package}: {error.strerror or error}; make compile") from None
+        raise InputError(f"{package}: {error.strerror or error}; run dit compile") from None
     except (yaml.YAMLError, UnicodeDecodeError):
-        raise InputError(f"{package}: is no compiled pipeline; make compile") from None
+        raise InputError(f"{package}: is not a compiled pipeline; run dit compile") from None
     spec, *platform = documents
     if not caching:
         for group in (spec["root"], *spec.get("components", {}).values()):

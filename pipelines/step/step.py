@@ -184,7 +184,7 @@ def run_merge(run: Run) -> StepResult:
             return _stage("prepare", run.study, run.root, run.all_overrides(), function="merge")
         except MissingError as error:
             # A part that came from the cache says that it was made once, not that its shards are still there.
-            raise MissingError(f"{error}; or, where a part was taken from the cache: make submit CACHE=off") from None
+            raise MissingError(f"{error}; or, where a part was taken from the cache: dit submit --cache off") from None
 
     return _spoken("merge", join)
 

@@ -42,7 +42,7 @@ def _launch(site: Site, what: str, *overrides: str, injected: bool = False, **ch
 
 def _privileged(study: Study) -> Object:
     """The job as it is submitted, into which something on its way has put a privileged container."""
-    command = [sys.executable, "-m", "pipelines.jobs", "render", str(STUDY_FILE), "--root", study.site.root]
+    command = [sys.executable, "-m", "dit", "render", str(STUDY_FILE), "--root", study.site.root]
     command += ["--variant", "mini-S/2", "--image", study.site.image]
     command += [word for override in study.overrides for word in ("--set", override)]
     job: Object = yaml.safe_load(subprocess.run(command, check=True, capture_output=True, text=True).stdout)

@@ -235,7 +235,7 @@ class Study:
     ) -> Running:
         """Start a launcher of a job."""
         image, account = changed.get("image", self.site.image), changed.get("account", "dit-launcher")
-        command = ["python", "-m", "pipelines.jobs", "launch", *self.settings, "--stage", stage]
+        command = ["dit", "launch", *self.settings, "--stage", stage]
         return self.site.start([*command, "--variant", variant, "--image", image], account, "launcher", early)
 
     def job(self, variant: str = "mini-S/2", stage: Any = "train") -> str:

@@ -42,7 +42,7 @@ def test_a_change_by_hand_is_named_and_taken_back_on_request(changed: str) -> No
     assert refused.returncode
     (line,) = [line for line in refused.stderr.splitlines() if line.startswith("dit: ")]
     assert f"ConfigMap {MAP}, .data.{KEY}, by somebody" in line
-    assert "make deploy FORCE=1" in line
+    assert "add --force" in line
     assert value() != changed
     done = make("FORCE=1")
     assert done.returncode == 0, done.stderr

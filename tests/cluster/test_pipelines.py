@@ -57,12 +57,12 @@ class Submitter:
 
     def command(self, study: Study, *arguments: str) -> list[str]:
         sets = [word for override in study.overrides for word in ("--set", override)]
-        return [sys.executable, "-m", *arguments, str(STUDY_FILE), "--root", self.site.root, *sets]
+        return [sys.executable, "-m", "dit", *arguments, str(STUDY_FILE), "--root", self.site.root, *sets]
 
     def submit(self, study: Study, *options: str) -> subprocess.Popen[str]:
-        """Start `make submit`."""
+        """Start `dit submit`."""
         named = ("--image", self.site.image, "--experiment", self.experiment, "--run", study.config.study)
-        command = [*self.command(study, "pipelines.submit"), *named, *options]
+        command = [*self.command(study, "submit"), *named, *options]
         return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
     def submitted(self, study: Study, *options: str) -> Run:
@@ -125,7 +125,7 @@ def under_way(submitter: Submitter, tmp_path_factory: pytest.TempPathFactory) ->
     changed, package = submitter.study("changed", *SHORT), tmp_path_factory.mktemp("kfp") / "dit.yaml"
     submissions = [submitter.submit(study, "--wait") for study in (whole, failing)]
     endless_run = submitter.submitted(endless)
-    command = submitter.command(changed, "pipelines.compile")
+    command = submitter.command(changed, "compile")
     subprocess.run([*command, "--image", submitter.site.image, "--output", package], cwd=ROOT, check=True)
     submitter.by_kfp("create", package, 20)
     return UnderWay(whole, submissions[0], failing, submissions[1], endless, endless_run, changed, package)
@@ -165,7 +165,7 @@ def worked_on(run: Run) -> set[str]:
 def test_a_run_under_way_is_watched(submitter: Submitter, under_way: UnderWay) -> None:
     study = under_way.whole
     until("its training is a job", lambda: study.workers(), 600)
-    command = [*submitter.command(study, "dit", "status"), "--experiment", submitter.experiment]
+    command = [*submitter.command(study, "status"), "--experiment", submitter.experiment]
     shown = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=True).stdout
     line = next(line for line in shown.splitlines() if line.startswith("train mini-S/2"))
     assert "PyTorchJob" in line
@@ -178,7 +178,7 @@ def test_a_run_that_is_terminated_leaves_no_job_while_another_goes_on(
     ended = under_way.endless
     ended.past(100, seconds=600)
     assert not submitter.run(under_way.whole).over
-    terminate = [sys.executable, "-m", "pipelines.submit", "--terminate", under_way.endless_run.uid]
+    terminate = [sys.executable, "-m", "dit", "terminate", under_way.endless_run.uid]
     subprocess.run(terminate, cwd=ROOT, check=True, capture_output=True)
 
     def gone() -> bool:

@@ -77,7 +77,7 @@ def pipelines_namespace() -> Iterator[None]:
     if get("namespace", NAMESPACE) is None:
         made.append(("namespace", NAMESPACE))
         kubectl("create", "namespace", NAMESPACE)
-    subprocess.run([sys.executable, "-m", "pipelines.deploy", "deploy", "pipelines"], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "-m", "dit", "deploy", "pipelines"], cwd=ROOT, check=True)
     apply(study_config_map(NAMESPACE))
     try:
         yield

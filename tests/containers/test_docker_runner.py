@@ -51,9 +51,9 @@ def engine(image: str) -> Iterator[Any]:  # noqa: ARG001
 
 def start(root: Path, image: str, *overrides: str) -> subprocess.Popen[str]:
     settings = [word for override in (*OVERRIDES, *overrides) for word in ("--set", override)]
-    command = [sys.executable, "-m", "pipelines.local.docker", "configs/digits.yaml", "--root", str(root)]
+    command = [sys.executable, "-m", "dit", "study", "configs/digits.yaml", "--root", str(root)]
     return subprocess.Popen(
-        [*command, "--image", image, *settings],
+        [*command, "--runner", "docker", "--image", image, *settings],
         cwd=REPOSITORY,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

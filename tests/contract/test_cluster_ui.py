@@ -1,4 +1,4 @@
-"""`make ui-cluster` against a kubectl that renders as the real one, and forwards to an MLflow that knows one study."""
+"""`dit ui-cluster` against a kubectl that renders as the real one, and forwards to an MLflow that knows one study."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Cluster:
         self._program.chmod(0o755)
 
     def start(self, overlay: str, port: int) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "pipelines.cluster_ui", overlay, STUDY, "--port", str(port)]
+        command = [sys.executable, "-m", "dit", "ui-cluster", overlay, STUDY, "--port", str(port)]
         # What listens at a forwarded port is not behind the proxy; here nothing is.
         environment = os.environ | {"PATH": f"{self._program.parent}:{os.environ['PATH']}"}
         environment |= {"http_proxy": "http://127.0.0.1:9", "no_proxy": ""}
@@ -102,10 +102,10 @@ def test_a_study_that_is_not_there_yet_is_said(cluster: Cluster) -> None:
     ("overlay", "lacks", "said"),
     [
         ("kind", "--raw", "no cluster answers .* set KUBECONFIG"),
-        ("kind", "service/mlflow", "service/mlflow not found; deploy it first: make deploy OVERLAY=kind"),
+        ("kind", "service/mlflow", "service/mlflow not found; deploy it first: dit deploy kind"),
         ("kind", "dit-mlflow", "dit-mlflow not found"),
-        ("pipelines", "", "OVERLAY=pipelines: it has no MLflow server; one that has: make ui-cluster OVERLAY=kind"),
-        ("kind-of", "", "OVERLAY=kind-of: there is no such overlay; choose from a100, kind"),
+        ("pipelines", "", "overlay pipelines has no MLflow server; one that has: dit ui-cluster kind STUDY"),
+        ("kind-of", "", "overlay kind-of does not exist; choose from a100, kind"),
     ],
 )
 def test_what_is_missing_is_one_line(cluster: Cluster, overlay: str, lacks: str, said: str) -> None:

@@ -1,4 +1,4 @@
-"""`make deploy` and `make undeploy` against a kubectl that renders as the real one, and keeps a cluster in a file."""
+"""`dit deploy` and `dit undeploy` against a kubectl that renders as the real one, and keeps a cluster in a file."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 import yaml
 from manifests import every_overlay, needs_kubectl, pretend_pushed
 
+from dit.cli.commands import run
 from pipelines import deploy
 
 pytestmark = needs_kubectl
@@ -149,9 +150,9 @@ def test_undeploy_removes_what_deploy_made_and_nothing_else(overlay: str, state:
     state.write_text(json.dumps(strangers))
     give_secrets(state, overlay)
     before = places(read(state))
-    assert deploy.main(["deploy", overlay]) == 0
+    assert run(["deploy", overlay]) == 0
     assert places(read(state)) == before | places(objects) | settings_of_runs(overlay)
-    assert deploy.main(["undeploy", overlay]) == 0
+    assert run(["undeploy", overlay]) == 0
     kept = {place for place in places(objects) if place[0] in {"Namespace", "PersistentVolumeClaim"}}
     assert places(read(state)) == before | kept
 
@@ -173,7 +174,7 @@ def test_undeploy_needs_no_images(state: Path) -> None:
     deploy.deploy("kind")
     for file in deploy.IMAGES.values():
         (state.parent / "build" / file).unlink()
-    assert deploy.main(["undeploy", "kind"]) == 0
+    assert run(["undeploy", "kind"]) == 0
     assert {one["kind"] for one in read(state)} == {"Namespace", "PersistentVolumeClaim", "Secret"}
 
 
@@ -190,7 +191,7 @@ def test_undeploy_takes_nothing_from_under_a_job(overlay: str, state: Path, caps
 
     add(state, job("old", "Succeeded"), job("one", "Running"), job("other", "Suspended"), job("bad", "Failed"))
     before = read(state)
-    assert deploy.main(["undeploy", overlay]) == 2
+    assert run(["undeploy", overlay]) == 2
     error = capsys.readouterr().err
     assert "jobs in namespace dit-scaling have not ended: one, other; end" in error
     assert "kubectl delete pytorchjobs.kubeflow.org -n dit-scaling NAME" in error
@@ -205,7 +206,7 @@ def test_a_queue_with_jobs_of_others_in_it_is_not_waited_for(state: Path, capsys
         "finalizers": ["kueue.x-k8s.io/resource-in-use"],
     }
     add(state, {"apiVersion": "kueue.x-k8s.io/v1beta1", "kind": "ClusterQueue", "metadata": metadata})
-    assert deploy.main(["undeploy", "a100"]) == 1
+    assert run(["undeploy", "a100"]) == 1
     error = capsys.readouterr().err
     assert "timed out waiting for the condition on clusterqueue.v1beta1.kueue.x-k8s.io/dit-scaling" in error
     assert "kubectl get workloads -A" in error
@@ -213,9 +214,9 @@ def test_a_queue_with_jobs_of_others_in_it_is_not_waited_for(state: Path, capsys
 
 
 def test_secrets_are_random_complete_and_never_made_twice(state: Path) -> None:
-    assert deploy.main(["secrets", "kind"]) == 0
+    assert run(["secrets", "kind"]) == 0
     first = [one for one in read(state) if one["kind"] == "Secret"]
-    assert deploy.main(["secrets", "kind"]) == 0
+    assert run(["secrets", "kind"]) == 0
     assert [one for one in read(state) if one["kind"] == "Secret"] == first
     values = {(one["metadata"]["namespace"], one["metadata"]["name"]): one["data"] for one in first}
     assert values["dit-scaling", "dit-mlflow"].pop("MLFLOW_TRACKING_USERNAME") == "admin"
@@ -225,11 +226,11 @@ def test_secrets_are_random_complete_and_never_made_twice(state: Path) -> None:
 
 
 def test_steps_of_runs_read_the_settings_that_jobs_read(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert deploy.main(["deploy", "pipelines"]) == 2
-    assert "make deploy OVERLAY=kind" in capsys.readouterr().err
+    assert run(["deploy", "pipelines"]) == 2
+    assert "dit deploy kind" in capsys.readouterr().err
     deploy.create_secrets("kind")
     deploy.deploy("kind")
-    assert deploy.main(["deploy", "pipelines"]) == 0
+    assert run(["deploy", "pipelines"]) == 0
     data = {place: one.get("data") for one in read(state) for place in places([one])}
     for kind, name in deploy.SETTINGS:
         assert data[kind, "kubeflow", name] == data[kind, "dit-scaling", name]
@@ -237,7 +238,7 @@ def test_steps_of_runs_read_the_settings_that_jobs_read(state: Path, capsys: pyt
 
 
 def test_deploy_without_secrets_names_them_and_applies_no_pod(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert deploy.main(["deploy", "a100"]) == 2
+    assert run(["deploy", "a100"]) == 2
     error = capsys.readouterr().err
     assert "dit-mlflow-server in namespace dit-scaling" in error
     assert "docs/cluster.md" in error
@@ -253,7 +254,7 @@ def test_a_key_that_a_secret_lacks_is_named(state: Path, capsys: pytest.CaptureF
             one["data"]["PGPASSWORD"] = ""
             del one["data"]["MLFLOW_FLASK_SERVER_SECRET_KEY"]
     state.write_text(json.dumps(cluster))
-    assert deploy.main(["deploy", "a100"]) == 2
+    assert run(["deploy", "a100"]) == 2
     error = capsys.readouterr().err
     assert "MLFLOW_FLASK_SERVER_SECRET_KEY, PGPASSWORD of secret dit-mlflow-server in namespace dit-scaling" in error
     assert "docs/cluster.md" in error
@@ -325,7 +326,7 @@ def test_what_does_not_come_up_says_why(
     monkeypatch.setattr(deploy.rollout, "PATIENCE_SECONDS", 0)
     give_secrets(state, "kind")
     add(state, stuck, pod("old", BACK_OFF, metadata={"deletionTimestamp": "2026"}), pod("up", conditions=[READY]))
-    assert deploy.main(["deploy", "kind"]) == 1
+    assert run(["deploy", "kind"]) == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert error == f"dit: deployment dit-scaling/mlflow is not up: {said}"
 
@@ -333,7 +334,7 @@ def test_what_does_not_come_up_says_why(
 def test_what_waiting_does_not_mend_is_said_before_time_is_up(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
     give_secrets(state, "kind")
     add(state, pod("a", NO_IMAGE))
-    assert deploy.main(["deploy", "kind"]) == 1
+    assert run(["deploy", "kind"]) == 1
     assert "ImagePullBackOff" in capsys.readouterr().err
 
 
@@ -346,25 +347,25 @@ def test_a_deployment_without_a_pod_says_why(
     metadata = {"name": "mlflow", "namespace": "dit-scaling"}
     status = {"conditions": [refused]}
     add(state, {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata, "status": status})
-    assert deploy.main(["deploy", "kind"]) == 1
+    assert run(["deploy", "kind"]) == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.endswith("no pod is made: exceeded quota: pods; kubectl describe deployment -n dit-scaling mlflow")
 
 
 def test_secrets_of_services_that_exist_are_not_invented(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert deploy.main(["secrets", "a100"]) == 2
+    assert run(["secrets", "a100"]) == 2
     assert "dit-mlflow-server in namespace dit-scaling" in capsys.readouterr().err
     assert not [one for one in read(state) if one["kind"] == "Secret"]
 
 
 def test_no_cluster_no_image_and_no_overlay_are_one_line_each(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
     state.unlink()
-    assert deploy.main(["deploy", "kind"]) == 2
+    assert run(["deploy", "kind"]) == 2
     assert "set KUBECONFIG" in capsys.readouterr().err
     (state.parent / "build" / "image.digest").unlink()
-    assert deploy.main(["deploy", "kind"]) == 2
+    assert run(["deploy", "kind"]) == 2
     assert "make build push" in capsys.readouterr().err
-    assert deploy.main(["deploy", "nowhere"]) == 2
+    assert run(["deploy", "nowhere"]) == 2
     error = capsys.readouterr().err
     assert "kind" in error
     assert error.count("\n") == 1

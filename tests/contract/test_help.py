@@ -6,7 +6,6 @@ import re
 import shlex
 import subprocess
 import sys
-from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,9 @@ import pytest
 from dit.cli.commands import run
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("plan", "prepare", "train", "sample", "evaluate", "report", "study", "status", "show", "convert")
+SCIENCE = ("prepare", "train", "sample", "evaluate", "report", "plan", "show", "ui", "convert")
+PLATFORM = ("study", "status", "preflight", "submit", "terminate", "compile", "launch", "render")
+PLATFORM += ("deploy", "undeploy", "secrets", "reap", "ui-cluster")
 
 
 def help_text(capsys: pytest.CaptureFixture[str], *command: str) -> str:
@@ -22,12 +23,29 @@ def help_text(capsys: pytest.CaptureFixture[str], *command: str) -> str:
     return re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
 
 
+def panels(text: str) -> dict[str, list[str]]:
+    """Title of a panel of `dit --help` -> the commands in it."""
+    found = re.findall(r"^╭─ (.+?) ─+╮$(.*?)^╰", text, re.MULTILINE | re.DOTALL)
+    return {title: re.findall(r"^│ ([a-z-]+) ", body, re.MULTILINE) for title, body in found if title != "Options"}
+
+
 def test_the_commands_are_the_documented_ones(capsys: pytest.CaptureFixture[str]) -> None:
-    listed = re.findall(r"^│ ([a-z]+) ", help_text(capsys).split("Commands")[1], re.MULTILINE)
-    assert tuple(listed) == COMMANDS
+    assert panels(help_text(capsys)) == {
+        "Stages": [*SCIENCE[:5]],
+        "Whole studies": [*PLATFORM[:2]],
+        "Cluster": [*PLATFORM[2:]],
+        "Tools": [*SCIENCE[5:]],
+    }
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+def test_the_science_has_its_commands_where_no_platform_is_installed() -> None:
+    code = "import sys, dit.cli.plugins; dit.cli.plugins.GROUP = 'none'; import dit.cli.commands as cli;"
+    code += "cli.main() if 'pipelines' not in sys.modules else sys.exit('imported')"
+    done = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=True)
+    assert [name for names in panels(done.stdout).values() for name in names] == [*SCIENCE]
+
+
+@pytest.mark.parametrize("command", SCIENCE + PLATFORM)
 def test_help_has_examples_that_parse(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     _, _, examples = help_text(capsys, command).partition("Examples")
     lines = [line.strip() for line in examples.split("╭")[0].splitlines() if line.strip()]
@@ -47,12 +65,6 @@ def test_both_ways_to_start_are_the_same() -> None:
     commands = ([sys.executable, "-m", "dit"], [str(Path(sys.executable).parent / "dit")])
     outputs = {subprocess.run([*command, "--help"], capture_output=True, check=True).stdout for command in commands}
     assert len(outputs) == 1
-
-
-def test_study_and_status_find_their_runners_without_importing_the_platform() -> None:
-    for name in ("local", "status"):
-        found = [entry.value for entry in entry_points(group="dit.cli.plugins", name=name)]
-        assert found[:1] == [f"pipelines.{name}:run"]
 
 
 def test_the_makefile_lists_its_targets_and_shows_them_by_default() -> None:

@@ -27,6 +27,7 @@ LIGHT = (
     "dit.stages.evaluate",
     "dit.stages.report",
     "dit.results",
+    "pipelines.cli.commands",
     "pipelines.local.docker",
     "pipelines.jobs.launch",
     "pipelines.jobs.torchrun",

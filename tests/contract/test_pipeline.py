@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 import yaml
 
+from dit.cli.commands import run
 from dit.study.study_file import load, load_text
-from pipelines.compile import compile_study, main
+from pipelines.compile import compile_study
 from pipelines.definition.pipeline import dataset_only
 
 ROOT = Path(__file__).parents[2]
@@ -254,7 +255,7 @@ def test_the_rest_of_the_cluster_section_reaches_the_pods() -> None:
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    assert main(arguments) == 2
+    assert run(["compile", *arguments]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("dit: ")
@@ -290,7 +291,7 @@ def test_without_a_pushed_image_the_next_command_is_named(
     assert "make build push REGISTRY=" in refused(arguments, capsys)
     (tmp_path / "build").mkdir()
     (tmp_path / "build/image.digest").write_text(f"{IMAGE}\n")
-    assert main([*arguments, "--set", TWO]) == 0
+    assert run(["compile", *arguments, "--set", TWO]) == 0
     assert capsys.readouterr().out == "study.yaml\n"
     pipeline = next(yaml.safe_load_all((tmp_path / "study.yaml").read_text()))
     assert pipeline["root"]["inputDefinitions"]["parameters"]["image"]["defaultValue"] == IMAGE

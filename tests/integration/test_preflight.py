@@ -14,8 +14,8 @@ import pytest
 from http_fakes import Answer, Kubernetes, PipelinesServer, Request, kubeconfig, run, serve
 from s3_proxy import BUCKET, Proxy, raw
 
+from dit.cli.commands import run as main
 from pipelines import submit as submission
-from pipelines.preflight.__main__ import main
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 JOBS, RUNS = "/api/v1/namespaces/dit-scaling", "/api/v1/namespaces/kubeflow"
@@ -54,7 +54,7 @@ class Place:
 
     def check(self, study: str = "digits", *overrides: str, root: str = f"s3://{BUCKET}/dit") -> int:
         arguments = [str(CONFIGS / f"{study}.yaml"), "--root", root, "--endpoint", self.endpoint]
-        return main([*arguments, *(word for one in overrides for word in ("--set", one))])
+        return main(["preflight", *arguments, *(word for one in overrides for word in ("--set", one))])
 
 
 def encoded(**values: str) -> dict[str, Any]:
@@ -162,16 +162,20 @@ def change(path: str, value: Any = None) -> Break:
     [
         (change("/apis/kubeflow.org/v1"), "PyTorchJob", "kubectl get crd pytorchjobs.kubeflow.org"),
         (change("/apis/kubeflow.org/v1", {"resources": [{"name": "mpijobs"}]}), "PyTorchJob", "install"),
-        (change(JOBS), "namespace dit-scaling", "make deploy OVERLAY=kind"),
-        (change(f"{JOBS}/serviceaccounts/dit-worker"), "service account dit-scaling/dit-worker", "make deploy"),
-        (change(f"{RUNS}/serviceaccounts/dit-launcher"), "service account kubeflow/dit-launcher", "OVERLAY=pipelines"),
-        (change(f"{RUNS}/secrets/dit-s3"), "secret kubeflow/dit-s3", "make deploy OVERLAY=pipelines"),
+        (change(JOBS), "namespace dit-scaling", "dit deploy kind"),
+        (change(f"{JOBS}/serviceaccounts/dit-worker"), "service account dit-scaling/dit-worker", "dit deploy"),
+        (
+            change(f"{RUNS}/serviceaccounts/dit-launcher"),
+            "service account kubeflow/dit-launcher",
+            "dit deploy pipelines",
+        ),
+        (change(f"{RUNS}/secrets/dit-s3"), "secret kubeflow/dit-s3", "dit deploy pipelines"),
         (
             change(f"{JOBS}/secrets/dit-mlflow", encoded(MLFLOW_TRACKING_USERNAME="admin")),
             "secret dit-scaling/dit-mlflow",
             "has no MLFLOW_TRACKING_PASSWORD; kubectl describe secret -n dit-scaling dit-mlflow",
         ),
-        (change(REAPER), "reaper", "make deploy"),
+        (change(REAPER), "reaper", "dit deploy"),
         (change(REAPER, {"status": {}}), "reaper", "does not run; kubectl describe deployment"),
         (change("/api/v1/nodes", {"items": [node("one", gpus=7)]}), "GPUs", "room for 7 pods"),
         (
@@ -179,7 +183,11 @@ def change(path: str, value: Any = None) -> Break:
             "rights in dit-scaling",
             "create pytorchjobs",
         ),
-        (lambda place: place.kubernetes.denied.add("patch workflowtaskresults"), "rights in kubeflow", "OVERLAY=pipel"),
+        (
+            lambda place: place.kubernetes.denied.add("patch workflowtaskresults"),
+            "rights in kubeflow",
+            "dit deploy pipel",
+        ),
         (lambda place: setattr(place.mlflow, "name", "mlflow:5000"), "MLflow", "MLFLOW_SERVER_ALLOWED_HOSTS"),
         (
             change(
@@ -275,7 +283,7 @@ def test_what_the_study_names_in_the_store_must_be_there(
     found = marks(capsys.readouterr().out)
     assert {subject for subject, text in found.items() if text.startswith("✗")} == ({missing} if missing else set())
     if missing:
-        assert f"SET='{FILES[missing][0]}=s3://...'" in found[missing]
+        assert f"--set {FILES[missing][0]}=s3://..." in found[missing]
 
 
 def test_paths_of_this_machine_are_of_no_use_to_pods(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
@@ -340,7 +348,7 @@ def test_a_root_that_pods_do_not_reach_is_refused(place: Place, capsys: pytest.C
 
 def submit(place: Place, *options: str) -> int:
     study, root = str(CONFIGS / "digits.yaml"), f"s3://{BUCKET}/dit"
-    return submission.main([study, "--root", root, "--image", IMAGE, "--endpoint", place.endpoint, *options])
+    return main(["submit", study, "--root", root, "--image", IMAGE, "--endpoint", place.endpoint, *options])
 
 
 @pytest.fixture
@@ -381,6 +389,6 @@ def test_a_run_that_fails_is_a_failure_of_the_command(place: Place, capsys: pyte
 
 def test_submitting_needs_to_know_where(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.delenv("KFP_ENDPOINT", raising=False)
-    assert submission.main([]) == 2
-    assert submission.main([str(CONFIGS / "digits.yaml"), "--root", "s3://b/d", "--image", IMAGE]) == 2
+    assert main(["submit"]) == 2
+    assert main(["submit", str(CONFIGS / "digits.yaml"), "--root", "s3://b/d", "--image", IMAGE]) == 2
     assert "set KFP_ENDPOINT" in capsys.readouterr().err

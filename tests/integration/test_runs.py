@@ -11,6 +11,7 @@ import yaml
 from http_fakes import Kubernetes, PipelinesServer, compressed_workflow, kubeconfig, run, serve
 from ports import reserved_port
 
+from dit.cli.commands import run as main
 from dit.errors import DitError, InputError
 from pipelines import submit as submission
 from pipelines.cluster import retry
@@ -214,10 +215,10 @@ def test_a_run_is_terminated_by_its_id(
     server: PipelinesServer, pipelines: Pipelines, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.runs |= {"r": [run("r", "RUNNING")], "old": [run("old", "FAILED")]}
-    assert submission.main(["--terminate", "r", "--endpoint", pipelines.endpoint]) == 0
-    assert submission.main(["--terminate", "old", "--endpoint", pipelines.endpoint]) == 2
+    assert main(["terminate", "r", "--endpoint", pipelines.endpoint]) == 0
+    assert main(["terminate", "old", "--endpoint", pipelines.endpoint]) == 2
     assert "has ended already, FAILED" in capsys.readouterr().err
-    assert submission.main(["--terminate", "none", "--endpoint", pipelines.endpoint]) == 2
+    assert main(["terminate", "none", "--endpoint", pipelines.endpoint]) == 2
     assert "Run none not found" in capsys.readouterr().err
     assert server.terminated == ["r"]
 

@@ -1,4 +1,4 @@
-"""MLflow's server before what was tracked: its pages, `make ui`, a study's view, and servers that are away."""
+"""MLflow's server before what was tracked: its pages, `dit ui`, a study's view, and servers that are away."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_make_ui_says_where_the_pages_are_once_they_are_and_leaves_no_server_beh
     with reserved_port() as port:
         pass
     root = served.store.url.removeprefix("file://")
-    command = [sys.executable, "-m", "dit.tracking.mlflow_ui", "--root", root, "--port", str(port)]
+    command = [sys.executable, "-m", "dit", "ui", "--root", root, "--port", str(port)]
     # A proxy, which knows no server of this machine, is no way to it.
     with proxy(lambda _: (200, "OK")) as elsewhere:
         environment = os.environ | {"http_proxy": elsewhere, "no_proxy": ""}

@@ -13,11 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from dit import __version__
 from dit.cli.commands import run
 from dit.storage import open_store, write_record
 from dit.study import layout
 from dit.study.records import TrainRecord
 from dit.study.study_file import load
+from dit.study.version import code_version
 
 DIGITS = "configs/digits.yaml"
 IMAGENET = "configs/imagenet256.yaml"
@@ -100,6 +102,16 @@ def test_an_export_that_cannot_be_written_shows_before_any_work(
 @pytest.mark.parametrize("step", ["0", "-5", "many"])
 def test_a_step_that_is_none(step: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "--step" in refused(["sample", DIGITS, "--step", step], capsys)
+
+
+@pytest.mark.parametrize(
+    ("option", "named"),
+    [(["--runner", "kind"], "'kind' is not one of 'local', 'docker'"), (["--image", "x"], "add --runner docker")],
+)
+def test_a_runner_that_does_not_exist_or_takes_no_image(
+    option: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert named in refused(["study", DIGITS, *option], capsys)
 
 
 def test_an_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -201,9 +213,35 @@ def test_a_training_of_another_configuration_names_both_hashes(
     assert config.training_hash(spec) in line
 
 
+@pytest.mark.parametrize(
+    ("revision", "shown"),
+    [
+        ("69f7c94", r"\+69f7c94"),
+        ("69f7c94-dirty", r"\+69f7c94\.dirty"),
+        ("unknown", ""),
+        ("", r"(\+[0-9a-f]+(\.dirty)?)?"),
+    ],
+)
+def test_the_version_names_the_commit_that_an_image_was_built_from(
+    revision: str, shown: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DIT_REVISION", revision)
+    code_version.cache_clear()
+    assert run(["--version"]) == 0
+    assert re.fullmatch(rf"dit {re.escape(__version__)}{shown}\n", capsys.readouterr().out)
+    code_version.cache_clear()
+
+
+def test_the_version_is_known_without_git(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    code_version.cache_clear()
+    assert code_version() == __version__
+    code_version.cache_clear()
+
+
 def test_help_is_shown_where_no_command_is_given(capsys: pytest.CaptureFixture[str]) -> None:
     assert run([]) == 0
-    assert "Commands" in capsys.readouterr().out
+    assert "Stages" in capsys.readouterr().out
 
 
 def test_show_prints_a_study_that_reads_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -268,10 +306,16 @@ def test_no_work_is_begun_before_the_study_is_known_to_be_right() -> None:
     """torch takes seconds to load; a mistake must not wait for it."""
     code = (
         "import sys, dit.cli.commands; code = dit.cli.commands.run(sys.argv[1:]);"
-        "heavy = {'torch', 'kfp', 'mlflow', 'boto3', 'diffusers', 'webdataset'} & set(sys.modules);"
+        "heavy = {'torch', 'kfp', 'kubernetes', 'mlflow', 'boto3', 'diffusers', 'webdataset'} & set(sys.modules);"
         "sys.exit(f'imported {heavy}' if heavy else code)"
     )
-    for arguments in (["--help"], ["train", DIGITS, "--set", "train.steps=0"], ["train", DIGITS, "--variant", "x"]):
+    wrong = ["--set", "train.steps=0"]
+    refused = (
+        ["train", DIGITS, *wrong],
+        ["train", DIGITS, "--variant", "x"],
+        ["submit", DIGITS, "--root", "r", *wrong],
+    )
+    for arguments in (["--help"], ["submit", "--help"], *refused):
         done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
         assert "imported" not in done.stderr, done.stderr
-        assert done.returncode == (0 if arguments == ["--help"] else 2)
+        assert done.returncode == (2 if arguments in refused else 0)

@@ -74,7 +74,7 @@ def test_a_part_that_came_from_the_cache_and_is_gone_names_the_command(tmp_path:
     said = reason.read_text()
     assert said.startswith("merge: ")
     assert "2 of 4 shards are missing: shard-00001.tar, shard-00003.tar" in said
-    assert said.endswith("make submit CACHE=off")
+    assert said.endswith("dit submit --cache off")
 
 
 def test_in_a_pod_the_reason_is_left_for_kubernetes(tmp_path: Path, reason: Path) -> None:

@@ -1,0 +1,1 @@
+"""The commands that the platform adds to `dit`."""
