@@ -18,7 +18,7 @@ from dit.cli.options import CLUSTER, STUDIES, Overrides, Root, Study, load_study
 from dit.console import say
 from dit.errors import ConfigError, StoppedError
 from pipelines.cli.services import services
-from pipelines.jobs.names import RUNS_NAMESPACE, Stage
+from pipelines.jobs.names import RUNS_NAMESPACE, JobStage
 
 commands = typer.Typer()
 commands.add_typer(services)
@@ -42,7 +42,7 @@ Endpoint = Annotated[
 RunsNamespace = Annotated[str, typer.Option("--runs-namespace", metavar="NAME", help="Namespace in which steps run.")]
 RunId = Annotated[str, typer.Argument(metavar="RUN_ID", help="Id of the run, from dit status.", show_default=False)]
 Variant = Annotated[str, typer.Option("--variant", metavar="NAME", help="The variant that the job works on.")]
-StageName = Annotated[Stage, typer.Option("--stage", help="The stage that the job runs.")]
+StageName = Annotated[JobStage, typer.Option("--stage", help="The stage that the job runs.")]
 
 
 @commands.command("study", rich_help_panel=STUDIES)
