@@ -13,7 +13,7 @@ from dit import __version__
 from dit.claims.results import Results
 from dit.storage import Store, read_record
 from dit.study import layout
-from dit.study.config import StudyConfig
+from dit.study.config import StudyConfig, as_yaml
 from dit.study.hashing import digest
 from dit.study.records import CheckpointMeta, DatasetManifest, SampleSetManifest
 from dit.study.variants import ModelSpec
@@ -61,7 +61,7 @@ def inputs_hash(results: Results, store: Store) -> str:
     return digest(
         {
             "program": __version__,
-            "study": config.to_yaml(),
+            "study": as_yaml(config.hashed()),
             "trained": [_hash(variant.train.to_json()) for variant in results.variants],
             "metrics": [_hash(record.to_json()) for _, record in results.rows()],
             "samples": [_hash(manifest.to_json()) if manifest else None for manifest in manifests],

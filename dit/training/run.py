@@ -13,10 +13,11 @@ from dit.console import progress, say
 from dit.data.loader import TrainingStream
 from dit.data.shard_set import ShardSet
 from dit.errors import MissingError
-from dit.runtime.device import Precision, computed_in, tune_process
+from dit.runtime.device import computed_in, tune_process
 from dit.runtime.distributed import Ranks, session
 from dit.storage import write_record
 from dit.study import layout
+from dit.study.fields import Precision
 from dit.study.records import TrainRecord
 from dit.tracking import Tracker, open_tracker
 from dit.training.loop import TrainingLoop
