@@ -64,8 +64,8 @@ def _training(config: StudyConfig) -> str:
     return (
         f"One recipe for all variants: {format_count(train.steps)} steps of batch {train.global_batch}, AdamW at"
         f" {train.learning_rate:g} (betas {train.betas[0]:g}, {train.betas[1]:g}; {decay}), EMA {train.ema_decay:g},"
-        f" labels dropped {train.label_drop:.0%}, {train.schedule} noise schedule, {train.precision}, seed {train.seed}."
-        " Every variant sees the same images, noise and timesteps at every step."
+        f" labels dropped {train.label_drop:.0%}, {train.schedule} noise schedule, {train.precision}, seed"
+        f" {train.seed}. Every variant sees the same images, noise and timesteps at every step."
     )
 
 
