@@ -116,8 +116,18 @@ class Size:
 # From the smallest to the largest: claims and charts take the order from here. DiT: the paper's Table 1. mini: the same
 # progression at a size that two CPU cores train in minutes; docs/digits.md says how its rows were chosen.
 FAMILIES: dict[str, tuple[Size, ...]] = {
-    "DiT": (Size("S", 12, 384, 6), Size("B", 12, 768, 12), Size("L", 24, 1024, 16), Size("XL", 28, 1152, 16)),
-    "mini": (Size("S", 2, 32, 2), Size("B", 3, 40, 4), Size("L", 4, 56, 4), Size("XL", 6, 96, 6)),
+    "DiT": (
+        Size("S", 12, 384, 6),
+        Size("B", 12, 768, 12),
+        Size("L", 24, 1024, 16),
+        Size("XL", 28, 1152, 16),
+    ),
+    "mini": (
+        Size("S", 2, 32, 2),
+        Size("B", 3, 40, 4),
+        Size("L", 4, 56, 4),
+        Size("XL", 6, 96, 6),
+    ),
 }
 PATCHES = (2, 4, 8)
 
