@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from bench.harness import Row
 from bench.timing import seconds_per_call
-from dit.metrics.extractors import Extractor, Precision, open_inception
+from dit.metrics.extractors import Extractor, open_inception
 from dit.metrics.frechet import FeatureSums, frechet_distance
 from dit.runtime.device import cpu_has_bf16, tune_process
 from dit.runtime.torchvision_shim import ensure_torchvision
+from dit.study.fields import FeaturePrecision
 
 BATCH = 16
 COMPARED = 96
@@ -70,7 +71,7 @@ def _images() -> np.ndarray:
     return np.kron(coarse, np.ones((1, 16, 16, 1))).astype(np.uint8)
 
 
-def _open(folder: str, precision: Precision) -> Extractor:
+def _open(folder: str, precision: FeaturePrecision) -> Extractor:
     return open_inception(Path(folder) / "weights.pth", "0" * 64, torch.device("cpu"), precision)
 
 

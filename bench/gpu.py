@@ -13,10 +13,11 @@ from dit.data.loader import StepBatch
 from dit.diffusion.sampler import sample
 from dit.diffusion.schedule import linear_schedule
 from dit.model.transformer import DiT
-from dit.runtime.device import Precision, autocast, matmul_peak, matmul_precision
+from dit.runtime.device import autocast, matmul_peak, matmul_precision
 from dit.runtime.distributed import session
 from dit.sampling.noise import NoiseStream
 from dit.study.config import FitConfig, SamplingConfig, TrainConfig
+from dit.study.fields import Precision
 from dit.study.variants import InputSpec, ModelSpec, resolve
 from dit.training.trainer import Trainer
 

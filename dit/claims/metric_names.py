@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 from dit.console.formatting import format_number
+from dit.metrics.table import METRICS
 from dit.study.records import Estimate
-
-_METRICS = {
-    "fid": "FID",
-    "fd_digits": "Fréchet distance (digits)",
-    "isc": "Inception Score",
-    "kid": "KID",
-    "precision": "Precision",
-    "recall": "Recall",
-}
 
 
 def metric_name(metric: str) -> str:
-    """A metric's key as people call it."""
-    return _METRICS.get(metric, metric)
+    """A metric's label; its key where the table of metrics does not have it."""
+    return METRICS[metric].label if metric in METRICS else metric
 
 
 def interval(estimate: Estimate) -> str:

@@ -12,8 +12,8 @@ from dit.claims import metric_names, predictors
 from dit.console.formatting import format_number
 from dit.errors import MismatchError, MissingError
 from dit.study.paper import seed_note
-from dit.study.records import Claim, Estimate, Kind, MetricsRecord, Verdict
-from dit.study.variants import SIZE_ORDER, ModelSpec, resolve
+from dit.study.records import Claim, ClaimVerdict, Estimate, MetricsRecord, Verdict
+from dit.study.variants import ModelSpec, resolve
 
 NOISE_SHARE = 0.8
 """A model whose interval reaches above this share of the noise floor has not learned enough to be compared."""
@@ -104,7 +104,7 @@ def _spec(record: MetricsRecord) -> ModelSpec:
 
 def _order(record: MetricsRecord) -> tuple[str, int, int]:
     spec = _spec(record)
-    return spec.family, spec.patch, SIZE_ORDER.index(spec.size)
+    return spec.family, spec.patch, spec.size_index
 
 
 def _check_comparable(records: Sequence[MetricsRecord]) -> None:
@@ -143,7 +143,7 @@ def _ordered(number: int, statement: str, pairs: Sequence[Pair], too_few: str) -
     """The verdict on claims of the form "these are all in order"."""
     bad = _bad([record for pair in pairs for record in pair])
     reversed_, overlapping = ([pair for pair in pairs if _outcome(pair) == kind] for kind in ("reversed", "overlap"))
-    verdict: Kind = "undetermined"
+    verdict: ClaimVerdict = "undetermined"
     if not pairs:
         reason = f"Too few variants: {too_few}."
     elif bad:
@@ -183,7 +183,7 @@ def _outcome(pair: Pair) -> str:
 
 def _compute_claim(records: Sequence[MetricsRecord]) -> Claim:
     """Claim 3, over all variants together."""
-    verdict: Kind = "undetermined"
+    verdict: ClaimVerdict = "undetermined"
     numbers: dict[str, object] = {"variants": [_numbers(record) for record in records]}
     reason = _too_few_axes(records) or _bad(records)
     if not reason:
@@ -204,7 +204,7 @@ def _compute_claim(records: Sequence[MetricsRecord]) -> Claim:
     return Claim(number=3, statement=COMPUTE_STATEMENT, verdict=verdict, reason=reason, numbers=numbers)
 
 
-def _weigh(comparison: predictors.Comparison) -> tuple[Kind, str]:
+def _weigh(comparison: predictors.Comparison) -> tuple[ClaimVerdict, str]:
     """Supported only where Gflops fit better throughout the interval, with a slope that is surely negative."""
     slope = comparison.gflops
     if slope.slope_low > 0:

@@ -1,5 +1,5 @@
 """What people see while a stage works: lines, tables and progress. Torch-free."""
 
-from dit.console.output import Cell, Progress, console, progress, progress_shown_by, say, table
+from dit.console.output import Cell, Progress, cell_text, console, progress, progress_shown_by, say, table
 
-__all__ = ["Cell", "Progress", "console", "progress", "progress_shown_by", "say", "table"]
+__all__ = ["Cell", "Progress", "cell_text", "console", "progress", "progress_shown_by", "say", "table"]

@@ -74,7 +74,7 @@ def progress_shown_by(open_bar: OpenBar) -> Iterator[None]:
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Cell]], title: str | None = None) -> None:
     """Print a table to stdout; numbers are formatted, columns of numbers stand to the right, None is a dash."""
-    cells = [[_cell(value) for value in row] for row in rows]
+    cells = [[cell_text(value) for value in row] for row in rows]
     right = [bool(rows) and not any(isinstance(row[i], str) for row in rows) for i in range(len(columns))]
     if not is_terminal(sys.stdout):
         for line in _plain_table([list(columns), *cells], right, title):
@@ -162,7 +162,8 @@ class _Lines:
         stream.flush()
 
 
-def _cell(value: Cell) -> str:
+def cell_text(value: Cell) -> str:
+    """A table's cell as people read it."""
     if value is None:
         return ABSENT
     if isinstance(value, str):

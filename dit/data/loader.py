@@ -22,9 +22,8 @@ from torch import Tensor
 from dit.codec.base import pixels_to_latents, sample_posterior
 from dit.data.draws import Purpose, epoch_order, generator, normals
 from dit.data.shard_set import ShardSet
-from dit.study.config import TrainConfig
+from dit.study.config import DIFFUSION_STEPS, TrainConfig
 
-TIMESTEPS = 1000
 _POLL_SECONDS = 0.1
 
 
@@ -57,7 +56,7 @@ class BatchMaker:
     def batch(self, step: int) -> StepBatch:
         """The batch that leads from `step - 1` updates to `step`."""
         whole, mine = self._train.global_batch, slice(self._slice.start, self._slice.stop)
-        timesteps = self._generator(Purpose.TIMESTEP, step).integers(0, TIMESTEPS, whole)[mine]
+        timesteps = self._generator(Purpose.TIMESTEP, step).integers(0, DIFFUSION_STEPS, whole)[mine]
         dropped = self._generator(Purpose.LABEL_DROP, step).random(whole)[mine] < self._train.label_drop
         mirrored = self._generator(Purpose.MIRROR, step).random(whole)[mine] < 0.5
         values, labels = self._shards.gather(self.samples(step), mirrored & self._shards.manifest.mirror)

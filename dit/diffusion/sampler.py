@@ -6,7 +6,7 @@ Nothing is clipped: latents are not bounded. Shapes: N batch, C channels, H and 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,13 +25,6 @@ NO_GUIDANCE = 1.0
 _FIRST_CHANNELS = 3
 _REVERSE = ("reverse_mean_coef1", "reverse_mean_coef2", "posterior_log_variance_clipped", "log_betas")
 _PREDICT = ("sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod")
-
-
-class Progress(Protocol):
-    """What `sample` reports to, such as a progress bar."""
-
-    def advance(self, n: int = 1) -> None:
-        """`n` more reverse steps are done."""
 
 
 class Reverse(NamedTuple):
@@ -63,12 +56,14 @@ def sample(
     labels_N: Tensor,
     config: SamplingConfig,
     null_label: int,
-    progress: Progress | None = None,
+    on_step: Callable[[], object] | None = None,
 ) -> Tensor:
     """Latents x_0 [N, C, H, W], float32, on the device of the noise.
 
     `schedule` is the training chain, or that chain respaced to `config.steps` already. At guidance 1.0 the model sees
-    the batch once, without a null half. Raises ConfigError where the chain cannot be respaced to `config.steps`.
+    the batch once, without a null half. `on_step` is called after each reverse step.
+
+    Raises ConfigError where the chain cannot be respaced to `config.steps`.
     """
     chain = schedule.respaced(config.steps, ddim=config.sampler == "ddim")
     x_NCHW = noise(0).float()
@@ -81,8 +76,8 @@ def sample(
         x_NCHW, scale = advance(output_N2CHW, x_NCHW, k)
         if scale is not None:
             x_NCHW = torch.addcmul(x_NCHW, scale, noise(i))
-        if progress is not None:
-            progress.advance()
+        if on_step is not None:
+            on_step()
     return x_NCHW
 
 

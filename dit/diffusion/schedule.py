@@ -7,7 +7,7 @@ once per device. Sources: Ho et al. 2020 (DDPM), Nichol & Dhariwal 2021 (learned
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, repeat
@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dit.errors import ConfigError
+from dit.study.config import DIFFUSION_STEPS
 
 Float64 = NDArray[np.float64]
 
-TRAINING_STEPS = 1000
 FIRST_BETA, LAST_BETA = 1e-4, 2e-2
 
 
@@ -143,9 +143,13 @@ class Schedule:
         return Schedule(betas=1 - bar / np.append(1.0, bar[:-1]), timestep_map=self.timestep_map[kept])
 
 
-def linear_schedule(steps: int = TRAINING_STEPS) -> Schedule:
+def linear_schedule(steps: int = DIFFUSION_STEPS) -> Schedule:
     """The paper's training chain: betas from 1e-4 to 2e-2, linear."""
     return Schedule(np.linspace(FIRST_BETA, LAST_BETA, steps), np.arange(steps))
+
+
+SCHEDULES: dict[str, Callable[[], Schedule]] = {"linear": linear_schedule}
+"""`train.schedule` -> the training chain."""
 
 
 def _evenly(length: int, steps: int) -> NDArray[np.int64]:

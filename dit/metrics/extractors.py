@@ -10,10 +10,9 @@ import pickle
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -23,9 +22,8 @@ from dit.metrics import digits_extractor
 from dit.metrics.torch_fidelity_api import create_feature_extractor
 from dit.runtime.device import autocast, computed_in, matmul_precision
 from dit.runtime.distributed import Ranks
-
-Precision = Literal["fp32", "bf16"]
-Images = npt.NDArray[np.uint8]
+from dit.sampling.sets import Images
+from dit.study.fields import FeaturePrecision
 
 INCEPTION = "inception-v3-compat"
 
@@ -41,7 +39,9 @@ class Features:
 class Extractor:
     """A feature extractor on a device."""
 
-    def __init__(self, name: str, sha256: str, module: nn.Module, device: torch.device, precision: Precision) -> None:
+    def __init__(
+        self, name: str, sha256: str, module: nn.Module, device: torch.device, precision: FeaturePrecision
+    ) -> None:
         self.precision = computed_in(precision, device)
         version = importlib.metadata.version("torch-fidelity")
         self.evaluator = f"torch-fidelity {version} {name} {self.precision}, weights {sha256[:8]}"
@@ -73,7 +73,7 @@ class Extractor:
         return seen.features.shape[1], seen.logits.shape[1]
 
 
-def open_inception(path: Path, sha256: str, device: torch.device, precision: Precision) -> Extractor:
+def open_inception(path: Path, sha256: str, device: torch.device, precision: FeaturePrecision) -> Extractor:
     """InceptionV3 of 2015 in torch-fidelity's port, with these weights: 2048 pooled features, 1008 unbiased logits.
 
     MismatchError for a file that does not hold them.
@@ -88,7 +88,7 @@ def open_inception(path: Path, sha256: str, device: torch.device, precision: Pre
     return Extractor(INCEPTION, sha256, module, device, precision)
 
 
-def open_digits(path: Path, sha256: str, device: torch.device, precision: Precision) -> Extractor:
+def open_digits(path: Path, sha256: str, device: torch.device, precision: FeaturePrecision) -> Extractor:
     """The classifier of digits that was trained on the dataset: 64 features, 10 logits."""
     module = _create(digits_extractor.NAME, [digits_extractor.FEATURES, digits_extractor.LOGITS], path)
     return Extractor(digits_extractor.NAME, sha256, module, device, precision)

@@ -21,8 +21,7 @@ from dit.storage import Store, fetch_file, sha256_file
 from dit.study import layout
 from dit.study.config import AdmReference, StudyConfig
 
-# The TensorFlow graph of 2015 that FID is defined by (Heusel et al. 2017), as torch-fidelity's release v0.2.0 holds it.
-INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
+# Of `layout.INCEPTION_FILE`: the TensorFlow graph of 2015 that FID is defined by (Heusel et al. 2017).
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 _DIMENSIONS = {"inception": 2048, "digits": 64}
 """Of the extractors' features."""
@@ -57,20 +56,21 @@ def find_inception(config: StudyConfig, store: Store) -> tuple[Path, str]:
     """
     evaluation = config.evaluation
     expected = evaluation.extractor_sha256 or INCEPTION_SHA256
-    key = layout.weights(INCEPTION_FILE)
+    key = layout.weights(layout.INCEPTION_FILE)
     place = evaluation.extractor_weights or f"{store.url}/{key}"
     try:
         path = fetch_file(evaluation.extractor_weights) if evaluation.extractor_weights else store.local(key)
     except MissingError:
         raise MissingError(
-            f"{place}: the InceptionV3 weights are missing; put {INCEPTION_FILE} of torch-fidelity's release v0.2.0"
-            f" (SHA-256 {INCEPTION_SHA256}) there, or set evaluation.extractor_weights to its path or store address"
+            f"{place}: the InceptionV3 weights are missing; put {layout.INCEPTION_FILE} of torch-fidelity's release"
+            f" v0.2.0 (SHA-256 {INCEPTION_SHA256}) there, or set evaluation.extractor_weights to its path or store"
+            " address"
         ) from None
     actual = sha256_file(path)
     if actual != expected:
         raise MismatchError(
-            f"{place}: SHA-256 is {actual}, expected {expected}; fetch {INCEPTION_FILE} again, or, to measure with"
-            f" other weights, set evaluation.extractor_sha256={actual}"
+            f"{place}: SHA-256 is {actual}, expected {expected}; fetch {layout.INCEPTION_FILE} again, or, to measure"
+            f" with other weights, set evaluation.extractor_sha256={actual}"
         )
     return path, actual
 

@@ -17,10 +17,11 @@ from dit.console import progress
 from dit.data.images import CorruptImageError
 from dit.data.items import Item, Source, load_ahead
 from dit.errors import DataError, InputError
-from dit.metrics.extractors import Extractor, Images, extract
+from dit.metrics.extractors import Extractor, extract
 from dit.metrics.frechet import FeatureSums, Gaussian
 from dit.metrics.inputs import read_adm_images, read_adm_moments
 from dit.runtime.distributed import Ranks
+from dit.sampling.sets import Images
 
 MAX_FEATURES = 10_000
 """How many real images' features precision and recall need; ADM's evaluator uses as many."""

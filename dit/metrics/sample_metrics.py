@@ -1,8 +1,14 @@
-"""All metrics of one sample set, each with its interval."""
+"""All metrics of one sample set, each with its interval: the functions that the table of metrics names.
+
+Shapes: N samples, M real images, D feature dimensions, K classes of the extractor.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from pkgutil import resolve_name
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,12 +21,46 @@ from dit.metrics.extractors import Features
 from dit.metrics.frechet import FeatureSums, FrechetReference, FrechetResampler, Gaussian
 from dit.metrics.precision_recall import NEIGHBOURHOOD, Manifold
 from dit.metrics.reference import Reference
+from dit.metrics.table import METRICS
 from dit.metrics.torch_fidelity_api import KEY_METRIC_ISC_MEAN, isc_features_to_metric
 from dit.study.config import EvaluationConfig
 from dit.study.records import Estimate
 
 _SLOW_DIMENSIONS = 512
 _ISC_SPLITS, _ISC_SPLIT_IMAGES = 10, 10
+
+
+@dataclass(frozen=True, slots=True)
+class SampleFeatures:
+    """What a metric is computed from: one sample set as the extractor sees it, and the reference."""
+
+    generated_ND: Tensor
+    logits_NK: Tensor
+    labels_N: Tensor
+    """The classes that were asked for, int64, on the CPU as the logits are."""
+    real_MD: Tensor | None
+    """Features of real images; None where the reference has none."""
+    reference: FrechetReference
+    resamples: int
+
+    @property
+    def manifolds(self) -> tuple[Tensor, Tensor] | None:
+        """Real and generated features, where both are enough for the neighbours of each half; None otherwise."""
+        real, generated = self.real_MD, self.generated_ND
+        if real is None or min(len(real), len(generated) // 2) <= NEIGHBOURHOOD:
+            return None
+        return real, generated
+
+    def replicate(self, statistic: Callable[[Counts], float]) -> Replicates:
+        """The statistic of every bootstrap draw of the samples, [resamples]."""
+        return replicate(statistic, len(self.generated_ND), self.resamples)
+
+
+class Measurement(NamedTuple):
+    """A metric's value and its bootstrap replicates, [resamples], centred on the value where they are biased."""
+
+    value: float
+    replicates: Replicates
 
 
 class SampleMetrics:
@@ -34,69 +74,96 @@ class SampleMetrics:
 
     def distance(self, features_ND: Tensor) -> float:
         """The Fréchet distance alone."""
-        sums = FeatureSums(features_ND.shape[1], self._device)
-        sums.add(features_ND)
-        return self._frechet.distance(sums.gaussian())
+        return _distance(self._frechet, features_ND)
 
     def measure(self, seen: Features, labels_N: npt.NDArray[np.int64]) -> tuple[dict[str, Estimate], Replicates]:
-        """Every metric by name, and the centred replicates of the first, the Fréchet distance.
+        """Every metric of the table that is defined for these samples, by name, and the primary one's replicates."""
+        samples = SampleFeatures(
+            generated_ND=seen.features.to(self._device),
+            logits_NK=seen.logits,
+            labels_N=torch.from_numpy(labels_N),
+            real_MD=None if self._real is None else self._real.to(self._device),
+            reference=self._frechet,
+            resamples=self._evaluation.resamples,
+        )
+        measured: dict[str, Measurement] = {}
+        for metric in METRICS.values():
+            if metric.extractor not in (None, self._evaluation.extractor):
+                continue
+            function: Callable[[SampleFeatures], Measurement | None] = resolve_name(metric.function)
+            if measurement := function(samples):
+                measured[metric.name] = measurement
+        confidence = self._evaluation.confidence
+        estimates = {name: estimate(*measurement, confidence) for name, measurement in measured.items()}
+        return estimates, measured[self._evaluation.metric].replicates
 
-        InceptionV3 adds the Inception Score, the digits extractor the share of images that it takes for the class they
-        were asked to be; precision and recall need eight images or more and the reference's features.
-        """
-        distance = self.distance(seen.features)
-        replicates = centred(self._distances(seen.features), distance)
-        metrics = {self._evaluation.metric: self._estimate(distance, replicates)}
-        if self._evaluation.extractor == "inception":
-            metrics["isc"] = self._inception_score(seen.logits)
-        else:
-            metrics["label_accuracy"] = self._share(seen.logits.argmax(dim=1) == torch.from_numpy(labels_N))
-        if self._real is not None and len(self._real) > NEIGHBOURHOOD and len(seen.features) // 2 > NEIGHBOURHOOD:
-            generated, real = seen.features.to(self._device), self._real.to(self._device)
-            metrics["precision"] = self._share(Manifold(real).covers(generated))
-            metrics["recall"] = self._recall(real, generated)
-        return metrics, replicates
 
-    def _distances(self, features_ND: Tensor) -> Replicates:
-        resampler = FrechetResampler(self._frechet, features_ND)
-        slow = features_ND.shape[1] >= _SLOW_DIMENSIONS
-        with progress("intervals", self._evaluation.resamples, "resamples", enabled=slow) as bar:
-
-            def statistic(counts: Counts) -> float:
-                distance = resampler.distance(torch.from_numpy(counts))
-                bar.advance()
-                return distance
-
-            return self._replicate(statistic, len(features_ND))
-
-    def _inception_score(self, logits_NK: Tensor) -> Estimate:
-        splits = max(1, min(_ISC_SPLITS, len(logits_NK) // _ISC_SPLIT_IMAGES))
-        score = isc_features_to_metric(logits_NK, splits=splits)[KEY_METRIC_ISC_MEAN]
-        log_p = logits_NK.to(self._device).double().log_softmax(dim=1)
-        p = log_p.exp()
-        entropies = -(p * log_p).sum(dim=1)
+def frechet(samples: SampleFeatures) -> Measurement:
+    """Fréchet distance to the reference (Heusel et al. 2017)."""
+    value = _distance(samples.reference, samples.generated_ND)
+    resampler = FrechetResampler(samples.reference, samples.generated_ND)
+    slow = samples.generated_ND.shape[1] >= _SLOW_DIMENSIONS
+    with progress("intervals", samples.resamples, "resamples", enabled=slow) as bar:
 
         def statistic(counts: Counts) -> float:
-            weights = torch.from_numpy(counts).to(p) / len(p)
-            marginal = weights @ p
-            return float((-torch.xlogy(marginal, marginal).sum() - weights @ entropies).exp())
+            distance = resampler.distance(torch.from_numpy(counts))
+            bar.advance()
+            return distance
 
-        return self._estimate(score, centred(self._replicate(statistic, len(p)), score))
+        return Measurement(value, centred(samples.replicate(statistic), value))
 
-    def _share(self, hits_N: Tensor) -> Estimate:
-        hits = hits_N.numpy()
-        replicates = self._replicate(lambda counts: float(counts @ hits) / len(hits), len(hits))
-        return self._estimate(float(hits.mean()), replicates)
 
-    def _recall(self, real_MD: Tensor, generated_ND: Tensor) -> Estimate:
-        """The real images stay; what other generated ones would cover shows in halves of these."""
-        manifold = Manifold(generated_ND)
-        value = float(manifold.covers(real_MD).float().mean())
-        replicates = manifold.shares(real_MD, random_halves(len(generated_ND), self._evaluation.resamples))
-        return self._estimate(value, centred(replicates, value).clip(0, 1))
+def inception_score(samples: SampleFeatures) -> Measurement:
+    """Inception Score (Salimans et al. 2016) over ten splits, fewer where they would hold fewer than ten images."""
+    splits = max(1, min(_ISC_SPLITS, len(samples.logits_NK) // _ISC_SPLIT_IMAGES))
+    score = isc_features_to_metric(samples.logits_NK, splits=splits)[KEY_METRIC_ISC_MEAN]
+    log_p = samples.logits_NK.to(samples.generated_ND.device).double().log_softmax(dim=1)
+    p = log_p.exp()
+    entropies = -(p * log_p).sum(dim=1)
 
-    def _replicate(self, statistic: Callable[[Counts], float], images: int) -> Replicates:
-        return replicate(statistic, images, self._evaluation.resamples)
+    def statistic(counts: Counts) -> float:
+        weights = torch.from_numpy(counts).to(p) / len(p)
+        marginal = weights @ p
+        return float((-torch.xlogy(marginal, marginal).sum() - weights @ entropies).exp())
 
-    def _estimate(self, value: float, replicates: Replicates) -> Estimate:
-        return estimate(value, replicates, self._evaluation.confidence)
+    return Measurement(score, centred(samples.replicate(statistic), score))
+
+
+def label_accuracy(samples: SampleFeatures) -> Measurement:
+    """Share of the samples that the extractor classifies as what was asked for."""
+    return mean(samples, samples.logits_NK.argmax(dim=1) == samples.labels_N)
+
+
+def precision(samples: SampleFeatures) -> Measurement | None:
+    """Share of the samples on the real images' manifold (Kynkäänniemi et al. 2019)."""
+    if not samples.manifolds:
+        return None
+    real_MD, generated_ND = samples.manifolds
+    return mean(samples, Manifold(real_MD).covers(generated_ND))
+
+
+def recall(samples: SampleFeatures) -> Measurement | None:
+    """Share of the real images on the samples' manifold (Kynkäänniemi et al. 2019).
+
+    The real images stay; what other samples would cover shows in halves of these.
+    """
+    if not samples.manifolds:
+        return None
+    real_MD, generated_ND = samples.manifolds
+    manifold = Manifold(generated_ND)
+    value = float(manifold.covers(real_MD).float().mean())
+    replicates = manifold.shares(real_MD, random_halves(len(generated_ND), samples.resamples))
+    return Measurement(value, centred(replicates, value).clip(0, 1))
+
+
+def mean(samples: SampleFeatures, values_N: Tensor) -> Measurement:
+    """The mean of one value per sample."""
+    values = values_N.cpu().numpy()
+    replicates = samples.replicate(lambda counts: float(counts @ values) / len(values))
+    return Measurement(float(values.mean()), replicates)
+
+
+def _distance(reference: FrechetReference, features_ND: Tensor) -> float:
+    sums = FeatureSums(features_ND.shape[1], reference.mean.device)
+    sums.add(features_ND)
+    return reference.distance(sums.gaussian())

@@ -79,7 +79,9 @@ def open_setup(folder: ReferenceFolder, inputs: Inputs, decoder: str) -> Evaluat
     config, ranks = folder.config, folder.ranks
     extractor = _open_extractor(folder, inputs)
     reference_hash = digest([config.dataset_hash(), inputs.source_sha256, extractor.sha256, extractor.precision])
-    floor_hash = digest([reference_hash, decoder, config.sampling.model_dump(mode="json")])
+    # Noise goes through the training's chain, whose schedule is in the hash only where it is not the default.
+    chain = {key: value for key, value in config.train.hashed().items() if key == "schedule"}
+    floor_hash = digest([reference_hash, decoder, config.sampling.hashed(), *([chain] if chain else [])])
     floor_key = layout.noise_floor(config, floor_hash)
     # That the decoder is missing must show before hours of reference features, not after them.
     noise = None if folder.has(floor_key) else _noise_generator(config, ranks)

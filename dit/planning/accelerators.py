@@ -1,14 +1,13 @@
-"""What the accelerators of `dit plan` can do: peaks and memory from their data sheets."""
+"""What accelerators can do: peaks and memory from their data sheets. Torch-free."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from dit.errors import ConfigError
 from dit.study.config import PlanConfig
+from dit.study.fields import Precision
 
-Precision = Literal["fp32", "tf32", "bf16"]
 CPU = "cpu"
 TERA = 1e12
 GIB = 2**30
@@ -23,15 +22,26 @@ class Accelerator:
     memory: float
 
 
-# Dense (no sparsity) TFLOP/s from NVIDIA's data sheets; GiB as nvidia-smi reports them.
-_SHEETS: dict[str, tuple[dict[Precision, float], float]] = {
-    "A100-40G": ({"bf16": 312, "tf32": 156, "fp32": 19.5}, 40.0),
-    "A100-80G": ({"bf16": 312, "tf32": 156, "fp32": 19.5}, 80.0),
-    "H100-80G": ({"bf16": 989.4, "tf32": 494.7, "fp32": 66.9}, 79.6),
-    "H200-141G": ({"bf16": 989.4, "tf32": 494.7, "fp32": 66.9}, 140.4),
-    "L40S-48G": ({"bf16": 362.1, "tf32": 183.2, "fp32": 91.6}, 45.0),
+# Dense (no sparsity) TFLOP/s from NVIDIA's data sheets, by a part of the name that the driver gives the device. The
+# first part found counts, so that H100 PCIe stands before H100.
+_PEAKS: dict[str, dict[Precision, float]] = {
+    "B200": {"bf16": 2250, "tf32": 1125, "fp32": 80},
+    "H200": {"bf16": 989.4, "tf32": 494.7, "fp32": 66.9},
+    "H100 PCIe": {"bf16": 756, "tf32": 378, "fp32": 51},
+    "H100": {"bf16": 989.4, "tf32": 494.7, "fp32": 66.9},
+    "A100": {"bf16": 312, "tf32": 156, "fp32": 19.5},
+    "L40S": {"bf16": 362.1, "tf32": 183.2, "fp32": 91.6},
+    "A10": {"bf16": 125, "tf32": 62.5, "fp32": 31.2},
+    "V100": {"bf16": 125, "tf32": 15.7, "fp32": 15.7},
 }
-KNOWN = (*_SHEETS, CPU)
+# GiB as nvidia-smi reports them, for the accelerators that `plan.accelerator` can name.
+_MEMORY = {"A100-40G": 40.0, "A100-80G": 80.0, "H100-80G": 79.6, "H200-141G": 140.4, "L40S-48G": 45.0}
+KNOWN = (*_MEMORY, CPU)
+
+
+def data_sheet_peak(device_name: str, precision: Precision) -> float | None:
+    """Peak in true FLOP/s of the device that the driver calls `device_name`; None for one that has no row here."""
+    return next((peaks[precision] * TERA for chip, peaks in _PEAKS.items() if chip in device_name), None)
 
 
 def accelerator(plan: PlanConfig, precision: Precision) -> Accelerator:
@@ -40,9 +50,9 @@ def accelerator(plan: PlanConfig, precision: Precision) -> Accelerator:
     Raises ConfigError for an unknown name, and for cpu without a stated peak and memory.
     """
     peak, memory = plan.peak_tflops, plan.memory_gib
-    if plan.accelerator in _SHEETS:
-        sheet_peaks, sheet_memory = _SHEETS[plan.accelerator]
-        peak, memory = peak or sheet_peaks[precision], memory or sheet_memory
+    if plan.accelerator in _MEMORY:
+        chip = plan.accelerator.rpartition("-")[0]
+        peak, memory = peak or _PEAKS[chip][precision], memory or _MEMORY[plan.accelerator]
     elif plan.accelerator != CPU:
         raise ConfigError(
             f"plan.accelerator={plan.accelerator!r}: is not a known accelerator; known are {', '.join(KNOWN)}"

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from dit.console.formatting import format_bytes
 from dit.errors import ConfigError
-from dit.planning.accelerators import CPU, GIB, TERA, Accelerator, Precision, accelerator
+from dit.planning.accelerators import CPU, GIB, TERA, Accelerator, accelerator
 from dit.study.config import FitConfig, StudyConfig
+from dit.study.fields import Precision
 from dit.study.variants import MLP_RATIO, InputSpec, ModelSpec
 
 BACKWARD = 3

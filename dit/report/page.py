@@ -14,8 +14,8 @@ from plotly.offline import get_plotlyjs
 
 from dit.claims.metric_names import metric_name
 from dit.claims.results import Results
-from dit.console import Cell
-from dit.console.formatting import ABSENT, format_count, format_number
+from dit.console import Cell, cell_text
+from dit.console.formatting import format_count, format_number
 from dit.report import plots
 from dit.report.axes import Figure
 from dit.report.evidence import Evidence, Grid
@@ -73,15 +73,6 @@ def render(results: Results, evidence: Evidence) -> bytes:
         plotly=Markup(get_plotlyjs()),
     )
     return page.encode()
-
-
-def cell_text(value: Cell) -> str:
-    """A table's cell as the terminal would show it."""
-    if value is None:
-        return ABSENT
-    if isinstance(value, float):
-        return format_number(value)
-    return format_count(value) if isinstance(value, int) else value
 
 
 def script_json(value: Any) -> Markup:

@@ -1,4 +1,4 @@
-"""The report's charts as plotly figures in plain data; colours are names such as `@patch-2` that the page resolves.
+"""The report's charts as plotly figures in plain data; colours are names such as `@hue-0` that the page resolves.
 
 A patch size has one colour and a model size one marker in every chart, and points are labelled where they stand, so
 that nothing hangs on telling colours apart.
@@ -19,13 +19,16 @@ from dit.console.formatting import format_count, format_number
 from dit.report.axes import PLOT_HEIGHT, Figure, Range, log_layout, padded, step_ticks
 from dit.study.paper import paper
 from dit.study.records import Estimate
-from dit.study.variants import PATCHES, VARIANTS, ModelSpec
+from dit.study.variants import VARIANTS, ModelSpec
 
 PAPER_STEP = 400_000
 LABEL_HEIGHT = 15
-_SYMBOLS = {"S": ("circle", 10), "B": ("square", 10), "L": ("diamond", 12), "XL": ("triangle-up", 13)}
-"""Model size -> marker and its size; the sizes make areas look alike."""
-_DASHES = {"S": "dot", "B": "dash", "L": "dashdot", "XL": "solid"}
+HUES = 5
+"""Colours `@hue-0` and following in report.css.j2, one for each patch size, the finest first."""
+_MARKERS = (("circle", 10), ("square", 10), ("diamond", 12), ("triangle-up", 13), ("pentagon", 12), ("star", 13))
+"""Marker and its size for each model size, the smallest first; the sizes make areas look alike."""
+_DASHES = ("dot", "dash", "dashdot", "longdash", "longdashdot")
+"""Of each model size but the largest, whose line is solid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +38,7 @@ class Predictor:
     field: Literal["gflops", "parameters"]
     title: str
     spread_labels: bool
-    """Labels of patch 4 go down and left: there, two models of different patch can stand at one place."""
+    """Labels of every second patch size go down and left: two models of different patch can stand at one place."""
 
 
 GFLOPS = Predictor("gflops", "Gflops of one forward pass", spread_labels=True)
@@ -43,7 +46,7 @@ PARAMETERS = Predictor("parameters", "Parameters", spread_labels=False)
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class ChartPoint:
     """A variant somewhere in a chart."""
 
     spec: ModelSpec
@@ -67,15 +70,15 @@ def is_imagenet(results: Results) -> bool:
 
 def against(results: Results, predictor: Predictor) -> Figure:
     """The metric at the last common step, a trace per patch size, with the fit that claim 3 weighs."""
-    by_patch: dict[int, list[Point]] = defaultdict(list)
+    by_patch: dict[int, list[ChartPoint]] = defaultdict(list)
     for variant, record in results.last():
         x = float(getattr(record, predictor.field))
         place = f"{format_number(x) if predictor.field == 'gflops' else format_count(int(x))} {predictor.field}"
-        by_patch[variant.spec.patch].append(Point(variant.spec, x, place, primary(record)))
+        by_patch[variant.spec.patch].append(ChartPoint(variant.spec, x, place, primary(record)))
     traces = []
-    for patch in (patch for patch in PATCHES if patch in by_patch):
-        trace = _line(sorted(by_patch[patch], key=lambda point: point.x), f"patch {patch}")
-        position = "bottom left" if predictor.spread_labels and patch == 4 else "top right"
+    for patch, row in sorted(by_patch.items()):
+        trace = _line(sorted(row, key=lambda point: point.x), f"patch {patch}")
+        position = "bottom left" if predictor.spread_labels and row[0].spec.patch_index % 2 else "top right"
         traces.append(trace | {"mode": "lines+markers+text", "textposition": position})
     published = _published(results, predictor)
     points = [point for row in by_patch.values() for point in row]
@@ -95,7 +98,7 @@ def over_steps(results: Results) -> Figure:
     traces, ends = [], []
     for variant in results.variants:
         points = [
-            Point(variant.spec, record.step, f"step {format_count(record.step)}", primary(record))
+            ChartPoint(variant.spec, record.step, f"step {format_count(record.step)}", primary(record))
             for record in variant.metrics
         ]
         traces.append(_line(points, variant.spec.name) | {"showlegend": False})
@@ -124,7 +127,7 @@ def losses(curves: Mapping[str, Sequence[tuple[float, float]]]) -> Figure:
                 "name": name,
                 "x": [step for step, _ in curve],
                 "y": [value for _, value in curve],
-                "line": {"color": f"@patch-{spec.patch}", "width": 1.8, "dash": _DASHES[spec.size]},
+                "line": {"color": _hue(spec), "width": 1.8, "dash": _dash(spec)},
                 "hovertemplate": f"<b>{name}</b><br>step %{{x:,.0f}}<br>loss %{{y:.4f}}<extra></extra>",
             }
         )
@@ -134,9 +137,21 @@ def losses(curves: Mapping[str, Sequence[tuple[float, float]]]) -> Figure:
     return {"data": traces, "layout": layout}
 
 
-def _line(points: Sequence[Point], name: str) -> Figure:
+def _hue(spec: ModelSpec) -> str:
+    return f"@hue-{spec.patch_index % HUES}"
+
+
+def _marker(spec: ModelSpec) -> tuple[str, int]:
+    return _MARKERS[spec.size_index % len(_MARKERS)]
+
+
+def _dash(spec: ModelSpec) -> str:
+    return "solid" if spec.size_share == 1 else _DASHES[spec.size_index % len(_DASHES)]
+
+
+def _line(points: Sequence[ChartPoint], name: str) -> Figure:
     """One trace of one patch size, with error bars."""
-    colour = f"@patch-{points[0].spec.patch}"
+    colour = _hue(points[0].spec)
     return {
         "type": "scatter",
         "mode": "lines+markers",
@@ -156,8 +171,8 @@ def _line(points: Sequence[Point], name: str) -> Figure:
         "text": [point.label for point in points],
         "textfont": {"color": colour, "size": 12.5},
         "marker": {
-            "symbol": [_SYMBOLS[point.spec.size][0] for point in points],
-            "size": [_SYMBOLS[point.spec.size][1] for point in points],
+            "symbol": [_marker(point.spec)[0] for point in points],
+            "size": [_marker(point.spec)[1] for point in points],
             "color": colour,
             "line": {"color": "@surface", "width": 1.5},
             "opacity": 1,
@@ -221,7 +236,7 @@ def _open_trace(
     names: Sequence[str], title: str, x: Sequence[float], y: Sequence[float], places: Sequence[str]
 ) -> Figure:
     """The paper's numbers: open markers on a dotted line."""
-    colour = f"@patch-{VARIANTS[names[0]].patch}"
+    colour = _hue(VARIANTS[names[0]])
     return {
         "type": "scatter",
         "mode": "lines+markers",
@@ -229,8 +244,8 @@ def _open_trace(
         "x": list(x),
         "y": list(y),
         "marker": {
-            "symbol": [f"{_SYMBOLS[VARIANTS[name].size][0]}-open" for name in names],
-            "size": [_SYMBOLS[VARIANTS[name].size][1] for name in names],
+            "symbol": [f"{_marker(VARIANTS[name])[0]}-open" for name in names],
+            "size": [_marker(VARIANTS[name])[1] for name in names],
             "color": colour,
         },
         "line": {"color": colour, "width": 1, "dash": "dot"},
@@ -244,7 +259,7 @@ def _y_range(estimates: Iterable[Estimate], others: Iterable[float]) -> Range:
     return padded([*edges, *others], 0.08, 0.1)
 
 
-def _end_labels(ends: Sequence[Point], y_range: Range) -> list[dict[str, Any]]:
+def _end_labels(ends: Sequence[ChartPoint], y_range: Range) -> list[dict[str, Any]]:
     """A label right of every line's end, moved up where it would cover the one below."""
     scale = PLOT_HEIGHT / (y_range[1] - y_range[0])
     labels: list[dict[str, Any]] = []
@@ -264,7 +279,7 @@ def _end_labels(ends: Sequence[Point], y_range: Range) -> list[dict[str, Any]]:
                 "xshift": 9,
                 "yshift": placed - natural,
                 "showarrow": False,
-                "font": {"color": f"@patch-{point.spec.patch}", "size": 12.5},
+                "font": {"color": _hue(point.spec), "size": 12.5},
             }
         )
     return labels

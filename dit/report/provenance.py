@@ -7,6 +7,7 @@ from dit.claims.metric_names import metric_name
 from dit.claims.results import Results
 from dit.claims.verdicts import NOISE_SHARE
 from dit.console.formatting import format_count, format_number
+from dit.metrics.table import METRICS
 from dit.report.evidence import Evidence
 from dit.report.plots import is_imagenet
 from dit.study.config import StudyConfig
@@ -63,8 +64,8 @@ def _training(config: StudyConfig) -> str:
     return (
         f"One recipe for all variants: {format_count(train.steps)} steps of batch {train.global_batch}, AdamW at"
         f" {train.learning_rate:g} (betas {train.betas[0]:g}, {train.betas[1]:g}; {decay}), EMA {train.ema_decay:g},"
-        f" labels dropped {train.label_drop:.0%}, {train.precision}, seed {train.seed}. Every variant sees the same"
-        " images, noise and timesteps at every step."
+        f" labels dropped {train.label_drop:.0%}, {train.schedule} noise schedule, {train.precision}, seed"
+        f" {train.seed}. Every variant sees the same images, noise and timesteps at every step."
     )
 
 
@@ -93,6 +94,7 @@ def _metric(config: StudyConfig, record: MetricsRecord) -> Facts:
             f" ({reference}); lower is better. Evaluator {record.evaluator}, feature extractor"
             f" {record.extractor_sha256[:12]}.",
         ),
+        *_other_metrics(record),
         (
             "Interval",
             f"{record.confidence:.0%}, by bootstrap over the sampled images: {config.evaluation.resamples} resamples,"
@@ -105,6 +107,17 @@ def _metric(config: StudyConfig, record: MetricsRecord) -> Facts:
             f" interval reaches above {NOISE_SHARE:.0%} of it is not compared.",
         ),
     ]
+
+
+def _other_metrics(record: MetricsRecord) -> Facts:
+    """Which way the secondary metrics improve; nothing where there are none."""
+    others = [METRICS[name] for name in record.metrics if name in METRICS and name != record.metric]
+    directions = [
+        f"{', '.join(metric.label for metric in group)}: {direction} is better."
+        for direction, lower in (("lower", True), ("higher", False))
+        if (group := [metric for metric in others if metric.lower_is_better is lower])
+    ]
+    return [("Other metrics", " ".join(directions))] if directions else []
 
 
 def _verdicts(record: MetricsRecord) -> str:

@@ -16,7 +16,7 @@ from dit.checkpoints.read import list_checkpoints
 from dit.codec.weights import decoder_at_hand, decoder_differs
 from dit.storage import Store, read_record
 from dit.study import layout
-from dit.study.config import StudyConfig
+from dit.study.config import StudyConfig, as_yaml
 from dit.study.hashing import digest
 from dit.study.records import (
     CheckpointMeta,
@@ -267,7 +267,7 @@ def report_hash(work: Work) -> str:
     return digest(
         {
             "program": __version__,
-            "study": config.to_yaml(),
+            "study": as_yaml(config.hashed()),
             "trained": [content(training(work, spec)) for spec in config.specs],
             "metrics": [content(metrics(work, spec, step)) for spec, step in places],
             "samples": [content(samples(work, spec, step)) for spec, step in places],

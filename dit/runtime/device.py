@@ -10,15 +10,14 @@ import time
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
 
 import torch
 
 from dit.errors import ConfigError
+from dit.planning.accelerators import data_sheet_peak
 from dit.runtime.distributed import Ranks
 from dit.study.config import FitConfig
-
-Precision = Literal["fp32", "tf32", "bf16"]
+from dit.study.fields import Precision
 
 # glibc's mallopt parameters (malloc.h): above the threshold a block is mapped, and unmapped when freed.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
@@ -29,18 +28,6 @@ _TOP_PAD_BYTES = 64 << 20
 # Relative error of a 512-term float32 product is 1e-7 to 1e-6; one that is rounded to bf16 inside, 1e-3.
 _FP32_ERROR = 1e-5
 _PROBE_SIDE = 512
-
-# Dense rates, FLOP/s, from the vendors' data sheets: name contained in torch's device name -> (bf16, tf32, fp32).
-_PEAKS: dict[str, tuple[float, float, float]] = {
-    "B200": (2250e12, 1125e12, 80e12),
-    "H200": (989e12, 494e12, 67e12),
-    "H100 PCIe": (756e12, 378e12, 51e12),
-    "H100": (989e12, 494e12, 67e12),
-    "A100": (312e12, 156e12, 19.5e12),
-    "L40S": (362e12, 183e12, 91.6e12),
-    "A10": (125e12, 62.5e12, 31.2e12),
-    "V100": (125e12, 15.7e12, 15.7e12),
-}
 
 
 def tune_process(threads: int | None = None) -> None:
@@ -139,9 +126,8 @@ def peak_flops(device: torch.device, precision: Precision = "bf16") -> float:
     """FLOP/s that model FLOPs utilisation is a share of: a known GPU's data sheet, otherwise measured."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
-        for known, rates in _PEAKS.items():
-            if known in name:
-                return rates[("bf16", "tf32", "fp32").index(precision)]
+        if peak := data_sheet_peak(name, precision):
+            return peak
     return matmul_peak(device, torch.bfloat16 if computed_in(precision, device) == "bf16" else torch.float32)
 
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from dit.codec.base import Codec
-from dit.diffusion.sampler import Denoiser, Progress, sample
-from dit.diffusion.schedule import linear_schedule
+from dit.console import Progress
+from dit.diffusion.sampler import Denoiser, sample
+from dit.diffusion.schedule import SCHEDULES
 from dit.errors import DivergedError
 from dit.model.transformer import DiT
 from dit.runtime.device import autocast, matmul_precision
@@ -31,7 +32,7 @@ class Generator:
         self._sampling, self._inputs = config.sampling, config.dataset.inputs
         self._denoise, self._codec = denoise, codec
         self._device, self._batch = device, batch
-        self._schedule = linear_schedule()
+        self._schedule = SCHEDULES[config.train.schedule]()
         self.labels: Labels = sample_labels(config.sampling, self._inputs.classes)
 
     def draw(self, indices: Sequence[int], progress: Progress | None = None) -> Drawn:
@@ -49,10 +50,10 @@ class Generator:
 
     def _latents(self, indices: Labels, progress: Progress | None) -> Tensor:
         labels_N = torch.from_numpy(self.labels[indices])
-        steps = None if progress is None else _ImagesDone(progress, len(indices), self._sampling.steps)
+        on_step = None if progress is None else _ImagesDone(progress, len(indices), self._sampling.steps)
         with NoiseStream(self._sampling, indices.tolist(), self._inputs, self._device) as noise:
             null_label = self._inputs.classes
-            latents = sample(self._denoise, self._schedule, noise, labels_N, self._sampling, null_label, steps)
+            latents = sample(self._denoise, self._schedule, noise, labels_N, self._sampling, null_label, on_step)
         if not bool(torch.isfinite(latents).all()):
             raise DivergedError(
                 "samples are not finite: the checkpoint's weights are not, or sampling.precision is too narrow for"
@@ -68,9 +69,8 @@ class _ImagesDone:
         self._progress, self._images, self._steps = progress, images, steps
         self._step = self._shown = 0
 
-    def advance(self, n: int = 1) -> None:
-        """`n` more reverse steps are done."""
-        self._step += n
+    def __call__(self) -> None:
+        self._step += 1
         done = self._images * self._step // self._steps
         self._progress.advance(done - self._shown)
         self._shown = done

@@ -7,16 +7,29 @@ speed, memory and bookkeeping, never a result. Torch-free.
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import Field, field_validator, model_validator
 
 from dit.errors import ConfigError
 from dit.study.cluster import ClusterConfig
-from dit.study.fields import Fraction, Natural, Positive, Section, Seed, Slug, Switch
+from dit.study.fields import (
+    FeaturePrecision,
+    Fraction,
+    Natural,
+    Positive,
+    Precision,
+    Section,
+    Seed,
+    Slug,
+    Switch,
+)
 from dit.study.hashing import digest
 from dit.study.variants import InputSpec, ModelSpec, resolve
+
+DIFFUSION_STEPS = 1000
+"""Length of the training chain (paper, section 4), whatever its noise schedule."""
 
 
 class DigitsSource(Section):
@@ -98,8 +111,8 @@ class DatasetConfig(Section):
 
     def identity(self) -> dict[str, Any]:
         """What decides the shards' content: everything but locations, the decoder and the tolerance."""
-        codec = self.codec.model_dump(exclude={"weights", "decoder"})
-        own = self.model_dump(exclude={"source", "codec", "max_corrupt_fraction"})
+        codec = self.codec.hashed(exclude={"weights", "decoder"})
+        own = self.hashed(exclude={"source", "codec", "max_corrupt_fraction"})
         return {**own, "source": {"kind": self.source.kind}, "codec": codec}
 
 
@@ -115,20 +128,24 @@ class TrainConfig(Section):
     ema_decay: Fraction = 0.9999
     label_drop: Fraction = 0.1
     """Share of labels replaced by the null class, so that guidance has an unconditional model."""
-    precision: Literal["fp32", "tf32", "bf16"] = "tf32"
+    precision: Precision = "tf32"
     """Of matrix products; weights, EMA and optimizer state are float32 always."""
     seed: Seed = 0
+    schedule: Literal["linear"] = "linear"
+    """Noise schedule of the training chain, a row of `SCHEDULES` in dit/diffusion/schedule.py."""
+
+    LATER_KEYS: ClassVar[frozenset[str]] = frozenset({"schedule"})
 
     def identity(self) -> dict[str, Any]:
         """What decides the weights at any step."""
-        return self.model_dump(exclude={"steps"})
+        return self.hashed(exclude={"steps"})
 
 
 class SamplingConfig(Section):
     """The protocol by which every variant's images are drawn; the same noise and labels for all (paper, section 4)."""
 
     sampler: Literal["ddpm", "ddim"] = "ddpm"
-    steps: Annotated[Positive, Field(le=1000)] = 250
+    steps: Annotated[Positive, Field(le=DIFFUSION_STEPS)] = 250
     eta: float = Field(default=0.0, ge=0, le=1)
     """DDIM's noise: 0 is deterministic. Ignored by DDPM."""
     cfg_scale: float = Field(default=1.0, ge=0)
@@ -138,17 +155,19 @@ class SamplingConfig(Section):
     num_samples: Positive = 50_000
     labels: Literal["random", "balanced"] = "random"
     weights: Literal["ema", "raw"] = "ema"
-    precision: Literal["fp32", "tf32", "bf16"] = "tf32"
+    precision: Precision = "tf32"
     """Of the model's matrix products; the paper sampled with tf32. A CPU computes tf32 as fp32."""
     seed: Seed = 0
 
     @model_validator(mode="after")
     def _ddim_keeps_every_nth(self) -> SamplingConfig:
-        stride = -(-1000 // self.steps)
-        fewer = len(range(0, 1000, stride))
+        stride = -(-DIFFUSION_STEPS // self.steps)
+        fewer = len(range(0, DIFFUSION_STEPS, stride))
         if self.sampler == "ddim" and fewer != self.steps:
-            more = len(range(0, 1000, stride - 1))
-            raise ValueError(f"steps={self.steps}: DDIM keeps every n-th of 1000 steps; nearest are {fewer} and {more}")
+            more = len(range(0, DIFFUSION_STEPS, stride - 1))
+            raise ValueError(
+                f"steps={self.steps}: DDIM keeps every n-th of {DIFFUSION_STEPS} steps; nearest are {fewer} and {more}"
+            )
         return self
 
 
@@ -178,7 +197,7 @@ class EvaluationConfig(Section):
     extractor_sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
     """SHA-256 that the InceptionV3 weights must have; unset, the published file's. Other weights give another metric
     than FID, whatever its name."""
-    extractor_precision: Literal["fp32", "bf16"] = "fp32"
+    extractor_precision: FeaturePrecision = "fp32"
     reference: Annotated[DatasetReference | AdmReference, Field(discriminator="kind")] = DatasetReference(
         kind="dataset"
     )
@@ -210,7 +229,7 @@ class EvaluationConfig(Section):
 
     def identity(self) -> dict[str, Any]:
         """What decides a metric's value, given the samples."""
-        own = self.model_dump(exclude={"at_steps", "extractor_weights", "reference"})
+        own = self.hashed(exclude={"at_steps", "extractor_weights", "reference"})
         return {**own, "reference": {"kind": self.reference.kind}}
 
 
@@ -336,7 +355,7 @@ class StudyConfig(Section):
 
     def sampling_hash(self, spec: ModelSpec) -> str:
         """Binds a sample set to its checkpoint's training and the sampling protocol."""
-        return digest({"training": self.training_hash(spec), "sampling": self.sampling.model_dump()})
+        return digest({"training": self.training_hash(spec), "sampling": self.sampling.hashed()})
 
     def evaluation_hash(self, spec: ModelSpec) -> str:
         """Binds a metric to its samples and the evaluation protocol."""
@@ -348,14 +367,19 @@ class StudyConfig(Section):
             {
                 "dataset": self.dataset_hash(),
                 "train": self.train.identity(),
-                "sampling": self.sampling.model_dump(),
+                "sampling": self.sampling.hashed(),
                 "evaluation": self.evaluation.identity(),
             }
         )
 
     def to_yaml(self) -> str:
         """The whole study with every default spelled out; `study_file.load_text` reads it back to an equal study."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return as_yaml(self.model_dump(mode="json"))
+
+
+def as_yaml(tree: dict[str, Any]) -> str:
+    """YAML with the keys in the tree's order."""
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
 
 def _as_value_error(call: Any, argument: Any) -> Any:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Set
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -25,6 +26,10 @@ Natural = Annotated[Whole, Field(ge=0)]
 Seed = Annotated[Whole, Field(ge=0, lt=2**63)]
 """What numpy and torch both take."""
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Precision = Literal["fp32", "tf32", "bf16"]
+"""Of a model's matrix products."""
+FeaturePrecision = Literal["fp32", "bf16"]
+"""Of a feature extractor's."""
 Switch = Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_or_off)]
 
 
@@ -32,3 +37,14 @@ class Section(BaseModel):
     """A frozen part of the study file; a key it does not know is an error, and so is a number that is not finite."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+    LATER_KEYS: ClassVar[frozenset[str]] = frozenset()
+    """Keys that were added after results existed. A key with its default is in no hash, so these results stay valid."""
+
+    def hashed(self, exclude: Set[str] = frozenset()) -> dict[str, Any]:
+        """The keys and values that enter a hash, as JSON values; `exclude` names further keys to leave out."""
+        fields = type(self).model_fields
+        unset = {key for key in self.LATER_KEYS if getattr(self, key) == fields[key].get_default()}
+        tree = self.model_dump(mode="json", exclude={*exclude, *unset})
+        sections = {key: value for key, value in self if key in tree and isinstance(value, Section)}
+        return tree | {key: section.hashed() for key, section in sections.items()}

@@ -18,6 +18,8 @@ TRACKING_RUN = "tracking.json"
 REPORT_PAGE = "report.html"
 REPORT_RUNS = "runs.csv"
 REPORT_VERDICT = "verdict.json"
+INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
+"""InceptionV3's weights, named as torch-fidelity's release v0.2.0 names them."""
 
 
 def dataset(config: StudyConfig) -> str:

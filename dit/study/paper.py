@@ -33,7 +33,7 @@ class PublishedQuality(_Facts):
     recall: float
 
 
-class LossWindow(_Facts):
+class PublishedLoss(_Facts):
     """Mean training loss (mse + vb) of XL/2 over the steps `first_step` to `last_step`."""
 
     first_step: int
@@ -58,7 +58,7 @@ class Paper(_Facts):
     """Guidance scale -> what XL/2 reached."""
     seed_variance_400k: dict[str, tuple[float, ...]]
     """FID of repeated trainings: how far apart two seeds, or two frameworks, fall."""
-    loss_gates: tuple[LossWindow, ...]
+    loss_gates: tuple[PublishedLoss, ...]
     no_spatial_structure_loss: float
     """A model above this loss has learned no more than the latents' mean and variance."""
     latents: ChannelStats

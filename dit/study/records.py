@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from dit.errors import DataError, MismatchError
 from dit.study.hashing import digest
 
-Kind = Literal["supported", "contradicted", "undetermined"]
+ClaimVerdict = Literal["supported", "contradicted", "undetermined"]
 
 
 class Record(BaseModel):
@@ -299,7 +299,7 @@ class Claim(BaseModel):
 
     number: int
     statement: str
-    verdict: Kind
+    verdict: ClaimVerdict
     reason: str
     numbers: dict[str, Any]
 

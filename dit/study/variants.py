@@ -1,4 +1,4 @@
-"""The one table of model sizes: the paper's 12 models and a family small enough for a CPU.
+"""The one table of model sizes: the paper's 12 models and a family small enough for a CPU. A new size is one row.
 
 Torch-free, so that planning, submission and reporting can name models without loading a framework.
 """
@@ -38,6 +38,21 @@ class ModelSpec:
     def name(self) -> str:
         """The name people use, such as `DiT-XL/2`."""
         return f"{self.family}-{self.size}/{self.patch}"
+
+    @property
+    def size_index(self) -> int:
+        """Position among the sizes of its family; 0 is the smallest."""
+        return [size.name for size in FAMILIES[self.family]].index(self.size)
+
+    @property
+    def size_share(self) -> float:
+        """Where that is between the family's smallest size, 0, and its largest, 1."""
+        return self.size_index / max(1, len(FAMILIES[self.family]) - 1)
+
+    @property
+    def patch_index(self) -> int:
+        """Position among the patch sizes; 0 is the finest."""
+        return PATCHES.index(self.patch)
 
     @property
     def slug(self) -> str:
@@ -88,22 +103,46 @@ class ModelSpec:
         return self.macs(inputs) / 1e9
 
 
-# size: (depth, hidden, heads). Paper: Table 1. mini: the same progression at a size that two CPU cores train in
-# minutes; docs/digits.md says how its rows were chosen.
-_FAMILIES: dict[str, dict[str, tuple[int, int, int]]] = {
-    "DiT": {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)},
-    "mini": {"S": (2, 32, 2), "B": (3, 40, 4), "L": (4, 56, 4), "XL": (6, 96, 6)},
+@dataclass(frozen=True, slots=True)
+class Size:
+    """A model size of a family: one row of the table."""
+
+    name: str
+    depth: int
+    hidden: int
+    heads: int
+
+
+# From the smallest to the largest: claims and charts take the order from here. DiT: the paper's Table 1. mini: the same
+# progression at a size that two CPU cores train in minutes; docs/digits.md says how its rows were chosen.
+FAMILIES: dict[str, tuple[Size, ...]] = {
+    "DiT": (
+        Size("S", 12, 384, 6),
+        Size("B", 12, 768, 12),
+        Size("L", 24, 1024, 16),
+        Size("XL", 28, 1152, 16),
+    ),
+    "mini": (
+        Size("S", 2, 32, 2),
+        Size("B", 3, 40, 4),
+        Size("L", 4, 56, 4),
+        Size("XL", 6, 96, 6),
+    ),
 }
 PATCHES = (2, 4, 8)
 
-VARIANTS: dict[str, ModelSpec] = {
-    spec.name: spec
-    for family, sizes in _FAMILIES.items()
-    for size, (depth, hidden, heads) in sizes.items()
-    for patch in PATCHES
-    for spec in [ModelSpec(family, size, patch, depth, hidden, heads)]
-}
-SIZE_ORDER = ("S", "B", "L", "XL")
+
+def variants_of(family: str) -> dict[str, ModelSpec]:
+    """Every size of a family at every patch size, by name."""
+    specs = [
+        ModelSpec(family, size.name, patch, size.depth, size.hidden, size.heads)
+        for size in FAMILIES[family]
+        for patch in PATCHES
+    ]
+    return {spec.name: spec for spec in specs}
+
+
+VARIANTS: dict[str, ModelSpec] = {name: spec for family in FAMILIES for name, spec in variants_of(family).items()}
 
 
 def resolve(name: str) -> ModelSpec:

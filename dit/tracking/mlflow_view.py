@@ -7,13 +7,14 @@ state, compressed; the state's keys are those of MLflow's own "Save as new view"
 from __future__ import annotations
 
 import base64
+import colorsys
 import json
 import zlib
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
-from dit.study.variants import SIZE_ORDER, resolve
+from dit.study.variants import resolve
 
 STUDY_TAG = "dit.study"
 VARIANT_TAG = "dit.variant"
@@ -26,12 +27,9 @@ _DEFLATED = "deflate;"
 _AS_CHARTS = "&compareRunsMode=CHART&workflowType=machine_learning"
 _COMPUTE, _STEPS, _SAMPLES = "dit-compute", "dit-steps", "dit-samples"
 State = dict[str, Any]
-# A patch size has one hue; within it, the larger the model the darker.
-_COLOURS = {
-    2: ("#7fb3e6", "#4a90d9", "#1f6bb8", "#0b3d75"),
-    4: ("#f4b183", "#e8853d", "#c55f12", "#7f3a06"),
-    8: ("#8fd19e", "#55b06a", "#2c8544", "#145226"),
-}
+# A patch size has one hue, in degrees, the finest patch the first; within it, the larger the model the darker.
+_HUES = (210, 26, 134, 290, 345)
+_LIGHTEST, _DARKEST, _SATURATION = 0.7, 0.25, 0.7
 
 
 def view_tag(study: str) -> str:
@@ -62,7 +60,9 @@ def view_value(study: str, metric: str, step: int, created_ms: int) -> str:
 def colour(variant: str) -> str:
     """The colour of a variant's run in every chart."""
     spec = resolve(variant)
-    return _COLOURS[spec.patch][SIZE_ORDER.index(spec.size)]
+    lightness = _LIGHTEST + (_DARKEST - _LIGHTEST) * spec.size_share
+    rgb = colorsys.hls_to_rgb(_HUES[spec.patch_index % len(_HUES)] / 360, lightness, _SATURATION)
+    return "#" + "".join(f"{round(255 * part):02x}" for part in rgb)
 
 
 def is_ours(value: str) -> bool:

@@ -14,10 +14,11 @@ from dit.data.shard_set import ShardSet
 from dit.errors import MissingError
 from dit.results.stages import checkpoint
 from dit.results.state import require
-from dit.runtime.device import Precision, computed_in, tune_process
+from dit.runtime.device import computed_in, tune_process
 from dit.runtime.distributed import Ranks, session
 from dit.storage import write_record
 from dit.study import layout
+from dit.study.fields import Precision
 from dit.study.records import TrainRecord
 from dit.study.version import code_version
 from dit.tracking import Tracker, open_tracker

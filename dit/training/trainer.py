@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
 
 from dit.diffusion.losses import diffuse, training_losses
-from dit.diffusion.schedule import linear_schedule
+from dit.diffusion.schedule import SCHEDULES
 from dit.errors import MismatchError
 from dit.model.transformer import DiT, mismatch
 from dit.runtime.device import autocast, compiles, matmul_precision
@@ -46,7 +46,7 @@ class Trainer:
         self.window = LossWindow(ranks)
         share = train.global_batch // ranks.world_size
         self._micro_batch = min(fit.micro_batch or share, share)
-        self._schedule = linear_schedule()
+        self._schedule = SCHEDULES[train.schedule]()
         with torch.device("meta"):
             self.model = DiT(
                 spec, inputs, attention=fit.attention, activation_checkpointing=fit.activation_checkpointing

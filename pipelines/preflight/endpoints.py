@@ -22,8 +22,6 @@ from pipelines.preflight.finding import Finding, Site, failed, ok, unknown
 _SECONDS = 20
 _URI = "MLFLOW_TRACKING_URI"
 _USER, _PASSWORD = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
-# What a file is worth that no stage has fetched yet: only that it is there. Stages verify its content.
-_INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 
 
 def store(site: Site) -> Iterator[Finding]:
@@ -87,7 +85,7 @@ def _files(config: StudyConfig, store: Store) -> Iterator[Finding]:
         if dataset.codec.decoder:
             yield _folder("decoder", "dataset.codec.decoder", dataset.codec.decoder)
     if evaluation.extractor == "inception":
-        address = evaluation.extractor_weights or f"{store.url}/{layout.weights(_INCEPTION)}"
+        address = evaluation.extractor_weights or f"{store.url}/{layout.weights(layout.INCEPTION_FILE)}"
         yield _file("InceptionV3", "evaluation.extractor_weights", address)
     if isinstance(evaluation.reference, AdmReference):
         yield _file("reference", "evaluation.reference.path", evaluation.reference.path)
@@ -98,6 +96,7 @@ def _folder(subject: str, key: str, address: str) -> Finding:
 
 
 def _file(subject: str, key: str, address: str) -> Finding:
+    """Whether the file exists; the stage that reads it verifies its hash."""
     return _named(subject, key, address, lambda place, name: place.exists(name))
 
 

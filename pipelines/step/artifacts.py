@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from dit.claims.metric_names import interval, metric_name
 from dit.claims.results import load_results
+from dit.console import cell_text
 from dit.console.formatting import format_count
 from dit.storage import Store
 from dit.study.config import StudyConfig
@@ -41,7 +42,6 @@ def metrics_table(records: Sequence[MetricsRecord]) -> str:
 def verdict_text(config: StudyConfig, store: Store) -> str:
     """The study's verdict and its table in Markdown."""
     # The report's step has loaded these already; other steps need not.
-    from dit.report.page import cell_text
     from dit.report.tables import result_table
 
     results = load_results(config, store)

@@ -14,12 +14,12 @@ from dit.checkpoints.write import HostCopy
 from dit.data.loader import StepBatch
 from dit.health.steps import StepLosses
 from dit.planning.cost import memory
-from dit.runtime.device import Precision
 from dit.runtime.distributed import Ranks
 from dit.stages import prepare
 from dit.storage import Store, open_store, read_record
 from dit.study import layout
 from dit.study.config import FitConfig, StudyConfig, TrainConfig
+from dit.study.fields import Precision
 from dit.study.records import TrainRecord
 from dit.study.variants import InputSpec, ModelSpec, resolve
 from dit.training.trainer import Trainer

@@ -18,7 +18,7 @@ from study_records import fill, study
 from dit.cli.commands import run
 from dit.data.sources import iter_source_images
 from dit.errors import ConfigError, DataError, InputError, MismatchError, MissingError
-from dit.metrics.inputs import INCEPTION_FILE, INCEPTION_SHA256, read_adm_images
+from dit.metrics.inputs import INCEPTION_SHA256, read_adm_images
 from dit.sampling.noise import sample_labels
 from dit.stages import evaluate, prepare, sample
 from dit.storage import Store, open_store, read_record
@@ -350,5 +350,5 @@ def test_missing_inception_weights_are_one_line_before_any_work(
     output, errors = capsys.readouterr()
     assert output == ""
     assert re.fullmatch(r"dit: [^\n]+\n", errors)
-    assert all(part in errors for part in (INCEPTION_FILE, INCEPTION_SHA256, store.url))
+    assert all(part in errors for part in (layout.INCEPTION_FILE, INCEPTION_SHA256, store.url))
     assert store.list() == before

@@ -15,10 +15,6 @@ PUBLISHED = paper().models
 DIGITS = InputSpec(channels=1, size=8, classes=10)
 
 
-def test_all_twelve_are_there() -> None:
-    assert set(PUBLISHED) == {name for name in VARIANTS if name.startswith("DiT-")}
-
-
 @pytest.mark.parametrize("variant", list(PUBLISHED))
 def test_parameters_are_exactly_the_published_ones(variant: str) -> None:
     spec = resolve(variant)

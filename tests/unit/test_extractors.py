@@ -17,10 +17,11 @@ from dit.metrics import digits_extractor
 from dit.metrics.bootstrap import random_halves
 from dit.metrics.extractors import INCEPTION, Extractor, open_digits, open_inception
 from dit.metrics.frechet import FeatureSums, Gaussian, frechet_distance
-from dit.metrics.inputs import INCEPTION_FILE, INCEPTION_SHA256, find_inception
+from dit.metrics.inputs import INCEPTION_SHA256, find_inception
 from dit.metrics.precision_recall import Manifold
 from dit.metrics.torch_fidelity_api import create_feature_extractor
 from dit.storage import open_store
+from dit.study import layout
 
 from torch_fidelity.metric_prc import prc_features_to_metric  # isort: skip  (after the metrics, which mend torchvision)
 
@@ -40,7 +41,7 @@ def classifier(dataset: tuple[np.ndarray, np.ndarray]) -> tuple[dict[str, torch.
 
 @pytest.fixture(scope="module")
 def inception(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    path = tmp_path_factory.mktemp("weights") / INCEPTION_FILE
+    path = tmp_path_factory.mktemp("weights") / layout.INCEPTION_FILE
     return path, save_inception(path)
 
 
@@ -125,9 +126,9 @@ def test_published_weights_are_asked_for_by_name_place_and_digest(tmp_path: Path
     line = str(error.value)
     assert "\n" not in line
     for part in (
-        INCEPTION_FILE,
+        layout.INCEPTION_FILE,
         INCEPTION_SHA256,
-        f"{tmp_path}/weights/{INCEPTION_FILE}",
+        f"{tmp_path}/weights/{layout.INCEPTION_FILE}",
         "evaluation.extractor_weights",
     ):
         assert part in line
@@ -140,7 +141,7 @@ def test_a_named_file_that_is_missing_is_named(tmp_path: Path) -> None:
 
 
 def test_other_weights_are_refused_unless_they_are_meant(tmp_path: Path) -> None:
-    path = tmp_path / "weights" / INCEPTION_FILE
+    path = tmp_path / "weights" / layout.INCEPTION_FILE
     path.parent.mkdir()
     path.write_bytes(b"other weights")
     store = open_store(tmp_path)
@@ -153,7 +154,7 @@ def test_other_weights_are_refused_unless_they_are_meant(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("content", [b"nothing of the kind", "a dictionary"])
 def test_a_file_that_holds_no_such_weights_is_one_line(tmp_path: Path, content: bytes | str) -> None:
-    path = tmp_path / INCEPTION_FILE
+    path = tmp_path / layout.INCEPTION_FILE
     if isinstance(content, bytes):
         path.write_bytes(content)
     else:

@@ -13,7 +13,7 @@ from dit.metrics.extractors import Features
 from dit.metrics.frechet import FeatureSums, FrechetReference, FrechetResampler
 from dit.metrics.precision_recall import Manifold
 from dit.metrics.reference import Reference
-from dit.metrics.sample_metrics import Judge
+from dit.metrics.sample_metrics import SampleMetrics
 from dit.study.config import EvaluationConfig
 
 
@@ -57,11 +57,11 @@ def test_the_interval_of_a_mean_is_that_of_the_normal_law() -> None:
     assert (found.high - found.low) / 2 == pytest.approx(1.96 * values.std() / np.sqrt(1000), rel=0.1)
 
 
-def judge(real: torch.Tensor) -> Judge:
+def sample_metrics(real: torch.Tensor) -> SampleMetrics:
     sums = FeatureSums(real.shape[1])
     sums.add(real)
     evaluation = EvaluationConfig(at_steps=(1,), extractor="digits", resamples=100)
-    return Judge(Reference(sums.gaussian(), real, len(real)), evaluation, torch.device("cpu"))
+    return SampleMetrics(Reference(sums.gaussian(), real, len(real)), evaluation, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("wrong", [0, 1, 9, 10])
@@ -69,7 +69,7 @@ def test_the_interval_of_a_share_lies_between_none_and_all(wrong: int) -> None:
     real = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
     labels = np.array([1] * wrong + [0] * (10 - wrong))
     logits = torch.tensor([[1.0, 0.0]]).repeat(10, 1)
-    metrics, _ = judge(real).measure(Features(real[:10], logits), labels)
+    metrics, _ = sample_metrics(real).measure(Features(real[:10], logits), labels)
     assert metrics["label_accuracy"].value == pytest.approx(1 - wrong / 10)
     for name in ("label_accuracy", "precision", "recall"):
         assert 0 <= metrics[name].low <= metrics[name].value <= metrics[name].high <= 1
@@ -85,7 +85,7 @@ def test_the_interval_of_recall_is_what_other_generated_images_would_make_of_it(
     redrawn = [float(Manifold(generated()).covers(real).float().mean()) for _ in range(100)]
     low, high = np.quantile(redrawn, [0.025, 0.975])
     labels, logits = np.zeros(200, dtype=np.int64), torch.zeros(200, 2)
-    found = [judge(real).measure(Features(generated(), logits), labels)[0]["recall"] for _ in range(5)]
+    found = [sample_metrics(real).measure(Features(generated(), logits), labels)[0]["recall"] for _ in range(5)]
     assert np.mean([each.high - each.low for each in found]) == pytest.approx(high - low, rel=0.25)
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dit.report.axes import NARROW, PLOT_HEIGHT, log_ticks, padded
 from dit.report.evidence import CURVE_POINTS, thin
-from dit.report.plots import LABEL_HEIGHT, Point, _end_labels
+from dit.report.plots import LABEL_HEIGHT, ChartPoint, _end_labels
 from dit.study.records import Estimate
 from dit.study.variants import VARIANTS
 
@@ -28,7 +28,7 @@ def test_every_axis_has_a_readable_number_of_ticks(start: float, decades: float)
 def test_labels_at_the_ends_of_lines_keep_apart(values: list[float]) -> None:
     specs = list(VARIANTS.values())
     ends = [
-        Point(specs[i], 400.0, "step 400", Estimate(value=value, low=value, high=value))
+        ChartPoint(specs[i], 400.0, "step 400", Estimate(value=value, low=value, high=value))
         for i, value in enumerate(values)
     ]
     y_range = padded(values, 0.08, 0.1)

@@ -1,0 +1,35 @@
+"""The table of metrics. A new metric is one row and the function that it names. Torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One number that a sample set is measured by."""
+
+    name: str
+    """Key in records, in runs.csv and on the tracking server."""
+    label: str
+    """Name in tables and charts."""
+    lower_is_better: bool
+    function: str
+    """`module:function`, imported when a sample set is measured: (SampleFeatures) -> Measurement, or None where it is
+    not defined for these samples."""
+    extractor: str | None = None
+    """The only extractor whose features it is defined for; None for any."""
+
+
+_FUNCTIONS = "dit.metrics.sample_metrics"
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("fid", "FID", True, f"{_FUNCTIONS}:frechet", "inception"),
+        Metric("fd_digits", "Fréchet distance (digits)", True, f"{_FUNCTIONS}:frechet", "digits"),
+        Metric("isc", "Inception Score", False, f"{_FUNCTIONS}:inception_score", "inception"),
+        Metric("label_accuracy", "Label accuracy", False, f"{_FUNCTIONS}:label_accuracy", "digits"),
+        Metric("precision", "Precision", False, f"{_FUNCTIONS}:precision"),
+        Metric("recall", "Recall", False, f"{_FUNCTIONS}:recall"),
+    )
+}
