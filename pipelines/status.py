@@ -30,12 +30,11 @@ from pipelines.jobs.watch import look
 from pipelines.progress import Stage, progress, stage_names
 from pipelines.runs.model import Run
 from pipelines.runs.status_table import COLUMNS, JobView, rows, under_way
-from pipelines.runs.steps import RUN_LABEL, last_death, steps, waiting
+from pipelines.runs.steps import last_death, steps, waiting
 from pipelines.runs.workflow import seen_in
 from pipelines.step.step import Run as Submitted
 
 _PAUSE_SECONDS = 10.0
-_KFP_ENDPOINT = "KFP_ENDPOINT"
 _CHANGEABLE = ("steps", "cfg", "samples", "seed", "overrides")
 """Parameters of a run, besides its root and image."""
 T = TypeVar("T")
@@ -80,11 +79,11 @@ def _look(config: StudyConfig, root: str, run_id: str | None, experiment: str) -
         # A folder of this machine: nothing of it runs elsewhere.
         view.stages = progress(config, open_store(root))
         return view
-    if run_id or os.environ.get(_KFP_ENDPOINT):
+    if run_id or os.environ.get(names.KFP_ENDPOINT):
         view.run = _try(view, lambda: _find_run(config, run_id, experiment, view))
         config, root = view.config, view.root
     else:
-        view.remarks.append(f"Kubeflow Pipelines was not asked: {_KFP_ENDPOINT} is not set")
+        view.remarks.append(f"Kubeflow Pipelines was not asked: {names.KFP_ENDPOINT} is not set")
     cluster = _try(view, lambda: Cluster.connect().within(config.cluster.namespace))
     if cluster is not None:
         view.jobs = _try(view, lambda: _jobs(config, root, cluster, view)) or []
@@ -144,7 +143,7 @@ def _look_at_steps(view: _View, run: Run, cluster: Cluster) -> None:
 
 def _waiting_steps(run: Run, cluster: Cluster) -> list[str]:
     """Why pods of steps do not run, and why earlier ones failed that are tried again."""
-    pods = cluster.pods(f"{RUN_LABEL}={run.uid}")
+    pods = cluster.pods(f"{names.KFP_RUN}={run.uid}")
     found = [f"{step}: {why}" for step, why in waiting(run, pods).items()]
     for step in steps(run):
         death = last_death(run, step.name, pods) if step.state == "RUNNING" else None

@@ -22,11 +22,11 @@ from dit.study.config import StudyConfig
 from pipelines.cluster.client import ApiUnavailable, Cluster
 from pipelines.cluster.retry import patiently
 from pipelines.compile import compile_study, pushed_image
-from pipelines.jobs.names import LAUNCHER, RUNS_NAMESPACE
+from pipelines.jobs.names import KFP_ENDPOINT, KFP_RUN, LAUNCHER, RUNS_NAMESPACE
 from pipelines.preflight.check import preflight
-from pipelines.runs.api import ENDPOINT, EXPERIMENT, Pipelines, PipelinesUnavailable, endpoint_of
+from pipelines.runs.api import EXPERIMENT, Pipelines, PipelinesUnavailable, endpoint_of
 from pipelines.runs.model import SUCCEEDED, Run
-from pipelines.runs.steps import CONTAINER, RUN_LABEL, failures, last_death, reason_in, steps
+from pipelines.runs.steps import CONTAINER, failures, last_death, reason_in, steps
 from pipelines.runs.workflow import seen_in
 
 POLL_SECONDS = 10.0
@@ -115,10 +115,10 @@ def _failure(pipelines: Pipelines, run: Run, namespace: str) -> str:
 
 def reasons(run: Run, titles: Sequence[str], namespace: str) -> dict[str, str]:
     """Step -> why it failed, in the words of its newest pod; where there is no telling, how to find out."""
-    see = f"kubectl get pods -n {namespace} -l {RUN_LABEL}={run.uid}"
+    see = f"kubectl get pods -n {namespace} -l {KFP_RUN}={run.uid}"
     try:
         cluster = Cluster.connect().within(namespace)
-        pods = cluster.pods(f"{RUN_LABEL}={run.uid}")
+        pods = cluster.pods(f"{KFP_RUN}={run.uid}")
         return {title: _reason(cluster, title, last_death(run, title, pods)) or f"failed; {see}" for title in titles}
     except DitError as error:
         return {title: f"failed; {see}; its pods cannot be asked from here: {error}" for title in titles}
@@ -159,7 +159,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--root", help="store of all results: s3://bucket/prefix")
     parser.add_argument("--image", help="image of all steps and jobs, by digest (default: the one last pushed)")
     parser.add_argument("--set", dest="overrides", metavar="KEY=VALUE", action="append", default=[])
-    parser.add_argument("--endpoint", help=f"server of Kubeflow Pipelines (default: {ENDPOINT})")
+    parser.add_argument("--endpoint", help=f"server of Kubeflow Pipelines (default: {KFP_ENDPOINT})")
     parser.add_argument("--runs-namespace", default=RUNS_NAMESPACE, help="where steps run (default: %(default)s)")
     parser.add_argument("--experiment", default=EXPERIMENT, help="made where missing (default: %(default)s)")
     parser.add_argument("--run", metavar="NAME", help="name of the run (default: the study's, and the time)")

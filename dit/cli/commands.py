@@ -15,7 +15,7 @@ import typer
 from dit.cli.options import Experiment, Overrides, Root, RunId, Step, Study, Variants, Watch, parse_part
 from dit.cli.plugins import orchestrator
 from dit.console.program import INTERRUPTED
-from dit.errors import ConfigError, DitError
+from dit.errors import ConfigError, DitError, one_line
 
 if TYPE_CHECKING:
     from dit.storage import Store
@@ -288,7 +288,7 @@ def run(arguments: list[str]) -> int:
     except typer.TyperException as error:
         message, code = f"{error.format_message().rstrip('.')}; try 'dit --help'", error.exit_code
     rank = f" (rank {os.environ.get('RANK', '0')})" if os.environ.get("WORLD_SIZE", "1") != "1" else ""
-    typer.echo(f"dit: {' '.join(message.split())}{rank}", err=True)
+    typer.echo(f"dit: {one_line(message)}{rank}", err=True)
     return code
 
 

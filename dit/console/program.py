@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from dit.errors import DitError
+from dit.errors import DitError, one_line
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as a shell has it."""
@@ -28,7 +28,7 @@ def exit_code(run: Callable[[], object], interrupted: str = "interrupted") -> in
 
 def complain(what: object) -> None:
     """Say on one line of standard error what went wrong."""
-    sys.stderr.write(f"dit: {' '.join(str(what).split())}\n")
+    sys.stderr.write(f"dit: {one_line(what)}\n")
 
 
 def parser(module: str, purpose: str | None) -> argparse.ArgumentParser:

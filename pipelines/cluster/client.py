@@ -13,7 +13,7 @@ import urllib3
 from kubernetes import client as k8s
 from kubernetes import config as k8s_config
 
-from dit.errors import DitError, InputError
+from dit.errors import DitError, InputError, one_line
 from pipelines.cluster.objects import Object, Resource
 
 WORKFLOWS = Resource("argoproj.io", "v1alpha1", "workflows", "Workflow")
@@ -64,7 +64,7 @@ class Cluster:
                 own = k8s_config.list_kube_config_contexts(file)[1]["context"].get("namespace", "default")
         except (k8s_config.ConfigException, OSError) as error:
             raise InputError(
-                f"no cluster: {' '.join(str(error).split())}; set KUBECONFIG to the file of a"
+                f"no cluster: {one_line(error)}; set KUBECONFIG to the file of a"
                 " cluster; kubectl get namespaces"
             ) from None
         settings = k8s.Configuration.get_default_copy()
@@ -212,12 +212,12 @@ def _translated() -> Iterator[None]:
             raise ApiUnavailable(f"the cluster's API: {message}") from error
         raise ApiRefused(message, error.status) from error
     except (urllib3.exceptions.HTTPError, OSError) as error:
-        raise ApiUnavailable(f"the cluster's API cannot be reached: {' '.join(str(error).split())}") from error
+        raise ApiUnavailable(f"the cluster's API cannot be reached: {one_line(error)}") from error
 
 
 def _message(error: k8s.ApiException) -> str:
     try:
-        return " ".join(str(json.loads(error.body)["message"]).split())
+        return one_line(json.loads(error.body)["message"])
     except (TypeError, ValueError, KeyError):
         return f"{error.status} {error.reason}"
 

@@ -24,8 +24,6 @@ from pipelines.jobs.spec import JobSpec, Workflow, job_spec
 from pipelines.jobs.submit import submit
 from pipelines.jobs.watch import POLL_SECONDS, JobFailed, wait
 
-_POD_VARIABLE = "KFP_POD_NAME"
-_RUN_LABEL = "pipeline/runid"
 _PODS_END_SECONDS = 60.0
 
 
@@ -85,11 +83,11 @@ def in_run(spec: JobSpec, cluster: Cluster) -> JobSpec:
 
     `cluster` is the namespace of this pod.
     """
-    name = os.environ.get(_POD_VARIABLE)
+    name = os.environ.get(names.KFP_POD)
     pod = cluster.pod(name) if name else None
     if pod is None:
         return spec
     metadata = pod["metadata"]
     owners = [one for one in metadata.get("ownerReferences") or [] if one["kind"] == WORKFLOWS.kind]
     workflow = Workflow(cluster.namespace, owners[0]["name"], owners[0]["uid"]) if owners else None
-    return replace(spec, run_id=metadata.get("labels", {}).get(_RUN_LABEL), workflow=workflow)
+    return replace(spec, run_id=metadata.get("labels", {}).get(names.KFP_RUN), workflow=workflow)

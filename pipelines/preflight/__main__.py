@@ -12,9 +12,9 @@ import sys
 from dit.console import program
 from dit.errors import InputError
 from dit.study import study_file
-from pipelines.jobs.names import RUNS_NAMESPACE
+from pipelines.jobs.names import KFP_ENDPOINT, RUNS_NAMESPACE
 from pipelines.preflight.check import preflight
-from pipelines.runs.api import ENDPOINT, endpoint_of
+from pipelines.runs.api import endpoint_of
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = program.parser("pipelines.preflight", __doc__)
     program.add_study(parser)
     program.add_root(parser)
-    parser.add_argument("--endpoint", help=f"server of Kubeflow Pipelines (default: {ENDPOINT}; without, jobs alone)")
+    parser.add_argument("--endpoint", help=f"server of Kubeflow Pipelines (default: {KFP_ENDPOINT}; without, jobs alone)")
     parser.add_argument("--runs-namespace", default=RUNS_NAMESPACE, help="where steps run (default: %(default)s)")
     options = parser.parse_args(arguments)
     return program.exit_code(lambda: _check(options))
@@ -32,7 +32,7 @@ def _check(options: argparse.Namespace) -> None:
     config = study_file.load(options.study, options.overrides)
     if not options.root.startswith("s3://"):
         raise InputError(f"root {options.root}: pods reach no folder of this machine; give s3://bucket/prefix")
-    given = options.endpoint or os.environ.get(ENDPOINT)
+    given = options.endpoint or os.environ.get(KFP_ENDPOINT)
     preflight(config, options.root, endpoint_of(given) if given else None, options.runs_namespace)
 
 

@@ -9,7 +9,7 @@ from dit.console import table
 from dit.errors import DitError, InputError
 from dit.study.config import StudyConfig
 from pipelines.cluster.client import FORBIDDEN, ApiRefused, Cluster
-from pipelines.jobs.names import RUNS_NAMESPACE
+from pipelines.jobs.names import KFP_ENDPOINT, RUNS_NAMESPACE
 from pipelines.preflight import capacity, endpoints, objects, permissions
 from pipelines.preflight.finding import Check, Finding, Mark, Site, failed, ok, unknown
 from pipelines.runs.api import Pipelines
@@ -71,7 +71,7 @@ def _made(subject: str, check: Check, site: Site) -> Iterator[Finding]:
 def _server(endpoint: str | None) -> Iterator[Finding]:
     subject = "Kubeflow Pipelines"
     if endpoint is None:
-        yield unknown(subject, "not asked: KFP_ENDPOINT is not set, so the rest is checked for jobs started by hand")
+        yield unknown(subject, f"not asked: {KFP_ENDPOINT} is not set, so the rest is checked for jobs started by hand")
         return
     try:
         yield ok(subject, f"{endpoint} answers, version {Pipelines(endpoint).version()}")

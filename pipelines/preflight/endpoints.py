@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
-from dit.errors import DitError, MissingError, StoreError
+from dit.errors import DitError, MissingError, StoreError, one_line
 from dit.storage import Store, open_store, read_record
 from dit.study import layout
 from dit.study.config import AdmReference, StudyConfig, TarSource, VaeCodec
@@ -149,7 +149,7 @@ def _asked(site: Site, address: str, local: str, variables: Mapping[str, str]) -
         with ask(request, timeout=_SECONDS):
             return ok(subject, f"answers {where}, and takes the password")
     except urllib.error.HTTPError as error:
-        said = " ".join(error.read(200).decode(errors="replace").split())
+        said = one_line(error.read(200).decode(errors="replace"))
         remedy = {
             401: f"the password is not the server's; {see('secret', site.namespace, 'dit-mlflow')}",
             403: "add the name to MLFLOW_SERVER_ALLOWED_HOSTS in mlflow/deployment.yaml, then make deploy",

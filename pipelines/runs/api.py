@@ -20,10 +20,10 @@ import urllib3
 import yaml
 from kfp.client import Client
 
-from dit.errors import DitError, InputError
+from dit.errors import DitError, InputError, one_line, root_cause
+from pipelines.jobs.names import KFP_ENDPOINT
 from pipelines.runs.model import Run, load_package, run_of, spec_of
 
-ENDPOINT = "KFP_ENDPOINT"
 EXPERIMENT = "dit"
 
 _TIMEOUT = (5, 30)
@@ -39,15 +39,15 @@ class PipelinesUnavailable(DitError):
 
 def endpoint_of(given: str | None) -> str:
     """The address given, or that of the environment; InputError where there is none, or it is none."""
-    address = (given or os.environ.get(ENDPOINT) or "").rstrip("/")
+    address = (given or os.environ.get(KFP_ENDPOINT) or "").rstrip("/")
     if not address:
         raise InputError(
-            f"no server of Kubeflow Pipelines is named; set {ENDPOINT}, such as"
-            f" {ENDPOINT}=http://localhost:8888 after kubectl port-forward -n kubeflow service/ml-pipeline 8888:8888"
+            f"no server of Kubeflow Pipelines is named; set {KFP_ENDPOINT}, such as"
+            f" {KFP_ENDPOINT}=http://localhost:8888 after kubectl port-forward -n kubeflow service/ml-pipeline 8888:8888"
         )
     parts = urlsplit(address)
     if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise InputError(f"{ENDPOINT}={address}: no address; give http://HOST:PORT or https://HOST")
+        raise InputError(f"{KFP_ENDPOINT}={address}: no address; give http://HOST:PORT or https://HOST")
     return address
 
 
@@ -75,7 +75,7 @@ class Pipelines:
             healthy = None
         if healthy is None or healthy.multi_user is None:
             raise InputError(
-                f"{self.endpoint} answers, and not as Kubeflow Pipelines 2 does; correct {ENDPOINT};"
+                f"{self.endpoint} answers, and not as Kubeflow Pipelines 2 does; correct {KFP_ENDPOINT};"
                 f" curl {self.endpoint}/apis/v2beta1/healthz"
             )
         # Only the older interface tells the version, and not every gateway lets it through.
@@ -169,11 +169,11 @@ class Pipelines:
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise PipelinesUnavailable(
                 f"Kubeflow Pipelines at {self.endpoint} cannot be reached ({_cause(error)}); start its server, or"
-                f" correct {ENDPOINT}"
+                f" correct {KFP_ENDPOINT}"
             ) from error
         except (server.OpenApiException, ValueError, TypeError, AttributeError) as error:
             raise DitError(
-                f"{self.endpoint}: its answer is not that of Kubeflow Pipelines 2 ({_line(error)}); correct {ENDPOINT}"
+                f"{self.endpoint}: its answer is not that of Kubeflow Pipelines 2 ({one_line(error)}); correct {KFP_ENDPOINT}"
             ) from error
 
     def _answered(self, error: server.ApiException) -> DitError:
@@ -211,16 +211,11 @@ class _Client(Client):  # type: ignore[misc]
 def _message(error: server.ApiException) -> str:
     try:
         tree = yaml.safe_load(error.body)
-        return _line(tree.get("message") or tree["error"])
+        return one_line(tree.get("message") or tree["error"])
     except (yaml.YAMLError, AttributeError, KeyError, TypeError):
         return f"{error.status} {error.reason}"
 
 
 def _cause(error: BaseException) -> str:
-    while error.__cause__ or error.__context__:
-        error = error.__cause__ or error.__context__ or error
-    return (error.strerror if isinstance(error, OSError) else None) or _line(error)
-
-
-def _line(text: object) -> str:
-    return " ".join(str(text).split())
+    inner = root_cause(error)
+    return (inner.strerror if isinstance(inner, OSError) else None) or one_line(inner)

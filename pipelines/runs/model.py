@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from dit.errors import InputError
+from dit.errors import InputError, one_line
 
 SUCCEEDED, FAILED = "SUCCEEDED", "FAILED"
 ENDED = frozenset({SUCCEEDED, FAILED, "CANCELED", "SKIPPED"})
@@ -125,8 +125,4 @@ def _time(found: datetime | None) -> datetime | None:
 
 
 def _said(error: Any) -> str:
-    return _line(error.message) if error is not None and error.message else ""
-
-
-def _line(text: object) -> str:
-    return " ".join(str(text).split())
+    return one_line(error.message) if error is not None and error.message else ""

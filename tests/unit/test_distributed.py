@@ -138,5 +138,5 @@ def test_a_rank_that_dies_or_hangs_fails_the_others_with_one_line() -> None:
             finally:
                 lost.kill()
                 lost.communicate()
-            assert survivor.returncode == 1
+            assert survivor.returncode == PeerError.exit_code
             assert "seen: lost contact with the other ranks" in err
