@@ -64,8 +64,7 @@ class Cluster:
                 own = k8s_config.list_kube_config_contexts(file)[1]["context"].get("namespace", "default")
         except (k8s_config.ConfigException, OSError) as error:
             raise InputError(
-                f"no cluster: {one_line(error)}; set KUBECONFIG to the file of a"
-                " cluster; kubectl get namespaces"
+                f"no cluster: {one_line(error)}; set KUBECONFIG to the file of a cluster; kubectl get namespaces"
             ) from None
         settings = k8s.Configuration.get_default_copy()
         settings.connection_pool_maxsize = _CONNECTIONS

@@ -47,7 +47,9 @@ def _suspended(spec: JobSpec, kind: JobKind, snapshot: Snapshot) -> Reason:
         )
     message = one_line(reserved.get("message") or reserved.get("reason") or "")
     unrecoverable = reserved.get("reason") == "Inadmissible" or bool(_NO_ROOM_EVER.search(message))
-    remedy = "ask for less, or for another cluster.queue" if unrecoverable else "it starts by itself when quota becomes free"
+    remedy = (
+        "ask for less, or for another cluster.queue" if unrecoverable else "it starts by itself when quota becomes free"
+    )
     return Reason(
         f"{place} waits in queue {spec.cluster.queue}: {message}",
         f"{remedy}; kubectl describe workload -n {spec.namespace} {workload['metadata']['name']}",

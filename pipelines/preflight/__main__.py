@@ -22,7 +22,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = program.parser("pipelines.preflight", __doc__)
     program.add_study(parser)
     program.add_root(parser)
-    parser.add_argument("--endpoint", help=f"server of Kubeflow Pipelines (default: {KFP_ENDPOINT}; without, jobs alone)")
+    parser.add_argument(
+        "--endpoint", help=f"server of Kubeflow Pipelines (default: {KFP_ENDPOINT}; without, jobs alone)"
+    )
     parser.add_argument("--runs-namespace", default=RUNS_NAMESPACE, help="where steps run (default: %(default)s)")
     options = parser.parse_args(arguments)
     return program.exit_code(lambda: _check(options))

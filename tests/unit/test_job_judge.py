@@ -42,7 +42,12 @@ def job(*conditions: dict[str, Any], uid: str = "job-1") -> dict[str, Any]:
 
 
 def pod(index: int, phase: str = "Running", **status: Any) -> dict[str, Any]:
-    metadata = {"name": f"{NAME}-worker-{index}", "namespace": "dit-scaling", "uid": f"pod-{index}", "creationTimestamp": BORN}
+    metadata = {
+        "name": f"{NAME}-worker-{index}",
+        "namespace": "dit-scaling",
+        "uid": f"pod-{index}",
+        "creationTimestamp": BORN,
+    }
     return {"metadata": metadata, "status": {"phase": phase, **status}}
 
 
