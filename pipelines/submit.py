@@ -20,7 +20,7 @@ from dit.errors import DitError, InputError
 from dit.study import study_file
 from dit.study.config import StudyConfig
 from pipelines.cluster.client import ApiUnavailable, Cluster
-from pipelines.cluster.retry import patiently
+from pipelines.cluster.retry import retry
 from pipelines.compile import compile_study, pushed_image
 from pipelines.jobs.names import KFP_ENDPOINT, KFP_RUN, LAUNCHER, RUNS_NAMESPACE
 from pipelines.preflight.check import preflight
@@ -61,7 +61,7 @@ def wait(pipelines: Pipelines, uid: str, patience: float, namespace: str = RUNS_
     told: dict[str, str] = {}
     workflows = _Workflows(namespace)
     while True:
-        run = workflows.seen(patiently(lambda: pipelines.run(uid), PipelinesUnavailable, patience))
+        run = workflows.seen(retry(lambda: pipelines.run(uid), PipelinesUnavailable, patience))
         for step in steps(run):
             if step.state and told.get(step.name) != step.state:
                 say(f"{step.name}: {step.state.lower()}")

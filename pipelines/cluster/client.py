@@ -103,10 +103,10 @@ class Cluster:
 
     def find(self, resource: Resource, selector: str) -> list[dict[str, Any]]:
         """Objects with these labels; none where the cluster does not know the kind."""
-        found = _absent_as_none(
+        answer = _absent_as_none(
             lambda: self._call(self._custom.list_namespaced_custom_object, *self._of(resource), label_selector=selector)
         )
-        return found["items"] if found else []
+        return answer["items"] if answer else []
 
     def patch(self, resource: Resource, name: str, change: Object) -> dict[str, Any]:
         """Merge `change` into an object."""
@@ -143,8 +143,8 @@ class Cluster:
 
     def pod(self, name: str) -> dict[str, Any] | None:
         """One pod, None where there is none."""
-        found = self._items(self._core.list_namespaced_pod, field_selector=f"metadata.name={name}")
-        return found[0] if found else None
+        answer = self._items(self._core.list_namespaced_pod, field_selector=f"metadata.name={name}")
+        return answer[0] if answer else None
 
     def events(self, kind: str, name: str) -> list[dict[str, Any]]:
         """Events about one object."""

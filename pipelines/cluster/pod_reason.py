@@ -45,7 +45,7 @@ def why_pending(pod: Object, events: Sequence[Object] = ()) -> Reason | None:
     scheduled = condition(pod, "PodScheduled")
     if scheduled is not None and scheduled["status"] == "False":
         message = one_line(scheduled.get("message") or scheduled.get("reason") or "")
-        return Reason(f"{place} finds no node: {message}", f"it waits for room: kubectl describe nodes; {describe}")
+        return Reason(f"{place} finds no node: {message}", "it waits for room: kubectl describe nodes")
     for status in _statuses(pod):
         waiting = status.get("state", {}).get("waiting") or {}
         cause, message = waiting.get("reason"), one_line(waiting.get("message") or "")

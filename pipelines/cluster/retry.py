@@ -22,7 +22,7 @@ def pauses() -> Iterator[float]:
         pause = min(2 * pause, _LONGEST)
 
 
-def patiently(call: Callable[[], T], transient: type[DitError], limit: float) -> T:
+def retry(call: Callable[[], T], transient: type[DitError], limit: float) -> T:
     """What `call` returns, tried again for `limit` seconds while it raises `transient`; then that error."""
     started = time.monotonic()
     for pause in pauses():

@@ -15,7 +15,7 @@ from dit.study.records import Record
 from dit.tracking import end_failed
 from pipelines.cluster.client import WORKFLOWS, ApiUnavailable, Cluster
 from pipelines.cluster.objects import pod_phase
-from pipelines.cluster.retry import patiently
+from pipelines.cluster.retry import retry
 from pipelines.jobs import names
 from pipelines.jobs.names import Stage
 from pipelines.jobs.registry import kind_of
@@ -37,17 +37,17 @@ def launch(config: StudyConfig, store: Store, spec: JobSpec, cluster: Cluster) -
     api, name = config.cluster.patience.api, spec.variant.name
     cluster = cluster.within(spec.namespace)
     try:
-        return patiently(lambda: records(config, store, name, spec.stage), StoreError, api)
+        return retry(lambda: records(config, store, name, spec.stage), StoreError, api)
     except ResultMissing as missing:
         say(f"{spec.name}: {missing}; a job makes it")
-    uid = patiently(lambda: submit(cluster, spec), ApiUnavailable, api)
+    uid = retry(lambda: submit(cluster, spec), ApiUnavailable, api)
     try:
         wait(cluster, spec, uid)
     except JobFailed as error:
         _track(config, store, spec, cluster, error)
         raise
     try:
-        return patiently(lambda: records(config, store, name, spec.stage), StoreError, api)
+        return retry(lambda: records(config, store, name, spec.stage), StoreError, api)
     except ResultMissing as missing:
         kind = kind_of(spec).resource.kind
         raise DitError(
@@ -73,8 +73,8 @@ def run(stage: Stage, study: str, root: str, overrides: list[str], variant: str,
     config = study_file.load_text(study, overrides)
     cluster = Cluster.connect()
     spec = job_spec(config, variant, stage, root, image)
-    spec = patiently(lambda: in_run(spec, cluster), ApiUnavailable, config.cluster.patience.api)
-    store = patiently(lambda: open_store(root), StoreError, config.cluster.patience.api)
+    spec = retry(lambda: in_run(spec, cluster), ApiUnavailable, config.cluster.patience.api)
+    store = retry(lambda: open_store(root), StoreError, config.cluster.patience.api)
     return launch(config, store, spec, cluster)
 
 
@@ -88,6 +88,6 @@ def in_run(spec: JobSpec, cluster: Cluster) -> JobSpec:
     if pod is None:
         return spec
     metadata = pod["metadata"]
-    owners = [one for one in metadata.get("ownerReferences") or [] if one["kind"] == WORKFLOWS.kind]
+    owners = [owner for owner in metadata.get("ownerReferences") or [] if owner["kind"] == WORKFLOWS.kind]
     workflow = Workflow(cluster.namespace, owners[0]["name"], owners[0]["uid"]) if owners else None
     return replace(spec, run_id=metadata.get("labels", {}).get(names.KFP_RUN), workflow=workflow)

@@ -107,7 +107,7 @@ class Supervisor:
         return due
 
     def _timeout(self, updates: tuple[str, ...], reason: Reason | None, now: float) -> Decision:
-        retry = self._spec.cluster.patience
+        limits = self._spec.cluster.patience
         why = (
             str(reason)
             if reason
@@ -115,10 +115,10 @@ class Supervisor:
         )
         # Of a job that has run, a worker that lost its node, or a queue that somebody holds, may come back.
         stuck_since = None if self._has_run else self._unrecoverable_since
-        if stuck_since is not None and now - stuck_since >= retry.hopeless:
+        if stuck_since is not None and now - stuck_since >= limits.hopeless:
             return Decision(updates, Phase.FAILED, f"{self.place} cannot start: {why}", abandoned=True)
-        if self._incomplete_since is not None and now - self._incomplete_since >= retry.start:
-            waited = format_duration(retry.start)
+        if self._incomplete_since is not None and now - self._incomplete_since >= limits.start:
+            waited = format_duration(limits.start)
             what = "did not get all of its pods back" if self._has_run else "did not start"
             error = f"{self.place} {what} within {waited} (cluster.patience.start): {why}"
             return Decision(updates, Phase.FAILED, error, abandoned=True)

@@ -9,7 +9,7 @@ from dit.console import say
 from dit.errors import DitError
 from pipelines.cluster.client import FORBIDDEN, UNAUTHORIZED, WORKLOADS, ApiRefused, ApiUnavailable, Cluster
 from pipelines.cluster.objects import Object, pod_name, pod_phase
-from pipelines.cluster.retry import patiently
+from pipelines.cluster.retry import retry
 from pipelines.jobs.failure_cause import OUT_OF_MEMORY, own_message, rank_of
 from pipelines.jobs.kind import JobKind, Phase
 from pipelines.jobs.logs import PodLogs
@@ -44,7 +44,7 @@ def wait(cluster: Cluster, spec: JobSpec, uid: str) -> None:
     if decision.over is Phase.FAILED:
         error = _failure(spec, decision, logs)
         if decision.abandoned:
-            patiently(lambda: cluster.delete(kind.resource, spec.name, uid), ApiUnavailable, spec.cluster.patience.api)
+            retry(lambda: cluster.delete(kind.resource, spec.name, uid), ApiUnavailable, spec.cluster.patience.api)
             error += "; the job was removed"
         raise JobFailed(error)
 
@@ -70,7 +70,7 @@ def look(cluster: Cluster, kind: JobKind, spec: JobSpec) -> Snapshot:
 def _until_over(cluster: Cluster, spec: JobSpec, kind: JobKind, supervisor: Supervisor, logs: PodLogs) -> Decision:
     ask = look
     while True:
-        snapshot = patiently(partial(ask, cluster, kind, spec), ApiUnavailable, spec.cluster.patience.api)
+        snapshot = retry(partial(ask, cluster, kind, spec), ApiUnavailable, spec.cluster.patience.api)
         ask = _look_again
         logs.follow(snapshot.pods)
         decision = supervisor.look(snapshot, time.monotonic())

@@ -23,8 +23,8 @@ class Share:
 def share(fit: FitConfig, variants: int, environment: Mapping[str, str] = os.environ) -> Share:
     """How `variants` that are not complete share this machine, unless `fit.parallel_variants` sets it.
 
-    One worker where there is a GPU, all of which a stage uses. Else a worker per core: a model that is small enough to be
-    trained on a CPU gains little from a second thread. The user's number of threads, from `fit.threads` or
+    One worker where there is a GPU, all of which a stage uses. Else a worker per core: a model that is small enough to
+    be trained on a CPU gains little from a second thread. The user's number of threads, from `fit.threads` or
     OMP_NUM_THREADS, goes first.
     """
     cores, threads = _cores(), fit.threads or _set_threads(environment)

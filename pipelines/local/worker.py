@@ -1,8 +1,8 @@
 """A process that runs parts of a study's pipeline, one after the other: `python -m pipelines.local.worker`.
 
 kfp.local runs one task at a time, and its settings and its use of standard output belong to the whole process; so what
-is to run side by side needs a process each. HANDLE is a file descriptor on which work items come, a line each, until it is
-closed; FOLDER takes kfp's leftovers. All output goes to standard output, the steps' events among it.
+is to run side by side needs a process each. HANDLE is a file descriptor on which work items come, a line each, until it
+is closed; FOLDER takes kfp's leftovers. All output goes to standard output, the steps' events among it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pipelines.step.events import Event
 
 def main(handle: int, folder: str) -> int:
     """Run every work item that comes; the exit code, 1 when a step failed, after which no more are run."""
-    # Whoever started this process decides what an interrupt of all processes means, and ends the steps by their lifeline.
+    # The starter decides what an interrupt of all processes means, and ends the steps by their lifeline.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: None)
     # kfp warns of every image without "python" in its name.

@@ -36,9 +36,9 @@ def preflight(config: StudyConfig, root: str, endpoint: str | None, runs: str = 
     With `endpoint`, for a run of Kubeflow Pipelines whose steps are in namespace `runs`; without, for jobs alone.
     """
     findings = list(examine(config, root, endpoint, runs))
-    rows = [(one.mark.value, one.subject, one.text) for one in findings]
+    rows = [(finding.mark.value, finding.subject, finding.text) for finding in findings]
     table(("", "check", "found"), rows, title=f"preflight of {config.study}, {root}")
-    wrong = [one.subject for one in findings if one.mark is Mark.FAILED]
+    wrong = [finding.subject for finding in findings if finding.mark is Mark.FAILED]
     if wrong:
         raise InputError(f"preflight: {len(wrong)} of {len(findings)} checks failed: {', '.join(wrong)}")
 

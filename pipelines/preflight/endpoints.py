@@ -32,11 +32,11 @@ def store(site: Site) -> Iterator[Finding]:
     if isinstance(variables, Finding):
         yield variables
         return
-    with _opened(site, variables) as found:
-        if isinstance(found, Finding):
-            yield found
+    with _opened(site, variables) as result:
+        if isinstance(result, Finding):
+            yield result
             return
-        place, way = found
+        place, way = result
         place.check_writable()
         yield ok("bucket", f"{site.root} is there and writable, {way}")
         yield from _files(site.config, place)
@@ -46,11 +46,11 @@ def store(site: Site) -> Iterator[Finding]:
 def _opened(site: Site, variables: Mapping[str, str]) -> Iterator[Finding | tuple[Store, str]]:
     with store_as_pods_see_it(variables, site.namespace) as way:
         try:
-            found: Finding | tuple[Store, str] = (open_store(site.root), way)
+            result: Finding | tuple[Store, str] = (open_store(site.root), way)
         except StoreError as error:
             # Pods may reach a server that we do not.
-            found = failed("bucket", str(error)) if site.inside else unknown("bucket", f"asked from here: {error}")
-        yield found
+            result = failed("bucket", str(error)) if site.inside else unknown("bucket", f"asked from here: {error}")
+        yield result
 
 
 def _variables(site: Site) -> dict[str, str] | Finding:
@@ -109,10 +109,10 @@ def _named(subject: str, key: str, address: str, there: Callable[[Store, str], b
         )
     folder, _, name = address.rstrip("/").rpartition("/")
     try:
-        found = there(open_store(folder), name)
+        result = there(open_store(folder), name)
     except DitError as error:
         return failed(subject, f"{key}: {error}")
-    if found:
+    if result:
         return ok(subject, f"{address} is there")
     return failed(subject, f"{key}={address}: nothing is there; put it there, or correct it by SET='{key}=s3://...'")
 
@@ -149,12 +149,12 @@ def _asked(site: Site, address: str, local: str, variables: Mapping[str, str]) -
         with ask(request, timeout=_SECONDS):
             return ok(subject, f"answers {where}, and takes the password")
     except urllib.error.HTTPError as error:
-        said = one_line(error.read(200).decode(errors="replace"))
+        message = one_line(error.read(200).decode(errors="replace"))
         remedy = {
             401: f"the password is not the server's; {see('secret', site.namespace, 'dit-mlflow')}",
             403: "add the name to MLFLOW_SERVER_ALLOWED_HOSTS in mlflow/deployment.yaml, then make deploy",
         }.get(error.code, logs)
-        return failed(subject, f"answers {error.code} {where}: {said}; {remedy}")
+        return failed(subject, f"answers {error.code} {where}: {message}; {remedy}")
     except OSError as error:
         reason = getattr(error, "reason", error)
         mark = failed if site.inside or local != address else unknown

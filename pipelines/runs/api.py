@@ -42,8 +42,8 @@ def endpoint_of(given: str | None) -> str:
     address = (given or os.environ.get(KFP_ENDPOINT) or "").rstrip("/")
     if not address:
         raise InputError(
-            f"no server of Kubeflow Pipelines is named; set {KFP_ENDPOINT}, such as"
-            f" {KFP_ENDPOINT}=http://localhost:8888 after kubectl port-forward -n kubeflow service/ml-pipeline 8888:8888"
+            f"no server of Kubeflow Pipelines is named; set {KFP_ENDPOINT}, such as {KFP_ENDPOINT}="
+            "http://localhost:8888 after kubectl port-forward -n kubeflow service/ml-pipeline 8888:8888"
         )
     parts = urlsplit(address)
     if parts.scheme not in ("http", "https") or not parts.netloc:
@@ -138,18 +138,18 @@ class Pipelines:
                 page_size=50,
                 page_token=token,
             )
-            for one in answer.runs or []:
-                if spec_of(one.pipeline_spec).get("pipelineInfo", {}).get("name") == pipeline:
-                    return self.run(str(one.run_id))
+            for item in answer.runs or []:
+                if spec_of(item.pipeline_spec).get("pipelineInfo", {}).get("name") == pipeline:
+                    return self.run(str(item.run_id))
             token = answer.next_page_token or ""
             if not token:
                 return None
 
     def terminate(self, uid: str) -> None:
         """End a run; its steps are killed. InputError where there is none that goes on."""
-        found = self.run(uid)
-        if found.over:
-            raise InputError(f"run {uid} ({found.name}) has ended already, {found.state}; make clean-jobs")
+        run = self.run(uid)
+        if run.over:
+            raise InputError(f"run {uid} ({run.name}) has ended already, {run.state}; make clean-jobs")
         self._call(self._runs.run_service_terminate_run, uid)
 
     def url(self, uid: str) -> str:
@@ -173,23 +173,24 @@ class Pipelines:
             ) from error
         except (server.OpenApiException, ValueError, TypeError, AttributeError) as error:
             raise DitError(
-                f"{self.endpoint}: its answer is not that of Kubeflow Pipelines 2 ({one_line(error)}); correct {KFP_ENDPOINT}"
+                f"{self.endpoint}: its answer is not that of Kubeflow Pipelines 2 ({one_line(error)});"
+                f" correct {KFP_ENDPOINT}"
             ) from error
 
     def _answered(self, error: server.ApiException) -> DitError:
-        where, said = f"Kubeflow Pipelines at {self.endpoint}", _message(error)
+        where, message = f"Kubeflow Pipelines at {self.endpoint}", _message(error)
         if error.status in _SIGN_IN:
             return InputError(
                 f"{where} wants you to sign in ({error.status}); reach it past its gateway:"
                 " kubectl port-forward -n kubeflow service/ml-pipeline 8888:8888"
             )
         if error.status in (404, 409):
-            return (_NotFound if error.status == 404 else _Exists)(f"{where}: {said}")
+            return (_NotFound if error.status == 404 else _Exists)(f"{where}: {message}")
         if not error.status or error.status == 429 or error.status >= 500:
             return PipelinesUnavailable(
-                f"{where}: {said}; see its log: kubectl logs -n kubeflow deployment/ml-pipeline"
+                f"{where}: {message}; see its log: kubectl logs -n kubeflow deployment/ml-pipeline"
             )
-        return InputError(f"{where}: refused: {said}")
+        return InputError(f"{where}: refused: {message}")
 
 
 class _NotFound(InputError):

@@ -20,7 +20,7 @@ from dit.study import layout, study_file
 from dit.study.config import StudyConfig
 from dit.study.records import DatasetManifest, MetricsRecord, Record, SampleSetManifest, TrainRecord
 from dit.study.variants import resolve
-from pipelines.cluster.retry import patiently
+from pipelines.cluster.retry import retry
 from pipelines.jobs.names import KFP_POD, Stage
 from pipelines.step import artifacts, events, parent_watch
 
@@ -237,7 +237,7 @@ def _stage(
 def _opened(root: str, config: StudyConfig) -> Store:
     """The store; in a pod, beside which nobody sits, also one that is away for a while."""
     limit = config.cluster.patience.api if KFP_POD in os.environ else 0
-    return patiently(lambda: open_store(root), StoreError, limit)
+    return retry(lambda: open_store(root), StoreError, limit)
 
 
 @contextmanager

@@ -231,8 +231,8 @@ READY = {"type": "Ready", "status": "True"}
     [
         (
             pod("a", NO_IMAGE),
-            'pod dit-scaling/a cannot pull r.example/x: Back-off pulling image "r.example/x"; push the image, or correct its'
-            " name or pull secret (docs/cluster.md, Private registries)",
+            'pod dit-scaling/a cannot pull r.example/x: Back-off pulling image "r.example/x"; push the image, or'
+            " correct its name or pull secret (docs/cluster.md, Private registries)",
         ),
         (
             pod("a", NO_KEY),
@@ -241,7 +241,8 @@ READY = {"type": "Ready", "status": "True"}
         ),
         (
             pod("a", BACK_OFF, container=KILLED),
-            "pod dit-scaling/a ends with exit code 137, OOMKilled, 3 restarts; kubectl logs -n dit-scaling a -c mlflow --previous",
+            "pod dit-scaling/a ends with exit code 137, OOMKilled, 3 restarts;"
+            " kubectl logs -n dit-scaling a -c mlflow --previous",
         ),
         (
             pod("a", {"terminated": {"exitCode": 1, "reason": "Error"}}),
@@ -249,8 +250,8 @@ READY = {"type": "Ready", "status": "True"}
         ),
         (
             pod("a", conditions=[NO_ROOM]),
-            "pod dit-scaling/a finds no node: 0/1 nodes: Insufficient memory.; it waits for room: kubectl describe nodes;"
-            " kubectl describe pod -n dit-scaling a",
+            "pod dit-scaling/a finds no node: 0/1 nodes: Insufficient memory.;"
+            " it waits for room: kubectl describe nodes",
         ),
         (pod("a", {"running": {}}), "pod dit-scaling/a runs and is not ready; kubectl logs -n dit-scaling a -c mlflow"),
         (
@@ -322,3 +323,19 @@ def test_the_written_kustomization_renders_by_itself(state: Path) -> None:
     deploy.render("kind", build(state))
     written = build(state) / "deploy" / "kind" / "kustomization.yaml"
     assert yaml.safe_load(written.read_text())["labels"] == [{"pairs": {deploy.LABEL: "kind"}}]
+
+
+def test_a_field_that_somebody_else_has_set_is_named_and_overwritten_on_request(
+    state: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    give_secrets(state, "kind")
+    assert run(state, "deploy", "kind") == 0
+    cluster = read(state)
+    next(item for item in cluster if item["metadata"]["name"] == "dit-services")["metadata"]["edited"] = True
+    state.write_text(json.dumps(cluster))
+    capsys.readouterr()
+    assert run(state, "deploy", "kind") == 2
+    error = capsys.readouterr().err
+    assert error.endswith('conflict with "somebody" using v1: .data.K; to overwrite it: make deploy FORCE=1\n')
+    assert error.count("\n") == 1
+    assert run(state, "deploy", "kind", "--force") == 0

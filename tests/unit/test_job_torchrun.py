@@ -1,4 +1,4 @@
-"""torchrun in a pod of a job: how it starts, with a stand-in for torch's own program, and how it ends, with the real one."""
+"""torchrun in a pod of a job: its start with a stand-in for torch's own program, its end with the real one."""
 
 from __future__ import annotations
 
