@@ -9,8 +9,8 @@ import sys
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 
 import yaml
 
@@ -20,7 +20,7 @@ from dit.study import study_file
 from dit.tracking.mlflow_ui import DIRECTLY, free_port
 from dit.tracking.mlflow_view import view_page
 from pipelines.cluster.kubectl import check_cluster, kubectl
-from pipelines.cluster.port_forward import HOST, Forwarding, forwarded
+from pipelines.cluster.port_forward import HOST, forwarded
 from pipelines.deploy import ROOT, overlays
 
 SERVICE, SECRET = "mlflow", "dit-mlflow"
@@ -60,17 +60,6 @@ def find_experiment(base: str, name: str, login: Mapping[str, str]) -> str | Non
         raise DitError(f"MLflow does not answer: {error}; see kubectl logs deployment/{SERVICE}") from None
 
 
-@contextmanager
-def _reached(namespace: str, port: int, overlay: str) -> Iterator[Forwarding]:
-    """An overlay's server at this local port, for as long as the body runs."""
-    with ExitStack() as stack:
-        try:
-            forwarding = stack.enter_context(forwarded(namespace, SERVICE, 5000, port))
-        except DitError as error:
-            raise DitError(f"{error}; deploy it first: make deploy OVERLAY={overlay}") from None
-        yield forwarding
-
-
 def show(overlay: str, study: str, port: int) -> None:
     """Forward the port, say where the study's view is and how to log in, and stay until Ctrl-C."""
     config = study_file.load(study)
@@ -78,7 +67,8 @@ def show(overlay: str, study: str, port: int) -> None:
     check_cluster()
     port = free_port(HOST, port)
     base = f"http://{HOST}:{port}"
-    with _reached(namespace, port, overlay) as forwarding:
+    remedy = f"deploy it first: make deploy OVERLAY={overlay}"
+    with forwarded(namespace, SERVICE, 5000, port, remedy) as forwarding:
         login = credentials(namespace)
         name = config.tracking.experiment or config.study
         experiment = find_experiment(base, name, login)

@@ -24,15 +24,17 @@ class Forwarding:
     process: subprocess.Popen[str]
 
     def wait(self) -> str:
-        """Return when it ends, which it does when the pod goes; why."""
+        """Why it ended, once it has: it does when the pod goes."""
         return _reason(self.process)
 
 
 @contextmanager
-def forwarded(namespace: str, service: str, port: int, local: int | None = None) -> Iterator[Forwarding]:
+def forwarded(
+    namespace: str, service: str, port: int, local: int | None = None, remedy: str = ""
+) -> Iterator[Forwarding]:
     """A port of a service, at a local port, any free one unless given, for as long as the body runs.
 
-    Raises DitError where the service cannot be reached, InputError without kubectl.
+    Raises DitError with the remedy where the service cannot be reached, InputError without kubectl.
     """
     command = ["kubectl", "port-forward", f"--address={HOST}", "--pod-running-timeout=10s", "-n", namespace]
     command += [f"service/{service}", f"{local or ''}:{port}"]
@@ -42,20 +44,24 @@ def forwarded(namespace: str, service: str, port: int, local: int | None = None)
         raise InputError("kubectl is not on PATH; it leads to services inside the cluster") from None
     with process:
         try:
-            yield Forwarding(_port(process, f"service {namespace}/{service}", namespace), process)
+            local = _port(process)
+            if local is None:
+                process.terminate()
+                reason = _reason(process) or "kubectl port-forward does not answer"
+                remedy = remedy or f"kubectl get endpointslices,pods -n {namespace}"
+                raise DitError(f"service {namespace}/{service} cannot be reached: {reason}; {remedy}")
+            yield Forwarding(local, process)
         finally:
             process.terminate()
 
 
-def _port(process: subprocess.Popen[str], place: str, namespace: str) -> int:
-    # It prints a line when it listens, or ends.
+def _port(process: subprocess.Popen[str]) -> int | None:
+    """The local port, once kubectl listens there; None where it ends before, or does not answer."""
+    if process.stdout is None:
+        raise AssertionError("it is a pipe")
     answered, _, _ = select.select([process.stdout], [], [], _SECONDS)
-    match = _FORWARDING.match(process.stdout.readline()) if answered and process.stdout else None
-    if match:
-        return int(match[1])
-    process.terminate()
-    reason = _reason(process) or "kubectl port-forward does not answer"
-    raise DitError(f"{place} cannot be reached: {reason}; kubectl get endpointslices,pods -n {namespace}")
+    match = _FORWARDING.match(process.stdout.readline()) if answered else None
+    return int(match[1]) if match else None
 
 
 def _reason(process: subprocess.Popen[str]) -> str:

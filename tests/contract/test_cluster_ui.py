@@ -102,7 +102,7 @@ def test_a_study_that_is_not_there_yet_is_said(cluster: Cluster) -> None:
     ("overlay", "lacks", "said"),
     [
         ("kind", "--raw", "no cluster answers .* set KUBECONFIG"),
-        ("kind", "service/mlflow", "service/mlflow not found; .*; deploy it first: make deploy OVERLAY=kind"),
+        ("kind", "service/mlflow", "service/mlflow not found; deploy it first: make deploy OVERLAY=kind"),
         ("kind", "dit-mlflow", "dit-mlflow not found"),
         ("pipelines", "", "OVERLAY=pipelines: it has no MLflow server; one that has: make ui-cluster OVERLAY=kind"),
         ("kind-of", "", "OVERLAY=kind-of: there is no such overlay; choose from a100, kind"),
