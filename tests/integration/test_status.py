@@ -53,7 +53,7 @@ def kubernetes() -> Kubernetes:
         for at in range(7)
     ]
     lacking = {"type": "PodScheduled", "status": "False", "message": "0/1 nodes are available: 1 Insufficient gpu"}
-    stuck = {"name": f"{NAME}-worker-7", "creationTimestamp": BORN}
+    stuck = {"name": f"{NAME}-worker-7", "namespace": "dit-scaling", "creationTimestamp": BORN}
     pods.append({"metadata": stuck, "status": {"phase": "Pending", "conditions": [lacking]}})
     events = "/api/v1/namespaces/dit-scaling/events"
     return Kubernetes(
