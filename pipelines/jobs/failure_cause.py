@@ -1,4 +1,4 @@
-"""Which pod brought a job down, and how: from the ends of containers that were seen while it ran. Pure."""
+"""Which pod brought a job down, and how: from the ends of containers observed while it ran. Pure."""
 
 from __future__ import annotations
 
