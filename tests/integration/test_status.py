@@ -166,7 +166,7 @@ def test_steps_of_a_run_too_large_for_the_pipelines_server_are_shown_by_its_work
 @pytest.mark.usefixtures("place")
 def test_the_run_that_is_asked_for_is_shown(pipelines: PipelinesServer, capsys: pytest.CaptureFixture[str]) -> None:
     old = {**pipelines.runs["r-1"][0], "run_id": "r-0", "display_name": "old", "state": "FAILED"}
-    pipelines.runs.model["r-0"] = [old]
+    pipelines.runs["r-0"] = [old]
     show(run_id="r-0")
     assert "run r-0 (old) failed" in capsys.readouterr().out
     show(run_id="none")
