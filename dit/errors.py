@@ -1,4 +1,11 @@
-"""The few kinds of failure a user can meet; each message is one line: what, where, what to do."""
+"""The few kinds of failure a user can meet; each message is one line: what, where, what to do.
+
+Exit codes: 1, the work failed and may succeed when it is run again; 2, the input cannot work; 3, a further try ends
+alike; 4, another process of the same work failed first; 128 + n, signal n stopped the work. The launcher of a job
+decides by them.
+"""
+
+from __future__ import annotations
 
 
 class DitError(Exception):
@@ -29,12 +36,24 @@ class StoreError(DitError):
     """The store could not be reached, read or written."""
 
 
-class DataError(DitError):
+class FinalError(DitError):
+    """A further try ends alike, until somebody does what the message asks for."""
+
+    exit_code = 3
+
+
+class DataError(FinalError):
     """A shard, an image or a sample set is damaged or incomplete."""
 
 
-class DivergedError(DitError):
+class DivergedError(FinalError):
     """Training produced a loss, a gradient or a weight that is not finite."""
+
+
+class PeerError(DitError):
+    """Another process of the same work is lost or failed first; its own error is the reason."""
+
+    exit_code = 4
 
 
 class StoppedError(DitError):
@@ -43,3 +62,19 @@ class StoppedError(DitError):
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
         self.exit_code = 128 + signal_number  # what a shell reports for a process that the signal ended
+
+
+FINAL_EXIT_CODES = frozenset({InputError.exit_code, FinalError.exit_code})
+"""Exit codes of work that is not to be tried again."""
+
+
+def one_line(text: object) -> str:
+    """The text of anything, an exception for example, with every run of white space as one space."""
+    return " ".join(str(text).split())
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """The innermost exception behind this one: its cause or, unless it was raised `from None`, its context."""
+    while inner := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
+        error = inner
+    return error

@@ -5,13 +5,12 @@ from __future__ import annotations
 import base64
 import json
 import signal
-import subprocess
 import sys
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 
 import yaml
 
@@ -20,10 +19,10 @@ from dit.study.config import StudyConfig
 from dit.tracking.mlflow_ui import DIRECTLY, free_port
 from dit.tracking.mlflow_view import view_page
 from pipelines.cluster.kubectl import check_cluster, kubectl
+from pipelines.cluster.port_forward import HOST, forwarded
 from pipelines.deploy import ROOT, overlays
 
 SERVICE, SECRET = "mlflow", "dit-mlflow"
-HOST = "127.0.0.1"
 USER, PASSWORD = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
 
 
@@ -37,27 +36,10 @@ def namespace_of(overlay: str) -> str:
     raise InputError(f"overlay {overlay} has no MLflow server; one that has: dit ui-cluster kind STUDY")
 
 
-@contextmanager
-def forwarded(namespace: str, port: int, overlay: str) -> Iterator[subprocess.Popen[str]]:
-    """An overlay's server at this local port, for as long as the body runs; DitError where it cannot be reached."""
-    command = ["kubectl", "port-forward", "-n", namespace, "--address", HOST, f"service/{SERVICE}", f"{port}:5000"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        try:
-            # It speaks when it listens, or ends.
-            if not process.stdout.readline():
-                reason = " ".join(process.stderr.read().split())
-                raise DitError(f"kubectl port-forward: {reason}; deploy it first: dit deploy {overlay}")
-            yield process
-        finally:
-            process.terminate()
-
-
 def credentials(namespace: str) -> Mapping[str, str]:
     """User and password of MLflow's administrator; DitError where we may not read them."""
-    found = json.loads(kubectl("get", "secret", SECRET, "-n", namespace, "-o", "json"))
-    return {key: base64.b64decode(value).decode() for key, value in found["data"].items()}
+    secret = json.loads(kubectl("get", "secret", SECRET, "-n", namespace, "-o", "json"))
+    return {key: base64.b64decode(value).decode() for key, value in secret["data"].items()}
 
 
 def find_experiment(base: str, name: str, login: Mapping[str, str]) -> str | None:
@@ -91,7 +73,8 @@ def _show(overlay: str, config: StudyConfig, port: int) -> None:
     check_cluster()
     port = free_port(HOST, port)
     base = f"http://{HOST}:{port}"
-    with forwarded(namespace, port, overlay) as process:
+    remedy = f"deploy it first: make deploy OVERLAY={overlay}"
+    with forwarded(namespace, SERVICE, 5000, port, remedy) as forwarding:
         login = credentials(namespace)
         name = config.tracking.experiment or config.study
         experiment = find_experiment(base, name, login)
@@ -101,17 +84,7 @@ def _show(overlay: str, config: StudyConfig, port: int) -> None:
             _say(f"MLflow shows study {config.study} at {base}{view_page(experiment, config.study)} (Ctrl-C ends it)")
         reveal = f"kubectl get secret {SECRET} -n {namespace} -o jsonpath='{{.data.{PASSWORD}}}' | base64 -d"
         _say(f"user {login[USER]}, password: {reveal}")
-        _stay(process)
-
-
-def _stay(process: subprocess.Popen[str]) -> None:
-    """Until the forwarding ends, which it does when the pod goes."""
-    assert process.stdout is not None
-    assert process.stderr is not None
-    for _ in process.stdout:
-        pass
-    reason = " ".join(process.stderr.read().split())
-    raise DitError(f"kubectl port-forward ended: {reason}; run dit ui-cluster again")
+        raise DitError(f"kubectl port-forward ended: {forwarding.wait()}; run dit ui-cluster again")
 
 
 def _say(text: str) -> None:

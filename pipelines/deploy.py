@@ -7,7 +7,6 @@ checkout of the project, where the manifests are.
 from __future__ import annotations
 
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -41,8 +40,7 @@ INVENTED = "kind"
 
 LABEL = "dit-scaling/deployed-as"
 DELETE_SECONDS = 120
-# What kubectl says, on one line: who else set fields of an object, and which; not of which object.
-_CONFLICT = re.compile(r'conflicts? with "([^"]+)"[^:]*:((?: (?:- )?\.\S+)+)')
+BUILD = ROOT / "build"
 
 
 def overlays() -> list[str]:
@@ -50,7 +48,7 @@ def overlays() -> list[str]:
     return sorted(path.parent.name for path in (ROOT / "k8s" / "overlays").glob("*/kustomization.yaml"))
 
 
-def render(overlay: str, build: Path = ROOT / "build", *, images: bool = True) -> list[Manifest]:
+def render(overlay: str, build: Path = BUILD, *, images: bool = True) -> list[Manifest]:
     """An overlay's objects, labelled, with our images by digest; without `images` with names that no node can pull.
 
     Writes the kustomization that makes them into build/deploy/OVERLAY. Raises InputError for an unknown overlay or
@@ -73,15 +71,14 @@ def render(overlay: str, build: Path = ROOT / "build", *, images: bool = True) -
     return [manifest for manifest in yaml.safe_load_all(kubectl("kustomize", str(folder))) if manifest]
 
 
-def deploy(overlay: str, force: bool = False) -> None:
+def deploy(overlay: str, force: bool = False, build: Path = BUILD) -> None:
     """Apply an overlay and wait until its deployments are up.
 
-    Fields that somebody else has set since, with `kubectl edit` for one, are named and left; `force` sets them.
+    Raises InputError for fields that somebody else has set since, with `kubectl edit` for example; `force` sets them.
     """
-    manifests = render(overlay)
+    manifests = render(overlay, build)
     check_cluster()
-    namespaces = [manifest for manifest in manifests if manifest["kind"] == "Namespace"]
-    if namespaces:
+    if namespaces := [manifest for manifest in manifests if manifest["kind"] == "Namespace"]:
         _apply(namespaces)
     check_secrets(manifests)
     _apply([*manifests, *_settings(manifests, overlay)], force)
@@ -93,19 +90,19 @@ def deploy(overlay: str, force: bool = False) -> None:
     _say(f"deployed {overlay}: {len(manifests)} objects")
 
 
-def undeploy(overlay: str) -> None:
+def undeploy(overlay: str, build: Path = BUILD) -> None:
     """Remove what `deploy` made of an overlay; claims, secrets and the namespace stay.
 
-    InputError while jobs work there: they need what goes, and Kueue lets no queue go before the jobs in it.
+    Raises InputError while jobs work there: they need what goes, and Kueue lets no queue go before the jobs in it.
     """
-    manifests = render(overlay, images=False)
+    manifests = render(overlay, build, images=False)
     check_cluster()
-    found = removable(manifests)
-    for namespace in filter(None, found):
+    kinds_of = removable(manifests)
+    for namespace in filter(None, kinds_of):
         _check_idle(namespace)
     for _, namespace in _readers(manifests):
-        found[namespace] += ["configmap", "secret"]
-    for namespace, kinds in found.items():
+        kinds_of[namespace] += ["configmap", "secret"]
+    for namespace, kinds in kinds_of.items():
         sys.stdout.write(_delete(kinds, overlay, namespace))
     _say(f"undeployed {overlay}; volume claims and secrets stay until their namespace is deleted")
 
@@ -123,7 +120,7 @@ def _check_idle(namespace: str) -> None:
         if jobs := [job["metadata"]["name"] for job in json.loads(text)["items"] if not kind.phase(job).ended]:
             working[resource] = jobs
     if working:
-        jobs = [name for found in working.values() for name in found]
+        jobs = [name for group in working.values() for name in group]
         raise InputError(
             f"jobs in namespace {namespace} have not ended: {', '.join(jobs)}; end those of pipelines by"
             f" dit terminate RUN_ID, others by kubectl delete {','.join(working)} -n {namespace} NAME"
@@ -151,18 +148,18 @@ def removable(manifests: list[Manifest]) -> dict[str, list[str]]:
             continue
         group, _, version = manifest["apiVersion"].rpartition("/")
         kind = ".".join([manifest["kind"].lower(), *([version, group] if group else [])])
-        found = kinds.setdefault(manifest["metadata"].get("namespace", ""), [])
-        if kind not in found:
-            found.append(kind)
+        chosen = kinds.setdefault(manifest["metadata"].get("namespace", ""), [])
+        if kind not in chosen:
+            chosen.append(kind)
     return kinds
 
 
-def create_secrets(overlay: str) -> None:
+def create_secrets(overlay: str, build: Path = BUILD) -> None:
     """Create an overlay's missing secrets with random values.
 
-    What is there is never changed. InputError for an overlay whose secrets belong to services that exist already.
+    What is there is never changed. Raises InputError for an overlay whose secrets belong to services that exist.
     """
-    manifests = render(overlay)
+    manifests = render(overlay, build)
     check_cluster()
     _apply([manifest for manifest in manifests if manifest["kind"] == "Namespace"])
     missing = missing_secrets(manifests)
@@ -175,27 +172,26 @@ def create_secrets(overlay: str) -> None:
 
 def _readers(manifests: list[Manifest]) -> list[tuple[str, str]]:
     """(from, to): the namespaces that have settings, and those of accounts whose pods read them, too."""
-    metadata = [manifest["metadata"] for manifest in manifests if manifest["kind"] == "ServiceAccount"]
-    return [
-        (one["annotations"][SETTINGS_FROM], one["namespace"])
-        for one in metadata
-        if SETTINGS_FROM in one.get("annotations", {})
-    ]
+    accounts = [manifest["metadata"] for manifest in manifests if manifest["kind"] == "ServiceAccount"]
+    sources = [(account.get("annotations", {}).get(SETTINGS_FROM), account["namespace"]) for account in accounts]
+    return [(source, namespace) for source, namespace in sources if source]
 
 
 def _settings(manifests: list[Manifest], overlay: str) -> list[Manifest]:
     """Copies of the settings; InputError where there are none yet."""
+    labels = {"app.kubernetes.io/part-of": "dit-scaling", LABEL: overlay}
     copies = []
     for source, namespace in _readers(manifests):
-        for kind, name in SETTINGS:
-            found = yaml.safe_load(
-                kubectl("get", kind, name, "-n", source, "--ignore-not-found", "-o", "yaml") or "null"
+        objects = [f"{kind.lower()}/{name}" for kind, name in SETTINGS]
+        try:
+            originals = json.loads(kubectl("get", *objects, "-n", source, "-o", "json"))["items"]
+        except DitError as error:
+            raise InputError(f"{error}; deploy what makes it first: dit deploy kind") from None
+        for original in originals:
+            metadata = {"name": original["metadata"]["name"], "namespace": namespace, "labels": labels}
+            copies.append(
+                {"apiVersion": "v1", "kind": original["kind"], "metadata": metadata, "data": original["data"]}
             )
-            if found is None:
-                raise InputError(f"no {kind} {name} in namespace {source}; deploy what makes it first: dit deploy kind")
-            labels = {"app.kubernetes.io/part-of": "dit-scaling", LABEL: overlay}
-            metadata = {"name": name, "namespace": namespace, "labels": labels}
-            copies.append({"apiVersion": "v1", "kind": kind, "metadata": metadata, "data": found["data"]})
     return copies
 
 
@@ -209,35 +205,16 @@ def _pushed(name: str, file: Path) -> dict[str, str]:
 
 
 def _apply(manifests: list[Manifest], force: bool = False) -> None:
-    options = ["--force-conflicts"] if force else []
+    options = ["--server-side", "--field-manager=dit-scaling", "--validate=strict"]
+    options += ["--force-conflicts"] if force else []
     try:
-        _server_side(manifests, *options)
+        kubectl("apply", *options, "-f", "-", stdin=yaml.safe_dump_all(manifests))
     except DitError as error:
-        if not _CONFLICT.search(str(error)):
+        # kubectl names who set which fields, and goes on with advice for its own options.
+        conflicts, advice, _ = str(error).partition(" Please review the fields above")
+        if not advice:
             raise
-        raise InputError(
-            f"changed since it was deployed: {'; '.join(_conflicts(manifests))}; "
-            "to set these fields as the manifests do, add --force"
-        ) from None
-
-
-def _conflicts(manifests: list[Manifest]) -> list[str]:
-    """What others have set of these objects: the object, the field, and who."""
-    found = []
-    for manifest in manifests:
-        try:
-            _server_side([manifest], "--dry-run=server")
-        except DitError as error:
-            name = f"{manifest['kind']} {manifest['metadata']['name']}"
-            for manager, fields in _CONFLICT.findall(str(error)):
-                found.append(f"{name}, {fields.replace(' - ', ' ').strip()}, by {manager}")
-    return found
-
-
-def _server_side(manifests: list[Manifest], *options: str) -> None:
-    text = yaml.safe_dump_all(manifests)
-    common = ["--server-side", "--field-manager=dit-scaling", "--validate=strict"]
-    kubectl("apply", *common, *options, "-f", "-", stdin=text)
+        raise InputError(f"changed since it was deployed: {conflicts}; to overwrite it, add --force") from None
 
 
 def _say(text: str) -> None:

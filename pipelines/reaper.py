@@ -36,8 +36,8 @@ def has_ended(workflow: Object | None, uid: str) -> bool:
         return True
     spec = workflow.get("spec", {})
     # The pipelines' server terminates a run by taking away all of its time; Argo's own way is `shutdown`.
-    told = spec.get("activeDeadlineSeconds") == 0 or bool(spec.get("shutdown"))
-    return told or workflow.get("status", {}).get("phase") in _ENDED
+    stopped = spec.get("activeDeadlineSeconds") == 0 or bool(spec.get("shutdown"))
+    return stopped or workflow.get("status", {}).get("phase") in _ENDED
 
 
 def is_orphan(kind: JobKind, job: Object, find: Callable[[Workflow], Object | None]) -> bool:
@@ -45,7 +45,7 @@ def is_orphan(kind: JobKind, job: Object, find: Callable[[Workflow], Object | No
     if kind.phase(job).ended or "deletionTimestamp" in job["metadata"]:
         return False
     waiting = workflows_of(job)
-    return bool(waiting) and all(has_ended(find(one), one.uid) for one in waiting)
+    return bool(waiting) and all(has_ended(find(workflow), workflow.uid) for workflow in waiting)
 
 
 def sweep(cluster: Cluster) -> Iterator[str]:
@@ -72,13 +72,13 @@ def sweep(cluster: Cluster) -> Iterator[str]:
 def _deleted(cluster: Cluster, kind: JobKind, job: Object, find: Callable[[Workflow], Object | None]) -> bool:
     """Whether this was an orphan, and is deleted; one that changes in between may have been adopted: look again."""
     name = job["metadata"]["name"]
-    seen: Object | None = job
-    while seen is not None and is_orphan(kind, seen, find):
+    current: Object | None = job
+    while current is not None and is_orphan(kind, current, find):
         # The pods first: once a node has begun to end one in its own time, it can no longer be hurried.
         cluster.delete_pods(f"{kind.pod_label}={name}", GRACE_SECONDS)
-        if cluster.delete(kind.resource, name, seen["metadata"]["uid"], seen["metadata"]["resourceVersion"]):
+        if cluster.delete(kind.resource, name, current["metadata"]["uid"], current["metadata"]["resourceVersion"]):
             return True
-        seen = cluster.get(kind.resource, name)
+        current = cluster.get(kind.resource, name)
     return False
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from dit.console import say, table
-from dit.errors import DitError
+from dit.errors import DitError, one_line
 from dit.results.progress import StageProgress, progress
 from dit.results.stages import Work, step_names
 from dit.storage import open_store
@@ -31,12 +31,11 @@ from pipelines.jobs.spec import job_spec
 from pipelines.jobs.watch import look
 from pipelines.runs.model import Run
 from pipelines.runs.status_table import COLUMNS, JobView, rows, under_way
-from pipelines.runs.steps import RUN_LABEL, last_death, steps, waiting
+from pipelines.runs.steps import last_death, steps, waiting
 from pipelines.runs.workflow import seen_in
 from pipelines.step.step import Run as Submitted
 
 _PAUSE_SECONDS = 10.0
-_KFP_ENDPOINT = "KFP_ENDPOINT"
 _CHANGEABLE = ("steps", "cfg", "samples", "seed", "overrides")
 """Parameters of a run, besides its root and image."""
 T = TypeVar("T")
@@ -81,11 +80,11 @@ def _look(config: StudyConfig, root: str, run_id: str | None, experiment: str) -
         # A folder of this machine: nothing of it runs elsewhere.
         view.stages = progress(Work(config, open_store(root), compare_decoder=False))
         return view
-    if run_id or os.environ.get(_KFP_ENDPOINT):
+    if run_id or os.environ.get(names.KFP_ENDPOINT):
         view.run = _try(view, lambda: _find_run(config, run_id, experiment, view))
         config, root = view.config, view.root
     else:
-        view.remarks.append(f"Kubeflow Pipelines was not asked: {_KFP_ENDPOINT} is not set")
+        view.remarks.append(f"Kubeflow Pipelines was not asked: {names.KFP_ENDPOINT} is not set")
     cluster = _try(view, lambda: Cluster.connect().within(config.cluster.namespace))
     if cluster is not None:
         view.jobs = _try(view, lambda: _jobs(config, root, cluster, view)) or []
@@ -103,9 +102,9 @@ def _try(view: _View, call: Callable[[], T]) -> T | None:
         return call()
     except DitError as error:
         view.failed += 1
-        said = " ".join(str(error).split())
-        if said not in view.remarks:
-            view.remarks.append(said)
+        message = one_line(error)
+        if message not in view.remarks:
+            view.remarks.append(message)
         return None
 
 
@@ -113,18 +112,18 @@ def _find_run(config: StudyConfig, run_id: str | None, name: str, view: _View) -
     from pipelines.runs.api import Pipelines, endpoint_of  # loads kfp, which a study without a run does not need
 
     pipelines = Pipelines(endpoint_of(None))
-    found: Run | None = None
+    run: Run | None = None
     if run_id:
-        found = pipelines.run(run_id)
+        run = pipelines.run(run_id)
     else:
         experiment = pipelines.experiment(name)
-        found = pipelines.latest(experiment, f"dit-{config.study}") if experiment else None
-        if found is None:
+        run = pipelines.latest(experiment, f"dit-{config.study}") if experiment else None
+        if run is None:
             view.remarks.append(f"no run of {config.study} is in experiment {name}; dit submit")
-    if found is not None:
-        view.remarks.insert(0, pipelines.url(found.uid))
-        _as_submitted(found, view)
-    return found
+    if run is not None:
+        view.remarks.insert(0, pipelines.url(run.uid))
+        _as_submitted(run, view)
+    return run
 
 
 def _as_submitted(run: Run, view: _View) -> None:
@@ -138,30 +137,30 @@ def _as_submitted(run: Run, view: _View) -> None:
 
 
 def _look_at_steps(view: _View, run: Run, cluster: Cluster) -> None:
-    seen = view.run = _try(view, lambda: seen_in(run, cluster)) or run
-    if not seen.over:
-        view.remarks += _try(view, lambda: _waiting_steps(seen, cluster)) or []
+    current = view.run = _try(view, lambda: seen_in(run, cluster)) or run
+    if not current.over:
+        view.remarks += _try(view, lambda: _waiting_steps(current, cluster)) or []
 
 
 def _waiting_steps(run: Run, cluster: Cluster) -> list[str]:
     """Why pods of steps do not run, and why earlier ones failed that are tried again."""
-    pods = cluster.pods(f"{RUN_LABEL}={run.uid}")
-    found = [f"{step}: {why}" for step, why in waiting(run, pods).items()]
+    pods = cluster.pods(f"{names.KFP_RUN}={run.uid}")
+    lines = [f"{step}: {why}" for step, why in waiting(run, pods).items()]
     for step in steps(run):
         death = last_death(run, step.name, pods) if step.state == "RUNNING" else None
         if death is not None:
-            said = f": {death[1]}" if death[1] else ""
-            found.append(
-                f"{step.name}: is tried again, since pod {death[0]} failed{said};"
+            message = f": {death[1]}" if death[1] else ""
+            lines.append(
+                f"{step.name}: is tried again, since pod {death[0]} failed{message};"
                 f" kubectl logs -n {names.RUNS_NAMESPACE} {death[0]} -c main"
             )
-    return found
+    return lines
 
 
 def _jobs(config: StudyConfig, root: str, cluster: Cluster, view: _View) -> list[JobView]:
     selector = f"{names.SELECTOR},{names.STUDY}={config.study}"
-    found = [(kind, job) for kind in all_kinds() for job in cluster.find(kind.resource, selector)]
-    return [_job(config, root, cluster, kind, job, view) for kind, job in found]
+    jobs = [(kind, job) for kind in all_kinds() for job in cluster.find(kind.resource, selector)]
+    return [_job(config, root, cluster, kind, job, view) for kind, job in jobs]
 
 
 def _job(config: StudyConfig, root: str, cluster: Cluster, kind: JobKind, job: Object, view: _View) -> JobView:

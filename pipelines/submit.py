@@ -12,13 +12,13 @@ from dit.console.formatting import format_duration
 from dit.errors import DitError, InputError
 from dit.study.config import StudyConfig
 from pipelines.cluster.client import ApiUnavailable, Cluster
-from pipelines.cluster.retry import patiently
+from pipelines.cluster.retry import retry
 from pipelines.compile import compile_study, package_of
-from pipelines.jobs.names import LAUNCHER, RUNS_NAMESPACE
+from pipelines.jobs.names import KFP_RUN, LAUNCHER, RUNS_NAMESPACE
 from pipelines.preflight.check import preflight
 from pipelines.runs.api import Pipelines, PipelinesUnavailable, endpoint_of
 from pipelines.runs.model import SUCCEEDED, Run
-from pipelines.runs.steps import CONTAINER, RUN_LABEL, failures, last_death, reason_in, steps
+from pipelines.runs.steps import CONTAINER, failures, last_death, reason_in, steps
 from pipelines.runs.workflow import seen_in
 
 POLL_SECONDS = 10.0
@@ -73,7 +73,7 @@ def wait(pipelines: Pipelines, uid: str, patience: float, namespace: str = RUNS_
     told: dict[str, str] = {}
     workflows = _Workflows(namespace)
     while True:
-        run = workflows.seen(patiently(lambda: pipelines.run(uid), PipelinesUnavailable, patience))
+        run = workflows.seen(retry(lambda: pipelines.run(uid), PipelinesUnavailable, patience))
         for step in steps(run):
             if step.state and told.get(step.name) != step.state:
                 say(f"{step.name}: {step.state.lower()}")
@@ -127,10 +127,10 @@ def _failure(pipelines: Pipelines, run: Run, namespace: str) -> str:
 
 def reasons(run: Run, titles: Sequence[str], namespace: str) -> dict[str, str]:
     """Step -> why it failed, in the words of its newest pod; where there is no telling, how to find out."""
-    see = f"kubectl get pods -n {namespace} -l {RUN_LABEL}={run.uid}"
+    see = f"kubectl get pods -n {namespace} -l {KFP_RUN}={run.uid}"
     try:
         cluster = Cluster.connect().within(namespace)
-        pods = cluster.pods(f"{RUN_LABEL}={run.uid}")
+        pods = cluster.pods(f"{KFP_RUN}={run.uid}")
         return {title: _reason(cluster, title, last_death(run, title, pods)) or f"failed; {see}" for title in titles}
     except DitError as error:
         return {title: f"failed; {see}; its pods cannot be asked from here: {error}" for title in titles}

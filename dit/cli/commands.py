@@ -17,7 +17,7 @@ import typer
 from dit.cli.options import STAGES, Overrides, Root, Step, Study, Variants, load_study, parse_part
 from dit.cli.plugins import installed_commands
 from dit.cli.tools import tools
-from dit.errors import ConfigError, DitError
+from dit.errors import ConfigError, DitError, one_line
 
 if TYPE_CHECKING:
     from dit.storage import Store
@@ -220,7 +220,7 @@ def run(arguments: list[str]) -> int:
     except typer.TyperException as error:
         message, code = f"{error.format_message().rstrip('.')}; try 'dit --help'", error.exit_code
     rank = f" (rank {os.environ.get('RANK', '0')})" if os.environ.get("WORLD_SIZE", "1") != "1" else ""
-    typer.echo(f"dit: {' '.join(message.split())}{rank}", err=True)
+    typer.echo(f"dit: {one_line(message)}{rank}", err=True)
     return code
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dit.codec.base import LOG_VARIANCE_RANGE, ChannelSums, Codec, to_uint8
 from dit.codec.weights import CHANNELS, find_weights
-from dit.errors import DataError, MismatchError
+from dit.errors import DataError, MismatchError, one_line
 from dit.runtime.torchvision_shim import ensure_torchvision
 from dit.study.config import VaeCodec
 
@@ -86,7 +86,7 @@ def _load(folder: Path, weights: Path, variant: str | None) -> Any:
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)[:200]
         raise DataError(f"{weights}: cannot be loaded: {reason}; fetch the autoencoder again") from None
     # diffusers fills what is missing with random numbers and goes on.
     wrong = [*report["missing_keys"], *report["unexpected_keys"], *report["mismatched_keys"]]

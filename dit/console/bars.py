@@ -6,10 +6,10 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Self, TextIO, cast
+from typing import TextIO, cast
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Column
 from rich.text import Text
 
@@ -19,90 +19,71 @@ from dit.console.streams import TolerantStream
 _RATE_WINDOW_SECONDS = 300.0
 
 
-class _Display:
-    """All bars of this process, on one terminal: rich cannot draw two sets of bars at once."""
+class MultiBar:
+    """Bars of work that goes on side by side, and lines above them: rich cannot draw two sets of bars at once.
 
-    def __init__(self) -> None:
+    They are drawn while somebody is inside `drawn`; with `transient` they are gone from the terminal afterwards.
+    """
+
+    def __init__(self, *, transient: bool = False) -> None:
+        self._transient = transient
         self._lock = threading.Lock()
         self._bars: Progress | None = None
-        self._active = 0
+        self._users = 0
 
     @contextmanager
-    def bar(self, terminal: TextIO, description: str, total: int, unit: str, completed: int) -> Iterator[_Bar]:
-        """Show a bar for as long as the body runs; see `dit.console.progress`."""
+    def drawn(self, terminal: TextIO) -> Iterator[Progress]:
+        """Draw the bars as long as the body runs, or another one that began meanwhile."""
         with self._lock:
             if self._bars is None:
-                self._bars = _new_bars(terminal)
+                self._bars = _new_bars(terminal, transient=self._transient)
                 self._bars.start()
-            self._active += 1
+            self._users += 1
             bars = self._bars
-            task = bars.add_task(description, total=total, completed=completed, unit=unit, info="")
         try:
-            yield _Bar(bars, task)
+            yield bars
         finally:
             with self._lock:
-                bars.stop_task(task)
-                self._active -= 1
-                if not self._active:
+                self._users -= 1
+                if not self._users:
                     bars.stop()
                     self._bars = None
 
+    @contextmanager
+    def bar(self, terminal: TextIO, description: str, total: int, unit: str, completed: int) -> Iterator[Bar]:
+        """Show a bar for as long as the body runs; see `dit.console.progress`."""
+        with self.drawn(terminal) as bars:
+            bar = Bar(bars, description)
+            bar.begin(description, total, unit, completed)
+            try:
+                yield bar
+            finally:
+                bar.stop()
 
-class _Bar:
-    """One bar; rich's own lock makes it safe between threads."""
 
-    def __init__(self, bars: Progress, task: TaskID) -> None:
-        self._bars, self._task = bars, task
+class Bar:
+    """One row, for one bar after the other; rich's own lock makes it safe between threads."""
+
+    def __init__(self, bars: Progress, text: str) -> None:
+        self._bars = bars
+        self._task = bars.add_task(text, total=None, unit="", info="")
         self._info: dict[str, float | str] = {}
 
+    def begin(self, description: str, total: int, unit: str, completed: int) -> None:
+        """Show a bar of `total` units, of which an earlier run did `completed`; until then the row has no numbers."""
+        self._info = {}
+        self._bars.reset(self._task, description=description, total=total, completed=completed, unit=unit, info="")
+
     def advance(self, n: int = 1, **info: float | str) -> None:
+        """Count `n` more units, and show `info` beside them."""
         if info:
             self._info = {**self._info, **info}
             self._bars.update(self._task, info="  ".join(format_info(self._info)))
         self._bars.advance(self._task, n)
 
-
-class Board:
-    """Rows for work that goes on side by side in other processes, and lines above them.
-
-    A context manager: the rows are gone from the terminal when it is left.
-    """
-
-    def __init__(self, terminal: TextIO) -> None:
-        self._bars = _new_bars(terminal, transient=True)
-
-    def __enter__(self) -> Self:
-        self._bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bars.stop()
-
-    def row(self, text: str) -> Row:
-        """A new row below the others, which says this and shows no numbers yet."""
-        return Row(self._bars, text)
-
-    def say(self, line: str) -> None:
-        """Print a line above the rows, cut to the terminal's width."""
-        self._bars.console.print(line, markup=False, no_wrap=True, overflow="ellipsis")
-
-
-class Row:
-    """One row of a board, for one bar after the other."""
-
-    def __init__(self, bars: Progress, text: str) -> None:
-        self._bars = bars
-        self._task = bars.add_task(text, total=None, unit="", info="")
-        self._bar = _Bar(bars, self._task)
-
-    def begin(self, description: str, total: int, unit: str, completed: int) -> None:
-        """Show a bar of `total` units, of which an earlier run did `completed`."""
-        self._bars.reset(self._task, description=description, total=total, completed=completed, unit=unit, info="")
-        self._bar = _Bar(self._bars, self._task)
-
-    def advance(self, n: int, **info: float | str) -> None:
-        """As a bar's."""
-        self._bar.advance(n, **info)
+    def stop(self) -> None:
+        """Leave it as it is now."""
+        self._bars.stop_task(self._task)
 
     def remove(self) -> None:
         """Take the row away."""
@@ -129,7 +110,7 @@ class _Computed(ProgressColumn):
         return Text(self._text(task), style=self._style, no_wrap=True)
 
 
-def _new_bars(terminal: TextIO, *, transient: bool = False) -> Progress:
+def _new_bars(terminal: TextIO, *, transient: bool) -> Progress:
     console = _TerminalConsole(file=cast(TextIO, TolerantStream(terminal)), force_terminal=True, highlight=False)
     # Lines that are printed meanwhile go above the bars, but only if they go to the same terminal.
     shared = sys.stdout is not None and sys.stdout.isatty()
@@ -167,4 +148,5 @@ def _left(task: Task) -> str:
     return "" if task.time_remaining is None else f"{format_duration(task.time_remaining)} left"
 
 
-display = _Display()
+display = MultiBar()
+"""All bars of this process."""

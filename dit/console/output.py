@@ -127,7 +127,7 @@ class _Lines:
 
     def __init__(self, description: str, total: int, unit: str, completed: int) -> None:
         self._description, self._total, self._unit = description, total, unit
-        self._first = self._done = self._said = completed
+        self._first = self._done = self._printed = completed
         self._start = self._last_line = time.monotonic()
         self._info: dict[str, float | str] = {}
         self._lock = threading.Lock()
@@ -137,7 +137,7 @@ class _Lines:
             self._done += n
             self._info.update(info)
             silence = time.monotonic() - self._last_line
-            a_tenth_on = self._done - self._said >= _LINE_FRACTION * self._total
+            a_tenth_on = self._done - self._printed >= _LINE_FRACTION * self._total
             if silence >= _SILENCE_SECONDS or (a_tenth_on and silence >= _LINE_SECONDS):
                 self._print(last=False)
 
@@ -148,7 +148,7 @@ class _Lines:
 
     def _print(self, last: bool) -> None:
         now = time.monotonic()
-        self._last_line, self._said = now, self._done
+        self._last_line, self._printed = now, self._done
         elapsed = max(now - self._start, 1e-9)
         rate = (self._done - self._first) / elapsed
         parts = [format_share(self._done, self._total, self._unit), format_rate(rate, self._unit)]

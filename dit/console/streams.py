@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any, TextIO
@@ -60,3 +61,27 @@ def user_terminal() -> TextIO | None:
 def is_terminal(stream: TextIO | None) -> bool:
     """Whether people look at what is written there."""
     return stream is not None and not stream.closed and stream.isatty()
+
+
+class LineBuffer:
+    """Cuts what comes piece by piece into whole lines."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def add(self, data: bytes) -> list[str]:
+        """The lines that are whole now, without their ends."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        return [line.decode(errors="replace") for line in lines]
+
+    def finish(self) -> list[str]:
+        """A last line that has no end, if there is one."""
+        return self.add(b"\n") if self._rest else []
+
+
+def whole_lines(chunks: Iterable[bytes]) -> Iterator[str]:
+    """The lines of a stream that comes piece by piece, the last one with or without an end."""
+    buffer = LineBuffer()
+    for chunk in chunks:
+        yield from buffer.add(chunk)
+    yield from buffer.finish()

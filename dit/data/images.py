@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from dit.errors import DataError
+from dit.errors import DataError, one_line
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"})
 
@@ -34,7 +34,7 @@ def decode_image(data: bytes, image_size: int, channels: int, name: str) -> UInt
             converted = image.convert("RGB" if channels == 3 else "L")
         cropped = centre_crop(converted, image_size)
     except _UNREADABLE as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error) or type(error).__name__
         raise CorruptImageError(f"{name}: cannot be read as an image: {reason}") from None
     return np.asarray(cropped, dtype=np.uint8).reshape(image_size, image_size, channels)
 

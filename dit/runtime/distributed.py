@@ -15,7 +15,7 @@ from functools import lru_cache
 from itertools import count
 from typing import TYPE_CHECKING, TypeVar
 
-from dit.errors import ConfigError, DitError
+from dit.errors import ConfigError, PeerError
 
 if TYPE_CHECKING:
     import torch
@@ -110,7 +110,7 @@ def session(device: str = "auto") -> Iterator[Ranks]:
     on the GPU through NCCL. A rank that does not answer for DIT_COLLECTIVE_TIMEOUT seconds (600) fails the others,
     except at a barrier.
 
-    Raises ConfigError for an environment that does not add up, DitError when another rank is lost.
+    Raises ConfigError for an environment that does not add up, PeerError when another rank is lost.
     """
     world_size, rank = environment_world_size(), environment_rank()
     local_rank = _environment("LOCAL_RANK", 0)
@@ -136,7 +136,7 @@ def session(device: str = "auto") -> Iterator[Ranks]:
     except RuntimeError as error:
         if not _lost_contact(error):
             raise
-        raise DitError(
+        raise PeerError(
             f"lost contact with the other ranks ({str(error).splitlines()[0][:200]}); the first rank that failed says"
             " why, and the same command goes on where it stopped"
         ) from error

@@ -25,7 +25,7 @@ from botocore.exceptions import ConnectionError as BotoConnectionError
 from s3transfer.exceptions import RetriesExceededError
 from urllib3.exceptions import HTTPError as TransportError
 
-from dit.errors import DitError, InputError, MissingError, StoreError
+from dit.errors import DitError, InputError, MissingError, StoreError, one_line, root_cause
 
 _NO_OBJECT = {"NoSuchKey", "404", "NotFound"}
 _REFUSED = {
@@ -109,11 +109,9 @@ def _address(error: Exception) -> str:
 
 def _cause(error: Exception) -> str:
     """The innermost reason, such as `Connection refused`, out of what urllib3 wraps around it."""
-    inner: BaseException = getattr(error, "kwargs", {}).get("error") or error
-    while inner.__cause__ or inner.__context__:
-        inner = inner.__cause__ or inner.__context__ or inner
+    inner = root_cause(getattr(error, "kwargs", {}).get("error") or error)
     return inner.strerror or _line(inner) if isinstance(inner, OSError) else _line(inner)
 
 
 def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()).rstrip(".")
+    return one_line(error).rstrip(".")

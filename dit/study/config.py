@@ -246,7 +246,7 @@ class FitConfig(Section):
     """Steps of data and noise prepared ahead by a background thread; 0 prepares them in line."""
     threads: Positive | None = None
     """CPU threads per process for torch; unset, torch's own choice."""
-    lanes: Positive | None = None
+    parallel_variants: Positive | None = None
     """Variants that `dit study` works on at a time; unset, as many as there are cores, and one where there is a GPU.
     Each takes its share of the threads, and the memory of a whole model."""
     checkpoint_every: Positive = 5000
@@ -260,6 +260,16 @@ class FitConfig(Section):
     """Images per call of the autoencoder."""
     feature_batch: Positive = 64
     """Images per call of the feature extractor."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _former_name(cls, values: Any) -> Any:
+        """`lanes` is the name that parallel_variants had before."""
+        if isinstance(values, dict) and "lanes" in values:
+            if "parallel_variants" in values:
+                raise ValueError("lanes is the former name of parallel_variants; give one of them")
+            return {("parallel_variants" if key == "lanes" else key): value for key, value in values.items()}
+        return values
 
 
 class TrackingConfig(Section):
@@ -322,8 +332,8 @@ class StudyConfig(Section):
         for name, fit in self.fit_by_variant.items():
             if name not in self.variants:
                 raise ValueError(f"fit_by_variant names {name!r}, which is not among variants")
-            if "lanes" in fit:
-                raise ValueError("fit_by_variant has lanes, which are for all variants together; set fit.lanes")
+            if "parallel_variants" in fit or "lanes" in fit:
+                raise ValueError("fit_by_variant has parallel_variants, which is for all together; set it in fit")
             FitConfig.model_validate({**self.fit.model_dump(), **fit})
         return self
 

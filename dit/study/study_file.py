@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from dit.errors import ConfigError, MissingError
+from dit.errors import ConfigError, MissingError, one_line
 from dit.study.config import StudyConfig
 from dit.study.fields import Section
 
@@ -34,7 +34,7 @@ def load_text(text: str, overrides: list[str] | tuple[str, ...] = (), where: str
     try:
         tree = yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, ValueError) as error:  # ValueError: the 45th of a month looks like a date to YAML
-        raise ConfigError(f"{where}: not YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{where}: not YAML: {one_line(error)}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{where}: must be a mapping of sections, such as study, dataset, train")
     for override in overrides:

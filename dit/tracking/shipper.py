@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dit.errors import one_line, root_cause
 from dit.storage import Store, open_store
 from dit.tracking.journal import read_header
 from dit.tracking.lock_file import Lease
@@ -91,7 +92,8 @@ class Shipper:
             self._ship(live)
         except Exception as problem:
             # Whatever the server, its driver or the network raise, points must not be lost to it: say, wait, retry.
-            error = _root_cause(problem)
+            cause = root_cause(problem)
+            error = (one_line(cause) or type(cause).__name__)[:200]
             if self._state is None or self._state.error != error:
                 traceback.print_exc()
             self._failures += 1
@@ -178,13 +180,6 @@ class Shipper:
         if state != self._state and self._study.path.is_dir():
             write_shipper(self._study, self._target, state)
             self._state = state
-
-
-def _root_cause(problem: BaseException) -> str:
-    while problem.__cause__ or (problem.__context__ and not problem.__suppress_context__):
-        problem = problem.__cause__ or problem.__context__ or problem
-    line = " ".join(str(problem).split()) or type(problem).__name__
-    return line[:200]
 
 
 def main(folder: str) -> None:

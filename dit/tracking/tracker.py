@@ -13,7 +13,7 @@ from functools import partial
 from typing import BinaryIO
 
 from dit.console import say
-from dit.errors import DitError, StoppedError, StoreError
+from dit.errors import DitError, StoppedError, StoreError, one_line
 from dit.storage import Store
 from dit.storage.base import local_errors, place_file
 from dit.study.config import StudyConfig
@@ -253,6 +253,6 @@ def _outcome(problem: BaseException) -> tuple[Status, str | None]:
         return "FINISHED", None
     if isinstance(problem, StoppedError) or not isinstance(problem, Exception):
         return "KILLED", None
-    line = " ".join(str(problem).split())
+    line = one_line(problem)
     text = line if isinstance(problem, DitError) else f"{type(problem).__name__}: {line}"
     return "FAILED", text[:_ERROR_LENGTH]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,12 +14,16 @@ services = typer.Typer()
 Overlay = Annotated[
     str, typer.Argument(metavar="OVERLAY", help="Folder of k8s/overlays, such as kind.", show_default=False)
 ]
+Build = Annotated[
+    Path, typer.Option("--build", metavar="FOLDER", help="Where `make push` left the digests of the images.")
+]
 
 
 @services.command(rich_help_panel=CLUSTER)
 def deploy(
     overlay: Overlay,
     force: Annotated[bool, typer.Option("--force", help="Also set fields that somebody changed since.")] = False,
+    build: Build = Path("build"),
 ) -> None:
     """Deploy an overlay of k8s/overlays with the images last pushed, and wait until it is up.
 
@@ -30,11 +35,11 @@ def deploy(
     """
     from pipelines.deploy import deploy as apply
 
-    apply(overlay, force)
+    apply(overlay, force, build)
 
 
 @services.command(rich_help_panel=CLUSTER)
-def undeploy(overlay: Overlay) -> None:
+def undeploy(overlay: Overlay, build: Build = Path("build")) -> None:
     """Remove what deploy made; volume claims, secrets and the namespace stay.
 
     [bold]Examples[/]
@@ -44,11 +49,11 @@ def undeploy(overlay: Overlay) -> None:
     """
     from pipelines.deploy import undeploy as remove
 
-    remove(overlay)
+    remove(overlay, build)
 
 
 @services.command(rich_help_panel=CLUSTER)
-def secrets(overlay: Overlay) -> None:
+def secrets(overlay: Overlay, build: Build = Path("build")) -> None:
     """Create the secrets that an overlay lacks, with random values; only for overlays that bring their services.
 
     [bold]Examples[/]
@@ -58,7 +63,7 @@ def secrets(overlay: Overlay) -> None:
     """
     from pipelines.deploy import create_secrets
 
-    create_secrets(overlay)
+    create_secrets(overlay, build)
 
 
 @services.command(rich_help_panel=CLUSTER)

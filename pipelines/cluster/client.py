@@ -13,7 +13,7 @@ import urllib3
 from kubernetes import client as k8s
 from kubernetes import config as k8s_config
 
-from dit.errors import DitError, InputError
+from dit.errors import DitError, InputError, one_line
 from pipelines.cluster.objects import Object, Resource
 
 WORKFLOWS = Resource("argoproj.io", "v1alpha1", "workflows", "Workflow")
@@ -64,8 +64,7 @@ class Cluster:
                 own = k8s_config.list_kube_config_contexts(file)[1]["context"].get("namespace", "default")
         except (k8s_config.ConfigException, OSError) as error:
             raise InputError(
-                f"no cluster: {' '.join(str(error).split())}; set KUBECONFIG to the file of a"
-                " cluster; kubectl get namespaces"
+                f"no cluster: {one_line(error)}; set KUBECONFIG to the file of a cluster; kubectl get namespaces"
             ) from None
         settings = k8s.Configuration.get_default_copy()
         settings.connection_pool_maxsize = _CONNECTIONS
@@ -104,10 +103,10 @@ class Cluster:
 
     def find(self, resource: Resource, selector: str) -> list[dict[str, Any]]:
         """Objects with these labels; none where the cluster does not know the kind."""
-        found = _absent_as_none(
+        answer = _absent_as_none(
             lambda: self._call(self._custom.list_namespaced_custom_object, *self._of(resource), label_selector=selector)
         )
-        return found["items"] if found else []
+        return answer["items"] if answer else []
 
     def patch(self, resource: Resource, name: str, change: Object) -> dict[str, Any]:
         """Merge `change` into an object."""
@@ -144,8 +143,8 @@ class Cluster:
 
     def pod(self, name: str) -> dict[str, Any] | None:
         """One pod, None where there is none."""
-        found = self._items(self._core.list_namespaced_pod, field_selector=f"metadata.name={name}")
-        return found[0] if found else None
+        answer = self._items(self._core.list_namespaced_pod, field_selector=f"metadata.name={name}")
+        return answer[0] if answer else None
 
     def events(self, kind: str, name: str) -> list[dict[str, Any]]:
         """Events about one object."""
@@ -212,12 +211,12 @@ def _translated() -> Iterator[None]:
             raise ApiUnavailable(f"the cluster's API: {message}") from error
         raise ApiRefused(message, error.status) from error
     except (urllib3.exceptions.HTTPError, OSError) as error:
-        raise ApiUnavailable(f"the cluster's API cannot be reached: {' '.join(str(error).split())}") from error
+        raise ApiUnavailable(f"the cluster's API cannot be reached: {one_line(error)}") from error
 
 
 def _message(error: k8s.ApiException) -> str:
     try:
-        return " ".join(str(json.loads(error.body)["message"]).split())
+        return one_line(json.loads(error.body)["message"])
     except (TypeError, ValueError, KeyError):
         return f"{error.status} {error.reason}"
 

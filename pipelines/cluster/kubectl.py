@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 
-from dit.errors import DitError, InputError
+from dit.errors import DitError, InputError, one_line
 
 
 def kubectl(*arguments: str, stdin: str | None = None) -> str:
@@ -14,7 +14,7 @@ def kubectl(*arguments: str, stdin: str | None = None) -> str:
     except FileNotFoundError:
         raise InputError("kubectl is not on PATH; it is needed to render and to apply manifests") from None
     if done.returncode:
-        reason = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
+        reason = one_line(done.stderr) or f"exit code {done.returncode}"
         raise DitError(f"kubectl {arguments[0]}: {reason}")
     return done.stdout
 

@@ -28,13 +28,13 @@ class Resource:
 def condition(obj: Object, kind: str) -> dict[str, Any] | None:
     """The status condition of this type, whatever its value."""
     conditions: list[dict[str, Any]] = obj.get("status", {}).get("conditions") or []
-    return next((one for one in conditions if one["type"] == kind), None)
+    return next((item for item in conditions if item["type"] == kind), None)
 
 
 def holds(obj: Object, kind: str) -> bool:
     """Whether the condition of this type is True."""
-    found = condition(obj, kind)
-    return found is not None and found["status"] == "True"
+    status = condition(obj, kind)
+    return status is not None and status["status"] == "True"
 
 
 def pod_name(pod: Object) -> str:

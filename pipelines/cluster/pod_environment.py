@@ -5,40 +5,37 @@ from __future__ import annotations
 import base64
 import os
 import re
-import select
 import socket
-import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from urllib.parse import urlsplit
 
-from dit.errors import DitError, InputError, MissingError
+from dit.errors import InputError, MissingError
 from dit.study.cluster import ClusterConfig
 from pipelines.cluster.client import NOT_FOUND, ApiRefused, Cluster
+from pipelines.cluster.port_forward import HOST, forwarded
 
 S3_ENDPOINT = "AWS_ENDPOINT_URL_S3"
 _S3_KEY = "AWS_ACCESS_KEY_ID"
 # What would take the place of a study's own settings.
 _OURS = (S3_ENDPOINT, "AWS_ENDPOINT_URL", _S3_KEY, "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE")
 _SERVICE = re.compile(r"^([a-z0-9-]+)(?:\.([a-z0-9-]+)(?:\.svc(?:\.[a-z0-9.-]+)?)?)?$")
-_FORWARDING = re.compile(r"^Forwarding from 127\.0\.0\.1:(\d+) ")
-_FORWARD_SECONDS = 20.0
 
 
 def settings(cluster: Cluster, config: ClusterConfig, namespace: str) -> dict[str, str]:
     """The variables that pods of a namespace are given from config maps and secrets, and the study's own.
 
-    MissingError for one that is not there; ApiRefused where we may not read it.
+    Raises MissingError for one that is not there, ApiRefused where we may not read it.
     """
-    found: dict[str, str] = {}
+    variables: dict[str, str] = {}
     for kind, sources in (("configmap", config.config_maps), ("secret", config.secrets)):
         for name, keys in sources.items():
             data = data_of(cluster, kind, namespace, name)
             for key in keys:
                 if key not in data:
                     raise MissingError(f"{kind} {namespace}/{name} has no key {key}; {see(kind, namespace, name)}")
-                found[key] = data[key]
-    return {**found, **config.env}
+                variables[key] = data[key]
+    return {**variables, **config.env}
 
 
 def data_of(cluster: Cluster, kind: str, namespace: str, name: str) -> dict[str, str]:
@@ -102,8 +99,8 @@ def reached(address: str, namespace: str) -> Iterator[str]:
         return
     if parts.scheme != "http":
         raise InputError(f"{address} is a name that only the cluster knows, and its certificate is for no other")
-    with _forwarded(*service, parts.port or 80) as port:
-        yield f"http://127.0.0.1:{port}"
+    with forwarded(*service, parts.port or 80) as forwarding:
+        yield f"http://{HOST}:{forwarding.port}"
 
 
 def _service(host: str, namespace: str) -> tuple[str, str] | None:
@@ -114,34 +111,3 @@ def _service(host: str, namespace: str) -> tuple[str, str] | None:
         return None
     except OSError:
         return (match[2] or namespace, match[1]) if match else None
-
-
-@contextmanager
-def _forwarded(namespace: str, service: str, port: int) -> Iterator[int]:
-    """A port of this machine that leads to one of a service."""
-    command = ["kubectl", "port-forward", "--address=127.0.0.1", "--pod-running-timeout=10s", "-n", namespace]
-    command += [f"service/{service}", f":{port}"]
-    try:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    except FileNotFoundError:
-        raise InputError("kubectl is not on PATH; it leads to services inside the cluster") from None
-    with process:
-        try:
-            yield _port(process, f"service {namespace}/{service}")
-        finally:
-            process.terminate()
-
-
-def _port(process: subprocess.Popen[str], place: str) -> int:
-    if process.stdout is None or process.stderr is None:
-        raise AssertionError("both are pipes")
-    answered, _, _ = select.select([process.stdout], [], [], _FORWARD_SECONDS)
-    line = process.stdout.readline() if answered else ""
-    match = _FORWARDING.match(line)
-    if match:
-        return int(match[1])
-    process.terminate()
-    said = " ".join(process.stderr.read().split()).removeprefix("error: ") or "kubectl port-forward does not answer"
-    raise DitError(
-        f"{place} cannot be reached: {said}; kubectl get endpointslices,pods -n {place.split()[1].split('/')[0]}"
-    )

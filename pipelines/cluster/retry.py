@@ -1,4 +1,4 @@
-"""Asking again, with growing pauses, what a server that is away for a while did not answer."""
+"""Retries, with growing pauses, of calls to a server that is away for a while."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def pauses() -> Iterator[float]:
         pause = min(2 * pause, _LONGEST)
 
 
-def patiently(call: Callable[[], T], transient: type[DitError], limit: float) -> T:
-    """What `call` returns, tried again for `limit` seconds while it raises `transient`; then that error."""
+def retry(call: Callable[[], T], transient: type[DitError], limit: float) -> T:
+    """The result of `call`, which is retried while it raises `transient`, for `limit` seconds; then that error."""
     started = time.monotonic()
     for pause in pauses():
         try:

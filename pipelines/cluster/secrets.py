@@ -26,8 +26,8 @@ def required_secrets(manifests: Sequence[dict[str, Any]]) -> dict[Place, set[str
             continue
         pod = manifest["spec"]["template"]["spec"]
         for container in [*pod["containers"], *pod.get("initContainers", [])]:
-            named = [source["secretRef"]["name"] for source in container.get("envFrom", []) if "secretRef" in source]
-            for name in named:
+            whole = [source["secretRef"]["name"] for source in container.get("envFrom", []) if "secretRef" in source]
+            for name in whole:
                 needed.setdefault((manifest["metadata"]["namespace"], name), set())
             sources = [variable.get("valueFrom", {}).get("secretKeyRef") for variable in container.get("env", [])]
             for source in filter(None, sources):
@@ -37,7 +37,7 @@ def required_secrets(manifests: Sequence[dict[str, Any]]) -> dict[Place, set[str
 
 def missing_secrets(manifests: Sequence[dict[str, Any]]) -> list[Place]:
     """Secrets that pods read and the cluster does not have."""
-    return [place for place in required_secrets(manifests) if _found(place) is None]
+    return [place for place in required_secrets(manifests) if _data(place) is None]
 
 
 def check_secrets(manifests: Sequence[dict[str, Any]]) -> None:
@@ -49,10 +49,10 @@ def check_secrets(manifests: Sequence[dict[str, Any]]) -> None:
 def _lacking(manifests: Sequence[dict[str, Any]]) -> Iterator[str]:
     for place, keys in required_secrets(manifests).items():
         namespace, name = place
-        found = _found(place)
-        if found is None:
+        data = _data(place)
+        if data is None:
             yield f"secret {name} in namespace {namespace}"
-        elif without := sorted(key for key in keys if not found.get(key)):
+        elif without := sorted(key for key in keys if not data.get(key)):
             yield f"{', '.join(without)} of secret {name} in namespace {namespace}"
 
 
@@ -75,10 +75,8 @@ def _value(key: str) -> str:
     return "admin" if key == _USER else secrets.token_hex(20)
 
 
-def _found(place: Place) -> dict[str, str] | None:
+def _data(place: Place) -> dict[str, str] | None:
     """What a secret holds, encoded; None where there is none."""
     namespace, name = place
-    found = yaml.safe_load(
-        kubectl("get", "secret", name, "-n", namespace, "--ignore-not-found", "-o", "yaml") or "null"
-    )
-    return None if found is None else found.get("data") or {}
+    text = kubectl("get", "secret", name, "-n", namespace, "--ignore-not-found", "-o", "yaml")
+    return yaml.safe_load(text).get("data") or {} if text else None

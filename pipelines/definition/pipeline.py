@@ -9,6 +9,7 @@ from typing import Any
 
 from kfp import dsl
 
+from dit.errors import one_line
 from dit.results.stages import PodKind
 from dit.study import layout
 from dit.study.config import StudyConfig
@@ -27,7 +28,7 @@ def build(config: StudyConfig, root: str, part: str | None = None, image: str = 
     report, or the steps of the variant of this name.
     """
     # On one line: kfp puts it, as it is, into a comment at the top of the compiled file.
-    description = " ".join(config.description.split())
+    description = one_line(config.description)
     text, fixed_image = _text(config), image
 
     @dsl.pipeline(name=f"dit-{config.study}", description=description)

@@ -1,31 +1,24 @@
-"""Which pod brought a job down, and how: from the ends of containers that were seen while it ran. Pure."""
+"""Which pod brought a job down, and how: from the ends of containers observed while it ran. Pure."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from dit.errors import FINAL_EXIT_CODES, one_line
 from pipelines.cluster.objects import Object, container_statuses, pod_name, pod_phase
+from pipelines.jobs.torchrun import FOLLOWING
 
 _SIGNALS = {129: "SIGHUP", 130: "SIGINT", 134: "SIGABRT", 135: "SIGBUS", 137: "SIGKILL", 139: "SIGSEGV", 143: "SIGTERM"}
 # Longer than the ranks wait for one that is lost (DIT_COLLECTIVE_TIMEOUT): later ends belong to another failure.
 _ROUND = timedelta(minutes=15)
 _RANKS = (re.compile(r"\bglobal_ranks=\[([\d, ]+)\]"), re.compile(r"\(rank (\d+)\)$"))
-_OWN_WORDS = re.compile(r"\bdit: (.+)$")
-# What the processes of the other pods say when one is lost, and their agents when the pod of the rendezvous is.
-_FOLLOWS = re.compile(r"lost contact with the other ranks|stopped by a signal|RendezvousConnectionError")
-_FOLLOWS_LINES = 20
-# The same steps from the same checkpoint lead to the same end.
-_DIVERGED = re.compile(r"\bstep \d+: .+ is not finite\b")
-# torchrun's word on a process that ended with the exit code of what is given and cannot work (dit.errors.InputError).
-_REFUSED = re.compile(r"\(exitcode: 2\)")
+_OWN_MESSAGE = re.compile(r"\bdit: (.+)$")
 OUT_OF_MEMORY = "OOMKilled"
 _ENOUGH = 2
-Lines = Callable[[str], Sequence[str]]
-"""The last lines of the log of the pod with a uid."""
 
 
 @dataclass(frozen=True)
@@ -59,41 +52,34 @@ def deaths(pods: Iterable[Object]) -> Iterator[Death]:
             finished = _time(end.get("finishedAt") or _last_change(pod))
             yield Death(name, uid, finished, int(end["exitCode"]), evicted or str(end.get("reason") or ""))
         if pod_phase(pod) == "Failed" and not ends:
-            words = " ".join(f"{evicted or 'failed'} {pod['status'].get('message') or ''}".split())
-            yield Death(name, uid, _time(_last_change(pod)), None, words)
+            reason = one_line(f"{evicted or 'failed'} {pod['status'].get('message') or ''}")
+            yield Death(name, uid, _time(_last_change(pod)), None, reason)
 
 
-def cause_of(seen: Iterable[Death], lines: Lines) -> Death | None:
+def cause_of(ends: Iterable[Death]) -> Death | None:
     """The end that began the last failure: one lost pod takes the others down, and all may have been restarted before.
 
     Looking back from the last end, a failure goes as far as no pod occurs twice and no long pause lies between. A pod
-    that says that it lost another one may have been faster to end, and is not the cause.
+    whose processes lost another one may have been faster to end, and is not the cause.
     """
     last: list[Death] = []
-    for death in sorted(seen, key=lambda death: death.finished, reverse=True):
-        if death.pod in {one.pod for one in last} or (last and last[-1].finished - death.finished > _ROUND):
+    for death in sorted(ends, key=lambda end: end.finished, reverse=True):
+        if death.pod in {later.pod for later in last} or (last and last[-1].finished - death.finished > _ROUND):
             break
         last.append(death)
-    own = [death for death in last if not _follows(death, lines(death.uid))]
+    own = [death for death in last if death.reason == OUT_OF_MEMORY or death.exit_code not in FOLLOWING]
     return min(own or last, key=lambda death: death.finished, default=None)
 
 
-def final(seen: Iterable[Death], lines: Lines) -> Death | None:
-    """An end after which every further try would end alike.
-
-    A training diverged, a pod was twice out of memory, or what the pods were given cannot work.
-    """
-    ends = sorted(seen, key=lambda death: death.finished)
-    short = Counter(death.pod for death in ends if death.reason == OUT_OF_MEMORY)
-    for death in ends:
-        said = lines(death.uid)
-        if short[death.pod] >= _ENOUGH or _DIVERGED.search(own_words(said) or "") or any(map(_REFUSED.search, said)):
-            return death
-    return None
+def final(ends: Iterable[Death]) -> Death | None:
+    """An end after which every further try would end alike: by its exit code, or a pod's second lack of memory."""
+    in_order = sorted(ends, key=lambda end: end.finished)
+    short = Counter(end.pod for end in in_order if end.reason == OUT_OF_MEMORY)
+    return next((end for end in in_order if short[end.pod] >= _ENOUGH or end.exit_code in FINAL_EXIT_CODES), None)
 
 
 def rank_of(lines: Sequence[str]) -> str | None:
-    """The pod's rank, or ranks, that its last lines tell; None when they do not."""
+    """The pod's rank, or ranks, in its last lines; None where they name none."""
     for pattern in _RANKS:
         for line in reversed(lines):
             if match := pattern.search(line.strip()):
@@ -101,20 +87,13 @@ def rank_of(lines: Sequence[str]) -> str | None:
     return None
 
 
-def own_words(lines: Sequence[str]) -> str | None:
-    """The line in which the program itself says why it ended."""
-    return next((match[1] for line in reversed(lines) if (match := _OWN_WORDS.search(line))), None)
-
-
-def _follows(death: Death, lines: Sequence[str]) -> bool:
-    if death.reason == OUT_OF_MEMORY or death.exit_code in _SIGNALS.keys() - {143}:
-        return False
-    words = own_words(lines) or ""
-    return any(_FOLLOWS.search(line) for line in (words, *lines[-_FOLLOWS_LINES:]))
+def own_message(lines: Sequence[str]) -> str | None:
+    """The line in which the program itself gives the reason for its end."""
+    return next((match[1] for line in reversed(lines) if (match := _OWN_MESSAGE.search(line))), None)
 
 
 def _last_change(pod: Object) -> str:
-    changes = [str(one["lastTransitionTime"]) for one in pod.get("status", {}).get("conditions") or []]
+    changes = [str(change["lastTransitionTime"]) for change in pod.get("status", {}).get("conditions") or []]
     return max(changes, default=str(pod["metadata"]["creationTimestamp"]))
 
 

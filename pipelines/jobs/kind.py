@@ -61,14 +61,14 @@ class JobKind(Protocol):
 
 def metadata(spec: JobSpec) -> dict[str, Any]:
     """Name, labels and owner of a job."""
-    found: dict[str, Any] = {"name": spec.name, "namespace": spec.namespace, "labels": spec.job_labels}
+    fields: dict[str, Any] = {"name": spec.name, "namespace": spec.namespace, "labels": spec.job_labels}
     if spec.workflow is not None:
-        found |= ownership([spec.workflow], spec.namespace)
-    return found
+        fields |= ownership([spec.workflow], spec.namespace)
+    return fields
 
 
 def ownership(workflows: Sequence[Workflow], namespace: str) -> dict[str, Any]:
     """The part of a job's metadata that says who waits for it."""
-    found: dict[str, Any] = {"annotations": {names.WORKFLOWS: " ".join(map(str, workflows))}}
-    references = [one.reference for one in workflows if one.namespace == namespace]
-    return {**found, "ownerReferences": references} if references else found
+    fields: dict[str, Any] = {"annotations": {names.WORKFLOWS: " ".join(map(str, workflows))}}
+    references = [workflow.reference for workflow in workflows if workflow.namespace == namespace]
+    return {**fields, "ownerReferences": references} if references else fields

@@ -17,7 +17,7 @@ from dit.study.records import Record
 from dit.tracking import end_failed
 from pipelines.cluster.client import WORKFLOWS, ApiUnavailable, Cluster
 from pipelines.cluster.objects import pod_phase
-from pipelines.cluster.retry import patiently
+from pipelines.cluster.retry import retry
 from pipelines.jobs import names
 from pipelines.jobs.names import JobStage
 from pipelines.jobs.registry import kind_of
@@ -25,8 +25,6 @@ from pipelines.jobs.spec import JobSpec, Workflow, job_spec
 from pipelines.jobs.submit import submit
 from pipelines.jobs.watch import POLL_SECONDS, JobFailed, wait
 
-_POD_VARIABLE = "KFP_POD_NAME"
-_RUN_LABEL = "pipeline/runid"
 _PODS_END_SECONDS = 60.0
 
 
@@ -40,17 +38,17 @@ def launch(config: StudyConfig, store: Store, spec: JobSpec, cluster: Cluster) -
     api = config.cluster.patience.api
     cluster = cluster.within(spec.namespace)
     try:
-        return patiently(lambda: _records(config, store, spec), StoreError, api)
+        return retry(lambda: _records(config, store, spec), StoreError, api)
     except MissingError as missing:
         say(f"{spec.name}: {missing}; a job makes it")
-    uid = patiently(lambda: submit(cluster, spec), ApiUnavailable, api)
+    uid = retry(lambda: submit(cluster, spec), ApiUnavailable, api)
     try:
         wait(cluster, spec, uid)
     except JobFailed as error:
         _track(config, store, spec, cluster, error)
         raise
     try:
-        return patiently(lambda: _records(config, store, spec), StoreError, api)
+        return retry(lambda: _records(config, store, spec), StoreError, api)
     except MissingError as missing:
         kind = kind_of(spec).resource.kind
         raise DitError(
@@ -82,8 +80,8 @@ def run(stage: JobStage, study: str, root: str, overrides: list[str], variant: s
     config = study_file.load_text(study, overrides)
     cluster = Cluster.connect()
     spec = job_spec(config, variant, stage, root, image)
-    spec = patiently(lambda: in_run(spec, cluster), ApiUnavailable, config.cluster.patience.api)
-    store = patiently(lambda: open_store(root), StoreError, config.cluster.patience.api)
+    spec = retry(lambda: in_run(spec, cluster), ApiUnavailable, config.cluster.patience.api)
+    store = retry(lambda: open_store(root), StoreError, config.cluster.patience.api)
     return launch(config, store, spec, cluster)
 
 
@@ -92,11 +90,11 @@ def in_run(spec: JobSpec, cluster: Cluster) -> JobSpec:
 
     `cluster` is the namespace of this pod.
     """
-    name = os.environ.get(_POD_VARIABLE)
+    name = os.environ.get(names.KFP_POD)
     pod = cluster.pod(name) if name else None
     if pod is None:
         return spec
     metadata = pod["metadata"]
-    owners = [one for one in metadata.get("ownerReferences") or [] if one["kind"] == WORKFLOWS.kind]
+    owners = [owner for owner in metadata.get("ownerReferences") or [] if owner["kind"] == WORKFLOWS.kind]
     workflow = Workflow(cluster.namespace, owners[0]["name"], owners[0]["uid"]) if owners else None
-    return replace(spec, run_id=metadata.get("labels", {}).get(_RUN_LABEL), workflow=workflow)
+    return replace(spec, run_id=metadata.get("labels", {}).get(names.KFP_RUN), workflow=workflow)

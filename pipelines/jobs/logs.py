@@ -1,6 +1,6 @@
 """The logs of a job's pods, followed at once: lines are printed with their pod, and the last ones are kept.
 
-What torchrun says of itself, forty lines a pod, is kept and not printed.
+What torchrun logs about itself, forty lines a pod, is kept and not printed.
 """
 
 from __future__ import annotations
@@ -10,15 +10,16 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from dit.console import say
+from dit.console.streams import whole_lines
 from pipelines.cluster.client import ApiRefused, ApiUnavailable, Cluster
 from pipelines.cluster.objects import Object, container_statuses, pod_name, pod_phase
 from pipelines.cluster.retry import pauses
 
 KEPT_LINES = 200
-# A reconnection asks for a little more than was missed; lines that were seen are told by their time stamps.
+# A reconnection asks for a little more than was missed; known lines are skipped by their time stamps.
 _OVERLAP_SECONDS = 10
 Stamp = tuple[str, str]
 # Its settings and each state of its agent, at the level at which it names a pod's ranks; and a warning of its store's
@@ -77,7 +78,7 @@ class _Tail(threading.Thread):
         """Set: nobody reads any more."""
         self._title = self._pod.removeprefix(f"{job}-")
         self._last: Stamp = ("", "")
-        self._heard = 0.0
+        self._latest = 0.0
         self.start()
 
     def run(self) -> None:
@@ -109,11 +110,11 @@ class _Tail(threading.Thread):
         return pod is not None and pod["metadata"]["uid"] == self._uid
 
     def _read(self) -> None:
-        since = math.ceil(time.monotonic() - self._heard) + _OVERLAP_SECONDS if self._heard else None
+        since = math.ceil(time.monotonic() - self._latest) + _OVERLAP_SECONDS if self._latest else None
         with self._cluster.log(self._pod, self._container, since) as chunks:
-            for line in _lines(chunks):
-                stamp, text = split_stamp(line)
-                self._heard = time.monotonic()
+            for line in whole_lines(chunks):
+                stamp, text = split_stamp(line.rstrip("\r"))
+                self._latest = time.monotonic()
                 if stamp <= self._last:
                     continue
                 self._last = stamp
@@ -125,7 +126,7 @@ class _Tail(threading.Thread):
 
 
 def of_torchrun(line: str) -> bool:
-    """Whether torchrun says this about its own work, which goes well."""
+    """Whether torchrun logs this about itself while all goes well."""
     return _OF_TORCHRUN.match(line) is not None
 
 
@@ -136,16 +137,6 @@ def split_stamp(line: str) -> tuple[Stamp, str]:
     # Trailing zeros of the fraction are left out, so that as text 0.5 would follow 0.51.
     fraction = rest.rstrip("Z").partition("+")[0]
     return (seconds.rstrip("Z"), fraction.ljust(9, "0")), text
-
-
-def _lines(chunks: Iterator[bytes]) -> Iterator[str]:
-    rest = b""
-    for chunk in chunks:
-        *whole, rest = (rest + chunk).split(b"\n")
-        for line in whole:
-            yield line.decode(errors="replace").rstrip("\r")
-    if rest:
-        yield rest.decode(errors="replace")
 
 
 def _has_started(pod: Object) -> bool:

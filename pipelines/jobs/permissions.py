@@ -57,7 +57,7 @@ def of_launcher(cluster: ClusterConfig) -> tuple[Right, ...]:
     """What it takes to start, adopt, watch, explain and delete the jobs of a study."""
     own, kind = cluster.namespace, KINDS[cluster.job]
     managed = [kind.resource, *kind.companion_resources]
-    rights = [Right(own, one.group, one.plural, verb) for one in managed for verb in _MANAGED]
+    rights = [Right(own, resource.group, resource.plural, verb) for resource in managed for verb in _MANAGED]
     rights += [Right(own, "", "pods", "list"), Right(own, "", "events", "list"), Right(own, "", "pods", "get", "log")]
     if cluster.queue:
         rights.append(Right(own, WORKLOADS.group, WORKLOADS.plural, "list"))

@@ -42,8 +42,8 @@ def template(spec: JobSpec, container: str, restart_policy: str | None = None) -
             priority_class_name=cluster.priority_class,
             node_selector=_node_selector(spec),
             tolerations=[
-                k8s.V1Toleration(key=one.key, operator=one.operator, value=one.value, effect=one.effect)
-                for one in cluster.tolerations
+                k8s.V1Toleration(key=own.key, operator=own.operator, value=own.value, effect=own.effect)
+                for own in cluster.tolerations
             ]
             or None,
             image_pull_secrets=[k8s.V1LocalObjectReference(name=name) for name in cluster.image_pull_secrets] or None,
@@ -101,7 +101,7 @@ def _container(spec: JobSpec, name: str) -> k8s.V1Container:
 def _variables(spec: JobSpec) -> list[k8s.V1EnvVar]:
     """Key by key, so that one that is missing keeps the pod from starting, and is named."""
     plain = environment(spec)
-    found = [k8s.V1EnvVar(name=name, value=value) for name, value in plain.items()]
+    variables = [k8s.V1EnvVar(name=name, value=value) for name, value in plain.items()]
     for source, kind, reference in (
         (spec.cluster.config_maps, k8s.V1ConfigMapKeySelector, "config_map_key_ref"),
         (spec.cluster.secrets, k8s.V1SecretKeySelector, "secret_key_ref"),
@@ -110,8 +110,8 @@ def _variables(spec: JobSpec) -> list[k8s.V1EnvVar]:
             for key in keys:
                 if key not in plain:
                     value = k8s.V1EnvVarSource(**{reference: kind(name=name, key=key)})
-                    found.append(k8s.V1EnvVar(name=key, value_from=value))
-    return found
+                    variables.append(k8s.V1EnvVar(name=key, value_from=value))
+    return variables
 
 
 def _resources(spec: JobSpec) -> k8s.V1ResourceRequirements:

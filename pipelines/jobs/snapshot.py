@@ -29,7 +29,7 @@ class Snapshot:
 def of_this_job(job: Object, objects: list[dict[str, Any]], time_key: str) -> tuple[Object, ...]:
     """Those that are not left from an earlier job of the same name: Kubernetes' times sort as text."""
     born = job["metadata"]["creationTimestamp"]
-    return tuple(one for one in objects if (_time(one, time_key) or born) >= born)
+    return tuple(obj for obj in objects if (_time(obj, time_key) or born) >= born)
 
 
 def _time(obj: Object, key: str) -> str:

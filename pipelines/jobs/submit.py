@@ -9,7 +9,7 @@ from dit.console import say
 from dit.errors import DitError, InputError
 from pipelines.cluster.client import CONFLICT, FORBIDDEN, NOT_FOUND, ApiRefused, Cluster
 from pipelines.cluster.objects import Resource
-from pipelines.cluster.retry import patiently, pauses
+from pipelines.cluster.retry import pauses, retry
 from pipelines.jobs.kind import JobKind, Rendered, ownership
 from pipelines.jobs.registry import kind_of, render_job, spec_hash
 from pipelines.jobs.spec import JobSpec, workflows_of
@@ -75,7 +75,7 @@ def _create(cluster: Cluster, kind: JobKind, rendered: Rendered) -> str:
         if left is not None:
             _remove(cluster, resource, left)
         cluster.create(resource, manifest)
-    job = patiently(lambda: _create_job(cluster, kind, rendered), _Unseen, _UNSEEN_SECONDS)
+    job = retry(lambda: _create_job(cluster, kind, rendered), _Unseen, _UNSEEN_SECONDS)
     uid = str(job["metadata"]["uid"])
     owner = {
         "apiVersion": kind.resource.api_version,
@@ -101,11 +101,11 @@ def _create_job(cluster: Cluster, kind: JobKind, rendered: Rendered) -> dict[str
 def _adopt(cluster: Cluster, kind: JobKind, spec: JobSpec, rendered: Rendered, existing: dict[str, Any]) -> str:
     """Join those who wait for a job; one that was started by hand stays its starter's."""
     metadata = existing["metadata"]
-    wanted, found = spec_hash(rendered.job), spec_hash(existing)
-    if found != wanted:
+    wanted, existing_hash = spec_hash(rendered.job), spec_hash(existing)
+    if existing_hash != wanted:
         raise InputError(
             f"{kind.resource.kind} {spec.namespace}/{spec.name} works on something else: its spec is"
-            f" {found or 'not ours'}, this study's is {wanted}; wait for its end, or"
+            f" {existing_hash or 'not ours'}, this study's is {wanted}; wait for its end, or"
             f" kubectl delete {kind.resource.plural} -n {spec.namespace} {spec.name}"
         )
     waiting = workflows_of(existing)

@@ -1,14 +1,16 @@
-"""From one look at a job to the next: what to tell, and whether to go on waiting. Knows no API and no clock."""
+"""From one look at a job to the next: what to report, and whether to go on waiting. Knows no API and no clock."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from dit.console.formatting import format_duration
+from dit.errors import one_line
 from pipelines.cluster.objects import condition
-from pipelines.jobs.failure_cause import Death, Lines, cause_of, deaths, final
+from pipelines.cluster.pod_reason import Reason
+from pipelines.jobs.failure_cause import Death, cause_of, deaths, final
 from pipelines.jobs.kind import JobKind, Phase
-from pipelines.jobs.pending_reason import Reason, explain
+from pipelines.jobs.pending_reason import explain
 from pipelines.jobs.snapshot import Snapshot
 from pipelines.jobs.spec import JobSpec
 
@@ -21,29 +23,29 @@ _REPEAT_SECONDS = 600.0
 class Decision:
     """What follows from a look. `over` is None while the job is to be waited for."""
 
-    news: tuple[str, ...] = ()
+    updates: tuple[str, ...] = ()
     over: Phase | None = None
     error: str = ""
     """Why the wait is over without success."""
     cause: Death | None = None
     """The end of a container that began the failure; None when none was seen."""
     abandoned: bool = False
-    """Whether the job still is there, and must be removed, because nothing will come of it."""
+    """True if the job still exists, cannot succeed, and must be deleted."""
 
 
 class Supervisor:
     """Watches one job from its creation to its end."""
 
-    def __init__(self, spec: JobSpec, kind: JobKind, uid: str, lines: Lines) -> None:
-        self._spec, self._kind, self._uid, self._lines = spec, kind, uid, lines
+    def __init__(self, spec: JobSpec, kind: JobKind, uid: str) -> None:
+        self._spec, self._kind, self._uid = spec, kind, uid
         self.place = f"{kind.resource.kind} {spec.namespace}/{spec.name}"
         self._deaths: set[Death] = set()
         self._complete = False
         self._has_run: bool | None = None
         self._incomplete_since: float | None = None
-        self._hopeless_since: float | None = None
+        self._unrecoverable_since: float | None = None
         self._since: dict[str, float] = {}
-        self._said: dict[str, float] = {}
+        self._reported: dict[str, float] = {}
 
     def look(self, snapshot: Snapshot, now: float) -> Decision:
         """What to make of the job as it is `now`, in seconds of any clock that does not jump."""
@@ -59,72 +61,72 @@ class Supervisor:
             self._has_run = any(condition(job, kind) is not None for kind in ("Running", "Restarting"))
         fresh = set(deaths(snapshot.pods)) - self._deaths
         self._deaths |= fresh
-        news = [f"{death.pod} ended: {death}" for death in sorted(fresh, key=lambda death: death.finished)]
+        updates = [f"{death.pod} ended: {death}" for death in sorted(fresh, key=lambda death: death.finished)]
         if snapshot.phase is Phase.SUCCEEDED:
-            return Decision(tuple(news), over=Phase.SUCCEEDED)
+            return Decision(tuple(updates), over=Phase.SUCCEEDED)
         if snapshot.phase is Phase.FAILED:
-            cause = cause_of(self._deaths, self._lines)
-            return Decision(tuple(news), over=Phase.FAILED, error=self._failure(snapshot, cause), cause=cause)
-        if self._kind.restarts and (cause := final(self._deaths, self._lines)) is not None:
+            cause = cause_of(self._deaths)
+            return Decision(tuple(updates), over=Phase.FAILED, error=self._failure(snapshot, cause), cause=cause)
+        if self._kind.restarts and (cause := final(self._deaths)) is not None:
             error = f"{self.place} cannot go on: every further try would end alike"
-            return Decision(tuple(news), over=Phase.FAILED, error=error, cause=cause, abandoned=True)
+            return Decision(tuple(updates), over=Phase.FAILED, error=error, cause=cause, abandoned=True)
         reason = explain(self._spec, self._kind, snapshot)
-        news += self._progress(snapshot, reason, now)
-        return self._patience(tuple(news), reason, now)
+        updates += self._progress(snapshot, reason, now)
+        return self._timeout(tuple(updates), reason, now)
 
     def _progress(self, snapshot: Snapshot, reason: Reason | None, now: float) -> list[str]:
         replicas = self._spec.cluster.replicas
         complete = snapshot.running >= replicas
-        news = []
+        updates = []
         if complete and not self._complete:
-            news.append(f"{self.place}: all {replicas} pods run")
-            self._said.clear()
+            updates.append(f"{self.place}: all {replicas} pods run")
+            self._reported.clear()
             self._since.clear()
         self._complete = complete
         if complete:
             self._has_run = True
-            self._incomplete_since = self._hopeless_since = None
-            return news
+            self._incomplete_since = self._unrecoverable_since = None
+            return updates
         if self._incomplete_since is None:
             self._incomplete_since = now
-        if reason is None or not reason.hopeless:
-            self._hopeless_since = None
-        elif self._hopeless_since is None:
-            self._hopeless_since = now
-        if reason is not None and self._is_news(reason, now):
-            news.append(f"{self.place}: {snapshot.running} of {replicas} pods run: {reason}")
-        return news
+        if reason is None or not reason.unrecoverable:
+            self._unrecoverable_since = None
+        elif self._unrecoverable_since is None:
+            self._unrecoverable_since = now
+        if reason is not None and self._is_due(reason, now):
+            updates.append(f"{self.place}: {snapshot.running} of {replicas} pods run: {reason}")
+        return updates
 
-    def _is_news(self, reason: Reason, now: float) -> bool:
-        """Whether to tell a reason: when it has lasted, and again from time to time."""
+    def _is_due(self, reason: Reason, now: float) -> bool:
+        """Whether to report a reason: when it has lasted, and again from time to time."""
         since = self._since.setdefault(reason.same, now)
-        said = self._said.get(reason.same)
-        due = now - since >= _SETTLE_SECONDS if said is None else now - said >= _REPEAT_SECONDS
+        last = self._reported.get(reason.same)
+        due = now - since >= _SETTLE_SECONDS if last is None else now - last >= _REPEAT_SECONDS
         if due:
-            self._said[reason.same] = now
+            self._reported[reason.same] = now
         return due
 
-    def _patience(self, news: tuple[str, ...], reason: Reason | None, now: float) -> Decision:
-        patience = self._spec.cluster.patience
+    def _timeout(self, updates: tuple[str, ...], reason: Reason | None, now: float) -> Decision:
+        limits = self._spec.cluster.patience
         why = (
             str(reason)
             if reason
             else f"kubectl get pods -n {self._spec.namespace} -l {self._kind.pod_label}={self._spec.name}"
         )
         # Of a job that has run, a worker that lost its node, or a queue that somebody holds, may come back.
-        hopeless = None if self._has_run else self._hopeless_since
-        if hopeless is not None and now - hopeless >= patience.hopeless:
-            return Decision(news, Phase.FAILED, f"{self.place} cannot start: {why}", abandoned=True)
-        if self._incomplete_since is not None and now - self._incomplete_since >= patience.start:
-            waited = format_duration(patience.start)
+        stuck_since = None if self._has_run else self._unrecoverable_since
+        if stuck_since is not None and now - stuck_since >= limits.hopeless:
+            return Decision(updates, Phase.FAILED, f"{self.place} cannot start: {why}", abandoned=True)
+        if self._incomplete_since is not None and now - self._incomplete_since >= limits.start:
+            waited = format_duration(limits.start)
             what = "did not get all of its pods back" if self._has_run else "did not start"
             error = f"{self.place} {what} within {waited} (cluster.patience.start): {why}"
-            return Decision(news, Phase.FAILED, error, abandoned=True)
-        return Decision(news)
+            return Decision(updates, Phase.FAILED, error, abandoned=True)
+        return Decision(updates)
 
     def _failure(self, snapshot: Snapshot, cause: Death | None) -> str:
         job = snapshot.job or {}
         failed = condition(job, "Failed") or {}
-        message = " ".join(str(failed.get("message") or failed.get("reason") or "no reason given").split())
+        message = one_line(failed.get("message") or failed.get("reason") or "no reason given")
         error = f"{self.place} failed: {message.rstrip('.')}"
         return error if cause else f"{error}; kubectl get events -n {self._spec.namespace}"

@@ -1,4 +1,4 @@
-"""Wait for a job, for days where need be: look, tell what is new, look again."""
+"""Wait for a job, for days where need be: look, report what is new, look again."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dit.console import say
 from dit.errors import DitError
 from pipelines.cluster.client import FORBIDDEN, UNAUTHORIZED, WORKLOADS, ApiRefused, ApiUnavailable, Cluster
 from pipelines.cluster.objects import Object, pod_name, pod_phase
-from pipelines.cluster.retry import patiently
-from pipelines.jobs.failure_cause import OUT_OF_MEMORY, own_words, rank_of
+from pipelines.cluster.retry import retry
+from pipelines.jobs.failure_cause import OUT_OF_MEMORY, own_message, rank_of
 from pipelines.jobs.kind import JobKind, Phase
 from pipelines.jobs.logs import PodLogs
 from pipelines.jobs.registry import kind_of
@@ -36,7 +36,7 @@ def wait(cluster: Cluster, spec: JobSpec, uid: str) -> None:
     """
     kind = kind_of(spec)
     logs = PodLogs(cluster, spec.name)
-    supervisor = Supervisor(spec, kind, uid, logs.last_lines)
+    supervisor = Supervisor(spec, kind, uid)
     try:
         decision = _until_over(cluster, spec, kind, supervisor, logs)
     finally:
@@ -44,7 +44,7 @@ def wait(cluster: Cluster, spec: JobSpec, uid: str) -> None:
     if decision.over is Phase.FAILED:
         error = _failure(spec, decision, logs)
         if decision.abandoned:
-            patiently(lambda: cluster.delete(kind.resource, spec.name, uid), ApiUnavailable, spec.cluster.patience.api)
+            retry(lambda: cluster.delete(kind.resource, spec.name, uid), ApiUnavailable, spec.cluster.patience.api)
             error += "; the job was removed"
         raise JobFailed(error)
 
@@ -62,19 +62,19 @@ def look(cluster: Cluster, kind: JobKind, spec: JobSpec) -> Snapshot:
         events = _events(cluster, kind, job, pods)
     # Of a new job, too: a right that is missing shows at the first look.
     if phase in (Phase.NEW, Phase.SUSPENDED) and spec.cluster.queue:
-        found = cluster.find(WORKLOADS, f"kueue.x-k8s.io/job-uid={job['metadata']['uid']}")
-        workload = found[0] if found else None
+        workloads = cluster.find(WORKLOADS, f"kueue.x-k8s.io/job-uid={job['metadata']['uid']}")
+        workload = workloads[0] if workloads else None
     return Snapshot(job, phase, pods, events, workload)
 
 
 def _until_over(cluster: Cluster, spec: JobSpec, kind: JobKind, supervisor: Supervisor, logs: PodLogs) -> Decision:
     ask = look
     while True:
-        snapshot = patiently(partial(ask, cluster, kind, spec), ApiUnavailable, spec.cluster.patience.api)
+        snapshot = retry(partial(ask, cluster, kind, spec), ApiUnavailable, spec.cluster.patience.api)
         ask = _look_again
         logs.follow(snapshot.pods)
         decision = supervisor.look(snapshot, time.monotonic())
-        for line in decision.news:
+        for line in decision.updates:
             say(line)
         if decision.over is not None:
             return decision
@@ -94,8 +94,8 @@ def _look_again(cluster: Cluster, kind: JobKind, spec: JobSpec) -> Snapshot:
 def _events(cluster: Cluster, kind: JobKind, job: Object, pods: tuple[Object, ...]) -> tuple[Object, ...]:
     subjects = list(kind.event_subjects(job["metadata"]["name"]))
     subjects += [("Pod", pod_name(pod)) for pod in pods if pod_phase(pod) == "Pending"][:_ASKED_PODS]
-    found = [event for subject in subjects for event in cluster.events(*subject)]
-    return of_this_job(job, found, "lastTimestamp")
+    events = [event for subject in subjects for event in cluster.events(*subject)]
+    return of_this_job(job, events, "lastTimestamp")
 
 
 def _failure(spec: JobSpec, decision: Decision, logs: PodLogs) -> str:
@@ -108,10 +108,10 @@ def _failure(spec: JobSpec, decision: Decision, logs: PodLogs) -> str:
         say(f"{cause.pod}| {line}")
     rank = rank_of(lines)
     where = f"rank {rank}" if rank else "rank unknown: it ended before the ranks were given"
-    words = own_words(lines)
-    told = f"{decision.error}; the first to end was pod {cause.pod} ({where}), {cause}"
+    message = own_message(lines)
+    error = f"{decision.error}; the first to end was pod {cause.pod} ({where}), {cause}"
     if cause.reason == OUT_OF_MEMORY:
-        return f"{told}; raise cluster.pod.memory ({spec.cluster.pod.memory}) or lower fit.micro_batch"
-    if words:
-        return f"{told}: {words}"
-    return told if decision.abandoned else f"{told}; kubectl logs -n {spec.namespace} {cause.pod}"
+        return f"{error}; raise cluster.pod.memory ({spec.cluster.pod.memory}) or lower fit.micro_batch"
+    if message:
+        return f"{error}: {message}"
+    return error if decision.abandoned else f"{error}; kubectl logs -n {spec.namespace} {cause.pod}"

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Protocol, TextIO
 from dit.console import Progress, console, progress
 from dit.console.formatting import format_duration
 from dit.console.streams import user_terminal
-from dit.errors import DitError, InputError
+from dit.errors import DitError, FinalError, InputError
 from pipelines.step.events import Event, from_line
 
 if TYPE_CHECKING:
-    from dit.console.bars import Board
+    from rich.progress import Progress as RichBars
 
 _TAIL = 5
+_KINDS: dict[int, type[DitError]] = {kind.exit_code: kind for kind in (InputError, FinalError)}
 
 
 class Bars(Protocol):
@@ -32,79 +33,77 @@ class Bars(Protocol):
 
 @dataclass
 class _Step:
-    """What is known of the step that a lane is at."""
+    """What is known of the step that a worker is at."""
 
     name: str = "the first step"
     started: float = 0.0
-    said: str = ""
+    message: str = ""
     error: Event | None = None
     tail: deque[str] = field(default_factory=lambda: deque(maxlen=_TAIL))
     bars: Bars | None = None
 
 
 class StudyLog:
-    """Takes all that the lanes print: keeps it in a log and shows the steps' own events. A context manager."""
+    """Keeps all that the workers print in a log, and shows the steps' own events. A context manager."""
 
     def __init__(self, log: TextIO, total: int) -> None:
         self._log, self._total = log, total
         self._screen = console()
         self._steps: dict[int, _Step] = {}
         self._begun = self._ended = 0
-        terminal = user_terminal()
-        self._board: Board | None = None
-        if terminal is not None:
-            from dit.console.bars import Board  # rich's bars, which a run without a terminal need not load
-
-            self._board = Board(terminal)
+        self._bars: RichBars | None = None
+        self._stack = ExitStack()
 
     def __enter__(self) -> StudyLog:
-        if self._board is not None:
-            self._board.__enter__()
+        terminal = user_terminal()
+        if terminal is not None:
+            from dit.console.bars import MultiBar  # rich's bars, which a run without a terminal need not load
+
+            self._bars = self._stack.enter_context(MultiBar(transient=True).drawn(terminal))
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._board is not None:
-            self._board.__exit__()
+        self._stack.close()
 
-    def take(self, lane: int, line: str) -> None:
-        """Act on a whole line from a lane."""
-        step = self._steps.setdefault(lane, _Step())
+    def take(self, worker: int, line: str) -> None:
+        """Act on a whole line from a worker."""
+        step = self._steps.setdefault(worker, _Step())
         event = from_line(line)
         if event is None:
-            self._note(lane, step, line)
+            self._note(worker, step, line)
         elif event.kind in ("open", "advance", "close"):
             if step.bars is not None:
                 step.bars.show(event)
         else:
-            self._write(lane, f"{event.kind}: {event.text}")
-            self._show(lane, step, event)
+            self._write(worker, f"{event.kind}: {event.text}")
+            self._show(worker, step, event)
 
-    def failure(self, lane: int, log: str) -> DitError:
-        """Why this lane ended early, in one line; `log` is where the rest can be read."""
-        step = self._steps.get(lane, _Step())
+    def failure(self, worker: int, log: str) -> DitError:
+        """Why this worker ended early, in one line; `log` is where the rest can be read."""
+        step = self._steps.get(worker, _Step())
         if step.error is not None:
-            return (InputError if step.error.code == InputError.exit_code else DitError)(step.error.text)
+            return _KINDS.get(step.error.code, DitError)(step.error.text)
         last = step.tail[-1] if step.tail else "nothing"
         return DitError(f"{step.name} broke off; its last output was: {last}; all of it: {log}")
 
-    def _note(self, lane: int, step: _Step, line: str) -> None:
-        self._write(lane, line)
+    def _note(self, worker: int, step: _Step, line: str) -> None:
+        self._write(worker, line)
         # kfp frames every step's output by its own time-stamped lines and rules.
         if line.startswith("    ") and line.strip() and "[KFP Executor" not in line:
             step.tail.append(line.strip())
 
-    def _write(self, lane: int, line: str) -> None:
-        self._log.write(f"{lane}| {line}\n" if line else "\n")
+    def _write(self, worker: int, line: str) -> None:
+        self._log.write(f"{worker}| {line}\n" if line else "\n")
 
-    def _show(self, lane: int, step: _Step, event: Event) -> None:
+    def _show(self, worker: int, step: _Step, event: Event) -> None:
         if event.kind == "begin":
             self._begun += 1
-            bars = _Row(self._board, event.text) if self._board else _PlainBars(event.text)
-            self._steps[lane] = _Step(event.text, time.monotonic(), bars=bars)
+            bars = _Row(self._bars, event.text) if self._bars else _PlainBars(event.text)
+            self._steps[worker] = _Step(event.text, time.monotonic(), bars=bars)
             self._print(f"{self._place(self._begun)} {event.text}", on_terminal=False)
         elif event.kind == "line":
             # On a terminal the step's bar says enough until it ends.
-            step.said = event.text
+            step.message = event.text
             self._print(f"{self._indent()} {step.name}: {event.text}", on_terminal=False)
         elif event.kind == "end":
             self._ended += 1
@@ -112,7 +111,7 @@ class StudyLog:
                 step.bars.end()
             took = format_duration(time.monotonic() - step.started)
             self._print(f"{self._indent()} {step.name}: done in {took}", on_terminal=False)
-            line = f"✓ {self._place(self._ended)} {step.name:<22} {took:>8}  {step.said}"
+            line = f"✓ {self._place(self._ended)} {step.name:<22} {took:>8}  {step.message}"
             self._print(line, on_terminal=True)
         elif event.kind == "error":
             step.error = event
@@ -122,10 +121,10 @@ class StudyLog:
             return
         if not on_terminal:
             self._screen.out(line, highlight=False)
-        elif self._board is not None:
-            self._board.say(line)
         else:
-            self._screen.print(line, markup=False, no_wrap=True, overflow="ellipsis")
+            # Above the bars, where there are any.
+            screen = self._bars.console if self._bars is not None else self._screen
+            screen.print(line, markup=False, no_wrap=True, overflow="ellipsis")
 
     def _place(self, number: int) -> str:
         return f"{number:>{len(str(self._total))}}/{self._total}"
@@ -137,9 +136,11 @@ class StudyLog:
 class _Row:
     """A step's bars on a terminal: one row, which shows the newest."""
 
-    def __init__(self, board: Board, step: str) -> None:
+    def __init__(self, bars: RichBars, step: str) -> None:
+        from dit.console.bars import Bar
+
         self._step, self._newest = step, -1
-        self._row = board.row(step)
+        self._row = Bar(bars, step)
 
     def show(self, event: Event) -> None:
         if event.kind == "open":

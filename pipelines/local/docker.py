@@ -10,7 +10,7 @@ import os
 import select
 import socket
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from glob import has_magic
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from dit import __version__
+from dit.console.streams import whole_lines
 from dit.errors import InputError, MissingError
 from dit.storage import cache_dir
 from dit.study.config import AdmReference, FolderSource, StudyConfig, TarSource, VaeCodec
@@ -82,10 +83,10 @@ def run_container(client: Any, image: str, command: list[str], volumes: dict[str
     for place in volumes:
         # Left to the engine, they would be root's.
         os.makedirs(place, exist_ok=True)
-    leashed = parent_watch.VARIABLE in os.environ
-    container = client.containers.create(image, command, volumes=volumes, stdin_open=leashed, **settings)
+    bound = parent_watch.VARIABLE in os.environ
+    container = client.containers.create(image, command, volumes=volumes, stdin_open=bound, **settings)
     try:
-        with _leash_of(container, leashed):
+        with _lifeline_of(container, bound):
             container.start()
             for line in whole_lines(container.logs(stream=True, follow=True)):
                 # Where nobody listens any more, the step still has a checkpoint to write.
@@ -97,9 +98,9 @@ def run_container(client: Any, image: str, command: list[str], volumes: dict[str
 
 
 @contextmanager
-def _leash_of(container: Any, leashed: bool) -> Iterator[None]:
+def _lifeline_of(container: Any, bound: bool) -> Iterator[None]:
     """Pass this process's lifeline on: the container's standard input closes with it, or when this process is gone."""
-    if not leashed:
+    if not bound:
         yield
         return
     attached = container.attach_socket(params={"stdin": 1, "stream": 1})
@@ -120,16 +121,6 @@ def _leash_of(container: Any, leashed: bool) -> Iterator[None]:
         watcher.join()
         os.close(over)
         attached.close()
-
-
-def whole_lines(chunks: Iterable[bytes]) -> Iterator[str]:
-    """The lines in what an engine sends piece by piece: a step's events are told by whole lines."""
-    rest = b""
-    for chunk in chunks:
-        *lines, rest = (rest + chunk).split(b"\n")
-        yield from (line.decode(errors="replace") for line in lines)
-    if rest:
-        yield rest.decode(errors="replace")
 
 
 def _environment() -> dict[str, str]:

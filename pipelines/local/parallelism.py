@@ -14,23 +14,23 @@ THREADS = "OMP_NUM_THREADS"
 
 @dataclass(frozen=True)
 class Share:
-    """WorkerPool, and the threads of each; None where the user has set them, or torch chooses best itself."""
+    """Worker processes, and the threads of each; None where the user has set them, or torch chooses best itself."""
 
-    lanes: int
+    workers: int
     threads: int | None
 
 
 def share(fit: FitConfig, variants: int, environment: Mapping[str, str] = os.environ) -> Share:
-    """How `variants` that are not complete share this machine, unless `fit.lanes` says it.
+    """How `variants` that are not complete share this machine, unless `fit.parallel_variants` sets it.
 
-    One lane where there is a GPU, all of which a stage uses. Else a lane per core: a model that is small enough to be
-    trained on a CPU gains little from a second thread. The user's number of threads, from `fit.threads` or
+    One worker where there is a GPU, all of which a stage uses. Else a worker per core: a model that is small enough to
+    be trained on a CPU gains little from a second thread. The user's number of threads, from `fit.threads` or
     OMP_NUM_THREADS, goes first.
     """
     cores, threads = _cores(), fit.threads or _set_threads(environment)
     fitting = 1 if _has_gpu(environment) else cores // (threads or 1)
-    lanes = max(1, min(fit.lanes or fitting, variants))
-    return Share(lanes, None if threads or lanes == 1 else max(1, cores // lanes))
+    workers = max(1, min(fit.parallel_variants or fitting, variants))
+    return Share(workers, None if threads or workers == 1 else max(1, cores // workers))
 
 
 def _cores() -> int:

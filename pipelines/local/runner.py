@@ -22,7 +22,7 @@ from dit.study.config import StudyConfig
 from dit.tracking import flush, reconcile
 from pipelines.local.display import StudyLog
 from pipelines.local.parallelism import share
-from pipelines.local.workers import LaneError, WorkerPool, WorkItem
+from pipelines.local.workers import WorkerError, WorkerPool, WorkItem
 from pipelines.step.parent_watch import ChildLifeline
 
 
@@ -50,7 +50,7 @@ def _run_pipeline(config: StudyConfig, store: Store, image: str | None) -> None:
     log_path, left = _log_path(config, store), unfinished(Work(config, store))
     machine = share(config.fit, len(left))
     say(
-        f"{config.study}: {len(left)} of {len(config.specs)} variants to do, {machine.lanes} at a time;"
+        f"{config.study}: {len(left)} of {len(config.specs)} variants to do, {machine.workers} at a time;"
         f" results in {address(store, '')}, log in {log_path}"
     )
     with (
@@ -62,16 +62,16 @@ def _run_pipeline(config: StudyConfig, store: Store, image: str | None) -> None:
     ):
         text = config.to_yaml()
         try:
-            with WorkerPool(machine.lanes, Path(work), shown.take, lifeline.pull) as lanes:
-                lanes.run([WorkItem(text, store.url, "prepare", image=image)])
-                lanes.run([WorkItem(text, store.url, spec.name, machine.threads, image) for spec in left])
-                lanes.run([WorkItem(text, store.url, "report", image=image)])
+            with WorkerPool(machine.workers, Path(work), shown.take, lifeline.pull) as pool:
+                pool.run([WorkItem(text, store.url, "prepare", image=image)])
+                pool.run([WorkItem(text, store.url, spec.name, machine.threads, image) for spec in left])
+                pool.run([WorkItem(text, store.url, "report", image=image)])
             if caught:
                 _end_by(caught[0])
-        except LaneError as error:
+        except WorkerError as error:
             if caught:
                 _end_by(caught[0])
-            raise shown.failure(error.lane, str(log_path)) from None
+            raise shown.failure(error.worker, str(log_path)) from None
         finally:
             # A step that was killed could not end its own run.
             reconcile(config, store)

@@ -1,8 +1,8 @@
 """A process that runs parts of a study's pipeline, one after the other: `python -m pipelines.local.worker`.
 
 kfp.local runs one task at a time, and its settings and its use of standard output belong to the whole process; so what
-is to run side by side needs a process each. HANDLE is a file descriptor on which jobs come, a line each, until it is
-closed; FOLDER takes kfp's leftovers. All output goes to standard output, the steps' events among it.
+is to run side by side needs a process each. HANDLE is a file descriptor on which work items come, a line each, until it
+is closed; FOLDER takes kfp's leftovers. All output goes to standard output, the steps' events among it.
 """
 
 from __future__ import annotations
@@ -25,33 +25,33 @@ from pipelines.step.events import Event
 
 
 def main(handle: int, folder: str) -> int:
-    """Run every job that comes; the exit code, 1 when a step failed, after which no more are run."""
-    # Whoever started this lane decides what an interrupt of all processes means, and ends the steps by their lifeline.
+    """Run every work item that comes; the exit code, 1 when a step failed, after which no more are run."""
+    # The starter decides what an interrupt of all processes means, and ends the steps by their lifeline.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: None)
     # kfp warns of every image without "python" in its name.
     warnings.simplefilter("ignore")
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=folder, workspace_root=f"{folder}/workspace")
-    with open(handle) as jobs:
-        _tell_ready()
-        for line in jobs:
+    with open(handle) as items:
+        _report_ready()
+        for line in items:
             try:
                 _run(WorkItem.from_line(line), folder)
             except RuntimeError:
                 # kfp's way to say that a step failed; the step has said why.
                 return 1
-            _tell_ready()
+            _report_ready()
     return 0
 
 
-def _run(job: WorkItem, folder: str) -> None:
-    config = study_file.load_text(job.study)
-    with _threads(job.threads):
-        if job.image is None:
-            build(config, job.root, job.part)()
+def _run(item: WorkItem, folder: str) -> None:
+    config = study_file.load_text(item.study)
+    with _threads(item.threads):
+        if item.image is None:
+            build(config, item.root, item.part)()
         else:
-            use_containers(config, job.root, folder)
-            build(config, job.root, job.part, job.image)()
+            use_containers(config, item.root, folder)
+            build(config, item.root, item.part, item.image)()
 
 
 @contextmanager
@@ -67,7 +67,7 @@ def _threads(count: int | None) -> Iterator[None]:
         os.environ.update(before)
 
 
-def _tell_ready() -> None:
+def _report_ready() -> None:
     sys.stdout.write(Event("ready").to_line())
     sys.stdout.flush()
 

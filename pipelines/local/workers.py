@@ -1,4 +1,4 @@
-"""Several lanes, each a process that runs one part of a study at a time; the starter's side. Knows no kfp."""
+"""Worker processes, each of which runs one part of a study at a time; the starter's side. Knows no kfp."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
+from dit.console.streams import LineBuffer
 from pipelines.step.events import from_line
 
 Take = Callable[[int, str], None]
-"""Takes a line that a lane printed, and the lane's number."""
+"""Takes a worker's number and a line that it printed."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,12 @@ class WorkItem:
         return cls(**json.loads(line))
 
 
-class LaneError(Exception):
-    """A lane ended before its work."""
+class WorkerError(Exception):
+    """A worker ended before its work."""
 
-    def __init__(self, lane: int) -> None:
-        super().__init__(f"lane {lane} ended early")
-        self.lane = lane
+    def __init__(self, worker: int) -> None:
+        super().__init__(f"worker {worker} ended early")
+        self.worker = worker
 
 
 class WorkerPool:
@@ -62,56 +63,56 @@ class WorkerPool:
 
     def __init__(self, count: int, folder: Path, take: Take, end_all: Callable[[], None]) -> None:
         self._count, self._folder, self._take, self._end_all = count, folder, take, end_all
-        self._lanes: dict[int, _Lane] = {}
+        self._workers: dict[int, _Worker] = {}
         self._selector = selectors.DefaultSelector()
 
     def __enter__(self) -> Self:
         for number in range(1, self._count + 1):
-            lane = _Lane(number, self._folder / f"lane-{number}")
-            self._lanes[number] = lane
-            self._selector.register(lane.output, selectors.EVENT_READ, lane)
+            worker = _Worker(number, self._folder / f"worker-{number}")
+            self._workers[number] = worker
+            self._selector.register(worker.output, selectors.EVENT_READ, worker)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
             self._end_all()
-        for lane in self._lanes.values():
-            lane.dismiss()
-        while self._lanes:
+        for worker in self._workers.values():
+            worker.dismiss()
+        while self._workers:
             self._listen()
         self._selector.close()
 
     def run(self, jobs: Iterable[WorkItem]) -> None:
-        """Run jobs in this order, as lanes become free, until all are done; LaneError as soon as one has failed."""
+        """Run jobs in this order, as workers become free, until all are done; WorkerError as soon as one has failed."""
         waiting = deque(jobs)
-        while waiting or any(lane.busy for lane in self._lanes.values()):
-            for lane in self._lanes.values():
-                if waiting and lane.ready:
-                    lane.give(waiting.popleft())
+        while waiting or any(worker.busy for worker in self._workers.values()):
+            for worker in self._workers.values():
+                if waiting and worker.ready:
+                    worker.give(waiting.popleft())
             ended = self._listen()
             if ended:
-                raise LaneError(ended[0])
+                raise WorkerError(ended[0])
 
     def _listen(self) -> list[int]:
-        """Wait for output and pass it on; the lanes that have ended."""
+        """Wait for output and pass it on; the workers that have ended."""
         ended = []
         for key, _ in self._selector.select():
-            lane: _Lane = key.data
-            for line in lane.read():
+            worker: _Worker = key.data
+            for line in worker.read():
                 event = from_line(line)
                 if event is not None and event.kind == "ready":
-                    lane.ready, lane.busy = True, False
+                    worker.ready, worker.busy = True, False
                 else:
-                    self._take(lane.number, line)
-            if lane.ended:
-                self._selector.unregister(lane.output)
-                del self._lanes[lane.number]
-                ended.append(lane.number)
+                    self._take(worker.number, line)
+            if worker.ended:
+                self._selector.unregister(worker.output)
+                del self._workers[worker.number]
+                ended.append(worker.number)
         return ended
 
 
-class _Lane:
-    """One lane's process. Standard input, which is a lifeline, passes on to it and its steps."""
+class _Worker:
+    """One worker's process. Standard input, which is a lifeline, passes on to it and its steps."""
 
     def __init__(self, number: int, folder: Path) -> None:
         folder.mkdir()
@@ -128,10 +129,10 @@ class _Lane:
         self.number, self.output = number, self._process.stdout.fileno()
         self.ready = self.busy = self.ended = False
         self._jobs = open(give, "wb")  # noqa: SIM115
-        self._rest = b""
+        self._buffer = LineBuffer()
 
     def give(self, job: WorkItem) -> None:
-        """Have it run a job. That a lane has died meanwhile shows in its output's end."""
+        """Have it run a job. That a worker has died meanwhile shows in its output's end."""
         self.ready, self.busy = False, True
         with suppress(BrokenPipeError):
             self._jobs.write(job.to_line().encode())
@@ -139,13 +140,12 @@ class _Lane:
 
     def read(self) -> list[str]:
         """The whole lines that have come; at the output's end, after waiting for the process, all that is left."""
-        data = os.read(self.output, 1 << 16)
-        if not data:
-            self.ended = True
-            self.dismiss()
-            self._process.wait()
-        *lines, self._rest = (self._rest + (data or b"\n")).split(b"\n")
-        return [line.decode(errors="replace") for line in lines]
+        if data := os.read(self.output, 1 << 16):
+            return self._buffer.add(data)
+        self.ended = True
+        self.dismiss()
+        self._process.wait()
+        return self._buffer.finish()
 
     def dismiss(self) -> None:
         """Have it end when it has done the job it is at."""

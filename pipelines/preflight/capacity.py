@@ -23,16 +23,16 @@ _DISK = "ephemeral-storage"
 def nodes(site: Site) -> Iterator[Finding]:
     """Whether the nodes, were they empty, have room for all pods of a job, and for each kind of step."""
     cluster = site.config.cluster
-    found = site.cluster.ask("/api/v1/nodes")["items"]
-    yield _job(cluster, found)
+    nodes = site.cluster.ask("/api/v1/nodes")["items"]
+    yield _job(cluster, nodes)
     if site.endpoint:
-        yield _steps(cluster, found)
+        yield _steps(cluster, nodes)
 
 
-def _job(cluster: ClusterConfig, found: list[Object]) -> Finding:
+def _job(cluster: ClusterConfig, nodes: list[Object]) -> Finding:
     subject = "GPUs" if cluster.gpus_per_pod else "nodes"
     asked = of_pod(cluster)
-    fit = [(node, fitting(node, asked)) for node in found if usable(cluster, node, gpus=True)]
+    fit = [(node, fitting(node, asked)) for node in nodes if usable(cluster, node, gpus=True)]
     pods = sum(room for _, room in fit)
     kind = cluster.gpu_product or cluster.gpu_resource if cluster.gpus_per_pod else "any kind"
     count = sum(room > 0 for _, room in fit)
@@ -45,17 +45,17 @@ def _job(cluster: ClusterConfig, found: list[Object]) -> Finding:
     return failed(subject, f"{text}; ask for less in cluster.replicas and cluster.pod, or see {_see(cluster)}")
 
 
-def _steps(cluster: ClusterConfig, found: list[Object]) -> Finding:
+def _steps(cluster: ClusterConfig, nodes: list[Object]) -> Finding:
     lacking = []
     for name in _STEPS:
         step: StepConfig = getattr(cluster.steps, name)
         asked = {**_placed_by(cluster, step), _DISK: step.scratch}
-        if not any(usable(cluster, node, gpus=step.gpus > 0) and fitting(node, asked) for node in found):
+        if not any(usable(cluster, node, gpus=step.gpus > 0) and fitting(node, asked) for node in nodes):
             lacking.append(f"{name} ({_listed(asked)})")
     if lacking:
         remedy = f"ask for less in cluster.steps, or see {_see(cluster)}"
         return failed("steps", f"no node has room for {', '.join(lacking)}; {remedy}")
-    if crowded := crowding(cluster, found):
+    if crowded := crowding(cluster, nodes):
         return unknown("steps", f"{crowded}; a lower cluster.steps.parts, or cluster.steps.prepare.scratch")
     return ok("steps", f"there is a node for each of {', '.join(_STEPS)}")
 
@@ -65,10 +65,10 @@ def _placed_by(cluster: ClusterConfig, step: StepConfig) -> dict[str, str]:
     return {"cpu": step.cpu, "memory": step.memory, **_gpus(cluster, step.gpus)}
 
 
-def crowding(cluster: ClusterConfig, found: Iterable[Object]) -> str | None:
+def crowding(cluster: ClusterConfig, nodes: Iterable[Object]) -> str | None:
     """The node whose disk is too small for the parts of the preparation that may meet there, in words; None is none."""
     step, parts = cluster.steps.prepare, cluster.steps.parts
-    for node in found:
+    for node in nodes:
         if usable(cluster, node, gpus=step.gpus > 0):
             meeting = min(parts, fitting(node, _placed_by(cluster, step)))
             stored = fitting(node, {_DISK: step.scratch})
@@ -95,7 +95,7 @@ def usable(cluster: ClusterConfig, node: Object, gpus: bool) -> bool:
         wanted[PRODUCT_LABEL] = cluster.gpu_product
     if node["spec"].get("unschedulable") or not wanted.items() <= labels.items():
         return False
-    taints = [one for one in node["spec"].get("taints") or [] if one["effect"] != "PreferNoSchedule"]
+    taints = [taint for taint in node["spec"].get("taints") or [] if taint["effect"] != "PreferNoSchedule"]
     tolerations = cluster.tolerations if gpus else ()
     return all(any(_tolerates(own, taint) for own in tolerations) for taint in taints)
 
@@ -131,10 +131,10 @@ def queue(site: Site) -> Iterator[Finding]:
     if active is not None and active["status"] != "True":
         yield failed(subject, f"{place} is not active: {active.get('message', '')}; {see}")
         return
-    found = site.cluster.ask(f"{_KUEUE}/clusterqueues/{name}")
-    if short := list(shortage(cluster, found)):
+    queue = site.cluster.ask(f"{_KUEUE}/clusterqueues/{name}")
+    if short := list(shortage(cluster, queue)):
         yield failed(subject, f"ClusterQueue {name} can never admit the job: {', '.join(short)}; {see}")
-    elif over := excess(cluster, found, _nodes_seen(site)):
+    elif over := excess(cluster, queue, _nodes_seen(site)):
         remedy = "lower it, unless nodes are made when they are needed"
         yield unknown(subject, f"ClusterQueue {name} admits jobs whose pods find no node: {over}; {remedy}; {see}")
     else:
@@ -144,8 +144,8 @@ def queue(site: Site) -> Iterator[Finding]:
 def _nodes_seen(site: Site) -> list[Object] | None:
     """All nodes; None where we may not look, of which the line about nodes tells."""
     try:
-        found: list[Object] = site.cluster.ask("/api/v1/nodes")["items"]
-        return found
+        nodes: list[Object] = site.cluster.ask("/api/v1/nodes")["items"]
+        return nodes
     except ApiRefused:
         return None
 
@@ -166,13 +166,13 @@ def shortage(cluster: ClusterConfig, queue: Object) -> Iterator[str]:
             yield f"{name}: {cluster.replicas} x {each} of {most['nominalQuota']}"
 
 
-def excess(cluster: ClusterConfig, queue: Object, found: Iterable[Object] | None) -> str | None:
+def excess(cluster: ClusterConfig, queue: Object, nodes: Iterable[Object] | None) -> str | None:
     """The quota of GPUs beside those that nodes of the kind have, in words, where it is above these."""
     quotas = [quota for quota in _quotas(queue) if quota["name"] == cluster.gpu_resource]
     # Which of several flavors has these nodes, the queue alone does not say.
-    if found is None or not cluster.gpus_per_pod or len(quotas) != 1:
+    if nodes is None or not cluster.gpus_per_pod or len(quotas) != 1:
         return None
-    offers = [node["status"].get("allocatable", {}) for node in found if usable(cluster, node, gpus=True)]
+    offers = [node["status"].get("allocatable", {}) for node in nodes if usable(cluster, node, gpus=True)]
     there = sum(_amount(offered.get(cluster.gpu_resource, "0")) for offered in offers)
     if _amount(quotas[0]["nominalQuota"]) <= there:
         return None

@@ -9,7 +9,7 @@ from dit.console import table
 from dit.errors import DitError, InputError
 from dit.study.config import StudyConfig
 from pipelines.cluster.client import FORBIDDEN, ApiRefused, Cluster
-from pipelines.jobs.names import RUNS_NAMESPACE
+from pipelines.jobs.names import KFP_ENDPOINT, RUNS_NAMESPACE
 from pipelines.preflight import capacity, endpoints, objects, permissions
 from pipelines.preflight.finding import Check, Finding, Mark, Site, failed, ok, unknown
 from pipelines.runs.api import Pipelines
@@ -38,9 +38,9 @@ def preflight(config: StudyConfig, root: str, endpoint: str | None, runs: str = 
     if not root.startswith("s3://"):
         raise InputError(f"root {root}: pods reach no folder of this machine; give s3://bucket/prefix")
     findings = list(examine(config, root, endpoint, runs))
-    rows = [(one.mark.value, one.subject, one.text) for one in findings]
+    rows = [(finding.mark.value, finding.subject, finding.text) for finding in findings]
     table(("", "check", "found"), rows, title=f"preflight of {config.study}, {root}")
-    wrong = [one.subject for one in findings if one.mark is Mark.FAILED]
+    wrong = [finding.subject for finding in findings if finding.mark is Mark.FAILED]
     if wrong:
         raise InputError(f"preflight: {len(wrong)} of {len(findings)} checks failed: {', '.join(wrong)}")
 
@@ -73,7 +73,7 @@ def _made(subject: str, check: Check, site: Site) -> Iterator[Finding]:
 def _server(endpoint: str | None) -> Iterator[Finding]:
     subject = "Kubeflow Pipelines"
     if endpoint is None:
-        yield unknown(subject, "not asked: KFP_ENDPOINT is not set, so the rest is checked for jobs started by hand")
+        yield unknown(subject, f"not asked: {KFP_ENDPOINT} is not set, so the rest is checked for jobs started by hand")
         return
     try:
         yield ok(subject, f"{endpoint} answers, version {Pipelines(endpoint).version()}")

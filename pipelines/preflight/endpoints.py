@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
-from dit.errors import DitError, MissingError, StoreError
+from dit.errors import DitError, MissingError, StoreError, one_line
 from dit.storage import Store, open_store, read_record
 from dit.study import layout
 from dit.study.config import AdmReference, StudyConfig, TarSource, VaeCodec
@@ -30,11 +30,11 @@ def store(site: Site) -> Iterator[Finding]:
     if isinstance(variables, Finding):
         yield variables
         return
-    with _opened(site, variables) as found:
-        if isinstance(found, Finding):
-            yield found
+    with _opened(site, variables) as result:
+        if isinstance(result, Finding):
+            yield result
             return
-        place, way = found
+        place, way = result
         place.check_writable()
         yield ok("bucket", f"{site.root} is there and writable, {way}")
         yield from _files(site.config, place)
@@ -44,11 +44,11 @@ def store(site: Site) -> Iterator[Finding]:
 def _opened(site: Site, variables: Mapping[str, str]) -> Iterator[Finding | tuple[Store, str]]:
     with store_as_pods_see_it(variables, site.namespace) as way:
         try:
-            found: Finding | tuple[Store, str] = (open_store(site.root), way)
+            result: Finding | tuple[Store, str] = (open_store(site.root), way)
         except StoreError as error:
             # Pods may reach a server that we do not.
-            found = failed("bucket", str(error)) if site.inside else unknown("bucket", f"asked from here: {error}")
-        yield found
+            result = failed("bucket", str(error)) if site.inside else unknown("bucket", f"asked from here: {error}")
+        yield result
 
 
 def _variables(site: Site) -> dict[str, str] | Finding:
@@ -108,10 +108,10 @@ def _named(subject: str, key: str, address: str, there: Callable[[Store, str], b
         )
     folder, _, name = address.rstrip("/").rpartition("/")
     try:
-        found = there(open_store(folder), name)
+        result = there(open_store(folder), name)
     except DitError as error:
         return failed(subject, f"{key}: {error}")
-    if found:
+    if result:
         return ok(subject, f"{address} is there")
     return failed(subject, f"{key}={address}: nothing is there; put it there, or correct it by --set {key}=s3://...")
 
@@ -148,12 +148,12 @@ def _asked(site: Site, address: str, local: str, variables: Mapping[str, str]) -
         with ask(request, timeout=_SECONDS):
             return ok(subject, f"answers {where}, and takes the password")
     except urllib.error.HTTPError as error:
-        said = " ".join(error.read(200).decode(errors="replace").split())
+        message = one_line(error.read(200).decode(errors="replace"))
         remedy = {
             401: f"the password is not the server's; {see('secret', site.namespace, 'dit-mlflow')}",
             403: "add the name to MLFLOW_SERVER_ALLOWED_HOSTS in mlflow/deployment.yaml, then dit deploy",
         }.get(error.code, logs)
-        return failed(subject, f"answers {error.code} {where}: {said}; {remedy}")
+        return failed(subject, f"answers {error.code} {where}: {message}; {remedy}")
     except OSError as error:
         reason = getattr(error, "reason", error)
         mark = failed if site.inside or local != address else unknown

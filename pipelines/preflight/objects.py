@@ -28,14 +28,14 @@ def job_kind(site: Site) -> Iterator[Finding]:
     resource = kind.resource
     crd = f"{resource.plural}.{resource.group}"
     served = _get(site, f"/apis/{resource.group}/{resource.version}")
-    if served is not None and any(one["name"] == resource.plural for one in served["resources"]):
+    if served is not None and any(item["name"] == resource.plural for item in served["resources"]):
         yield ok(resource.kind, f"{resource.api_version} is served")
         return
     group = _get(site, f"/apis/{resource.group}")
-    others = ", ".join(one["version"] for one in group["versions"]) if group else ""
-    found = f"{resource.group} is served as {others} only" if others else f"there is no {crd}"
+    others = ", ".join(item["version"] for item in group["versions"]) if group else ""
+    result = f"{resource.group} is served as {others} only" if others else f"there is no {crd}"
     yield failed(
-        resource.kind, f"{found}; install {kind.controller}, or choose another cluster.job; kubectl get crd {crd}"
+        resource.kind, f"{result}; install {kind.controller}, or choose another cluster.job; kubectl get crd {crd}"
     )
 
 
@@ -102,10 +102,10 @@ def pull_secrets(site: Site) -> Iterator[Finding]:
 def reaper(site: Site) -> Iterator[Finding]:
     """Whether somebody deletes the jobs of runs that have ended."""
     subject, where = "reaper", f"deployment {site.namespace}/{REAPER}"
-    found = _get(site, f"/apis/apps/v1/namespaces/{site.namespace}/deployments/{REAPER}")
-    if found is None:
+    result = _get(site, f"/apis/apps/v1/namespaces/{site.namespace}/deployments/{REAPER}")
+    if result is None:
         yield failed(subject, f"there is no {where}: a run that is terminated would leave its jobs; {_DEPLOY}")
-    elif not found.get("status", {}).get("availableReplicas"):
+    elif not result.get("status", {}).get("availableReplicas"):
         yield failed(subject, f"{where} does not run; kubectl describe deployment -n {site.namespace} {REAPER}")
     else:
         yield ok(subject, f"{where} runs")
@@ -113,12 +113,12 @@ def reaper(site: Site) -> Iterator[Finding]:
 
 def _there(site: Site, subject: str, path: str, remedy: str) -> Finding:
     try:
-        found = _get(site, path)
+        result = _get(site, path)
     except ApiRefused as error:
         if error.status != FORBIDDEN:
             raise
         return unknown(subject, f"we may not look: {error}")
-    return ok(subject, "is there") if found is not None else failed(subject, f"is not there; {remedy}")
+    return ok(subject, "is there") if result is not None else failed(subject, f"is not there; {remedy}")
 
 
 def _get(site: Site, path: str) -> dict[str, Any] | None:

@@ -22,7 +22,7 @@ def _review(site: Site, namespace: str, needed: tuple[permissions.Right, ...]) -
     subject = f"rights in {namespace}"
     who = str(account) if account else "our own account"
     try:
-        lacking = [str(one) for one in needed if not permissions.allowed(site.cluster, one, account)]
+        lacking = [str(right) for right in needed if not permissions.allowed(site.cluster, right, account)]
     except ApiRefused as error:
         if error.status != FORBIDDEN:
             raise

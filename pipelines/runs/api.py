@@ -20,10 +20,10 @@ import urllib3
 import yaml
 from kfp.client import Client
 
-from dit.errors import DitError, InputError
+from dit.errors import DitError, InputError, one_line, root_cause
+from pipelines.jobs.names import KFP_ENDPOINT
 from pipelines.runs.model import Run, load_package, run_of, spec_of
 
-ENDPOINT = "KFP_ENDPOINT"
 EXPERIMENT = "dit"
 
 _TIMEOUT = (5, 30)
@@ -39,15 +39,15 @@ class PipelinesUnavailable(DitError):
 
 def endpoint_of(given: str | None) -> str:
     """The address given, or that of the environment; InputError where there is none, or it is none."""
-    address = (given or os.environ.get(ENDPOINT) or "").rstrip("/")
+    address = (given or os.environ.get(KFP_ENDPOINT) or "").rstrip("/")
     if not address:
         raise InputError(
-            f"no server of Kubeflow Pipelines is named; set {ENDPOINT}, such as"
-            f" {ENDPOINT}=http://localhost:8888 after kubectl port-forward -n kubeflow service/ml-pipeline 8888:8888"
+            f"no server of Kubeflow Pipelines is named; set {KFP_ENDPOINT}, such as {KFP_ENDPOINT}="
+            "http://localhost:8888 after kubectl port-forward -n kubeflow service/ml-pipeline 8888:8888"
         )
     parts = urlsplit(address)
     if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise InputError(f"{ENDPOINT}={address}: no address; give http://HOST:PORT or https://HOST")
+        raise InputError(f"{KFP_ENDPOINT}={address}: no address; give http://HOST:PORT or https://HOST")
     return address
 
 
@@ -75,7 +75,7 @@ class Pipelines:
             healthy = None
         if healthy is None or healthy.multi_user is None:
             raise InputError(
-                f"{self.endpoint} answers, and not as Kubeflow Pipelines 2 does; correct {ENDPOINT};"
+                f"{self.endpoint} answers, and not as Kubeflow Pipelines 2 does; correct {KFP_ENDPOINT};"
                 f" curl {self.endpoint}/apis/v2beta1/healthz"
             )
         # Only the older interface tells the version, and not every gateway lets it through.
@@ -138,18 +138,18 @@ class Pipelines:
                 page_size=50,
                 page_token=token,
             )
-            for one in answer.runs or []:
-                if spec_of(one.pipeline_spec).get("pipelineInfo", {}).get("name") == pipeline:
-                    return self.run(str(one.run_id))
+            for item in answer.runs or []:
+                if spec_of(item.pipeline_spec).get("pipelineInfo", {}).get("name") == pipeline:
+                    return self.run(str(item.run_id))
             token = answer.next_page_token or ""
             if not token:
                 return None
 
     def terminate(self, uid: str) -> None:
         """End a run; its steps are killed. InputError where there is none that goes on."""
-        found = self.run(uid)
-        if found.over:
-            raise InputError(f"run {uid} ({found.name}) has ended already, {found.state}; dit reap --once")
+        run = self.run(uid)
+        if run.over:
+            raise InputError(f"run {uid} ({run.name}) has ended already, {run.state}; dit reap --once")
         self._call(self._runs.run_service_terminate_run, uid)
 
     def url(self, uid: str) -> str:
@@ -169,27 +169,28 @@ class Pipelines:
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise PipelinesUnavailable(
                 f"Kubeflow Pipelines at {self.endpoint} cannot be reached ({_cause(error)}); start its server, or"
-                f" correct {ENDPOINT}"
+                f" correct {KFP_ENDPOINT}"
             ) from error
         except (server.OpenApiException, ValueError, TypeError, AttributeError) as error:
             raise DitError(
-                f"{self.endpoint}: its answer is not that of Kubeflow Pipelines 2 ({_line(error)}); correct {ENDPOINT}"
+                f"{self.endpoint}: its answer is not that of Kubeflow Pipelines 2 ({one_line(error)});"
+                f" correct {KFP_ENDPOINT}"
             ) from error
 
     def _answered(self, error: server.ApiException) -> DitError:
-        where, said = f"Kubeflow Pipelines at {self.endpoint}", _message(error)
+        where, message = f"Kubeflow Pipelines at {self.endpoint}", _message(error)
         if error.status in _SIGN_IN:
             return InputError(
                 f"{where} wants you to sign in ({error.status}); reach it past its gateway:"
                 " kubectl port-forward -n kubeflow service/ml-pipeline 8888:8888"
             )
         if error.status in (404, 409):
-            return (_NotFound if error.status == 404 else _Exists)(f"{where}: {said}")
+            return (_NotFound if error.status == 404 else _Exists)(f"{where}: {message}")
         if not error.status or error.status == 429 or error.status >= 500:
             return PipelinesUnavailable(
-                f"{where}: {said}; see its log: kubectl logs -n kubeflow deployment/ml-pipeline"
+                f"{where}: {message}; see its log: kubectl logs -n kubeflow deployment/ml-pipeline"
             )
-        return InputError(f"{where}: refused: {said}")
+        return InputError(f"{where}: refused: {message}")
 
 
 class _NotFound(InputError):
@@ -211,16 +212,11 @@ class _Client(Client):  # type: ignore[misc]
 def _message(error: server.ApiException) -> str:
     try:
         tree = yaml.safe_load(error.body)
-        return _line(tree.get("message") or tree["error"])
+        return one_line(tree.get("message") or tree["error"])
     except (yaml.YAMLError, AttributeError, KeyError, TypeError):
         return f"{error.status} {error.reason}"
 
 
 def _cause(error: BaseException) -> str:
-    while error.__cause__ or error.__context__:
-        error = error.__cause__ or error.__context__ or error
-    return (error.strerror if isinstance(error, OSError) else None) or _line(error)
-
-
-def _line(text: object) -> str:
-    return " ".join(str(text).split())
+    inner = root_cause(error)
+    return (inner.strerror if isinstance(inner, OSError) else None) or one_line(inner)

@@ -1,4 +1,4 @@
-"""Runs of Kubeflow Pipelines as its server tells them, and compiled files as it takes them. Pure, without kfp."""
+"""Runs of Kubeflow Pipelines as its server reports them, and compiled files as it takes them. Pure, without kfp."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from dit.errors import InputError
+from dit.errors import InputError, one_line
 
 SUCCEEDED, FAILED = "SUCCEEDED", "FAILED"
 ENDED = frozenset({SUCCEEDED, FAILED, "CANCELED", "SKIPPED"})
@@ -67,20 +67,20 @@ def load_package(package: Path, caching: bool = True) -> dict[str, Any]:
     return {"pipeline_spec": spec, "platform_spec": platform[0]} if platform else dict(spec)
 
 
-def run_of(found: Any) -> Run:
+def run_of(answer: Any) -> Run:
     """The server's own object for a run."""
-    details, spec = found.run_details.task_details if found.run_details else None, spec_of(found.pipeline_spec)
+    details, spec = answer.run_details.task_details if answer.run_details else None, spec_of(answer.pipeline_spec)
     return Run(
-        uid=str(found.run_id),
-        name=str(found.display_name),
-        state=str(found.state or ""),
-        created=_time(found.created_at),
-        ended=_time(found.finished_at),
-        message=_said(found.error),
-        tasks=tuple(_task(one) for one in details or []),
+        uid=str(answer.run_id),
+        name=str(answer.display_name),
+        state=str(answer.state or ""),
+        created=_time(answer.created_at),
+        ended=_time(answer.finished_at),
+        message=_error_message(answer.error),
+        tasks=tuple(_task(item) for item in details or []),
         titles={name: task.get("taskInfo", {}).get("name", name) for name, task in _tasks(spec).items()},
         study=next((text for task in _tasks(spec).values() if (text := _constant(task, "study"))), ""),
-        parameters=_parameters(spec, found.runtime_config),
+        parameters=_parameters(spec, answer.runtime_config),
     )
 
 
@@ -92,8 +92,8 @@ def spec_of(package: Mapping[str, Any] | None) -> Mapping[str, Any]:
 
 
 def _tasks(spec: Mapping[str, Any]) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = spec.get("root", {}).get("dag", {}).get("tasks", {})
-    return found
+    tasks: Mapping[str, Any] = spec.get("root", {}).get("dag", {}).get("tasks", {})
+    return tasks
 
 
 def _constant(task: Mapping[str, Any], name: str) -> str:
@@ -103,30 +103,26 @@ def _constant(task: Mapping[str, Any], name: str) -> str:
 
 def _parameters(spec: Mapping[str, Any], runtime: Any) -> dict[str, Any]:
     known = spec.get("root", {}).get("inputDefinitions", {}).get("parameters", {})
-    values = {name: one["defaultValue"] for name, one in known.items() if "defaultValue" in one}
+    values = {name: item["defaultValue"] for name, item in known.items() if "defaultValue" in item}
     return values | ((runtime.parameters if runtime else None) or {})
 
 
-def _task(found: Any) -> Task:
+def _task(answer: Any) -> Task:
     return Task(
-        name=str(found.display_name or ""),
-        state=str(found.state or ""),
-        started=_time(found.start_time),
-        ended=_time(found.end_time),
+        name=str(answer.display_name or ""),
+        state=str(answer.state or ""),
+        started=_time(answer.start_time),
+        ended=_time(answer.end_time),
     )
 
 
-def _time(found: datetime | None) -> datetime | None:
+def _time(moment: datetime | None) -> datetime | None:
     """None also for the server's way to say that there is none, the year 1970 or 1."""
-    if found is None:
+    if moment is None:
         return None
-    aware = found if found.tzinfo else found.replace(tzinfo=UTC)
+    aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     return aware if aware.year > 1970 else None
 
 
-def _said(error: Any) -> str:
-    return _line(error.message) if error is not None and error.message else ""
-
-
-def _line(text: object) -> str:
-    return " ".join(str(text).split())
+def _error_message(error: Any) -> str:
+    return one_line(error.message) if error is not None and error.message else ""

@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
 
-from pipelines.cluster.objects import Object, condition, container_statuses, pod_name, pod_phase
+from dit.errors import one_line
+from pipelines.cluster.objects import Object, container_statuses, pod_name, pod_phase
+from pipelines.cluster.pod_reason import why_pending
 from pipelines.runs.model import FAILED, SUCCEEDED, Run, Task
 
-RUN_LABEL = "pipeline/runid"
-"""On the pods of a run, with its id."""
 CONTAINER = "main"
 """Where a step's own program runs."""
 NODE = "workflows.argoproj.io/node-name"
@@ -53,26 +52,13 @@ def title_of(run: Run, pod: Object) -> str | None:
 
 
 def waiting(run: Run, pods: Iterable[Object]) -> dict[str, str]:
-    """Step -> why its pod does not run, as the scheduler or the kubelet says."""
-    found = {}
+    """Step -> why its pod does not run, and what to do about it."""
+    reasons = {}
     for pod in pods:
-        title, why = title_of(run, pod), _why(pod)
-        if title and why:
-            found[title] = f"pod {pod['metadata']['namespace']}/{pod_name(pod)} {why}"
-    return found
-
-
-def _why(pod: Object) -> str | None:
-    if pod_phase(pod) != "Pending":
-        return None
-    scheduled = condition(pod, "PodScheduled")
-    if scheduled is not None and scheduled["status"] == "False":
-        return f"finds no node: {_line(scheduled.get('message'))}"
-    for status in (*_init_statuses(pod), *container_statuses(pod)):
-        state = status.get("state", {}).get("waiting") or {}
-        if state.get("reason") not in (None, "PodInitializing", "ContainerCreating"):
-            return f"does not start: {state['reason']}: {_line(state.get('message'))}"
-    return None
+        title, reason = title_of(run, pod), why_pending(pod) if pod_phase(pod) == "Pending" else None
+        if title and reason is not None:
+            reasons[title] = str(reason)
+    return reasons
 
 
 def last_death(run: Run, title: str, pods: Iterable[Object]) -> tuple[str, str] | None:
@@ -88,9 +74,9 @@ def _last_words(pod: Object) -> str:
     for status in container_statuses(pod):
         ended = status.get("state", {}).get("terminated") or {}
         if status["name"] == CONTAINER and ended:
-            said = _line(ended.get("message"))
-            return said or ("" if ended.get("reason") == "Error" else f"{ended.get('reason')}")
-    return _line(pod["status"].get("message"))
+            message = one_line(ended.get("message") or "")
+            return message or ("" if ended.get("reason") == "Error" else f"{ended.get('reason')}")
+    return one_line(pod["status"].get("message") or "")
 
 
 def reason_in(log: str) -> str:
@@ -99,12 +85,3 @@ def reason_in(log: str) -> str:
     own = [line.removeprefix(_OWN) for line in lines if line.startswith(_OWN)]
     others = [line for line in lines if line and not _OF_LAUNCHER.match(line)]
     return (own or others or [""])[-1]
-
-
-def _init_statuses(pod: Object) -> list[dict[str, Any]]:
-    statuses: list[dict[str, Any]] = pod.get("status", {}).get("initContainerStatuses") or []
-    return statuses
-
-
-def _line(text: object) -> str:
-    return " ".join(str(text or "").split())

@@ -19,8 +19,8 @@ from typing import Any
 from dit.errors import DitError
 from pipelines.cluster.client import WORKFLOWS, Cluster
 from pipelines.cluster.objects import Object
+from pipelines.jobs.names import KFP_RUN
 from pipelines.runs.model import FAILED, Run, Task
-from pipelines.runs.steps import RUN_LABEL
 
 # As the server translates them: what never began has no state.
 _STATES = {"Error": FAILED, "Omitted": ""}
@@ -32,7 +32,7 @@ def seen_in(run: Run, cluster: Cluster) -> Run:
     `cluster` is the namespace of the steps' pods. Raises ApiUnavailable and ApiRefused, DitError where the workflow
     holds something else than steps.
     """
-    for workflow in cluster.find(WORKFLOWS, f"{RUN_LABEL}={run.uid}"):
+    for workflow in cluster.find(WORKFLOWS, f"{KFP_RUN}={run.uid}"):
         compressed = workflow.get("status", {}).get("compressedNodes")
         if compressed:
             return replace(run, tasks=_tasks(workflow, compressed))

@@ -1,4 +1,4 @@
-"""What a step tells its starter: JSON lines among its output, known by their first character."""
+"""What a step reports to its starter: JSON lines among its output, known by their first character."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass, field
 from typing import Literal, TextIO
 
 from dit.console import progress_shown_by
-from dit.console.streams import TolerantStream
+from dit.console.streams import LineBuffer, TolerantStream
 
 _SIGN = "\x1e"
 _ADVANCE_SECONDS = 0.25
@@ -26,7 +26,7 @@ class Event:
     """What a step did.
 
     It began, said a line, failed for a reason that it knows, or ended well; or, by `bar`, one of its bars was opened,
-    advanced, or closed. `ready` is the lane's own: it waits for work.
+    advanced, or closed. `ready` is the worker's own: it waits for work.
     """
 
     kind: Literal["begin", "line", "error", "end", "open", "advance", "close", "ready"]
@@ -89,23 +89,23 @@ class _Bar:
         self._lock = threading.Lock()
         self._count = 0
         self._info: dict[str, float | str] = {}
-        self._told = 0.0
+        self._sent = 0.0
 
     def advance(self, n: int = 1, **info: float | str) -> None:
         with self._lock:
             self._count += n
             self._info.update(info)
-            if time.monotonic() - self._told >= _ADVANCE_SECONDS:
-                self._tell()
+            if time.monotonic() - self._sent >= _ADVANCE_SECONDS:
+                self._send()
 
     def flush(self) -> None:
         with self._lock:
             if self._count or self._info:
-                self._tell()
+                self._send()
 
-    def _tell(self) -> None:
+    def _send(self) -> None:
         self._speaker.tell(Event("advance", bar=self._number, count=self._count, info=self._info))
-        self._count, self._info, self._told = 0, {}, time.monotonic()
+        self._count, self._info, self._sent = 0, {}, time.monotonic()
 
 
 @contextmanager
@@ -124,19 +124,20 @@ class _Lines(io.TextIOBase):
     """A text stream that passes whole lines on as events."""
 
     def __init__(self, speaker: Speaker) -> None:
-        self._speaker, self._rest = speaker, ""
+        self._speaker, self._buffer = speaker, LineBuffer()
 
     def writable(self) -> bool:
         return True
 
     def write(self, text: str) -> int:
-        *lines, self._rest = (self._rest + text).split("\n")
-        for line in lines:
-            if line.strip():
-                self._speaker.tell(Event("line", line.rstrip()))
+        self._report(self._buffer.add(text.encode(errors="replace")))
         return len(text)
 
     def finish(self) -> None:
         """Pass on a last line that had no end."""
-        if self._rest:
-            self.write("\n")
+        self._report(self._buffer.finish())
+
+    def _report(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            if line.strip():
+                self._speaker.tell(Event("line", line.rstrip()))

@@ -12,22 +12,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-from dit.errors import DitError, MissingError, StoreError
+from dit.errors import DitError, MissingError, StoreError, one_line
 from dit.storage import Store, cache_dir, open_store
 from dit.study import layout, study_file
 from dit.study.config import StudyConfig
 from dit.study.records import DatasetManifest, MetricsRecord, Record, SampleSetManifest, TrainRecord
 from dit.study.variants import resolve
-from pipelines.cluster.retry import patiently
+from pipelines.cluster.retry import retry
+from pipelines.jobs.names import KFP_POD, JobStage
 from pipelines.step import artifacts, events, parent_watch
 
-if TYPE_CHECKING:
-    from pipelines.jobs.names import JobStage
-
-_POD = "KFP_POD_NAME"
-"""Variable that Kubeflow Pipelines sets in a step's pod, and nothing else sets."""
 _TERMINATION_LOG = Path("/dev/termination-log")
 _TERMINATION_BYTES = 4096
 _PART_SECTIONS = ("dataset", "fit")
@@ -156,7 +152,7 @@ def run_step(stage: str, run: Run, variant: str | None = None) -> StepResult:
 
 def run_job(stage: JobStage, run: Run, variant: str, image: str) -> StepResult:
     """As `run_step`; in a run of Kubeflow Pipelines a job of many pods, of this image, does the work."""
-    if _POD not in os.environ:
+    if KFP_POD not in os.environ:
         return run_step(stage, run, variant)
 
     def launch() -> StepResult:
@@ -199,7 +195,7 @@ def _spoken(name: str, work: Callable[[], StepResult]) -> StepResult:
         try:
             return work()
         except DitError as error:
-            message = f"{name}: {' '.join(str(error).split())}"
+            message = f"{name}: {one_line(error)}"
             _leave_reason(message)
             if starter is not None:
                 starter.tell(events.Event("error", message, code=error.exit_code))
@@ -207,14 +203,14 @@ def _spoken(name: str, work: Callable[[], StepResult]) -> StepResult:
                 sys.stderr.write(f"dit: {message}\n")
             raise SystemExit(error.exit_code) from None
         except Exception as error:
-            _leave_reason(f"{name}: {type(error).__name__}: {' '.join(str(error).split())}; its log has the traceback")
+            _leave_reason(f"{name}: {type(error).__name__}: {one_line(error)}; its log has the traceback")
             raise
 
 
 def _leave_reason(message: str) -> None:
     """Have Kubernetes show it as the reason why the pod failed, and so the pipelines' UI as the step's."""
     # What kubelet mounts there is writable for every user; where it is not, the log still has the reason.
-    if _POD in os.environ:
+    if KFP_POD in os.environ:
         with suppress(OSError):
             _TERMINATION_LOG.write_bytes(message.encode()[:_TERMINATION_BYTES])
 
@@ -240,8 +236,8 @@ def _stage(
 
 def _opened(root: str, config: StudyConfig) -> Store:
     """The store; in a pod, beside which nobody sits, also one that is away for a while."""
-    limit = config.cluster.patience.api if _POD in os.environ else 0
-    return patiently(lambda: open_store(root), StoreError, limit)
+    limit = config.cluster.patience.api if KFP_POD in os.environ else 0
+    return retry(lambda: open_store(root), StoreError, limit)
 
 
 @contextmanager

@@ -41,7 +41,8 @@ def test_a_change_by_hand_is_named_and_taken_back_on_request(changed: str) -> No
     refused = make()
     assert refused.returncode
     (line,) = [line for line in refused.stderr.splitlines() if line.startswith("dit: ")]
-    assert f"ConfigMap {MAP}, .data.{KEY}, by somebody" in line
+    assert 'conflict with "somebody"' in line
+    assert f".data.{KEY}" in line
     assert "add --force" in line
     assert value() != changed
     done = make("FORCE=1")

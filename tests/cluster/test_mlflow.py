@@ -27,7 +27,8 @@ from kube import NAMESPACE, apply, get, kubectl, until
 from mlflow import MlflowClient
 from ports import reserved_port
 
-from pipelines.cluster_ui import PASSWORD, USER, credentials, forwarded
+from pipelines.cluster.port_forward import forwarded
+from pipelines.cluster_ui import PASSWORD, SERVICE, USER, credentials
 from pipelines.deploy import ROOT
 
 pytestmark = [
@@ -83,7 +84,7 @@ class Server:
 def reached(namespace: str) -> Iterator[Server]:
     with reserved_port() as port:
         pass
-    with forwarded(namespace, port, "kind"):
+    with forwarded(namespace, SERVICE, 5000, port):
         yield Server(namespace, port, dict(credentials(namespace)))
 
 

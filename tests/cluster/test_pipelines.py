@@ -17,9 +17,10 @@ from workflows import pipelines_namespace
 from dit.study import layout
 from pipelines.deploy import ROOT
 from pipelines.jobs import names
+from pipelines.jobs.names import KFP_RUN
 from pipelines.runs.api import Pipelines
 from pipelines.runs.model import SUCCEEDED, Run
-from pipelines.runs.steps import NODE, RUN_LABEL, failures, steps, title_of
+from pipelines.runs.steps import NODE, failures, steps, title_of
 from pipelines.submit import reasons
 
 PYTORCHJOB = "pytorchjobs.kubeflow.org"
@@ -157,7 +158,7 @@ def states(run: Run) -> dict[str, str]:
 
 def worked_on(run: Run) -> set[str]:
     """The steps that had a pod of their own: what comes from the cache has none."""
-    pods = find("pods", f"{RUN_LABEL}={run.uid}", "kubeflow")
+    pods = find("pods", f"{KFP_RUN}={run.uid}", "kubeflow")
     own = [pod for pod in pods if ".executor" in pod["metadata"]["annotations"][NODE]]
     return {title for pod in own if (title := title_of(run, pod))}
 
@@ -236,7 +237,7 @@ def test_a_step_that_fails_in_a_run_too_large_for_the_pipelines_server_says_why(
 ) -> None:
     output, _ = later.large_submission.communicate(timeout=RUN_SECONDS)
     assert later.large_submission.returncode != 0
-    (workflow,) = find("workflows.argoproj.io", f"{RUN_LABEL}={submitter.run(later.large).uid}", "kubeflow")
+    (workflow,) = find("workflows.argoproj.io", f"{KFP_RUN}={submitter.run(later.large).uid}", "kubeflow")
     assert "compressedNodes" in workflow["status"], "the run is not large"
     lines = output.splitlines()
     assert "merge: succeeded" in lines, output

@@ -45,7 +45,7 @@ def torchrun_killed(study: Study, hand: Hand) -> Ended:
     launcher = study.launch()
     at_random_moment_after(study, 20)
     pod = random.choice(study.workers())
-    hand.kill(pod, "torch.distributed.run")
+    hand.kill(pod, "pipelines.jobs.torchrun")
     until("its processes are gone", lambda: not hand.processes(container(pod)), ENDED_SECONDS, pause=0.2)
     return launcher.end(600)
 

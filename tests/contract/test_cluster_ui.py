@@ -41,7 +41,7 @@ class Mlflow(BaseHTTPRequestHandler):
 
 if arguments[0] == "port-forward":
     server = HTTPServer(("127.0.0.1", int(arguments[-1].split(":")[0])), Mlflow)
-    print("Forwarding from 127.0.0.1", flush=True)
+    print(f"Forwarding from 127.0.0.1:{{server.server_port}} -> 5000", flush=True)
     server.serve_forever()
 """
 

@@ -34,7 +34,7 @@ OVERRIDES = (
     "evaluation.resamples=40",
     "sampling.steps=5",
     "sampling.num_samples=60",
-    "fit.lanes=2",
+    "fit.parallel_variants=2",
     "fit.checkpoint_every=4",
     "fit.log_every=4",
 )
@@ -198,7 +198,7 @@ def test_two_variants_are_worked_on_at_a_time(finished: tuple[Study, str]) -> No
 
 def test_one_at_a_time_gives_the_same_numbers(finished: tuple[Study, str], tmp_path: Path) -> None:
     one = Study(tmp_path / "runs")
-    code, _, errors = one.run("fit.lanes=1")
+    code, _, errors = one.run("fit.parallel_variants=1")
     assert code == 0, errors
     events = one.events()
     assert events[1::2] == [event.replace("begin", "end") for event in events[::2]]

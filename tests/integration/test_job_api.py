@@ -51,7 +51,7 @@ def job(*conditions: dict[str, str], version: int = 1, **metadata: Any) -> dict[
 
 
 def pod(index: int, uid: str) -> dict[str, Any]:
-    metadata = {"name": f"{JOB}-worker-{index}", "uid": uid, "creationTimestamp": BORN}
+    metadata = {"name": f"{JOB}-worker-{index}", "namespace": "dit-scaling", "uid": uid, "creationTimestamp": BORN}
     container = {"name": "pytorch", "state": {"running": {}}}
     return {"metadata": metadata, "status": {"phase": "Running", "containerStatuses": [container]}}
 

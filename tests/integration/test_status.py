@@ -53,7 +53,7 @@ def kubernetes() -> Kubernetes:
         for at in range(7)
     ]
     lacking = {"type": "PodScheduled", "status": "False", "message": "0/1 nodes are available: 1 Insufficient gpu"}
-    stuck = {"name": f"{NAME}-worker-7", "creationTimestamp": BORN}
+    stuck = {"name": f"{NAME}-worker-7", "namespace": "dit-scaling", "creationTimestamp": BORN}
     pods.append({"metadata": stuck, "status": {"phase": "Pending", "conditions": [lacking]}})
     events = "/api/v1/namespaces/dit-scaling/events"
     return Kubernetes(
@@ -165,8 +165,8 @@ def test_steps_of_a_run_too_large_for_the_pipelines_server_are_shown_by_its_work
 
 @pytest.mark.usefixtures("place")
 def test_the_run_that_is_asked_for_is_shown(pipelines: PipelinesServer, capsys: pytest.CaptureFixture[str]) -> None:
-    old = {**pipelines.runs.model["r-1"][0], "run_id": "r-0", "display_name": "old", "state": "FAILED"}
-    pipelines.runs.model["r-0"] = [old]
+    old = {**pipelines.runs["r-1"][0], "run_id": "r-0", "display_name": "old", "state": "FAILED"}
+    pipelines.runs["r-0"] = [old]
     show(run_id="r-0")
     assert "run r-0 (old) failed" in capsys.readouterr().out
     show(run_id="none")

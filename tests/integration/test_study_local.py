@@ -62,7 +62,7 @@ def start_step(*arguments: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize(("arguments", "number"), [([], signal.SIGTERM), (["deaf"], signal.SIGKILL)])
-def test_a_pulled_leash_ends_the_step(arguments: list[str], number: int) -> None:
+def test_a_pulled_lifeline_ends_the_step(arguments: list[str], number: int) -> None:
     with ChildLifeline() as lifeline:
         process = start_step(*arguments)
         lifeline.pull()
@@ -89,7 +89,7 @@ def test_a_step_does_not_outlive_a_starter_that_is_killed() -> None:
     assert starter.communicate(timeout=30) == ("", None)
 
 
-def test_a_leash_leaves_standard_input_and_environment_as_they_were() -> None:
+def test_a_lifeline_leaves_standard_input_and_environment_as_they_were() -> None:
     before = os.fstat(0)
     with ChildLifeline():
         assert os.environ[VARIABLE] == "1"
@@ -97,7 +97,7 @@ def test_a_leash_leaves_standard_input_and_environment_as_they_were() -> None:
     assert VARIABLE not in os.environ
 
 
-def test_a_process_without_a_leash_is_left_alone() -> None:
+def test_a_process_without_a_lifeline_is_left_alone() -> None:
     assert end_with_parent() is False
 
 
@@ -171,7 +171,7 @@ def test_a_step_works_on_when_its_starter_is_gone() -> None:
 
 @dataclass
 class Shown:
-    """What became of lines from lanes."""
+    """What became of lines from workers."""
 
     log: StudyLog
     screen: str
@@ -182,8 +182,8 @@ class Shown:
 def shown(lines: list[tuple[int, str | Event]], capsys: pytest.CaptureFixture[str]) -> Shown:
     kept = io.StringIO()
     with StudyLog(kept, total=12) as log:
-        for lane, line in lines:
-            log.take(lane, f"    {line.to_line().rstrip() if isinstance(line, Event) else line}")
+        for worker, line in lines:
+            log.take(worker, f"    {line.to_line().rstrip() if isinstance(line, Event) else line}")
     captured = capsys.readouterr()
     return Shown(log, captured.out, captured.err, kept.getvalue())
 
@@ -199,7 +199,7 @@ def test_only_what_a_step_says_is_shown_and_all_is_kept(capsys: pytest.CaptureFi
         assert line in result.kept
 
 
-def test_lines_of_two_lanes_name_their_steps(capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_of_two_workers_name_their_steps(capsys: pytest.CaptureFixture[str]) -> None:
     lines: list[tuple[int, str | Event]] = [
         (1, Event("begin", "evaluate mini-S/2")),
         (2, Event("begin", "train mini-B/2")),
@@ -231,13 +231,13 @@ def test_on_a_terminal_steps_have_a_bar_each_and_leave_a_line(terminal: Terminal
         from pipelines.step.events import Event
         from pipelines.local.display import StudyLog
         with StudyLog(io.StringIO(), total=8) as log:
-            def tell(lane, event):
-                log.take(lane, event.to_line().rstrip())
-            for lane, name in ((1, "train mini-XL/2"), (2, "train mini-S/2")):
-                tell(lane, Event("begin", name))
+            def tell(worker, event):
+                log.take(worker, event.to_line().rstrip())
+            for worker, name in ((1, "train mini-XL/2"), (2, "train mini-S/2")):
+                tell(worker, Event("begin", name))
             time.sleep(0.4)
-            for lane, name in ((1, "train mini-XL/2"), (2, "train mini-S/2")):
-                tell(lane, Event("open", name, count=40, unit="step"))
+            for worker, name in ((1, "train mini-XL/2"), (2, "train mini-S/2")):
+                tell(worker, Event("open", name, count=40, unit="step"))
             for _ in range(8):
                 tell(1, Event("advance", count=1))
                 tell(2, Event("advance", count=5, info={"loss": 0.25}))
@@ -303,13 +303,13 @@ def test_variants_share_the_cores(
 def test_a_gpu_is_not_shared_unless_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     machine(monkeypatch, 8, gpu=True)
     assert share(FitConfig(), 5, {}) == Share(1, None)
-    assert share(FitConfig(lanes=2), 5, {}) == Share(2, 4)
+    assert share(FitConfig(parallel_variants=2), 5, {}) == Share(2, 4)
 
 
-def test_the_users_lanes_and_threads_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_users_parallel_variants_and_threads_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
     machine(monkeypatch, 8)
-    assert share(FitConfig(lanes=1), 5, {}) == Share(1, None)
-    assert share(FitConfig(lanes=9), 5, {}) == Share(5, 1)
+    assert share(FitConfig(parallel_variants=1), 5, {}) == Share(1, None)
+    assert share(FitConfig(parallel_variants=9), 5, {}) == Share(5, 1)
     assert share(FitConfig(threads=4), 5, {}) == Share(2, None)
     assert share(FitConfig(), 5, {"OMP_NUM_THREADS": "3"}) == Share(2, None)
     assert share(FitConfig(), 5, {"OMP_NUM_THREADS": "4,2"}) == Share(2, None)
@@ -319,7 +319,7 @@ def test_the_users_lanes_and_threads_go_first(monkeypatch: pytest.MonkeyPatch) -
 def test_cores_are_those_of_this_process() -> None:
     code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
     code += "from dit.study.config import FitConfig\nfrom pipelines.local import parallelism\n"
-    code += "print(parallelism.share(FitConfig(), 5, {'CUDA_VISIBLE_DEVICES': ''}).lanes)"
+    code += "print(parallelism.share(FitConfig(), 5, {'CUDA_VISIBLE_DEVICES': ''}).workers)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "1\n"
 

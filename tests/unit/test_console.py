@@ -173,13 +173,13 @@ def test_progress_can_be_shown_by_another(capsys: pytest.CaptureFixture[str]) ->
     assert "5/5 steps" in capsys.readouterr().err
 
 
-def test_rows_of_a_board_come_and_go_below_lines(terminal: Terminal) -> None:
+def test_bars_of_several_workers_come_and_go_below_lines(terminal: Terminal) -> None:
     code = """
         import sys, time
         from dit.console import say
-        from dit.console.bars import Board
-        with Board(sys.stderr) as board:
-            first, second = board.row("train S/2"), board.row("train XL/2")
+        from dit.console.bars import Bar, MultiBar
+        with MultiBar(transient=True).drawn(sys.stderr) as bars:
+            first, second = Bar(bars, "train S/2"), Bar(bars, "train XL/2")
             first.begin("train S/2", 10, "steps", 5)
             second.begin("train XL/2", 10, "steps", 0)
             for _ in range(5):

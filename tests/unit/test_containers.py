@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from dit.console.streams import whole_lines
 from dit.errors import InputError
 from dit.study.study_file import load
-from pipelines.local.docker import container_mounts, find_image, whole_lines
+from pipelines.local.docker import container_mounts, find_image
 
 STUDY = Path(__file__).parents[2] / "configs/imagenet256.yaml"
 

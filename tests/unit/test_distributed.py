@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from ports import reserved_port
 
-from dit.errors import ConfigError
+from dit.errors import ConfigError, PeerError
 from dit.runtime.distributed import environment_rank, environment_world_size, session
 
 PATIENCE_SECONDS = 240
@@ -41,7 +41,8 @@ try:
             {fate}
         ranks.{meeting}
 except DitError as error:
-    sys.exit(f"seen: {{error}}")
+    sys.stderr.write(f"seen: {{error}}\n")
+    sys.exit(error.exit_code)
 """
 
 SLOW_RANK = """
@@ -138,5 +139,5 @@ def test_a_rank_that_dies_or_hangs_fails_the_others_with_one_line() -> None:
             finally:
                 lost.kill()
                 lost.communicate()
-            assert survivor.returncode == 1
+            assert survivor.returncode == PeerError.exit_code
             assert "seen: lost contact with the other ranks" in err

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from dit.errors import DataError, DitError, DivergedError, InputError, PeerError, StoreError
 from dit.study.study_file import load
-from pipelines.jobs.failure_cause import Death, cause_of, own_words, rank_of
+from pipelines.jobs.failure_cause import Death, cause_of, own_message, rank_of
 from pipelines.jobs.kind import JobKind, Phase
 from pipelines.jobs.logs import of_torchrun, split_stamp
 from pipelines.jobs.pending_reason import explain
@@ -23,11 +24,12 @@ from pipelines.jobs.supervisor import Supervisor
 BORN = "2026-01-01T10:00:00Z"
 CONFIG = Path(__file__).parents[2] / "configs" / "digits.yaml"
 NAME = "dit-digits-mini-s-2"
+IMAGE = "registry.example/dit:1"
 
 
 def spec(*overrides: str) -> JobSpec:
     config = load(CONFIG, ["cluster.replicas=2", "cluster.queue=gpus", *overrides])
-    return job_spec(config, "mini-S/2", "train", "s3://bucket/dit", "registry.example/dit:1")
+    return job_spec(config, "mini-S/2", "train", "s3://bucket/dit", IMAGE)
 
 
 def condition(kind: str, message: str = "", reason: str = "", status: str = "True") -> dict[str, Any]:
@@ -40,12 +42,17 @@ def job(*conditions: dict[str, Any], uid: str = "job-1") -> dict[str, Any]:
 
 
 def pod(index: int, phase: str = "Running", **status: Any) -> dict[str, Any]:
-    metadata = {"name": f"{NAME}-worker-{index}", "uid": f"pod-{index}", "creationTimestamp": BORN}
+    metadata = {
+        "name": f"{NAME}-worker-{index}",
+        "namespace": "dit-scaling",
+        "uid": f"pod-{index}",
+        "creationTimestamp": BORN,
+    }
     return {"metadata": metadata, "status": {"phase": phase, **status}}
 
 
 def container(**states: Any) -> dict[str, Any]:
-    return {"containerStatuses": [{"name": "pytorch", "state": {}, "lastState": {}, **states}]}
+    return {"containerStatuses": [{"name": "pytorch", "image": IMAGE, "state": {}, "lastState": {}, **states}]}
 
 
 def terminated(code: int, second: int, reason: str = "Error") -> dict[str, Any]:
@@ -63,8 +70,8 @@ def snapshot(
     return Snapshot(manifest, kind_of(spec()).phase(manifest), tuple(pods), tuple(events), workload)
 
 
-def judge(*overrides: str, logs: dict[str, list[str]] | None = None) -> Supervisor:
-    return Supervisor(spec(*overrides), kind_of(spec()), "job-1", lambda uid: (logs or {}).get(uid, []))
+def judge(*overrides: str) -> Supervisor:
+    return Supervisor(spec(*overrides), kind_of(spec()), "job-1")
 
 
 CREATED = job(condition("Created"))
@@ -129,13 +136,13 @@ REASONS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("seen", "text", "remedy", "hopeless"), REASONS)
-def test_why_nothing_starts(seen: Snapshot, text: str, remedy: str, hopeless: bool) -> None:
+@pytest.mark.parametrize(("seen", "text", "remedy", "unrecoverable"), REASONS)
+def test_why_nothing_starts(seen: Snapshot, text: str, remedy: str, unrecoverable: bool) -> None:
     reason = explain(spec(), kind_of(spec()), seen)
     assert reason is not None
     assert text in reason.text
     assert remedy in reason.remedy
-    assert reason.hopeless is hopeless
+    assert reason.unrecoverable is unrecoverable
 
 
 @pytest.mark.parametrize(
@@ -159,27 +166,27 @@ def test_what_waiting_cannot_mend_is_named_first() -> None:
     assert "worker-1" in reason.text
 
 
-HOPELESS = snapshot(job())
+UNRECOVERABLE = snapshot(job())
 WAITING = snapshot(SUSPENDED, workload=workload("insufficient unused quota"))
 
 
-def test_the_hopeless_is_told_when_it_lasts_and_given_up_within_two_minutes() -> None:
+def test_the_unrecoverable_is_reported_when_it_lasts_and_given_up_within_two_minutes() -> None:
     watch = judge()
-    assert watch.look(HOPELESS, 100.0).news == ()
-    told = watch.look(HOPELESS, 110.0)
-    assert "no controller has taken up" in told.news[0]
+    assert watch.look(UNRECOVERABLE, 100.0).updates == ()
+    told = watch.look(UNRECOVERABLE, 110.0)
+    assert "no controller has taken up" in told.updates[0]
     assert told.over is None
-    assert watch.look(HOPELESS, 150.0).news == ()
-    last = watch.look(HOPELESS, 195.0)
+    assert watch.look(UNRECOVERABLE, 150.0).updates == ()
+    last = watch.look(UNRECOVERABLE, 195.0)
     assert (last.over, last.abandoned) == (Phase.FAILED, True)
     assert "cannot start: no controller has taken up" in last.error
 
 
 def test_what_recovers_in_between_starts_its_time_anew() -> None:
     watch = judge()
-    for now, seen in ((0.0, HOPELESS), (60.0, snapshot(CREATED)), (120.0, HOPELESS), (200.0, HOPELESS)):
+    for now, seen in ((0.0, UNRECOVERABLE), (60.0, snapshot(CREATED)), (120.0, UNRECOVERABLE), (200.0, UNRECOVERABLE)):
         assert watch.look(seen, now).over is None
-    assert watch.look(HOPELESS, 211.0).abandoned
+    assert watch.look(UNRECOVERABLE, 211.0).abandoned
 
 
 LACKING = snapshot(
@@ -192,7 +199,7 @@ def test_a_job_that_has_run_is_not_given_up_for_one_pod_that_cannot() -> None:
     watch = judge("cluster.patience.start=3600")
     watch.look(snapshot(job(condition("Running")), [pod(0), pod(1)]), 0.0)
     seen = {now: watch.look(LACKING, float(now)) for now in range(10, 3610, 10)}
-    assert "1 of 2 pods run: pod dit-scaling/dit-digits-mini-s-2-worker-1 cannot pull" in seen[20].news[0]
+    assert "1 of 2 pods run: pod dit-scaling/dit-digits-mini-s-2-worker-1 cannot pull" in seen[20].updates[0]
     assert not any(verdict.over for verdict in seen.values())
     last = watch.look(LACKING, 3610.0)
     assert (last.over, last.abandoned) == (Phase.FAILED, True)
@@ -209,7 +216,7 @@ def test_nor_is_one_that_ran_before_its_launcher_came() -> None:
 
 def test_a_queue_is_waited_for_and_told_now_and_then_until_the_study_says_enough() -> None:
     watch = judge("cluster.patience.start=3600")
-    told = [now for now in range(0, 3600, 10) if watch.look(WAITING, float(now)).news]
+    told = [now for now in range(0, 3600, 10) if watch.look(WAITING, float(now)).updates]
     assert told == [10, 610, 1210, 1810, 2410, 3010]
     last = watch.look(WAITING, 3600.0)
     assert last.abandoned
@@ -219,7 +226,7 @@ def test_a_queue_is_waited_for_and_told_now_and_then_until_the_study_says_enough
 def test_a_job_that_runs_may_take_days() -> None:
     watch = judge()
     running = snapshot(job(condition("Running")), [pod(0), pod(1)])
-    assert watch.look(running, 0.0).news == (f"PyTorchJob dit-scaling/{NAME}: all 2 pods run",)
+    assert watch.look(running, 0.0).updates == (f"PyTorchJob dit-scaling/{NAME}: all 2 pods run",)
     assert watch.look(running, 30 * 86400.0) == watch.look(running, 1.0)
 
 
@@ -243,7 +250,7 @@ def test_the_pod_that_ended_first_is_remembered_when_its_pods_are_gone() -> None
     watch = judge()
     oom = pod(1, **container(lastState=terminated(137, 10, "OOMKilled")))
     peer = pod(0, **container(lastState=terminated(1, 12)))
-    told = watch.look(snapshot(job(condition("Running")), [oom, peer]), 0.0).news
+    told = watch.look(snapshot(job(condition("Running")), [oom, peer]), 0.0).updates
     assert f"{NAME}-worker-1 ended: OOMKilled, exit code 137, SIGKILL" in told
     verdict = watch.look(snapshot(job(condition("Failed", "it has reached the backoff limit"))), 5.0)
     assert "failed: it has reached the backoff limit" in verdict.error
@@ -263,8 +270,8 @@ def test_an_earlier_failure_is_not_why_a_job_is_gone() -> None:
     assert watch.look(Snapshot(None, Phase.NEW), 5.0).cause is None
 
 
-def death(name: str, minutes: float) -> Death:
-    return Death(name, f"uid-{name}", datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=minutes), 1, "Error")
+def death(name: str, minutes: float, code: int = 1) -> Death:
+    return Death(name, f"uid-{name}", datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=minutes), code, "Error")
 
 
 @pytest.mark.parametrize(
@@ -278,48 +285,38 @@ def death(name: str, minutes: float) -> Death:
     ids=["nothing seen", "one round", "the last of two rounds", "an old loss is another story"],
 )
 def test_the_first_of_the_last_round(seen: list[Death], first: Death | None) -> None:
-    assert cause_of(seen, lambda _: []) == first
+    assert cause_of(seen) == first
 
 
-LOST = ["dit: lost contact with the other ranks (Connection closed by peer); the first rank that failed says why"]
-AGENT = ["torch.distributed.elastic.rendezvous.api.RendezvousConnectionError: failed", "exit"]
+@pytest.mark.parametrize("code", [PeerError.exit_code, 143], ids=["lost its peers", "told to end"])
+def test_a_pod_that_ended_because_of_another_is_not_the_cause_although_it_ended_first(code: int) -> None:
+    follower, cause = death("follower", 1.0, code), death("cause", 1.5)
+    assert cause_of([follower, cause]) == cause
+    assert cause_of([killed := replace(follower, exit_code=137), cause]) == killed
+    assert cause_of([follower]) == follower
 
 
-@pytest.mark.parametrize("words", [LOST, AGENT])
-def test_a_pod_that_lost_another_is_not_the_cause_although_it_ended_first(words: list[str]) -> None:
-    seen = [death("follower", 1.0), death("cause", 1.5)]
-    logs = {"uid-follower": words}
-    assert cause_of(seen, lambda uid: logs.get(uid, [])) == seen[1]
-    # What it said in an earlier life does not clear a pod that was killed in this one.
-    killed = replace(seen[0], exit_code=137)
-    assert cause_of([killed, seen[1]], lambda uid: logs.get(uid, [])) == killed
-
-
-DIVERGED = "dit: mini-S/2: step 40: mse is not finite; the last good checkpoint does not exist (rank 0)"
-REFUSED = "E1125 1 api.py:897] failed (exitcode: 2) local_rank: 0 (pid: 9) of binary: /opt/venv/bin/python"
 RESTARTED = job(condition("Running"))
 
 
-@pytest.mark.parametrize(
-    "said", [[DIVERGED], ["dit: variant: unknown", REFUSED, "Traceback"]], ids=["diverged", "given"]
-)
-def test_what_would_end_alike_is_not_tried_again(said: list[str]) -> None:
-    watch = judge(logs={"pod-0": ["global_ranks=[0]", *said]})
-    verdict = watch.look(snapshot(RESTARTED, [pod(0, **container(lastState=terminated(1, 1))), pod(1)]), 0.0)
-    assert (verdict.over, verdict.abandoned) == (Phase.FAILED, True)
-    assert verdict.cause is not None
-    assert verdict.cause.uid == "pod-0"
+@pytest.mark.parametrize("kind", [DivergedError, DataError, InputError])
+def test_what_would_end_alike_is_not_tried_again(kind: type[DitError]) -> None:
+    ended = pod(0, **container(state={"running": {}}, lastState=terminated(kind.exit_code, 1)))
+    decision = judge().look(snapshot(RESTARTED, [ended, pod(1)]), 0.0)
+    assert (decision.over, decision.abandoned) == (Phase.FAILED, True)
+    assert decision.cause is not None
+    assert decision.cause.uid == "pod-0"
 
 
 def test_a_trainjob_that_diverged_ends_by_itself_and_keeps_its_pod() -> None:
     kind = kind_of(spec("cluster.job=trainjob"))
-    watch = Supervisor(spec(), kind, "job-1", lambda _: [DIVERGED])
-    seen = Snapshot(
+    watch = Supervisor(spec(), kind, "job-1")
+    running = Snapshot(
         trainjob(jobsStatus=[{"name": "node", "active": 1}]),
         Phase.RUNNING,
-        (pod(0, "Failed", **container(state=terminated(1, 1))),),
+        (pod(0, "Failed", **container(state=terminated(DivergedError.exit_code, 1))),),
     )
-    assert watch.look(seen, 0.0).over is None
+    assert watch.look(running, 0.0).over is None
 
 
 def test_a_pod_may_run_out_of_memory_once() -> None:
@@ -329,17 +326,19 @@ def test_a_pod_may_run_out_of_memory_once() -> None:
         assert (watch.look(seen, float(second)).over is Phase.FAILED) is (second == 2)
 
 
-def test_other_ends_are_tried_again() -> None:
-    watch = judge(logs={"pod-0": ["dit: s3://bucket/dit: no answer (rank 0)"]})
+@pytest.mark.parametrize("code", [StoreError.exit_code, PeerError.exit_code, 137, 143])
+def test_other_ends_are_tried_again(code: int) -> None:
+    watch = judge()
     for second in range(1, 9):
-        assert watch.look(snapshot(RESTARTED, [pod(0, **container(lastState=terminated(1, second)))]), 0.0).over is None
+        ended = pod(0, **container(lastState=terminated(code, second)))
+        assert watch.look(snapshot(RESTARTED, [ended]), 0.0).over is None
 
 
-def test_logs_tell_the_rank_and_the_programs_own_words() -> None:
+def test_logs_tell_the_rank_and_the_programs_own_message() -> None:
     lines = ["  role_ranks=[3]", "  global_ranks=[3]", "dit: loss is not finite at step 12 (rank 3)", "Traceback"]
     assert rank_of(lines) == rank_of(lines[2:3]) == "3"
-    assert own_words(lines) == "loss is not finite at step 12 (rank 3)"
-    assert rank_of(["nothing"]) is own_words(["nothing"]) is None
+    assert own_message(lines) == "loss is not finite at step 12 (rank 3)"
+    assert rank_of(["nothing"]) is own_message(["nothing"]) is None
 
 
 def test_time_stamps_of_log_lines_sort_as_times_do() -> None:

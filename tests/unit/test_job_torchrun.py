@@ -1,4 +1,4 @@
-"""A pod of a job before it becomes torchrun: with a stand-in for torch's own program, which takes seconds to load."""
+"""torchrun in a pod of a job: its start with a stand-in for torch's own program, its end with the real one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.jobs.torchrun import TORCHRUN
+from dit.errors import DivergedError, InputError, PeerError, StoreError
+from pipelines.jobs.torchrun import TORCHRUN, worst
 
 ROOT = Path(__file__).parents[2]
 ARGUMENTS = ["-m", "dit", "train", "/etc/dit/study.yaml"]
@@ -32,7 +33,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
     program.parent.mkdir(parents=True)
     for package in (program.parent.parent, program.parent):
         (package / "__init__.py").touch()
-    program.write_text("import sys\nprint(*sys.argv[1:])\n")
+    program.write_text("def main(arguments):\n    print(*arguments)\n")
     return {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
 
 
@@ -70,3 +71,47 @@ def test_a_pod_that_waits_ends_when_it_is_told(port: socket.socket, environment:
         process.send_signal(signal.SIGTERM)
         assert process.stdout.read() == ""
     assert process.returncode == -signal.SIGTERM
+
+
+FINAL, GIVEN, PEER, AGAIN = (kind.exit_code for kind in (DivergedError, InputError, PeerError, StoreError))
+TERMINATED = -signal.SIGTERM
+
+
+@pytest.mark.parametrize(
+    ("codes", "code"),
+    [
+        ([FINAL, FINAL], FINAL),
+        ([TERMINATED, 128 + signal.SIGTERM, FINAL], FINAL),
+        ([AGAIN, PEER, GIVEN], GIVEN),
+        ([PEER, AGAIN], AGAIN),
+        ([PEER, -signal.SIGKILL], 128 + signal.SIGKILL),
+        ([PEER, TERMINATED], PEER),
+        ([TERMINATED], 128 + signal.SIGTERM),
+    ],
+)
+def test_the_exit_code_is_that_of_the_process_that_is_the_reason(codes: list[int], code: int) -> None:
+    assert worst(codes) == code
+
+
+@pytest.mark.slow
+def test_torchrun_ends_with_the_exit_code_of_its_process(tmp_path: Path) -> None:
+    program = tmp_path / "rank.py"
+    program.write_text(f"import os, sys, time\nsys.exit({FINAL}) if os.environ['RANK'] == '1' else time.sleep(60)\n")
+    command = [sys.executable, "-m", "pipelines.jobs.torchrun", "--standalone", "--nproc-per-node=2", str(program)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == FINAL, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_pod_that_is_told_to_end_ends_as_by_the_signal(tmp_path: Path) -> None:
+    program = tmp_path / "rank.py"
+    program.write_text("import time\nprint('runs', flush=True)\ntime.sleep(60)\n")
+    command = [sys.executable, "-m", "pipelines.jobs.torchrun", "--standalone", "--nproc-per-node=1", str(program)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "runs\n"
+        process.send_signal(signal.SIGTERM)
+    assert process.returncode == 128 + signal.SIGTERM

@@ -149,7 +149,7 @@ def test_too_many_corrupt_images_fail_before_the_manifest_until_they_are_repaire
         with pytest.raises(DataError, match=r"2 of 15.*class-1/picture_1\.JPEG") as error:
             prepare.run(config, store)
         assert one_line(error)
-        assert error.value.exit_code == 1
+        assert error.value.exit_code == 3
         assert not store.exists(f"{layout.dataset(config)}/{layout.MANIFEST}")
     tolerant = prepare.run(folder_study(pictures, max_corrupt_fraction=0.2), store)
     assert tolerant is not None
