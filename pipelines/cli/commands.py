@@ -18,12 +18,11 @@ from dit.cli.options import CLUSTER, STUDIES, Overrides, Root, Study, load_study
 from dit.console import say
 from dit.errors import ConfigError, StoppedError
 from pipelines.cli.services import services
-from pipelines.jobs.names import RUNS_NAMESPACE, JobStage
+from pipelines.jobs.names import KFP_ENDPOINT, RUNS_NAMESPACE, JobStage
 
 commands = typer.Typer()
 commands.add_typer(services)
 
-_KFP_ENDPOINT = "KFP_ENDPOINT"
 _EXPERIMENT = "dit"
 
 PodRoot = Annotated[
@@ -37,7 +36,7 @@ Image = Annotated[
 JobImage = Annotated[str, typer.Option("--image", metavar="NAME@DIGEST", help="Image of the job.")]
 Endpoint = Annotated[
     str | None,
-    typer.Option("--endpoint", metavar="URL", envvar=_KFP_ENDPOINT, help="Server of Kubeflow Pipelines."),
+    typer.Option("--endpoint", metavar="URL", envvar=KFP_ENDPOINT, help="Server of Kubeflow Pipelines."),
 ]
 RunsNamespace = Annotated[str, typer.Option("--runs-namespace", metavar="NAME", help="Namespace in which steps run.")]
 RunId = Annotated[str, typer.Argument(metavar="RUN_ID", help="Id of the run, from dit status.", show_default=False)]

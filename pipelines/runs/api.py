@@ -24,8 +24,6 @@ from dit.errors import DitError, InputError, one_line, root_cause
 from pipelines.jobs.names import KFP_ENDPOINT
 from pipelines.runs.model import Run, load_package, run_of, spec_of
 
-EXPERIMENT = "dit"
-
 _TIMEOUT = (5, 30)
 _UI = "KF_PIPELINES_UI_ENDPOINT"
 _SIGN_IN = (301, 302, 303, 307, 308, 401, 403)
