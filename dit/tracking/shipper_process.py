@@ -1,4 +1,4 @@
-"""Starting the shipper, and waiting for it. Knows no MLflow: only the shipper's own process pays for its import."""
+"""Starting the shipper, and waiting for it. Knows no MLflow: only the shipper's own process imports it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import dit
@@ -14,7 +15,7 @@ from dit.errors import StoreError
 from dit.tracking.journal import read_header
 from dit.tracking.lock_file import is_held
 from dit.tracking.paths import RunFolder, StudyFolder
-from dit.tracking.state import drain_mark, read_shipped, read_shipper, shipper_lock, waiting, waiting_in, write_target
+from dit.tracking.state import read_state, shipper_status, waiting, waiting_in
 from dit.tracking.target import Target
 
 TARGET_VARIABLE = "DIT_TRACKING_TARGET"
@@ -22,128 +23,122 @@ _SUPERVISE_SECONDS = 30.0
 _POLL_SECONDS = 0.05
 _START_SECONDS = 120.0
 _LOG_BYTES = 1 << 20
-# By lock and by the folder's identity, which changes when a study is removed and begun anew. A child takes a moment to
-# take its lock, and one that nobody waits for would be reported as a leak when its handle is collected.
+# By lock and by the folder's inode, which changes when a study is removed and started again. A child needs a moment to
+# take its lock, and Python warns about a child whose handle is lost while it runs.
 _children: dict[tuple[Path, int], subprocess.Popen[bytes]] = {}
 
 
 class Shipping:
-    """What a tracker has to do with the shipper: have one, and wait for it at the end."""
+    """The shipper as a tracker uses it: start it, keep it running, and wait for it at the end."""
 
     def __init__(self, study: StudyFolder, run: RunFolder, target: Target) -> None:
         self._study, self._run, self._target = study, run, target
         self._checked = time.monotonic()
         self._complained = False
-        self._cannot_start = ""
-        self._start()
+        try_to_start(study, target)
 
     def run_id(self) -> str | None:
-        """The MLflow run that this journal is shipped to, once there is one."""
-        header = read_header(self._run.journal)
-        return read_shipped(self._run, header.values["id"], self._target).run_id if header else None
+        """The MLflow run of this journal, once there is one."""
+        header, state = read_header(self._run.journal), read_state(self._study, self._target)
+        shipped = state.journals.get(header.values["id"]) if header else None
+        return shipped.run_id if shipped else None
 
     def keep_alive(self) -> None:
-        """Now and then, replace a shipper that died and say, once, that it cannot ship."""
-        if time.monotonic() - self._checked < _SUPERVISE_SECONDS:
-            return
-        self._checked = time.monotonic()
-        self._start()
-        self._complain()
+        """Every 30 seconds, start a shipper if none runs, and print once that it cannot ship."""
+        if time.monotonic() - self._checked >= _SUPERVISE_SECONDS:
+            self._checked = time.monotonic()
+            try_to_start(self._study, self._target)
+            self._complain()
 
-    def wait(self, seconds: float, *, hopeful: bool) -> None:
-        """Wait until everything of this run has arrived; unless `hopeful`, only while that is about to happen.
+    def wait_for_delivery(self, seconds: float, *, start: bool) -> None:
+        """Wait until this run has been shipped. See `wait_for_delivery` for `start`."""
 
-        Whoever is hopeful gives the shipper time to start, too, as `drain` does.
-        """
-        deadline, has_started = time.monotonic() + seconds + (_START_SECONDS if hopeful else 0), not hopeful
-        while waiting_in(self._run, self._target, live=self._run.is_live()):
-            if hopeful:
-                # The one at work may have been about to go: its last customer wanted its end.
-                self._start()
-            state = read_shipper(self._study, self._target)
-            if not has_started and state and (state.reached or state.error):
-                deadline, has_started = time.monotonic() + seconds, True
-            on_its_way = state is not None and state.reached and state.error is None
-            if time.monotonic() >= deadline or not (hopeful or on_its_way):
-                self._complain()
-                return
-            time.sleep(_POLL_SECONDS)
+        def left() -> int:
+            return waiting_in(self._run, read_state(self._study, self._target), live=self._run.is_live())
 
-    def _start(self) -> None:
         try:
-            start_shipper(self._study, self._target)
+            if wait_for_delivery(self._study, self._target, left, seconds, start=start):
+                self._complain()
         except StoreError as error:
-            # The journal is written all the same, and a later stage ships it.
-            if str(error) != self._cannot_start:
-                say(f"tracking: {error}")
-            self._cannot_start = str(error)
+            say(f"tracking: {error}")
 
     def _complain(self) -> None:
-        state = read_shipper(self._study, self._target)
-        if state and state.error and not self._complained:
+        status = shipper_status(self._study, self._target)
+        if status and status.error and not self._complained:
             self._complained = True
-            complain(self._study, self._target, state.error)
+            complain(self._study, self._target, status.error)
 
 
-def start_shipper(study: StudyFolder, target: Target) -> None:
-    """See to it that a shipper serves this study. Raises StoreError when none can be started.
+def start_shipper(study: StudyFolder, target: Target, *, stay: bool = True) -> None:
+    """Start a shipper as a child of this process, unless one serves this study already.
 
-    It outlives this process and what this process is part of: the next stage finds it running, and a killed one is
-    still told to the server.
+    It ends soon after this process has ended, or with `stay=False` as soon as nothing is left to ship.
+
+    Raises StoreError if it cannot be started.
     """
     for key in [key for key, child in _children.items() if child.poll() is not None]:
         del _children[key]
-    lock, scratch = shipper_lock(study, target), study.state / "tmp"
-    if is_held(lock):
+    if is_held(study.lock):
         return
-    log = study.state / "shipper.log"
+    scratch = study.state / "tmp"
     try:
         scratch.mkdir(parents=True, exist_ok=True)
-        started = lock, study.state.stat().st_ino
-        if started in _children:
+        child = study.lock, study.state.stat().st_ino
+        if child in _children:
             return
-        write_target(study, target)
-        with open(log, "ab") as output:
+        if target.is_on_this_machine_only and not study.log.exists():
+            say(
+                f"tracking: no server is set (tracking.uri or MLFLOW_TRACKING_URI); runs go to {target.uri}"
+                " on this machine, where `make ui` shows them"
+            )
+        with open(study.log, "ab") as output:
             if output.tell() > _LOG_BYTES:
                 output.truncate(0)
-            _children[started] = subprocess.Popen(
-                [sys.executable, "-m", "dit.tracking.shipper", str(study.path)],
+            _children[child] = subprocess.Popen(
+                [sys.executable, "-m", "dit.tracking.shipper", str(study.path), str(os.getpid() if stay else 0)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                # Whatever folder this process stands in may be gone before the shipper is.
                 cwd=study.path,
                 env=_environment(target, scratch),
+                # Ctrl-C ends this process; the shipper still sends how the run ended.
                 start_new_session=True,
             )
     except OSError as error:
-        raise StoreError(f"{log}: cannot start the tracking process: {error.strerror}; run the step again") from error
+        raise StoreError(f"{study.log}: cannot start the shipper: {error.strerror}; run the step again") from error
 
 
-def drain(study: StudyFolder, target: Target, timeout: float) -> int:
-    """Let the shipper ship everything and go; how much still waits when it has, or when the time is over.
-
-    The `timeout` in seconds counts from the shipper's first contact with the server, or failure to get any: to start
-    takes it a while, the longer the busier the machine is.
-    """
-    left = waiting(study, target)
-    if not left and not is_held(shipper_lock(study, target)):
-        return 0
-    drain_mark(study, target).touch()
-    deadline, has_started = time.monotonic() + timeout + _START_SECONDS, False
-    while left and time.monotonic() < deadline:
+def try_to_start(study: StudyFolder, target: Target) -> None:
+    """As `start_shipper`, but only print a failure: the journal is written all the same, and a later stage ships it."""
+    try:
         start_shipper(study, target)
-        drain_mark(study, target).touch()
+    except StoreError as error:
+        say(f"tracking: {error}")
+
+
+def wait_for_delivery(
+    study: StudyFolder, target: Target, left: Callable[[], int], seconds: float, *, start: bool, stay: bool = True
+) -> int:
+    """Wait until nothing is left to ship, at most `seconds`; what is left then.
+
+    With `start`, start a shipper if none runs; the time counts from its first contact with the server, or its first
+    failure, because starting takes long on a busy machine. Without, return as soon as the server is not answering.
+    """
+    deadline, is_counting = time.monotonic() + seconds + (_START_SECONDS if start else 0), not start
+    while (count := left()) and time.monotonic() < deadline:
+        if start:
+            start_shipper(study, target, stay=stay)
+        status = shipper_status(study, target)
+        if not is_counting and status and (status.reached or status.error):
+            deadline, is_counting = time.monotonic() + seconds, True
+        if not start and not (status and status.reached and status.error is None):
+            break
         time.sleep(_POLL_SECONDS)
-        state = read_shipper(study, target)
-        if not has_started and state and (state.reached or state.error):
-            deadline, has_started = time.monotonic() + timeout, True
-        left = waiting(study, target)
-    return left
+    return count
 
 
 def complain(study: StudyFolder, target: Target, error: str) -> None:
-    """Say in one line that points wait, where, and what becomes of them."""
+    """Print in one line how many lines wait, why, and when they are shipped."""
     say(
         f"tracking: {target.address}: {error}; {waiting(study, target)} lines wait in {study.path}"
         " and are shipped as soon as it answers, by this command or a later one"
@@ -156,7 +151,7 @@ def _environment(target: Target, scratch: Path) -> dict[str, str]:
     return os.environ | {
         TARGET_VARIABLE: target.to_json(),
         "PYTHONPATH": f"{package_root}{os.pathsep}{search_path}" if search_path else package_root,
-        # An orchestrator's own temporary folder goes with it.
+        # The starter's temporary folder may be removed before the shipper has ended.
         "TMPDIR": str(scratch),
         "OMP_NUM_THREADS": "1",
     }

@@ -1,6 +1,6 @@
-"""What a stage logs to: one call, one line in the journal; shipping is another process's work.
+"""What a stage logs to. One call appends one line to the journal; another process ships it.
 
-Nothing here talks to a tracking server or imports its library, so that no state of the server can slow a step down.
+Nothing here talks to a tracking server or imports mlflow, so the server cannot slow training down.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import BinaryIO
 
-from dit.console import say
 from dit.errors import DitError, StoppedError, StoreError
 from dit.storage import Store
 from dit.storage.base import local_errors, place_file
@@ -30,10 +29,10 @@ from dit.tracking.journal import (
     points,
     read_entries,
 )
-from dit.tracking.paths import RunFolder, StudyFolder, run_folder, study_folder
+from dit.tracking.paths import run_folder, study_folder
 from dit.tracking.shipper_process import Shipping
-from dit.tracking.store_copy import Mirror
-from dit.tracking.target import Target, resolve_target
+from dit.tracking.store_copy import StoreCopy
+from dit.tracking.target import logged_facts, resolve_target, study_facts
 from dit.tracking.writer_session import Status, Writer, close_dead_writers
 
 _CLOSE_SECONDS = 20.0
@@ -44,42 +43,45 @@ _ERROR_LENGTH = 500
 class Tracker:
     """Logs to one run. Safe to call from several threads.
 
-    A point is named by its metric and step, and the first one stands: what a resumed training computes again is not
-    logged again. A metric that depends on a protocol, such as a number of samples, has to carry it in its name.
+    Metric and step identify a point, and its first value is kept: points that a resumed training computes again are not
+    logged again. A metric that depends on a protocol, such as a number of samples, must have the protocol in its name.
     """
 
     @property
     def run_id(self) -> str | None:
-        """The MLflow run; None until the server has been reached for the first time."""
+        """The MLflow run; None until the server has been reached."""
         return None
 
     def params(self, values: Mapping[str, object]) -> None:
-        """Log what the run was made with. A value that changes later is kept as a tag beside the first one."""
+        """Log the run's parameters. MLflow keeps the first value, and a later one as a tag."""
 
     def tags(self, values: Mapping[str, object]) -> None:
-        """Set tags; the latest value stands."""
+        """Set tags; the latest value is kept."""
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Log points of this step. Not a number and infinity are points, too."""
+        """Log points of this step; NaN and infinity are logged, too."""
 
     def artifact(self, name: str, data: bytes) -> None:
-        """Keep a file with the run, under a relative path; the latest content stands."""
+        """Store a file with the run, under a relative path; the latest content is kept."""
 
     def image(self, name: str, step: int, png: bytes) -> None:
-        """Keep a PNG with the run, shown per step."""
+        """Store a PNG with the run, shown per step."""
 
     def sync(self) -> None:
-        """Make what was logged outlive this machine; call it before a checkpoint is completed.
+        """Copy the journal to the store; call it before a checkpoint is completed.
 
-        Bounded in time. A store that does not answer is said, not raised: the checkpoint itself will find out.
+        Takes a bounded time. A store that does not answer is reported, not raised: writing the checkpoint will raise.
         """
 
 
 class JournalTracker(Tracker):
-    """A tracker that writes a journal. Every method raises StoreError where the disk fails."""
+    """A tracker that writes a journal.
 
-    def __init__(self, writer: Writer, journal: Journal, mirror: Mirror, shipping: Shipping | None) -> None:
-        self._writer, self._journal, self._mirror, self._shipping = writer, journal, mirror, shipping
+    Every method raises StoreError when the disk fails.
+    """
+
+    def __init__(self, writer: Writer, journal: Journal, copy: StoreCopy, shipping: Shipping | None) -> None:
+        self._writer, self._journal, self._copy, self._shipping = writer, journal, copy, shipping
         self._lock = threading.Lock()
         self._steps: dict[str, set[int]] = {}
         self._values: dict[tuple[object, ...], str] = {}
@@ -121,17 +123,17 @@ class JournalTracker(Tracker):
     def sync(self) -> None:
         """See Tracker."""
         self._journal.sync()
-        self._mirror.push(self._journal, _SYNC_SECONDS)
+        self._copy.push(self._journal, _SYNC_SECONDS)
 
     def end(self, status: Status, error: str | None = None) -> None:
-        """Finish the journal, then wait for its copy in the store and for the shipper, both within bounds."""
+        """Finish the journal, then wait for its copy in the store and for the shipper, each for a bounded time."""
         self._writer.end(self._journal, status, error)
         self._journal.sync()
-        self._mirror.push(self._journal, _CLOSE_SECONDS)
+        self._copy.push(self._journal, _CLOSE_SECONDS)
         self._journal.close()
         if self._shipping:
-            # A journal in the store's folder can be shipped by any later process; one in the cache dies with a pod.
-            self._shipping.wait(_CLOSE_SECONDS, hopeful=self._mirror.is_needed)
+            # A later process can ship a journal in a file store; one in a pod's cache ends with the pod.
+            self._shipping.wait_for_delivery(_CLOSE_SECONDS, start=self._copy.is_needed)
 
     def _log_changes(self, kind: Kind, values: Mapping[str, object]) -> None:
         with self._lock:
@@ -151,7 +153,7 @@ class JournalTracker(Tracker):
             self._journal.append(Entry(kind, {"name": name, "sha256": digest}, step))
 
     def _catch_up(self) -> None:
-        """Learn what the journal holds: from before, from here, and what others have added meanwhile."""
+        """Read what the journal has gained, from this process or another."""
         for entry, end in read_entries(self._journal.path, self._read_until):
             self._remember(entry)
             self._read_until = end
@@ -170,13 +172,13 @@ class JournalTracker(Tracker):
 def open_tracker(
     config: StudyConfig, store: Store, spec: ModelSpec | None, *, enabled: bool = True
 ) -> Iterator[Tracker]:
-    """Continue, or begin, the run of a variant, or with None of the study, for as long as the body runs.
+    """Start or continue the run of a variant, or of the study for None, while the body runs.
 
-    The run ends FINISHED, FAILED with the error's line, or KILLED when a signal ended the body. `enabled=False` logs
-    nothing, for all ranks but the first. Without MLflow (tracking.kind none) there is the journal alone.
+    The run ends FINISHED, FAILED with the error in one line, or KILLED if a signal ended the body. `enabled=False`, for
+    all ranks but the first, logs nothing. With `tracking.kind: none` only the journal is written.
 
-    Raises InputError for a tracking address that cannot work and StoreError where the disk or the store fails; never
-    because of a tracking server.
+    Raises InputError for a tracking address that cannot work, and StoreError when the disk or the store fails; no state
+    of a tracking server raises anything.
     """
     if not enabled:
         yield Tracker()
@@ -185,7 +187,7 @@ def open_tracker(
     try:
         yield tracker
     except BaseException as problem:
-        # What went wrong first is what the user has to hear of.
+        # The user needs the first error.
         with suppress(StoreError):
             tracker.end(*_outcome(problem))
         raise
@@ -193,13 +195,13 @@ def open_tracker(
 
 
 def read_points(config: StudyConfig, store: Store, spec: ModelSpec | None) -> list[Point]:
-    """Every metric point of a variant, or with None of the study, in the order of logging; empty without a journal.
+    """Every metric point of a variant, or of the study for None, in the order of logging; empty without a journal.
 
-    Of a remote store, this machine's points, which may be newer than the store's, come before those of others.
+    With a remote store, points of this machine, which may be newer than the store's copy, come first.
     """
     run = run_folder(config, store, spec)
     own = run.journal.read_bytes() if run.journal.exists() else b""
-    copy = Mirror(store, run).fetch()
+    copy = StoreCopy(store, run).fetch()
     if copy is not None:
         ours, theirs = header_of(own), header_of(copy)
         own = own if ours == theirs else b""
@@ -214,38 +216,31 @@ def _begin(config: StudyConfig, store: Store, spec: ModelSpec | None) -> Journal
         writer = Writer(run)
         try:
             if spec is not None:
-                # The parent run of all variants, which nothing else may have begun.
+                # The parent run of all variants may not exist yet.
                 _open_journal(config, store, None)[0].close()
-            journal, mirror = _open_journal(config, store, spec)
-            shipping = _ship(study_folder(config, store), run, target) if target else None
-            return JournalTracker(writer, journal, mirror, shipping)
+            journal, copy = _open_journal(config, store, spec)
+            shipping = Shipping(study_folder(config, store), run, target) if target else None
+            return JournalTracker(writer, journal, copy, shipping)
         except BaseException:
             writer.withdraw()
             raise
 
 
-def _open_journal(config: StudyConfig, store: Store, spec: ModelSpec | None) -> tuple[Journal, Mirror]:
+def _open_journal(config: StudyConfig, store: Store, spec: ModelSpec | None) -> tuple[Journal, StoreCopy]:
     run = run_folder(config, store, spec)
     identity = config.training_hash(spec) if spec else config.study
     header = {"study": config.study, "variant": spec.name if spec else None}
-    mirror = Mirror(store, run)
+    copy = StoreCopy(store, run)
     close_dead_writers(run)
-    journal = open_journal(run.journal, identity, header, mirror.fetch())
-    mirror.push(journal, _SYNC_SECONDS)
-    return journal, mirror
+    journal = open_journal(run.journal, identity, header, copy.fetch())
+    if spec is None and logged_facts(study_folder(config, store)) != (facts := study_facts(config)):
+        journal.append(Entry("study", facts))
+    copy.push(journal, _SYNC_SECONDS)
+    return journal, copy
 
 
 def _write(data: bytes, file: BinaryIO) -> None:
     file.write(data)
-
-
-def _ship(study: StudyFolder, run: RunFolder, target: Target) -> Shipping:
-    if target.stays_here and not study.target.exists():
-        say(
-            f"tracking: no server is set (tracking.uri or MLFLOW_TRACKING_URI); runs go to {target.uri}"
-            " on this machine, where `make ui` shows them"
-        )
-    return Shipping(study, run, target)
 
 
 def _outcome(problem: BaseException) -> tuple[Status, str | None]:

@@ -1,55 +1,52 @@
-"""Who writes to a journal, and how a writer that was killed is told from one that ended."""
+"""Which processes write to a journal, and which of them were killed."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 from dit.tracking.journal import Entry, Journal, read_entries
-from dit.tracking.lock_file import Lease
+from dit.tracking.lock_file import LockFile
 from dit.tracking.paths import RunFolder
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
 
 class Writer:
-    """This process as a writer of a run's journal; it counts as living from construction until `end`, or its death."""
+    """This process as a writer of a run's journal; alive from construction until `end`, or until the process ends."""
 
     def __init__(self, run: RunFolder) -> None:
         self.run = run
-        self._lease = Lease.new(run.writers)
+        self._lock = LockFile.new(run.writers)
 
     def begin(self, journal: Journal) -> None:
-        """Say in the journal that the run goes on."""
-        journal.append(_status("RUNNING", self._lease.name))
+        """Write to the journal that the run goes on."""
+        journal.append(_status("RUNNING", self._lock.path.name))
 
     def withdraw(self) -> None:
-        """Not to have been, when it could not begin."""
-        self._lease.release(remove=True)
+        """Release the lock without writing a status: this writer never started."""
+        self._lock.release(remove=True)
 
     def end(self, journal: Journal, status: Status, error: str | None = None) -> None:
-        """Say in the journal how it ended."""
+        """Write to the journal how it ended."""
         try:
-            journal.append(_status(status, self._lease.name, error))
+            journal.append(_status(status, self._lock.path.name, error))
         finally:
-            self._lease.release(remove=True)
+            self._lock.release(remove=True)
 
 
-def close_dead_writers(run: RunFolder) -> int:
-    """Write KILLED into the journal for every writer that died without a last word; how many there were."""
-    count = 0
+def close_dead_writers(run: RunFolder) -> None:
+    """Write KILLED into the journal for every writer that ended without writing a status."""
     for name in run.writer_names():
         path = run.writers / name
-        # Whoever holds a dead writer's lease writes its last line, so that two processes do not both do it.
-        lease = Lease.take(path) if path.exists() else None
-        if lease is None:
+        # Only the process that gets the dead writer's lock writes its status, so that it is written once.
+        lock = LockFile.take(path) if path.exists() else None
+        if lock is None:
             continue
         if not _has_ended(run, name):
             journal = Journal(run.journal)
             journal.append(_status("KILLED", name))
             journal.close()
-            count += 1
-        lease.release(remove=True)
-    return count
+        lock.release(remove=True)
 
 
 def _has_ended(run: RunFolder, name: str) -> bool:

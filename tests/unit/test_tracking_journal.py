@@ -11,7 +11,7 @@ import pytest
 
 from dit.errors import StoreError
 from dit.tracking.journal import Entry, Point, header_of, open_journal, points, read_entries, read_header
-from dit.tracking.lock_file import Lease, is_held
+from dit.tracking.lock_file import LockFile, is_held
 
 HEADER = {"study": "s", "variant": "DiT-S/2"}
 
@@ -151,30 +151,30 @@ def read_points_after_open(path, copy):
 
 def _holder(path):
     code = (
-        "import sys, time, pathlib; from dit.tracking.lock_file import Lease\n"
-        "lease = Lease.take(pathlib.Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
+        "import sys, time, pathlib; from dit.tracking.lock_file import LockFile\n"
+        "lock = LockFile.take(pathlib.Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True)
     assert holder.stdout.readline() == "held\n"
     return holder
 
 
-def test_a_lease_ends_with_its_holder_however_that_dies(tmp_path):
-    path = tmp_path / "lease"
+def test_a_lock_ends_with_its_holder_however_that_dies(tmp_path):
+    path = tmp_path / "lock"
     with _holder(path) as holder:
         assert is_held(path)
-        assert Lease.take(path) is None
+        assert LockFile.take(path) is None
         holder.send_signal(signal.SIGKILL)
         holder.wait()
     assert not is_held(path)
-    lease = Lease.take(path)
+    lock = LockFile.take(path)
     assert is_held(path)
-    lease.release(remove=True)
+    lock.relock(remove=True)
     assert not is_held(path)
 
 
-def test_a_forked_child_does_not_keep_its_parents_lease(tmp_path):
-    lease = Lease.new(tmp_path)
+def test_a_forked_child_does_not_keep_its_parents_lock(tmp_path):
+    lock = LockFile.new(tmp_path)
     (ready, tell), (end, keep) = os.pipe(), os.pipe()
     child = os.fork()
     if child == 0:
@@ -183,9 +183,9 @@ def test_a_forked_child_does_not_keep_its_parents_lease(tmp_path):
         os.read(end, 1)
         os._exit(0)
     os.read(ready, 1)
-    assert is_held(lease.path)
-    lease.abandon()  # as the parent's death would, without freeing the lock for others
-    assert not is_held(lease.path)
+    assert is_held(lock.path)
+    lock.abandon()  # as the parent's death would, without freeing the lock for others
+    assert not is_held(lock.path)
     os.close(keep)
     os.waitpid(child, 0)
     for handle in (ready, tell, end):
