@@ -25,7 +25,6 @@ from dit.study.layout import TRACKING_STATE
 
 Kind = Literal["run", "study", "metrics", "params", "tags", "artifact", "image", "status"]
 _KINDS = frozenset(get_args(Kind))
-_TAIL_BYTES = 1 << 16
 
 
 class Point(NamedTuple):
@@ -228,10 +227,7 @@ def _locked(handle: int) -> Iterator[None]:
 def _mend(handle: int) -> int:
     """Cut off an incomplete last line, which a killed process left; the size after that."""
     size = os.fstat(handle).st_size
-    end = size
-    while end and os.pread(handle, 1, end - 1) != b"\n":
-        start = max(0, end - _TAIL_BYTES)
-        end = start + os.pread(handle, end - start, start).rfind(b"\n") + 1
-    if end != size:
-        os.ftruncate(handle, end)
-    return end
+    if size and os.pread(handle, 1, size - 1) != b"\n":
+        size = os.pread(handle, size, 0).rfind(b"\n") + 1
+        os.ftruncate(handle, size)
+    return size

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -52,7 +52,8 @@ class MlflowRuns:
     """
 
     def __init__(self, target: Target) -> None:
-        with _one_process_at_a_time(target):
+        # Two processes that create the same database at the same moment would break it.
+        with exclusive(Path(f"{target.database}.lock")) if target.database else nullcontext():
             if target.database and target.artifacts:
                 follow_move(target.database, target.experiment, target.artifacts)
             self._client: Any = MlflowClient(tracking_uri=target.uri)
@@ -252,8 +253,3 @@ def _decode(png: bytes) -> PIL.Image.Image | None:
 
 def _now() -> str:
     return str(time.time_ns() // 1_000_000)
-
-
-def _one_process_at_a_time(target: Target) -> AbstractContextManager[None]:
-    """Two processes that create the same database at the same moment would break it."""
-    return exclusive(Path(f"{target.database}.lock")) if target.database else nullcontext()

@@ -6,10 +6,16 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from dit.errors import StoreError
 
 _BUSY_SECONDS = 30.0
+_MOVES = (
+    "UPDATE experiments SET artifact_location = ? || substr(artifact_location, ?)"
+    " WHERE substr(artifact_location, 1, ?) = ?",
+    "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?) WHERE substr(artifact_uri, 1, ?) = ?",
+)
 
 
 def run_ids(path: Path) -> set[str]:
@@ -29,17 +35,14 @@ def follow_move(path: Path, experiment: str, artifacts: str) -> None:
     `artifacts` is where those of the experiment are now, below the database's folder. MLflow stores absolute addresses.
     """
     new = path.parent.as_uri()
-    below = artifacts.removeprefix(new)
     for (location,) in _query(path, "SELECT artifact_location FROM experiments WHERE name = ?", experiment):
-        old = location.removesuffix(below)
+        old = location.removesuffix(artifacts.removeprefix(new))
         if location not in (artifacts, old):
-            moved = (new, len(old) + 1, len(old) + 1, f"{old}/")
-            for statement in (
-                "UPDATE experiments SET artifact_location = ? || substr(artifact_location, ?)"
-                " WHERE substr(artifact_location, 1, ?) = ?",
-                "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?) WHERE substr(artifact_uri, 1, ?) = ?",
-            ):
-                _query(path, statement, *moved)
+            # The address of MLflow's own experiment "Default" is a path.
+            for before, after in ((old, new), (unquote(urlsplit(old).path), str(path.parent))):
+                size = len(before) + 1
+                for statement in _MOVES:
+                    _query(path, statement, after, size, size, f"{before}/")
 
 
 def _query(path: Path, statement: str, *values: object) -> list[tuple[Any, ...]]:

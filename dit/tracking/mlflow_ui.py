@@ -10,7 +10,6 @@ import sys
 import time
 import urllib.request
 from contextlib import suppress
-from functools import partial
 from urllib.parse import urlsplit
 
 from dit.console import program, say
@@ -21,8 +20,8 @@ from dit.study.config import StudyConfig
 from dit.tracking.mlflow_database import experiment_id
 from dit.tracking.mlflow_view import experiment_page, view_page
 from dit.tracking.paths import StudyFolder, local_root, tracked_studies
-from dit.tracking.shipper_process import complain, wait_for_delivery
-from dit.tracking.state import TrackingRun, forget_lost_runs, shipper_status, ships_elsewhere, waiting
+from dit.tracking.shipper_process import deliver
+from dit.tracking.state import TrackingRun, forget_lost_runs, ships_elsewhere, waiting
 from dit.tracking.store_copy import fetch_journals
 from dit.tracking.target import ARTIFACTS, Target, database_below
 from dit.tracking.writer_session import close_dead_writers
@@ -148,10 +147,7 @@ def _fill(study: StudyFolder, target: Target) -> None:
         say(f"{target.study}: its runs go to {_server_of(study) or 'another database'} while it runs; open that")
     elif waiting(study, target):
         say(f"{target.study}: filling {target.database} from the journals")
-        left = partial(waiting, study, target)
-        if wait_for_delivery(study, target, left, _FILL_SECONDS, start=True, stay=False):
-            status = shipper_status(study, target)
-            complain(study, target, (status and status.error) or "not everything has been shipped yet")
+        deliver(study, target, _FILL_SECONDS, stay=False)
 
 
 def _server_of(study: StudyFolder) -> str | None:

@@ -70,20 +70,8 @@ class RunFolder:
 
 
 @dataclass(frozen=True)
-class StudyFolder:
+class StudyFolder(RunFolder):
     """The folder of a study, whose run is the parent of its variants' runs."""
-
-    path: Path
-
-    @property
-    def parent(self) -> RunFolder:
-        """The study's own run."""
-        return RunFolder(self.path)
-
-    @property
-    def state(self) -> Path:
-        """Folder of the shipper's files."""
-        return self.parent.state
 
     @property
     def lock(self) -> Path:
@@ -98,7 +86,7 @@ class StudyFolder:
     def runs(self) -> list[RunFolder]:
         """The study's run and the variants' that have a journal."""
         children = sorted({journal.parent for journal in self.path.glob(f"*/{layout.JOURNAL}")})
-        return [run for run in [self.parent, *map(RunFolder, children)] if run.journals]
+        return [run for run in [self, *map(RunFolder, children)] if run.journals]
 
 
 def tracked_studies(root: Path) -> list[StudyFolder]:

@@ -7,6 +7,7 @@ journals, and everything has been sent.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -98,8 +99,8 @@ class Shipper:
     def _ship(self, live: set[Path]) -> None:
         store, client = self._connect()
         uploads = list(self._find_uploads(store))
-        parents = [upload for upload in uploads if upload.run == self._study.parent]
-        children = [upload for upload in uploads if upload.run != self._study.parent]
+        parents = [upload for upload in uploads if upload.run == self._study]
+        children = [upload for upload in uploads if upload.run != self._study]
         for upload in parents:
             upload.ship(client, None)
         for upload in children:
@@ -187,7 +188,7 @@ def _root_cause(problem: BaseException) -> str:
 
 def main(folder: str, parent: int) -> None:
     """Serve the study in this folder, unless another process does."""
-    study, target = StudyFolder(Path(folder)), Target.from_json(os.environ[TARGET_VARIABLE])
+    study, target = StudyFolder(Path(folder)), Target(**json.loads(os.environ[TARGET_VARIABLE]))
     os.nice(10)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ |= {

@@ -1,31 +1,73 @@
-"""Starting the shipper, and waiting for it. Knows no MLflow: only the shipper's own process imports it."""
+"""Starts the shipper and waits for it. Only the shipper's own process imports mlflow."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import dit
 from dit.console import say
 from dit.errors import StoreError
+from dit.storage import Store
+from dit.storage.base import local_errors
+from dit.study.config import StudyConfig
 from dit.tracking.journal import read_header
 from dit.tracking.lock_file import is_held
-from dit.tracking.paths import RunFolder, StudyFolder
+from dit.tracking.paths import RunFolder, StudyFolder, study_folder
 from dit.tracking.state import read_state, shipper_status, waiting, waiting_in
-from dit.tracking.target import Target
+from dit.tracking.target import Target, resolve_target
+from dit.tracking.writer_session import close_dead_writers
 
 TARGET_VARIABLE = "DIT_TRACKING_TARGET"
 _SUPERVISE_SECONDS = 30.0
 _POLL_SECONDS = 0.05
 _START_SECONDS = 120.0
-_LOG_BYTES = 1 << 20
-# By lock and by the folder's inode, which changes when a study is removed and started again. A child needs a moment to
-# take its lock, and Python warns about a child whose handle is lost while it runs.
-_children: dict[tuple[Path, int], subprocess.Popen[bytes]] = {}
+# A child needs a moment to take its lock, and Python warns about a child whose handle is lost while it runs.
+_children: dict[Path, subprocess.Popen[bytes]] = {}
+
+
+def start_shipping(config: StudyConfig, store: Store) -> None:
+    """Start a shipper that serves all stages of a study on this machine until this process has ended."""
+    if config.tracking.kind == "mlflow":
+        _try_to_start(study_folder(config, store), resolve_target(config, store))
+
+
+def reconcile(config: StudyConfig, store: Store) -> None:
+    """Write KILLED for killed processes, and start a shipper if something waits; returns at once."""
+    study = study_folder(config, store)
+    with local_errors(study.path):
+        for run in study.runs():
+            close_dead_writers(run)
+        if config.tracking.kind == "mlflow" and waiting(study, target := resolve_target(config, store)):
+            start_shipper(study, target)
+
+
+def flush(config: StudyConfig, store: Store, timeout: float = 30.0) -> bool:
+    """Wait until everything logged on this machine has been shipped.
+
+    False, and one line of output, if that takes longer than `timeout` seconds.
+    """
+    reconcile(config, store)
+    if config.tracking.kind == "none":
+        return True
+    study, target = study_folder(config, store), resolve_target(config, store)
+    with local_errors(study.path):
+        return deliver(study, target, timeout)
+
+
+def deliver(study: StudyFolder, target: Target, timeout: float, *, stay: bool = True) -> bool:
+    """Ship everything of a study; False, and one line of output, if that takes longer than `timeout` seconds."""
+    left = wait_for_delivery(study, target, lambda: waiting(study, target), timeout, start=True, stay=stay)
+    if left:
+        status = shipper_status(study, target)
+        _complain(study, target, (status and status.error) or f"not all has been sent within {timeout:g} s")
+    return left == 0
 
 
 class Shipping:
@@ -35,7 +77,7 @@ class Shipping:
         self._study, self._run, self._target = study, run, target
         self._checked = time.monotonic()
         self._complained = False
-        try_to_start(study, target)
+        _try_to_start(study, target)
 
     def run_id(self) -> str | None:
         """The MLflow run of this journal, once there is one."""
@@ -47,7 +89,7 @@ class Shipping:
         """Every 30 seconds, start a shipper if none runs, and print once that it cannot ship."""
         if time.monotonic() - self._checked >= _SUPERVISE_SECONDS:
             self._checked = time.monotonic()
-            try_to_start(self._study, self._target)
+            _try_to_start(self._study, self._target)
             self._complain()
 
     def wait_for_delivery(self, seconds: float, *, start: bool) -> None:
@@ -66,7 +108,7 @@ class Shipping:
         status = shipper_status(self._study, self._target)
         if status and status.error and not self._complained:
             self._complained = True
-            complain(self._study, self._target, status.error)
+            _complain(self._study, self._target, status.error)
 
 
 def start_shipper(study: StudyFolder, target: Target, *, stay: bool = True) -> None:
@@ -76,25 +118,19 @@ def start_shipper(study: StudyFolder, target: Target, *, stay: bool = True) -> N
 
     Raises StoreError if it cannot be started.
     """
-    for key in [key for key, child in _children.items() if child.poll() is not None]:
-        del _children[key]
-    if is_held(study.lock):
+    child = _children.get(study.lock)
+    if is_held(study.lock) or (child and child.poll() is None):
         return
     scratch = study.state / "tmp"
     try:
         scratch.mkdir(parents=True, exist_ok=True)
-        child = study.lock, study.state.stat().st_ino
-        if child in _children:
-            return
-        if target.is_on_this_machine_only and not study.log.exists():
+        if target.database and not target.store.startswith("file:") and not study.log.exists():
             say(
                 f"tracking: no server is set (tracking.uri or MLFLOW_TRACKING_URI); runs go to {target.uri}"
                 " on this machine, where `make ui` shows them"
             )
         with open(study.log, "ab") as output:
-            if output.tell() > _LOG_BYTES:
-                output.truncate(0)
-            _children[child] = subprocess.Popen(
+            _children[study.lock] = subprocess.Popen(
                 [sys.executable, "-m", "dit.tracking.shipper", str(study.path), str(os.getpid() if stay else 0)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -108,7 +144,7 @@ def start_shipper(study: StudyFolder, target: Target, *, stay: bool = True) -> N
         raise StoreError(f"{study.log}: cannot start the shipper: {error.strerror}; run the step again") from error
 
 
-def try_to_start(study: StudyFolder, target: Target) -> None:
+def _try_to_start(study: StudyFolder, target: Target) -> None:
     """As `start_shipper`, but only print a failure: the journal is written all the same, and a later stage ships it."""
     try:
         start_shipper(study, target)
@@ -137,7 +173,7 @@ def wait_for_delivery(
     return count
 
 
-def complain(study: StudyFolder, target: Target, error: str) -> None:
+def _complain(study: StudyFolder, target: Target, error: str) -> None:
     """Print in one line how many lines wait, why, and when they are shipped."""
     say(
         f"tracking: {target.address}: {error}; {waiting(study, target)} lines wait in {study.path}"
@@ -149,7 +185,7 @@ def _environment(target: Target, scratch: Path) -> dict[str, str]:
     package_root = str(Path(dit.__file__).parents[1])
     search_path = os.environ.get("PYTHONPATH")
     return os.environ | {
-        TARGET_VARIABLE: target.to_json(),
+        TARGET_VARIABLE: json.dumps(asdict(target)),
         "PYTHONPATH": f"{package_root}{os.pathsep}{search_path}" if search_path else package_root,
         # The starter's temporary folder may be removed before the shipper has ended.
         "TMPDIR": str(scratch),

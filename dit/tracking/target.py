@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -61,20 +60,6 @@ class Target:
         """The SQLite file; None for a server."""
         return Path(self.uri.removeprefix(SQLITE)) if self.uri.startswith(SQLITE) else None
 
-    @property
-    def is_on_this_machine_only(self) -> bool:
-        """Whether runs stay on this machine although the study's results are in a remote store."""
-        return self.database is not None and not self.store.startswith("file:")
-
-    def to_json(self) -> str:
-        """For the shipper's environment."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> Target:
-        """The inverse of `to_json`."""
-        return cls(**json.loads(text))
-
 
 def resolve_target(config: StudyConfig, store: Store) -> Target:
     """The study's `tracking.uri`, else MLFLOW_TRACKING_URI, else a database in the root (or, for S3, in the cache).
@@ -109,7 +94,7 @@ def study_facts(config: StudyConfig) -> dict[str, Any]:
 
 def logged_facts(study: StudyFolder) -> dict[str, Any]:
     """The facts that the study's journal holds; study and experiment alone for a journal without them."""
-    found = [entry.values for entry, _ in read_entries(study.parent.journal) if entry.kind == "study"]
+    found = [entry.values for entry, _ in read_entries(study.journal) if entry.kind == "study"]
     return dict(found[-1]) if found else {"study": study.path.name, "experiment": study.path.name}
 
 

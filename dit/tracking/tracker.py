@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from dit.errors import DitError, StoppedError, StoreError
 from dit.storage import Store
@@ -29,143 +29,111 @@ from dit.tracking.journal import (
     points,
     read_entries,
 )
-from dit.tracking.paths import run_folder, study_folder
-from dit.tracking.shipper_process import Shipping
+from dit.tracking.lock_file import LockFile
+from dit.tracking.paths import RunFolder, run_folder, study_folder
+from dit.tracking.shipper_process import Shipping, flush
 from dit.tracking.store_copy import StoreCopy
 from dit.tracking.target import logged_facts, resolve_target, study_facts
-from dit.tracking.writer_session import Status, Writer, close_dead_writers
+from dit.tracking.writer_session import Status, close_dead_writers, status_entry
 
 _CLOSE_SECONDS = 20.0
 _SYNC_SECONDS = 60.0
 _ERROR_LENGTH = 500
 
 
+class _Session(NamedTuple):
+    """What a tracker writes to."""
+
+    run: RunFolder
+    writer: LockFile
+    journal: Journal
+    copy: StoreCopy
+    shipping: Shipping | None
+
+
 class Tracker:
-    """Logs to one run. Safe to call from several threads.
+    """Logs to one run, or nowhere. Safe to call from several threads.
 
     Metric and step identify a point, and its first value is kept: points that a resumed training computes again are not
     logged again. A metric that depends on a protocol, such as a number of samples, must have the protocol in its name.
+
+    Every method raises StoreError when the disk fails.
     """
+
+    def __init__(self, session: _Session | None = None) -> None:
+        self._session = session
+        self._lock = threading.Lock()
+        # What the journal holds: (kind, name, step) -> value, or the hash of a file.
+        self._logged: dict[tuple[Kind, str, int | None], object] = {}
+        self._read_until = 0
 
     @property
     def run_id(self) -> str | None:
         """The MLflow run; None until the server has been reached."""
-        return None
+        return self._session.shipping.run_id() if self._session and self._session.shipping else None
 
     def params(self, values: Mapping[str, object]) -> None:
         """Log the run's parameters. MLflow keeps the first value, and a later one as a tag."""
+        self._log("params", {key: str(value) for key, value in values.items()})
 
     def tags(self, values: Mapping[str, object]) -> None:
         """Set tags; the latest value is kept."""
+        self._log("tags", {key: str(value) for key, value in values.items()})
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Log points of this step; NaN and infinity are logged, too."""
+        self._log("metrics", {key: float(value) for key, value in values.items()}, step)
+        if self._session and self._session.shipping:
+            self._session.shipping.keep_alive()
 
     def artifact(self, name: str, data: bytes) -> None:
         """Store a file with the run, under a relative path; the latest content is kept."""
+        self._log_file("artifact", name, None, data)
 
     def image(self, name: str, step: int, png: bytes) -> None:
         """Store a PNG with the run, shown per step."""
+        self._log_file("image", name, step, png)
 
     def sync(self) -> None:
         """Copy the journal to the store; call it before a checkpoint is completed.
 
         Takes a bounded time. A store that does not answer is reported, not raised: writing the checkpoint will raise.
         """
+        if self._session:
+            self._session.journal.sync()
+            self._session.copy.push(self._session.journal, _SYNC_SECONDS)
 
-
-class JournalTracker(Tracker):
-    """A tracker that writes a journal.
-
-    Every method raises StoreError when the disk fails.
-    """
-
-    def __init__(self, writer: Writer, journal: Journal, copy: StoreCopy, shipping: Shipping | None) -> None:
-        self._writer, self._journal, self._copy, self._shipping = writer, journal, copy, shipping
-        self._lock = threading.Lock()
-        self._steps: dict[str, set[int]] = {}
-        self._values: dict[tuple[object, ...], str] = {}
-        self._read_until = 0
-        self._catch_up()
-        writer.begin(journal)
-
-    @property
-    def run_id(self) -> str | None:
-        """See Tracker."""
-        return self._shipping.run_id() if self._shipping else None
-
-    def params(self, values: Mapping[str, object]) -> None:
-        """See Tracker."""
-        self._log_changes("params", values)
-
-    def tags(self, values: Mapping[str, object]) -> None:
-        """See Tracker."""
-        self._log_changes("tags", values)
-
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """See Tracker."""
+    def _log(self, kind: Kind, values: Mapping[str, Any], step: int | None = None) -> None:
+        if self._session is None:
+            return
         with self._lock:
-            self._catch_up()
-            new = {key: float(value) for key, value in values.items() if step not in self._steps.get(key, ())}
+            self._catch_up(self._session.journal)
+            new = {key: value for key, value in values.items() if self._is_new((kind, key, step), value)}
             if new:
-                self._journal.append(Entry("metrics", new, step))
-        if self._shipping:
-            self._shipping.keep_alive()
-
-    def artifact(self, name: str, data: bytes) -> None:
-        """See Tracker."""
-        self._log_file("artifact", name, None, data)
-
-    def image(self, name: str, step: int, png: bytes) -> None:
-        """See Tracker."""
-        self._log_file("image", name, step, png)
-
-    def sync(self) -> None:
-        """See Tracker."""
-        self._journal.sync()
-        self._copy.push(self._journal, _SYNC_SECONDS)
-
-    def end(self, status: Status, error: str | None = None) -> None:
-        """Finish the journal, then wait for its copy in the store and for the shipper, each for a bounded time."""
-        self._writer.end(self._journal, status, error)
-        self._journal.sync()
-        self._copy.push(self._journal, _CLOSE_SECONDS)
-        self._journal.close()
-        if self._shipping:
-            # A later process can ship a journal in a file store; one in a pod's cache ends with the pod.
-            self._shipping.wait_for_delivery(_CLOSE_SECONDS, start=self._copy.is_needed)
-
-    def _log_changes(self, kind: Kind, values: Mapping[str, object]) -> None:
-        with self._lock:
-            self._catch_up()
-            new = {key: str(value) for key, value in values.items() if self._values.get((kind, key)) != str(value)}
-            if new:
-                self._journal.append(Entry(kind, new))
+                self._session.journal.append(Entry(kind, new, step))
 
     def _log_file(self, kind: Kind, name: str, step: int | None, data: bytes) -> None:
+        if self._session is None:
+            return
         digest = hashlib.sha256(data).hexdigest()
         with self._lock:
-            self._catch_up()
-            if self._values.get((kind, name, step)) == digest:
-                return
-            with local_errors(path := self._writer.run.files / digest):
-                place_file(path, partial(_write, data))
-            self._journal.append(Entry(kind, {"name": name, "sha256": digest}, step))
+            self._catch_up(self._session.journal)
+            if self._is_new((kind, name, step), digest):
+                with local_errors(path := self._session.run.files / digest):
+                    place_file(path, partial(_write, data))
+                self._session.journal.append(Entry(kind, {"name": name, "sha256": digest}, step))
 
-    def _catch_up(self) -> None:
+    def _is_new(self, key: tuple[Kind, str, int | None], value: object) -> bool:
+        return key not in self._logged or (key[0] != "metrics" and self._logged[key] != value)
+
+    def _catch_up(self, journal: Journal) -> None:
         """Read what the journal has gained, from this process or another."""
-        for entry, end in read_entries(self._journal.path, self._read_until):
-            self._remember(entry)
+        for entry, end in read_entries(journal.path, self._read_until):
+            if entry.kind in ("artifact", "image"):
+                self._logged[entry.kind, entry.values["name"], entry.step] = entry.values["sha256"]
+            elif entry.kind in ("metrics", "params", "tags"):
+                self._logged.update({(entry.kind, key, entry.step): value for key, value in entry.values.items()})
             self._read_until = end
-
-    def _remember(self, entry: Entry) -> None:
-        if entry.kind == "metrics" and entry.step is not None:
-            for key in entry.values:
-                self._steps.setdefault(key, set()).add(entry.step)
-        elif entry.kind in ("params", "tags"):
-            self._values.update({(entry.kind, key): value for key, value in entry.values.items()})
-        elif entry.kind in ("artifact", "image"):
-            self._values[entry.kind, entry.values["name"], entry.step] = entry.values["sha256"]
 
 
 @contextmanager
@@ -183,15 +151,15 @@ def open_tracker(
     if not enabled:
         yield Tracker()
         return
-    tracker = _begin(config, store, spec)
+    session = _begin(config, store, spec)
     try:
-        yield tracker
+        yield Tracker(session)
     except BaseException as problem:
         # The user needs the first error.
         with suppress(StoreError):
-            tracker.end(*_outcome(problem))
+            _end(session, *_outcome(problem))
         raise
-    tracker.end("FINISHED")
+    _end(session, "FINISHED")
 
 
 def read_points(config: StudyConfig, store: Store, spec: ModelSpec | None) -> list[Point]:
@@ -209,20 +177,46 @@ def read_points(config: StudyConfig, store: Store, spec: ModelSpec | None) -> li
     return list(points(parse(own)))
 
 
-def _begin(config: StudyConfig, store: Store, spec: ModelSpec | None) -> JournalTracker:
+def collect(config: StudyConfig, store: Store) -> None:
+    """Take over the journals of all variants from a remote store, and ship what their machines could not.
+
+    For a study whose variants are complete: their runs end FINISHED.
+    """
+    for spec in config.specs if config.tracking.kind == "mlflow" else ():
+        if StoreCopy(store, run_folder(config, store, spec)).is_needed:
+            with open_tracker(config, store, spec):
+                pass
+
+
+def end_failed(config: StudyConfig, store: Store, spec: ModelSpec, error: DitError) -> None:
+    """End a variant's run FAILED with this error, for machines that are gone, and ship what they could not.
+
+    Does nothing if the store has no journal of it. Waits for the server for a bounded time.
+
+    Raises StoreError when the disk or the store fails.
+    """
+    if config.tracking.kind == "none" or not StoreCopy(store, run_folder(config, store, spec)).fetch():
+        return
+    with suppress(type(error)), open_tracker(config, store, spec):
+        raise error
+    flush(config, store)
+
+
+def _begin(config: StudyConfig, store: Store, spec: ModelSpec | None) -> _Session:
     target = resolve_target(config, store) if config.tracking.kind == "mlflow" else None
     run = run_folder(config, store, spec)
     with local_errors(run.path):
-        writer = Writer(run)
+        writer = LockFile.new(run.writers)
         try:
             if spec is not None:
                 # The parent run of all variants may not exist yet.
                 _open_journal(config, store, None)[0].close()
             journal, copy = _open_journal(config, store, spec)
             shipping = Shipping(study_folder(config, store), run, target) if target else None
-            return JournalTracker(writer, journal, copy, shipping)
+            journal.append(status_entry("RUNNING", writer))
+            return _Session(run, writer, journal, copy, shipping)
         except BaseException:
-            writer.withdraw()
+            writer.release(remove=True)
             raise
 
 
@@ -237,6 +231,21 @@ def _open_journal(config: StudyConfig, store: Store, spec: ModelSpec | None) -> 
         journal.append(Entry("study", facts))
     copy.push(journal, _SYNC_SECONDS)
     return journal, copy
+
+
+def _end(session: _Session, status: Status, error: str | None = None) -> None:
+    """Finish the journal, then wait for its copy in the store and for the shipper, each for a bounded time."""
+    _, writer, journal, copy, shipping = session
+    try:
+        journal.append(status_entry(status, writer, error))
+    finally:
+        writer.release(remove=True)
+    journal.sync()
+    copy.push(journal, _CLOSE_SECONDS)
+    journal.close()
+    if shipping:
+        # A later process can ship a journal in a file store; one in a pod's cache ends with the pod.
+        shipping.wait_for_delivery(_CLOSE_SECONDS, start=copy.is_needed)
 
 
 def _write(data: bytes, file: BinaryIO) -> None:

@@ -11,27 +11,10 @@ from dit.tracking.paths import RunFolder
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
 
-class Writer:
-    """This process as a writer of a run's journal; alive from construction until `end`, or until the process ends."""
-
-    def __init__(self, run: RunFolder) -> None:
-        self.run = run
-        self._lock = LockFile.new(run.writers)
-
-    def begin(self, journal: Journal) -> None:
-        """Write to the journal that the run goes on."""
-        journal.append(_status("RUNNING", self._lock.path.name))
-
-    def withdraw(self) -> None:
-        """Release the lock without writing a status: this writer never started."""
-        self._lock.release(remove=True)
-
-    def end(self, journal: Journal, status: Status, error: str | None = None) -> None:
-        """Write to the journal how it ended."""
-        try:
-            journal.append(_status(status, self._lock.path.name, error))
-        finally:
-            self._lock.release(remove=True)
+def status_entry(status: Status, writer: LockFile, error: str | None = None) -> Entry:
+    """The line with which a writer starts or ends. It is alive as long as its lock file is held."""
+    error_entry = {"error": error} if error else {}
+    return Entry("status", {"status": status, "writer": writer.path.name, **error_entry})
 
 
 def close_dead_writers(run: RunFolder) -> None:
@@ -44,7 +27,7 @@ def close_dead_writers(run: RunFolder) -> None:
             continue
         if not _has_ended(run, name):
             journal = Journal(run.journal)
-            journal.append(_status("KILLED", name))
+            journal.append(status_entry("KILLED", lock))
             journal.close()
         lock.release(remove=True)
 
@@ -52,7 +35,3 @@ def close_dead_writers(run: RunFolder) -> None:
 def _has_ended(run: RunFolder, name: str) -> bool:
     statuses = [entry.values for entry, _ in read_entries(run.journal) if entry.kind == "status"]
     return any(values.get("writer") == name and values.get("status") != "RUNNING" for values in statuses)
-
-
-def _status(status: Status, writer: str, error: str | None = None) -> Entry:
-    return Entry("status", {"status": status, "writer": writer, **({"error": error} if error else {})})
