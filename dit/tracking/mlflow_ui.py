@@ -31,7 +31,6 @@ DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 _PORTS_TRIED = 20
 _FILL_SECONDS = 60.0
-_SERVERS = ("http://", "https://")
 _POLL_SECONDS = 0.2
 # Only errors of MLflow and its libraries are of interest here.
 _QUIET = {
@@ -55,11 +54,16 @@ def server_command(root: str, host: str, port: int) -> tuple[str, list[str]]:
     studies = tracked_studies(place)
     if not studies:
         raise InputError(f"{root}: no study was tracked below it; run one first, for example with make study")
-    targets = [database_below(place, store, study, records_runs=_server_of(study) is None) for study in studies]
+    servers = [_run_on_server(store, study.path.relative_to(place).as_posix()) for study in studies]
+    targets = [
+        database_below(place, store, study, records_runs=server is None)
+        for study, server in zip(studies, servers, strict=True)
+    ]
+    # A shipper creates the database if it is gone: check all studies before the first one starts.
     for study, target in zip(studies, targets, strict=True):
         forget_lost_runs(study, target)
-    for study, target in zip(studies, targets, strict=True):
-        _fill(study, target)
+    for study, target, server in zip(studies, targets, servers, strict=True):
+        _fill(study, target, server.uri if server else "another database")
     port = free_port(host, port)
     uri = targets[0].uri
     # The address of the registry is given, too: MLflow prints a line otherwise.
@@ -71,10 +75,8 @@ def server_command(root: str, host: str, port: int) -> tuple[str, list[str]]:
 
 def view_on_server(config: StudyConfig, store: Store) -> str | None:
     """The address of a study's view on a server; None if it has none or is tracked to a local database."""
-    run = read_record(store, layout.tracking_run(config, None), TrackingRun)
-    if run is None or not run.uri.startswith(_SERVERS):
-        return None
-    return run.uri.rstrip("/") + view_page(run.experiment_id, config.study)
+    run = _run_on_server(store, layout.study(config))
+    return run.uri.rstrip("/") + view_page(run.experiment_id, config.study) if run else None
 
 
 def serve(address: str, command: list[str]) -> int:
@@ -140,21 +142,20 @@ def _answers(server: subprocess.Popen[bytes], address: str) -> bool:
     return False
 
 
-def _fill(study: StudyFolder, target: Target) -> None:
+def _fill(study: StudyFolder, target: Target, elsewhere: str) -> None:
     for run in study.runs():
         close_dead_writers(run)
     if ships_elsewhere(study, target):
-        say(f"{target.study}: its runs go to {_server_of(study) or 'another database'} while it runs; open that")
+        say(f"{target.study}: its runs go to {elsewhere} while it runs; open that")
     elif waiting(study, target):
         say(f"{target.study}: filling {target.database} from the journals")
         deliver(study, target, _FILL_SECONDS, stay=False)
 
 
-def _server_of(study: StudyFolder) -> str | None:
-    """Address of the server that the study's runs are on, if there is one."""
-    path = study.path / layout.TRACKING_RUN
-    run = TrackingRun.from_json(path.read_bytes(), str(path)) if path.exists() else None
-    return run.uri if run and run.uri.startswith(_SERVERS) else None
+def _run_on_server(store: Store, study: str) -> TrackingRun | None:
+    """The parent run of the study with this key; None if it is in a local database."""
+    run = read_record(store, f"{study}/{layout.TRACKING_RUN}", TrackingRun)
+    return run if run and run.uri.startswith(("http://", "https://")) else None
 
 
 def _page(target: Target) -> str:

@@ -73,13 +73,13 @@ class ShipState:
 
 def read_state(study: StudyFolder, target: Target) -> ShipState:
     """What has been shipped to this target; empty for another target than the file's."""
-    state = _load(study)
+    state = _load(study, target.records_runs)
     return state if state.target == target.digest else ShipState(state.path, target.digest)
 
 
 def shipper_status(study: StudyFolder, target: Target) -> ShipState | None:
     """The state of a running shipper; None if none runs, or for another target."""
-    state = _load(study)
+    state = _load(study, target.records_runs)
     return state if state.target == target.digest and is_held(study.lock) else None
 
 
@@ -117,8 +117,8 @@ def waiting_in(run: RunFolder, state: ShipState, *, live: bool) -> int:
     return count
 
 
-def _load(study: StudyFolder) -> ShipState:
-    path = study.state / "shipper.json"
+def _load(study: StudyFolder, records_runs: bool = True) -> ShipState:
+    path = study.state / ("shipper.json" if records_runs else "view.json")
     try:
         tree = json.loads(path.read_text())
         journals = {name: Shipped(**shipped) for name, shipped in tree.pop("journals").items()}

@@ -40,7 +40,7 @@ class Target:
     last_step: int = 0
     """The last step at which it is measured."""
     records_runs: bool = True
-    """Whether the store's `tracking.json` names the runs made here."""
+    """Whether `tracking.json` names the runs here; False for a local view of a study that is tracked to a server."""
 
     @property
     def digest(self) -> str:

@@ -56,7 +56,8 @@ def test_everything_is_shown_below_a_new_root(lost: str, archive: Path, tmp_path
     key = layout.tracking_run(config, config.spec(SHIPPED))
     if lost == "mlartifacts":
         shutil.rmtree(root / lost)
-        write_record(store, key, SERVER)
+        for spec in (config.spec(SHIPPED), None):
+            write_record(store, layout.tracking_run(config, spec), SERVER)
     else:
         (root / lost).unlink(missing_ok=True)
     with reserved_port() as port:
