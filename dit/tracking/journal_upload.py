@@ -80,11 +80,6 @@ class JournalUpload:
             shipped.status = wanted
             self._state.save()
 
-    def send_heartbeat(self, client: MlflowRuns) -> None:
-        """Record on the server that the run is alive."""
-        if self._shipped.run_id:
-            client.send_heartbeat(self._shipped.run_id)
-
     @property
     def _shipped(self) -> Shipped:
         return self._state.journals.setdefault(self._header["id"], Shipped())

@@ -147,8 +147,8 @@ class Shipper:
         if time.monotonic() < self._next_heartbeat:
             return
         self._next_heartbeat = time.monotonic() + HEARTBEAT_SECONDS
-        for upload in uploads:
-            upload.send_heartbeat(client)
+        for run_id in filter(None, (upload.run_id for upload in uploads)):
+            client.send_heartbeat(run_id)
         ours = {upload.run_id for upload in self._uploads.values()}
         for run_id in client.silent_runs(self._target.study, SILENCE_SECONDS):
             if run_id not in ours:

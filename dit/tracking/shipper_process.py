@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import dit
@@ -20,7 +21,7 @@ from dit.study.config import StudyConfig
 from dit.tracking.journal import read_header
 from dit.tracking.lock_file import is_held
 from dit.tracking.paths import RunFolder, StudyFolder, study_folder
-from dit.tracking.state import read_state, shipper_status, waiting, waiting_in
+from dit.tracking.state import read_state, shipper_status, waiting
 from dit.tracking.target import Target, resolve_target
 from dit.tracking.writer_session import close_dead_writers
 
@@ -61,15 +62,6 @@ def flush(config: StudyConfig, store: Store, timeout: float = 30.0) -> bool:
         return deliver(study, target, timeout)
 
 
-def deliver(study: StudyFolder, target: Target, timeout: float, *, stay: bool = True) -> bool:
-    """Ship everything of a study; False, and one line of output, if that takes longer than `timeout` seconds."""
-    left = wait_for_delivery(study, target, lambda: waiting(study, target), timeout, start=True, stay=stay)
-    if left:
-        status = shipper_status(study, target)
-        _complain(study, target, (status and status.error) or f"not all has been sent within {timeout:g} s")
-    return left == 0
-
-
 class Shipping:
     """The shipper as a tracker uses it: start it, keep it running, and wait for it at the end."""
 
@@ -93,13 +85,10 @@ class Shipping:
             self._complain()
 
     def wait_for_delivery(self, seconds: float, *, start: bool) -> None:
-        """Wait until this run has been shipped. See `wait_for_delivery` for `start`."""
-
-        def left() -> int:
-            return waiting_in(self._run, read_state(self._study, self._target), live=self._run.is_live())
-
+        """Wait until this run has been shipped; without `start`, only while the server is answering."""
+        starter = partial(start_shipper, self._study, self._target) if start else None
         try:
-            if wait_for_delivery(self._study, self._target, left, seconds, start=start):
+            if _wait(self._study, self._target, self._run, seconds, starter):
                 self._complain()
         except StoreError as error:
             say(f"tracking: {error}")
@@ -152,25 +141,34 @@ def _try_to_start(study: StudyFolder, target: Target) -> None:
         say(f"tracking: {error}")
 
 
-def wait_for_delivery(
-    study: StudyFolder, target: Target, left: Callable[[], int], seconds: float, *, start: bool, stay: bool = True
-) -> int:
-    """Wait until nothing is left to ship, at most `seconds`; what is left then.
+def deliver(study: StudyFolder, target: Target, seconds: float, *, stay: bool = True) -> bool:
+    """Ship everything of a study; False, and one line of output, if that takes longer than `seconds`."""
+    if not _wait(study, target, None, seconds, partial(start_shipper, study, target, stay=stay)):
+        return True
+    status = shipper_status(study, target)
+    _complain(study, target, (status and status.error) or f"not all has been sent within {seconds:g} s")
+    return False
 
-    With `start`, start a shipper if none runs; the time counts from its first contact with the server, or its first
+
+def _wait(
+    study: StudyFolder, target: Target, run: RunFolder | None, seconds: float, start: Callable[[], None] | None
+) -> int:
+    """Wait until nothing is left to ship of the study, or of one run, at most `seconds`; what is left then.
+
+    `start` is called while no shipper runs; the time counts from its first contact with the server, or its first
     failure, because starting takes long on a busy machine. Without, return as soon as the server is not answering.
     """
     deadline, is_counting = time.monotonic() + seconds + (_START_SECONDS if start else 0), not start
-    while (count := left()) and time.monotonic() < deadline:
+    while (left := waiting(study, target, run)) and time.monotonic() < deadline:
         if start:
-            start_shipper(study, target, stay=stay)
+            start()
         status = shipper_status(study, target)
         if not is_counting and status and (status.reached or status.error):
             deadline, is_counting = time.monotonic() + seconds, True
         if not start and not (status and status.reached and status.error is None):
             break
         time.sleep(_POLL_SECONDS)
-    return count
+    return left
 
 
 def _complain(study: StudyFolder, target: Target, error: str) -> None:

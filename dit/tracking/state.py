@@ -78,9 +78,8 @@ def read_state(study: StudyFolder, target: Target) -> ShipState:
 
 
 def shipper_status(study: StudyFolder, target: Target) -> ShipState | None:
-    """The state of a running shipper; None if none runs, or for another target."""
-    state = _load(study, target.records_runs)
-    return state if state.target == target.digest and is_held(study.lock) else None
+    """The state of a running shipper; None if none runs."""
+    return read_state(study, target) if is_held(study.lock) else None
 
 
 def ships_elsewhere(study: StudyFolder, target: Target) -> bool:
@@ -98,17 +97,14 @@ def forget_lost_runs(study: StudyFolder, target: Target) -> None:
     state.save()
 
 
-def waiting(study: StudyFolder, target: Target) -> int:
-    """Number of lines, files and statuses of a study that have not been shipped to the target."""
-    runs, state = study.runs(), read_state(study, target)
-    live = any(run.is_live() for run in runs)
-    return sum(waiting_in(run, state, live=live) for run in runs)
+def waiting(study: StudyFolder, target: Target, run: RunFolder | None = None) -> int:
+    """Number of lines, files and statuses of a study, or of one run, that have not been shipped to the target.
 
-
-def waiting_in(run: RunFolder, state: ShipState, *, live: bool) -> int:
-    """As `waiting`, for one run; the status of a live run is not counted."""
-    count = 0
-    for path in run.journals:
+    The status of a live run is not counted.
+    """
+    count, state, runs = 0, read_state(study, target), [run] if run else study.runs()
+    live = any(each.is_live() for each in runs)
+    for path in (path for each in runs for path in each.journals):
         header = read_header(path)
         if header is not None:
             shipped = state.journals.get(header.values["id"], Shipped())

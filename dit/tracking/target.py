@@ -76,9 +76,7 @@ def resolve_target(config: StudyConfig, store: Store) -> Target:
             f"tracking.uri={uri}: MLflow no longer supports folders; give sqlite:///{uri}/{DATABASE} or a server"
         )
     over_http = uri.startswith(("http://", "https://", "databricks"))
-    facts = study_facts(config)
-    artifacts = None if over_http else _artifacts(root, facts["experiment"])
-    return Target(uri, artifacts, store.url, **facts)
+    return _target(uri, None if over_http else root, store, study_facts(config))
 
 
 def study_facts(config: StudyConfig) -> dict[str, Any]:
@@ -100,10 +98,9 @@ def logged_facts(study: StudyFolder) -> dict[str, Any]:
 
 def database_below(root: Path, store: Store, study: StudyFolder, *, records_runs: bool) -> Target:
     """The database below a root, for a study found there."""
-    facts = logged_facts(study)
-    artifacts = _artifacts(root, facts["experiment"])
-    return Target(f"{SQLITE}{root / DATABASE}", artifacts, store.url, records_runs=records_runs, **facts)
+    return _target(f"{SQLITE}{root / DATABASE}", root, store, logged_facts(study) | {"records_runs": records_runs})
 
 
-def _artifacts(root: Path, experiment: str) -> str:
-    return (root / ARTIFACTS / experiment).as_uri()
+def _target(uri: str, root: Path | None, store: Store, facts: dict[str, Any]) -> Target:
+    artifacts = (root / ARTIFACTS / facts["experiment"]).as_uri() if root else None
+    return Target(uri, artifacts, store.url, **facts)
