@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 from ports import reserved_port
 from tracked_study import PATIENCE_SECONDS, STUDY, VARIANTS, Found, end_shippers, losses, picture, train, until
 
@@ -60,6 +61,9 @@ def test_everything_is_shown_below_a_new_root(lost: str, archive: Path, tmp_path
             write_record(store, layout.tracking_run(config, spec), SERVER)
     else:
         (root / lost).unlink(missing_ok=True)
+    if lost == "mlflow.db":
+        # The new database has another experiment under the id that the study's had.
+        MlflowClient(f"sqlite:///{root}/{lost}").create_experiment("other")
     with reserved_port() as port:
         address, _ = server_command(str(root), "127.0.0.1", port)
     assert "viewStateShareKey=digits" in address
