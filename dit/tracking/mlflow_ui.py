@@ -54,23 +54,21 @@ def server_command(root: str, host: str, port: int) -> tuple[str, list[str]]:
     studies = tracked_studies(place)
     if not studies:
         raise InputError(f"{root}: no study was tracked below it; run one first, for example with make study")
-    servers = [_run_on_server(store, study.path.relative_to(place).as_posix()) for study in studies]
-    targets = [
-        database_below(place, store, study, records_runs=server is None)
-        for study, server in zip(studies, servers, strict=True)
-    ]
-    # A shipper creates the database if it is gone: check all studies before the first one starts.
-    for study, target in zip(studies, targets, strict=True):
+    views = []
+    for study in studies:
+        server = _run_on_server(store, study.path.relative_to(place).as_posix())
+        target = database_below(place, store, study, records_runs=server is None)
+        # Before the first shipper starts, because it creates the database if that is gone.
         forget_lost_runs(study, target)
-    for study, target, server in zip(studies, targets, servers, strict=True):
-        _fill(study, target, server.uri if server else "another database")
-    port = free_port(host, port)
-    uri = targets[0].uri
-    # The address of the registry is given, too: MLflow prints a line otherwise.
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--registry-store-uri", uri]
-    command += ["--artifacts-destination", (place / ARTIFACTS).as_uri()]
+        views.append((study, target, server.uri if server else "another database"))
+    for view in views:
+        _fill(*view)
+    port, target = free_port(host, port), views[0][1]
+    # MLflow prints a line if the registry's address is missing.
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", target.uri]
+    command += ["--registry-store-uri", target.uri, "--artifacts-destination", (place / ARTIFACTS).as_uri()]
     command += ["--host", host, "--port", str(port), "--workers", "1", *_QUIET_OPTIONS]
-    return f"http://{host}:{port}{_page(targets[0])}", command
+    return f"http://{host}:{port}{_page(target)}", command
 
 
 def view_on_server(config: StudyConfig, store: Store) -> str | None:
