@@ -82,8 +82,10 @@ class Tracker:
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Log points of this step; NaN and infinity are logged, too."""
+        if self._session is None:
+            return
         self._log("metrics", {key: float(value) for key, value in values.items()}, step)
-        if self._session and self._session.shipping:
+        if self._session.shipping:
             self._session.shipping.keep_alive()
 
     def artifact(self, name: str, data: bytes) -> None:
