@@ -11,10 +11,11 @@ from urllib.parse import unquote, urlsplit
 from dit.errors import StoreError
 
 _BUSY_SECONDS = 30.0
+# Experiments last: their addresses show whether all is done.
 _MOVES = (
+    "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?) WHERE substr(artifact_uri, 1, ?) = ?",
     "UPDATE experiments SET artifact_location = ? || substr(artifact_location, ?)"
     " WHERE substr(artifact_location, 1, ?) = ?",
-    "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?) WHERE substr(artifact_uri, 1, ?) = ?",
 )
 
 
@@ -39,7 +40,7 @@ def follow_move(path: Path, experiment: str, artifacts: str) -> None:
         old = location.removesuffix(artifacts.removeprefix(new))
         if location not in (artifacts, old):
             # The address of MLflow's own experiment "Default" is a path.
-            for before, after in ((old, new), (unquote(urlsplit(old).path), str(path.parent))):
+            for before, after in ((unquote(urlsplit(old).path), str(path.parent)), (old, new)):
                 size = len(before) + 1
                 for statement in _MOVES:
                     _query(path, statement, after, size, size, f"{before}/")
