@@ -17,7 +17,7 @@ from dit.tracking.mlflow_view import COLOUR_TAG, STUDY_TAG, VARIANT_TAG, colour
 from dit.tracking.paths import RunFolder, local_root
 from dit.tracking.state import Shipped, ShipState, TrackingRun
 from dit.tracking.store_copy import StoreCopy
-from dit.tracking.target import Target
+from dit.tracking.target import SQLITE, Target
 from dit.tracking.writer_session import Status
 
 _ENTRIES_PER_ROUND = 1000
@@ -156,10 +156,11 @@ class JournalUpload:
         self._compared_until = self._path.stat().st_size
 
     def _record(self, client: MlflowRuns, run_id: str) -> None:
-        record = TrackingRun(
-            journal=self._header["id"], run_id=run_id, experiment_id=client.experiment_id, uri=self._target.address
-        )
-        folder = self.run.path.relative_to(local_root(self._store)).as_posix()
+        root = local_root(self._store)
+        # Relative to the root for a database below it, so that the results can be moved.
+        uri = self._target.address.replace(f"{SQLITE}{root}/", SQLITE)
+        record = TrackingRun(journal=self._header["id"], run_id=run_id, experiment_id=client.experiment_id, uri=uri)
+        folder = self.run.path.relative_to(root).as_posix()
         write_record(self._store, f"{folder}/{layout.TRACKING_RUN}", record)
 
 
