@@ -1,7 +1,7 @@
 """The journal: every point, parameter, artifact and status of a run, one JSON line each, appended to a local file.
 
-It is the truth; a tracking server is a view of it. A line is in the operating system's hands when `append` returns,
-so that the death of the process loses none. Several processes may append to one journal.
+The operating system has a line when `append` returns, so a killed process loses none. Several processes may append to
+one journal.
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ from dit.errors import StoreError
 from dit.storage.base import exclusive, local_errors
 from dit.study.layout import TRACKING_STATE
 
-Kind = Literal["run", "metrics", "params", "tags", "artifact", "image", "status"]
+Kind = Literal["run", "study", "metrics", "params", "tags", "artifact", "image", "status"]
 _KINDS = frozenset(get_args(Kind))
-_TAIL_BYTES = 1 << 16
 
 
 class Point(NamedTuple):
@@ -35,15 +34,15 @@ class Point(NamedTuple):
     step: int
     value: float
     time: int
-    """Milliseconds since 1970 at which it was measured."""
+    """Milliseconds since 1970."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One line. `values` holds what its kind calls for.
+    """One line. The keys of `values` depend on the kind.
 
-    run: id, name, hash, tags (the first line); metrics, params, tags: key -> value; artifact, image: name, sha256;
-    status: status, writer, and error where there was one.
+    run: id, hash, study, variant (the first line); study: see `target.study_facts`; metrics, params, tags: the names of
+    the values; artifact, image: name, sha256; status: status, writer, and error if there was one.
     """
 
     kind: Kind
@@ -61,7 +60,7 @@ class Entry:
 
     @classmethod
     def from_line(cls, line: bytes) -> Entry | None:
-        """None for a line that is damaged or of a kind that this program does not know."""
+        """None for a damaged line or an unknown kind."""
         try:
             tree = json.loads(line)
             kind, values, stamp = tree["kind"], tree["values"], tree["time"]
@@ -73,7 +72,10 @@ class Entry:
 
 
 class Journal:
-    """A journal's file. Every method raises StoreError where the disk fails."""
+    """A journal's file.
+
+    Every method raises StoreError when the disk fails.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -83,11 +85,11 @@ class Journal:
             self._file = open(path, "ab+", buffering=0)  # noqa: SIM115 - closed by close()
 
     def append(self, *entries: Entry) -> None:
-        """Add lines; all or, when the disk is full, none."""
+        """Add lines: all of them, or none if the disk is full."""
         self._append(b"".join(entry.to_line() for entry in entries))
 
     def absorb(self, data: bytes) -> None:
-        """Add those whole lines of another copy of this journal that it does not hold yet."""
+        """Add the whole lines of another copy of this journal that this one lacks."""
         self._append(missing(self.path.read_bytes(), data))
 
     def header(self) -> Entry:
@@ -100,7 +102,7 @@ class Journal:
         return found
 
     def sync(self) -> None:
-        """Let the disk have what the operating system holds, so that a power cut loses nothing either."""
+        """Flush to the disk, so that a power cut loses nothing."""
         with local_errors(self.path):
             os.fsync(self._file.fileno())
 
@@ -125,11 +127,11 @@ class Journal:
 
 
 def open_journal(path: Path, identity: str, header: Mapping[str, Any], copy: bytes | None = None) -> Journal:
-    """The journal at this path, begun with `header` where there is none.
+    """The journal at this path; a new one starts with `header`.
 
-    `copy` is what the store holds of it, empty for nothing; None says that the path itself lies in the store. What is
-    of another identity, left by a run whose configuration was changed before it completed anything, or is no longer in
-    the store, is moved aside: its points and the new ones are not one curve.
+    `copy` is the store's copy: empty if it has none, None if the path itself is in the store. A journal is moved aside
+    if its identity differs (the run's configuration was changed) or if the store no longer has it: its points and the
+    new ones do not form one curve.
     """
     with exclusive(path.parent / TRACKING_STATE / "journal.lock"), local_errors(path):
         stored = path.read_bytes() if path.is_file() else b""
@@ -146,7 +148,7 @@ def open_journal(path: Path, identity: str, header: Mapping[str, Any], copy: byt
 
 
 def read_header(path: Path) -> Entry | None:
-    """The first line of the journal at this path; None where there is no journal."""
+    """The first line of the journal at this path; None if there is no journal."""
     try:
         with open(path, "rb") as file:
             return header_of(file.readline())
@@ -155,32 +157,32 @@ def read_header(path: Path) -> Entry | None:
 
 
 def header_of(data: bytes) -> Entry | None:
-    """The first line of a journal; None where there is no whole one."""
+    """The first line of a journal; None if it is incomplete or damaged."""
     line = data.partition(b"\n")[0] if b"\n" in data else b""
     entry = Entry.from_line(line)
     return entry if entry is not None and entry.kind == "run" else None
 
 
 def aside(path: Path, header: Entry) -> Path:
-    """Where a journal goes that must make room for another; it is shipped from there all the same."""
+    """Where a journal is moved to make room for another; it is shipped from there, too."""
     return path.with_name(f"{path.stem}-{header.values['id']}{path.suffix}")
 
 
 def missing(own: bytes, other: bytes) -> bytes:
-    """The whole lines of another copy of a journal that this one does not hold."""
+    """The whole lines of another copy of a journal that this one lacks."""
     held = set(_whole_lines(own))
     return b"".join(line for line in _whole_lines(other) if line not in held)
 
 
 def parse(data: bytes) -> list[Entry]:
-    """The entries of a journal's whole lines, without those that are damaged."""
+    """The entries of a journal's whole lines; damaged lines are skipped."""
     return [entry for line in _whole_lines(data) if (entry := Entry.from_line(line))]
 
 
 def read_entries(path: Path, offset: int = 0) -> list[tuple[Entry, int]]:
-    """The whole lines from this offset on, each with the offset of its end; none where there is no file.
+    """The entries from this offset on, each with the offset of its end; none if there is no file.
 
-    A line that is still being written is left for the next call; a damaged one is skipped.
+    An incomplete last line is left for the next call; damaged lines are skipped.
     """
     with local_errors(path):
         try:
@@ -199,7 +201,7 @@ def read_entries(path: Path, offset: int = 0) -> list[tuple[Entry, int]]:
 
 
 def points(entries: Iterable[Entry]) -> Iterator[Point]:
-    """The metric points among these entries, in their order."""
+    """The metric points in these entries, in their order."""
     for entry in entries:
         if entry.kind == "metrics" and entry.step is not None:
             for key, value in entry.values.items():
@@ -212,7 +214,7 @@ def _whole_lines(data: bytes) -> list[bytes]:
 
 @contextmanager
 def _locked(handle: int) -> Iterator[None]:
-    # Without locks, lines stay whole as long as one process writes.
+    # On a file system without locks, lines stay whole as long as one process writes.
     with suppress(OSError):
         fcntl.flock(handle, fcntl.LOCK_EX)
     try:
@@ -223,12 +225,9 @@ def _locked(handle: int) -> Iterator[None]:
 
 
 def _mend(handle: int) -> int:
-    """Cut off a last line that has no end, left by a process that died while it wrote; the size after that."""
+    """Cut off an incomplete last line, which a killed process left; the size after that."""
     size = os.fstat(handle).st_size
-    end = size
-    while end and os.pread(handle, 1, end - 1) != b"\n":
-        start = max(0, end - _TAIL_BYTES)
-        end = start + os.pread(handle, end - start, start).rfind(b"\n") + 1
-    if end != size:
-        os.ftruncate(handle, end)
-    return end
+    if size and os.pread(handle, 1, size - 1) != b"\n":
+        size = os.pread(handle, size, 0).rfind(b"\n") + 1
+        os.ftruncate(handle, size)
+    return size

@@ -1,4 +1,4 @@
-"""Files whose lock says that the process that holds it lives: the kernel frees it however that process ends."""
+"""Lock files. The kernel frees a lock however its process ends, so a held lock shows that the process is alive."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from contextlib import suppress
 from pathlib import Path
 
 _RETRY_SECONDS = 0.05
-_held: weakref.WeakSet[Lease] = weakref.WeakSet()
+_held: weakref.WeakSet[LockFile] = weakref.WeakSet()
 
 
-class Lease:
+class LockFile:
     """A file that this process keeps locked until `release`, or until it ends."""
 
     def __init__(self, path: Path, handle: int) -> None:
@@ -26,11 +26,11 @@ class Lease:
         _held.add(self)
 
     @classmethod
-    def take(cls, path: Path, patience: float = 0.0) -> Lease | None:
-        """Lock this file, made if need be; None when another process still holds it after `patience` seconds."""
+    def take(cls, path: Path, timeout: float = 0.0) -> LockFile | None:
+        """Create the file if needed and lock it; None if another process still holds it after `timeout` seconds."""
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o666)
-        deadline = time.monotonic() + patience
+        deadline = time.monotonic() + timeout
         while not _lock(handle, fcntl.LOCK_EX, path):
             if time.monotonic() >= deadline:
                 os.close(handle)
@@ -39,28 +39,23 @@ class Lease:
         return cls(path, handle)
 
     @classmethod
-    def new(cls, folder: Path) -> Lease:
-        """Lock a new file of this folder; it appears there when it is already locked."""
+    def new(cls, folder: Path) -> LockFile:
+        """A new file in this folder, which appears there already locked."""
         name = secrets.token_hex(6)
-        lease = cls.take(folder / f".{name}")
-        if lease is None:
-            raise AssertionError("nobody else knows the name")
-        lease.path = folder / name
-        os.rename(folder / f".{name}", lease.path)
-        return lease
-
-    @property
-    def name(self) -> str:
-        """The file's name, unique among the leases of its folder."""
-        return self.path.name
+        lock = cls.take(folder / f".{name}")
+        if lock is None:
+            raise AssertionError("no other process knows the name")
+        lock.path = folder / name
+        os.rename(folder / f".{name}", lock.path)
+        return lock
 
     def is_lost(self) -> bool:
-        """Whether the file was removed or replaced, so that others may hold a lease of the same path."""
+        """Whether the file was removed or replaced, so that another process may hold a lock at the same path."""
         try:
-            there = os.stat(self.path)
+            current = os.stat(self.path)
         except OSError:
             return True
-        return self._handle is None or not os.path.samestat(there, os.fstat(self._handle))
+        return self._handle is None or not os.path.samestat(current, os.fstat(self._handle))
 
     def release(self, *, remove: bool = False) -> None:
         """Free the lock; a second call does nothing."""
@@ -73,20 +68,20 @@ class Lease:
         self.abandon()
 
     def abandon(self) -> None:
-        """Close the file without freeing the lock for whoever else holds it, as a forked child must."""
+        """Close the file without freeing the lock, which the parent of a forked child still holds."""
         handle, self._handle = self._handle, None
         if handle is not None:
             os.close(handle)
 
 
 def is_held(path: Path) -> bool:
-    """Whether a living process holds the lease."""
+    """Whether a living process holds the lock."""
     try:
         handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
         return False
     try:
-        # A shared lock, so that two processes that ask at the same moment do not take each other for the holder.
+        # A shared lock: two processes that check at the same moment must not take each other for the holder.
         return not _lock(handle, fcntl.LOCK_SH, path)
     finally:
         os.close(handle)
@@ -98,17 +93,15 @@ def _lock(handle: int, kind: int, path: Path) -> bool:
     except BlockingIOError:
         return False
     except OSError:
-        # A file system without locks: the process that the file names decides.
-        return not _named_process_lives(path)
+        # The file system has no locks: check the process that the file names.
+        return not _named_process_is_alive(path)
     return True
 
 
-def _named_process_lives(path: Path) -> bool:
+def _named_process_is_alive(path: Path) -> bool:
     host, _, process = path.read_text().partition(" ")
-    if not process:
-        return False
-    if host != socket.gethostname():
-        return True
+    if not process or host != socket.gethostname():
+        return bool(process)
     try:
         os.kill(int(process), 0)
     except ProcessLookupError:
@@ -118,10 +111,10 @@ def _named_process_lives(path: Path) -> bool:
     return True
 
 
-def _forget_in_child() -> None:
-    # A forked child shares the parent's lock and would keep it alive after the parent's death.
-    for lease in list(_held):
-        lease.abandon()
+def _abandon_in_child() -> None:
+    # A forked child shares its parent's lock and would keep it after the parent's death.
+    for lock in list(_held):
+        lock.abandon()
 
 
-os.register_at_fork(after_in_child=_forget_in_child)
+os.register_at_fork(after_in_child=_abandon_in_child)

@@ -1,4 +1,4 @@
-"""An experiment in MLflow: the only module that imports its library, and, through it, talks to a server."""
+"""An experiment in MLflow. The only module that imports mlflow and, through it, talks to a server."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,8 +20,9 @@ from mlflow.exceptions import MlflowException
 
 from dit.storage.base import exclusive
 from dit.tracking.journal import Point
+from dit.tracking.mlflow_database import follow_move
 from dit.tracking.mlflow_view import STUDY_TAG, is_ours, view_tag, view_value
-from dit.tracking.target import SQLITE, Target
+from dit.tracking.target import Target
 from dit.tracking.writer_session import Status
 
 JOURNAL_TAG = "dit.journal"
@@ -30,34 +31,53 @@ PARENT_TAG = "mlflow.parentRunId"
 _ERROR_TAG = "error"
 _METRICS_PER_BATCH = 1000
 _TAGS_PER_BATCH = 100
-# What the server will answer however often it is asked again.
+# Errors that a retry does not change.
 _REFUSED = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE"}
-# Whoever may log to an experiment need not be allowed to change what its pages show.
+# An account that may log to an experiment may still not be allowed to change its view.
 _REFUSED_VIEW = _REFUSED | {"PERMISSION_DENIED"}
 ItemT = TypeVar("ItemT")
 
 
 class RunGoneError(Exception):
-    """The run was deleted on the server."""
+    """The run was deleted on the server, or the server's database was replaced."""
+
+    def __init__(self, run_id: str) -> None:
+        super().__init__(f"run {run_id} was deleted on the server; it is made again from its journal")
 
 
 class MlflowRuns:
-    """The target's experiment, made or restored if need be. Every method raises what the server's way to fail is."""
+    """The target's experiment, found by its name; created or restored if needed.
+
+    Every method raises whatever MLflow's client raises, and RunGoneError for a run that was deleted.
+    """
 
     def __init__(self, target: Target) -> None:
-        with _alone(target):
+        # Two processes that create the same database at the same moment would break it.
+        with exclusive(Path(f"{target.database}.lock")) if target.database else nullcontext():
+            if target.database and target.artifacts:
+                follow_move(target.database, target.experiment, target.artifacts)
             self._client: Any = MlflowClient(tracking_uri=target.uri)
             self.experiment_id = self._open_experiment(target)
             self._save_view(target)
 
+    def is_active(self, run_id: str) -> bool:
+        """Whether the run exists in this experiment and is not deleted."""
+        try:
+            info = self._client.get_run(run_id).info
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return False
+            raise
+        return bool(info.lifecycle_stage == "active" and info.experiment_id == self.experiment_id)
+
     def find_run(self, tags: Mapping[str, str]) -> str | None:
-        """The oldest active run that bears these tags."""
+        """The oldest active run with these tags."""
         condition = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
         found = self._client.search_runs([self.experiment_id], condition, order_by=["attributes.start_time ASC"])
         return min(((run.info.start_time, run.info.run_id) for run in found), default=(0, None))[1]
 
     def create_run(self, name: str, identity: Mapping[str, str], tags: Mapping[str, str]) -> str:
-        """A new run, or that which another machine made with the same identity at the same moment."""
+        """A new run, or the one that another machine created with the same identity at the same moment."""
         created: str = self._client.create_run(
             self.experiment_id, run_name=name, tags={**identity, **tags, HEARTBEAT_TAG: _now()}
         ).info.run_id
@@ -67,7 +87,7 @@ class MlflowRuns:
         return oldest
 
     def history(self, run_id: str) -> list[Point]:
-        """Every point that the run holds."""
+        """Every point of the run."""
         keys = self._client.get_run(run_id).data.metrics
         return [
             Point(key, point.step, point.value, point.timestamp)
@@ -76,13 +96,13 @@ class MlflowRuns:
         ]
 
     def log_points(self, run_id: str, points: Iterable[Point]) -> None:
-        """Add points; identical ones arrive once."""
+        """Add points; MLflow keeps identical ones once."""
         metrics = [Metric(metric_name(point.key), point.value, point.time, point.step) for point in points]
         for batch in _batches(metrics, _METRICS_PER_BATCH):
             self._log(run_id, batch, lambda items: self._client.log_batch(run_id, metrics=items))
 
     def log_params(self, run_id: str, values: Mapping[str, str]) -> None:
-        """Set parameters; one that has another value already keeps it, and the new one becomes a tag."""
+        """Set parameters. A parameter keeps its first value; a different one is kept as a tag."""
         params = [Param(metric_name(key), value) for key, value in values.items()]
 
         def keep_as_tag(param: Any) -> None:
@@ -98,7 +118,7 @@ class MlflowRuns:
             self._log(run_id, batch, lambda items: self._client.log_batch(run_id, tags=items))
 
     def log_artifact(self, run_id: str, name: str, data: bytes) -> None:
-        """Keep a file under this relative path."""
+        """Store a file under this relative path."""
         folder, _, base = name.rpartition("/")
         with tempfile.TemporaryDirectory() as scratch, self._refusals(run_id, f"artifact {name}"):
             path = Path(scratch) / base
@@ -106,7 +126,7 @@ class MlflowRuns:
             self._client.log_artifact(run_id, str(path), folder or None)
 
     def log_image(self, run_id: str, name: str, point: tuple[int, int], png: bytes) -> None:
-        """Keep a PNG of (step, time) for the UI's image grid, once."""
+        """Store a PNG of (step, time) for the image grid of MLflow's pages, once."""
         key = re.sub(r"[^\w\-./ ]", "_", name, flags=re.ASCII)
         step, time_ms = point
         mark = f"{key.replace('/', '~')}+step+{step}+timestamp+{time_ms}+"
@@ -120,7 +140,7 @@ class MlflowRuns:
                 self._client.log_image(run_id, image, key=key, step=step, timestamp=time_ms, synchronous=True)
 
     def set_status(self, run_id: str, status: Status, time_ms: int, error: str | None) -> None:
-        """Set how a run stands, and the error that it failed with."""
+        """Set a run's status, and the error that it failed with."""
         with self._refusals(run_id, f"status {status}"):
             if status == "RUNNING":
                 self._client.update_run(run_id, status=status)
@@ -132,14 +152,14 @@ class MlflowRuns:
         elif had_error:
             self._client.delete_tag(run_id, _ERROR_TAG)
 
-    def beat(self, run_id: str) -> None:
-        """Say that the run lives."""
+    def send_heartbeat(self, run_id: str) -> None:
+        """Record that the run is alive."""
         self.set_tags(run_id, {HEARTBEAT_TAG: _now()})
         with self._refusals(run_id, "heartbeat"):
             self._client.update_run(run_id, status="RUNNING")
 
     def silent_runs(self, study: str, seconds: float) -> list[str]:
-        """Runs of a study that are RUNNING but have not been said to live for so long."""
+        """Runs of a study that are RUNNING but have had no heartbeat for so long."""
         condition = f"tags.`{STUDY_TAG}` = '{study}' and attributes.status = 'RUNNING'"
         limit = (time.time() - seconds) * 1000
         return [
@@ -162,7 +182,9 @@ class MlflowRuns:
         return str(experiment.experiment_id)
 
     def _save_view(self, target: Target) -> None:
-        """Keep the study's view with the experiment, unless a person has changed it."""
+        """Store the study's view with the experiment, unless a person has changed it."""
+        if not target.metric:
+            return
         experiment = self._client.get_experiment(self.experiment_id)
         name = view_tag(target.study)
         value = view_value(target.study, metric_name(target.metric), target.last_step, experiment.creation_time)
@@ -183,7 +205,7 @@ class MlflowRuns:
         send: Callable[[Sequence[ItemT]], None],
         instead: Callable[[ItemT], None] | None = None,
     ) -> None:
-        """Send all at once; when that is refused one by one, so that one bad item costs no other."""
+        """Send all at once; if that is refused, one by one, so that one bad item does not block the others."""
         try:
             send(items)
             return
@@ -196,30 +218,22 @@ class MlflowRuns:
 
     @contextmanager
     def _refusals(self, run_id: str, what: str, instead: Callable[[], None] | None = None) -> Iterator[None]:
-        """Note what the server will never take and go on, for retrying would hold up all that follows."""
+        """Log what the server refuses and continue: a retry would block everything after it."""
         try:
             yield
         except MlflowException as error:
             if error.error_code not in _REFUSED:
                 raise
-            if not self._is_active(run_id):
+            if not self.is_active(run_id):
                 raise RunGoneError(run_id) from error
             if instead is None:
                 sys.stderr.write(f"refused: {what}: {error}\n")
             else:
                 instead()
 
-    def _is_active(self, run_id: str) -> bool:
-        try:
-            return bool(self._client.get_run(run_id).info.lifecycle_stage == "active")
-        except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return False
-            raise
-
 
 def metric_name(name: str) -> str:
-    """The name with what MLflow does not allow in it replaced by an underscore."""
+    """The name with every character that MLflow does not allow replaced by an underscore."""
     return re.sub(r"[^\w\-./ :]", "_", name, flags=re.ASCII)
 
 
@@ -239,10 +253,3 @@ def _decode(png: bytes) -> PIL.Image.Image | None:
 
 def _now() -> str:
     return str(time.time_ns() // 1_000_000)
-
-
-def _alone(target: Target) -> AbstractContextManager[None]:
-    """Two processes that make the same database at the same moment would break it."""
-    if not target.uri.startswith(SQLITE):
-        return nullcontext()
-    return exclusive(Path(f"{target.uri.removeprefix(SQLITE)}.lock"))

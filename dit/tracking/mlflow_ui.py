@@ -1,4 +1,4 @@
-"""MLflow's own pages on what was tracked below a root: `dit ui`."""
+"""MLflow's pages on everything that was tracked below a root: `dit ui`."""
 
 from __future__ import annotations
 
@@ -17,20 +17,22 @@ from dit.errors import InputError
 from dit.storage import Store, open_store, read_record
 from dit.study import layout
 from dit.study.config import StudyConfig
+from dit.tracking.mlflow_database import experiment_id
 from dit.tracking.mlflow_view import experiment_page, view_page
 from dit.tracking.paths import StudyFolder, local_root, tracked_studies
-from dit.tracking.shipper_process import complain, drain
-from dit.tracking.state import TrackingRun, read_shipper, read_target, waiting
-from dit.tracking.target import SQLITE, Target
+from dit.tracking.shipper_process import deliver
+from dit.tracking.state import TrackingRun, forget_lost_runs, ships_elsewhere, waiting
+from dit.tracking.store_copy import fetch_journals
+from dit.tracking.target import ARTIFACTS, Target, database_below
 from dit.tracking.writer_session import close_dead_writers
 
 DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-"""Asks a server of this machine, to which no proxy leads, whatever `http_proxy` says."""
+"""Opens addresses on this machine without a proxy, whatever `http_proxy` is."""
 
 _PORTS_TRIED = 20
-_DRAIN_SECONDS = 30.0
+_FILL_SECONDS = 60.0
 _POLL_SECONDS = 0.2
-# Of MLflow and of what it stands on only what went wrong is of interest here.
+# Only errors of MLflow and its libraries are of interest here.
 _QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
@@ -40,44 +42,48 @@ _QUIET_OPTIONS = ["--uvicorn-opts", "--log-level warning"]
 
 
 def server_command(root: str, host: str, port: int) -> tuple[str, list[str]]:
-    """The address that will show the results below a root, and the command that serves it.
+    """The address of the results below a root, and the command that serves it.
 
-    What waits to be shipped is shipped first. Raises InputError where nothing was tracked, or to a server only.
+    The database below the root is filled from the journals first, wherever they were made.
+
+    Raises InputError if there are none.
     """
-    studies = {study: read_target(study) for study in tracked_studies(local_root(open_store(root)))}
+    store = open_store(root)
+    fetch_journals(store)
+    place = local_root(store)
+    studies = tracked_studies(place)
     if not studies:
         raise InputError(
-            f"{root}: nothing was tracked below it; run a study first, such as dit study configs/digits.yaml"
+            f"{root}: no study was tracked below it; run one first, for example with dit study configs/digits.yaml"
         )
-    for study, target in studies.items():
-        _catch_up(study, target)
-    local = [(study, target) for study, target in studies.items() if target.uri.startswith(SQLITE)]
-    if not local:
-        study, target = next(iter(studies.items()))
-        raise InputError(f"{root}: its runs are on a server; open {target.address.rstrip('/')}{_page(study, target)}")
-    study, target = local[0]
-    port = free_port(host, port)
+    views = []
+    for study in studies:
+        server = _run_on_server(store, study.path.relative_to(place).as_posix())
+        target = database_below(place, store, study, records_runs=server is None)
+        # Before the first shipper starts, because it creates the database if that is gone.
+        forget_lost_runs(study, target)
+        views.append((study, target, server.uri if server else "another database"))
+    for view in views:
+        _fill(*view)
+    port, target = free_port(host, port), views[0][1]
+    # MLflow prints a line if the registry's address is missing.
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", target.uri]
-    # Unsaid, this too is a line of output.
-    command += ["--registry-store-uri", target.uri]
-    artifacts = (target.artifacts or "").rpartition("/")[0]
-    command += ["--artifacts-destination", artifacts, "--host", host, "--port", str(port), "--workers", "1"]
-    return f"http://{host}:{port}{_page(study, target)}", [*command, *_QUIET_OPTIONS]
+    command += ["--registry-store-uri", target.uri, "--artifacts-destination", (place / ARTIFACTS).as_uri()]
+    command += ["--host", host, "--port", str(port), "--workers", "1", *_QUIET_OPTIONS]
+    return f"http://{host}:{port}{_page(target)}", command
 
 
 def view_on_server(config: StudyConfig, store: Store) -> str | None:
-    """The address of a study's view on a server; None while it has none, or is tracked on a machine's own disk."""
-    run = read_record(store, layout.tracking_run(config, None), TrackingRun)
-    if run is None or not run.uri.startswith(("http://", "https://")):
-        return None
-    return run.uri.rstrip("/") + view_page(run.experiment_id, config.study)
+    """The address of a study's view on a server; None if it has none or is tracked to a local database."""
+    run = _run_on_server(store, layout.study(config))
+    return run.uri.rstrip("/") + view_page(run.experiment_id, config.study) if run else None
 
 
 def serve(address: str, command: list[str]) -> int:
-    """Run the server, say its address when it answers, and end it with this process; the server's exit code."""
+    """Run the server, print its address when it answers, and end it with this process; the server's exit code."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
-    # A group of its own: the server is several processes, and one that is signalled leaves the others behind.
+    # The server is several processes: a signal to their group ends all of them.
     with subprocess.Popen(command, env=os.environ | _QUIET, start_new_session=True) as server:
         try:
             if _answers(server, address):
@@ -91,7 +97,10 @@ def serve(address: str, command: list[str]) -> int:
 
 
 def free_port(host: str, first: int) -> int:
-    """This port, or the next that nobody listens on; InputError where a number of them are taken."""
+    """This port, or the next one that is free.
+
+    Raises InputError if all the ports tried are taken.
+    """
     for port in range(first, first + _PORTS_TRIED):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -108,7 +117,7 @@ def _interrupt(*_: object) -> None:
 
 
 def _answers(server: subprocess.Popen[bytes], address: str) -> bool:
-    """Wait for the server's first answer; False when it ends before."""
+    """Wait for the server's first answer; False if it ends before that."""
     health = f"http://{urlsplit(address).netloc}/health"
     while server.poll() is None:
         with suppress(OSError), DIRECTLY.open(health, timeout=5):
@@ -117,26 +126,25 @@ def _answers(server: subprocess.Popen[bytes], address: str) -> bool:
     return False
 
 
-def _catch_up(study: StudyFolder, target: Target) -> None:
+def _fill(study: StudyFolder, target: Target, elsewhere: str) -> None:
     for run in study.runs():
         close_dead_writers(run)
-    left = waiting(study, target)
-    if left and target.lacks_password:
-        say(
-            f"{target.study}: {left} lines wait for {target.address}, whose password is not kept here;"
-            " they are shipped when the study runs"
-        )
-    elif left:
-        say(f"{target.study}: shipping what waits to {target.address}")
-        if drain(study, target, _DRAIN_SECONDS):
-            state = read_shipper(study, target)
-            complain(study, target, (state and state.error) or "did not answer")
+    if ships_elsewhere(study, target):
+        say(f"{target.study}: its runs go to {elsewhere} while it runs; open that")
+    elif waiting(study, target):
+        say(f"{target.study}: filling {target.database} from the journals")
+        deliver(study, target, _FILL_SECONDS, stay=False)
 
 
-def _page(study: StudyFolder, target: Target) -> str:
-    """Where the study's view is, below the server's address; of a study without one, its experiment."""
-    path = study.path / layout.TRACKING_RUN
-    if not path.exists():
+def _run_on_server(store: Store, study: str) -> TrackingRun | None:
+    """The parent run of the study with this key; None if it is in a local database."""
+    run = read_record(store, f"{study}/{layout.TRACKING_RUN}", TrackingRun)
+    return run if run and run.uri.startswith(("http://", "https://")) else None
+
+
+def _page(target: Target) -> str:
+    """The study's view below the server's address; the experiment for a study without a view."""
+    experiment = experiment_id(target.database, target.experiment) if target.database else None
+    if experiment is None:
         return ""
-    experiment = TrackingRun.from_json(path.read_bytes(), str(path)).experiment_id
     return view_page(experiment, target.study) if target.metric else experiment_page(experiment)

@@ -1,13 +1,12 @@
-"""Where journals and what belongs to them lie on this machine's disk.
+"""Where journals and the tracker's files are on this machine's disk.
 
-In a file store a journal lies under its own key. Of another store there is a folder in the cache that mirrors the
-keys, because a journal is appended to.
+In a file store a journal has its own key. For a remote store, a folder in the cache mirrors the keys, because a journal
+is appended to.
 
     studies/<study>/[<variant>/]metrics.jsonl
-    studies/<study>/[<variant>/]tracking/writers/<id>       a lease per process that writes to the journal
-    studies/<study>/[<variant>/]tracking/files/<sha256>     bytes of artifacts and images
-    studies/<study>/[<variant>/]tracking/shipped-<id>.json  how far which server has the journal <id>
-    studies/<study>/tracking/...                            besides, the shipper's lock, log and state
+    studies/<study>/[<variant>/]tracking/writers/<id>    a lock file per process that writes to the journal
+    studies/<study>/[<variant>/]tracking/files/<sha256>  content of artifacts and images
+    studies/<study>/tracking/shipper.{lock,json,log}     of the process that ships the study; json: how far it is
 """
 
 from __future__ import annotations
@@ -23,12 +22,13 @@ from dit.study.config import StudyConfig
 from dit.study.variants import ModelSpec
 from dit.tracking.lock_file import is_held
 
-_TARGET = "target.json"
+JOURNALS = "metrics*.jsonl"
+"""Pattern of the journal that is written to and of those that were moved aside."""
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The folder of one run: a variant's, or, for the parent run, the study's."""
+    """The folder of one run: a variant's, or the study's for the parent run."""
 
     path: Path
 
@@ -40,17 +40,16 @@ class RunFolder:
     @property
     def journals(self) -> list[Path]:
         """It, and those that were moved aside."""
-        stem, _, suffix = layout.JOURNAL.partition(".")
-        return sorted(self.path.glob(f"{stem}*.{suffix}"))
+        return sorted(self.path.glob(JOURNALS))
 
     @property
     def state(self) -> Path:
-        """Folder of what the tracker remembers."""
+        """Folder of the tracker's own files."""
         return self.path / layout.TRACKING_STATE
 
     @property
     def writers(self) -> Path:
-        """Folder of the writers' leases."""
+        """Folder of the writers' lock files."""
         return self.state / "writers"
 
     @property
@@ -58,12 +57,8 @@ class RunFolder:
         """Folder of artifacts, by SHA-256."""
         return self.state / "files"
 
-    def shipped(self, journal_id: str) -> Path:
-        """File that says how much of a journal has been shipped."""
-        return self.state / f"shipped-{journal_id}.json"
-
     def writer_names(self) -> list[str]:
-        """Writers that have not ended in order: living and dead ones."""
+        """Writers, living or dead, that have not written how they ended."""
         try:
             return sorted(path.name for path in self.writers.iterdir() if not path.name.startswith("."))
         except FileNotFoundError:
@@ -75,50 +70,47 @@ class RunFolder:
 
 
 @dataclass(frozen=True)
-class StudyFolder:
+class StudyFolder(RunFolder):
     """The folder of a study, whose run is the parent of its variants' runs."""
 
-    path: Path
+    @property
+    def lock(self) -> Path:
+        """Held by the one process that ships this study."""
+        return self.state / "shipper.lock"
 
     @property
-    def parent(self) -> RunFolder:
-        """The study's own run."""
-        return RunFolder(self.path)
-
-    @property
-    def state(self) -> Path:
-        """Folder of the shipper's files."""
-        return self.parent.state
-
-    @property
-    def target(self) -> Path:
-        """File that says where the study is shipped to."""
-        return self.state / _TARGET
+    def log(self) -> Path:
+        """Output of that process."""
+        return self.state / "shipper.log"
 
     def runs(self) -> list[RunFolder]:
         """The study's run and the variants' that have a journal."""
         children = sorted({journal.parent for journal in self.path.glob(f"*/{layout.JOURNAL}")})
-        return [run for run in [self.parent, *map(RunFolder, children)] if run.journals]
+        return [run for run in [self, *map(RunFolder, children)] if run.journals]
 
 
 def tracked_studies(root: Path) -> list[StudyFolder]:
-    """The studies below a root that were ever shipped, the latest first."""
-    paths = root.glob(f"{layout.STUDIES}/*/{layout.TRACKING_STATE}/{_TARGET}")
-    return [StudyFolder(path.parents[1]) for path in sorted(paths, key=lambda path: -path.stat().st_mtime)]
+    """The studies below a root that have a journal, the one that was written to last first."""
+    latest: dict[Path, float] = {}
+    studies = root / layout.STUDIES
+    for journal in [*studies.glob(f"*/{layout.JOURNAL}"), *studies.glob(f"*/*/{layout.JOURNAL}")]:
+        study = studies / journal.relative_to(studies).parts[0]
+        latest[study] = max(latest.get(study, 0.0), journal.stat().st_mtime)
+    return [StudyFolder(study) for study in sorted(latest, key=lambda study: -latest[study])]
 
 
 def local_root(store: Store) -> Path:
-    """The store's own root where it is a folder, else the cache folder that mirrors its keys."""
+    """The store's own root if it is a folder, else the cache folder that mirrors its keys."""
     if isinstance(store, FileStore):
         return store.root
     return cache_dir() / "journals" / hashlib.sha256(store.url.encode()).hexdigest()[:16]
 
 
 def study_folder(config: StudyConfig, store: Store) -> StudyFolder:
-    """Where this study's journals lie."""
+    """The folder of this study's journals."""
     return StudyFolder(local_root(store) / layout.study(config))
 
 
 def run_folder(config: StudyConfig, store: Store, spec: ModelSpec | None) -> RunFolder:
-    """Where the journal of a variant, or with None of the study, lies."""
+    """The folder of a variant's journal, or of the study's for None."""
     return RunFolder((local_root(store) / layout.journal(config, spec)).parent)

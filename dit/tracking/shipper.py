@@ -1,12 +1,13 @@
-"""The process that ships a study's journals to MLflow: `python -m dit.tracking.shipper FOLDER`.
+"""The process that ships a study's journals to MLflow: `python -m dit.tracking.shipper FOLDER PARENT`.
 
-One serves all stages of a study that run after or beside each other on a machine, so that the seconds that MLflow's
-import takes are paid once, at low priority, and no stage waits for them. It outlives whoever started it, learns from
-the writers' leases how they end, and goes when nothing is left to do.
+It is a child of the process that started the study, and serves all of the study's stages on that machine: MLflow's
+import, which takes seconds, is paid once, at low priority. It ends when its parent has ended, no process writes to the
+journals, and everything has been sent.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -19,10 +20,10 @@ from typing import TYPE_CHECKING
 from dit.errors import one_line, root_cause
 from dit.storage import Store, open_store
 from dit.tracking.journal import read_header
-from dit.tracking.lock_file import Lease
-from dit.tracking.paths import RunFolder, StudyFolder
+from dit.tracking.lock_file import LockFile
+from dit.tracking.paths import StudyFolder
 from dit.tracking.shipper_process import TARGET_VARIABLE
-from dit.tracking.state import ShipperState, drain_mark, shipper_lock, waiting, write_shipper
+from dit.tracking.state import read_state, waiting
 from dit.tracking.target import Target
 from dit.tracking.writer_session import close_dead_writers
 
@@ -32,178 +33,177 @@ if TYPE_CHECKING:
 
 ROUND_SECONDS = 2.0
 TICK_SECONDS = 0.1
-LINGER_SECONDS = 60.0
-"""How long it waits for the next stage."""
 GIVE_UP_SECONDS = 30.0
-"""How long it goes on trying when nobody writes and the server does not answer; a later stage tries again."""
+"""Retries go on for so long after parent and writers have ended."""
 PAUSES_SECONDS = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
-"""Between attempts while the server does not answer; the last is repeated."""
+"""Between retries; the last is repeated."""
 HEARTBEAT_SECONDS = 30.0
 SILENCE_SECONDS = 300.0
-"""A run without a heartbeat for so long is taken for dead; generous, for clocks of machines differ."""
+"""A run without a heartbeat for so long counts as killed; long, because clocks of machines differ."""
 
 
 class Shipper:
-    """Serves one study and one target."""
+    """Ships one study to one target."""
 
-    def __init__(self, study: StudyFolder, target: Target) -> None:
-        self._study, self._target = study, target
+    def __init__(self, study: StudyFolder, target: Target, parent: int) -> None:
+        self._study, self._target, self._parent = study, target, parent
+        self._state = read_state(study, target)
         self._store: Store | None = None
-        self._sink: MlflowRuns | None = None
-        self._feeds: dict[str, JournalUpload] = {}
+        self._client: MlflowRuns | None = None
+        self._uploads: dict[tuple[Path, str], JournalUpload] = {}
         self._failures = 0
-        self._next_beat = 0.0
-        self._asked_to_go = False
-        self._state: ShipperState | None = None
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, self._go)
+        self._next_heartbeat = 0.0
 
-    def serve(self, lease: Lease) -> bool:
-        """Ship, under the shipper's lease, until nobody writes and nothing waits; False when it had to give up.
+    def serve(self, lock: LockFile) -> bool:
+        """Ship until nobody needs it any more; False if something is left.
 
-        That is when the server does not answer, or when the study was removed, which another may have begun anew.
+        Something is left if the server does not answer, or if the study was removed.
         """
-        self._tell(None)
-        # Whoever still wants the end sets the mark again.
-        drain_mark(self._study, self._target).unlink(missing_ok=True)
-        busy = time.monotonic()
-        while not lease.is_lost():
+        self._state, self._client, self._uploads = read_state(self._study, self._target), None, {}
+        self._state.reached, self._state.error = False, None
+        self._state.save()
+        needed = time.monotonic()
+        while not lock.is_lost():
             signs, live = self._signs(), self._live()
-            if live:
-                busy = time.monotonic()
             error = self._attempt(live)
-            idle = time.monotonic() - busy
-            if not live and not self._live():
-                if error is None and (self._is_asked_to_go() or idle > LINGER_SECONDS):
-                    drain_mark(self._study, self._target).unlink(missing_ok=True)
-                    return True
-                if error is not None and idle > GIVE_UP_SECONDS:
-                    return False
+            if live or not self._is_orphan() or self._live():
+                needed = time.monotonic()
+            elif error is None:
+                return True
+            elif time.monotonic() - needed > GIVE_UP_SECONDS:
+                return False
             self._pause(signs, ROUND_SECONDS if error is None else PAUSES_SECONDS[: self._failures][-1])
         return False
 
     def has_work(self) -> bool:
-        """Whether somebody began to write, or something began to wait, since `serve` returned."""
+        """Whether a process has begun to write, or something waits."""
         return bool(self._live() or waiting(self._study, self._target))
 
     def _attempt(self, live: set[Path]) -> str | None:
-        """One round; what hindered it, or None."""
+        """One round; the error, or None."""
         try:
             self._ship(live)
         except Exception as problem:
-            # Whatever the server, its driver or the network raise, points must not be lost to it: say, wait, retry.
+            # Whatever the server, its driver or the network raises must not lose points: report it and retry.
             cause = root_cause(problem)
             error = (one_line(cause) or type(cause).__name__)[:200]
-            if self._state is None or self._state.error != error:
+            if self._state.error != error:
                 traceback.print_exc()
+            # The server may come back with an empty database: find experiment and runs by name again.
+            self._client = None
             self._failures += 1
-            self._tell(error)
+            self._report(error)
             return error
         self._failures = 0
-        self._tell(None)
+        self._report(None)
         return None
 
     def _ship(self, live: set[Path]) -> None:
+        store, client = self._connect()
+        uploads = list(self._find_uploads(store))
+        parents = [upload for upload in uploads if upload.run == self._study]
+        children = [upload for upload in uploads if upload.run != self._study]
+        for upload in parents:
+            upload.ship(client, None)
+        for upload in children:
+            upload.ship(client, parents[-1].run_id if parents else None)
+            # A writer that started after this round did is not in `live`.
+            is_live = upload.is_current and (upload.run.path in live or upload.run.is_live())
+            upload.set_status(client, live=is_live, ended=upload.ended)
+        latest = max((upload.ended for upload in uploads if upload.ended[1]), default=(0, None))
+        # The study has one run, also if it has journals that were moved aside.
+        for upload in parents:
+            upload.set_status(client, live=bool(live), ended=latest)
+        living = [upload for upload in children if upload.is_current and upload.run.path in live]
+        self._send_heartbeats(client, [*living, *(parents if live else [])])
+        for upload in uploads:
+            upload.ship_files(client)
+
+    def _connect(self) -> tuple[Store, MlflowRuns]:
         from dit.tracking.mlflow_client import MlflowRuns
 
         if self._store is None:
             self._store = open_store(self._target.store)
-        if self._sink is None:
-            self._sink = MlflowRuns(self._target)
-        feeds = list(self._find_feeds(self._store))
-        parents = [feed for feed in feeds if feed.run == self._study.parent]
-        children = [feed for feed in feeds if feed.run != self._study.parent]
-        for feed in parents:
-            feed.ship(self._sink, None)
-        for feed in children:
-            feed.ship(self._sink, parents[-1].run_id if parents else None)
-            # A run that began since the round did is not in the set yet.
-            lives = feed.is_current and (feed.run.path in live or feed.run.is_live())
-            feed.settle(self._sink, live=lives, ended=feed.ended)
-        latest = max((feed.ended for feed in feeds if feed.ended[1]), default=(0, None))
-        # All journals of the study itself, those moved aside too, belong to one run.
-        for feed in parents:
-            feed.settle(self._sink, live=bool(live), ended=latest)
-        living = [feed for feed in children if feed.is_current and feed.run.path in live]
-        self._beat([*living, *(parents if live else [])])
-        for feed in feeds:
-            feed.ship_files(self._sink)
+        if self._client is None:
+            client = MlflowRuns(self._target)
+            for name, shipped in list(self._state.journals.items()):
+                if shipped.run_id is None or not client.is_active(shipped.run_id):
+                    del self._state.journals[name]
+            self._client = client
+            self._report(None)
+        return self._store, self._client
 
-    def _find_feeds(self, store: Store) -> Iterator[JournalUpload]:
+    def _find_uploads(self, store: Store) -> Iterator[JournalUpload]:
         from dit.tracking.journal_upload import JournalUpload
 
         for run in self._study.runs():
             for path in run.journals:
                 header = read_header(path)
-                if header is None:
-                    continue
-                name = f"{path} {header.values['id']}"
-                if name not in self._feeds:
-                    self._feeds[name] = JournalUpload(run, path, header, self._target, store)
-                yield self._feeds[name]
+                if header is not None:
+                    key = path, header.values["id"]
+                    if key not in self._uploads:
+                        self._uploads[key] = JournalUpload(run, path, header, self._target, store, self._state)
+                    yield self._uploads[key]
 
-    def _beat(self, feeds: list[JournalUpload]) -> None:
-        if self._sink is None or time.monotonic() < self._next_beat:
+    def _send_heartbeats(self, client: MlflowRuns, uploads: list[JournalUpload]) -> None:
+        if time.monotonic() < self._next_heartbeat:
             return
-        self._next_beat = time.monotonic() + HEARTBEAT_SECONDS
-        for feed in feeds:
-            feed.beat(self._sink)
-        ours = {feed.run_id for feed in self._feeds.values()}
-        for run_id in self._sink.silent_runs(self._target.study, SILENCE_SECONDS):
+        self._next_heartbeat = time.monotonic() + HEARTBEAT_SECONDS
+        for run_id in filter(None, (upload.run_id for upload in uploads)):
+            client.send_heartbeat(run_id)
+        ours = {upload.run_id for upload in self._uploads.values()}
+        for run_id in client.silent_runs(self._target.study, SILENCE_SECONDS):
             if run_id not in ours:
-                self._sink.set_status(run_id, "KILLED", time.time_ns() // 1_000_000, None)
+                client.set_status(run_id, "KILLED", time.time_ns() // 1_000_000, None)
 
     def _live(self) -> set[Path]:
-        runs: list[RunFolder] = self._study.runs()
+        runs = self._study.runs()
         for run in runs:
             close_dead_writers(run)
         return {run.path for run in runs if run.is_live()}
 
     def _pause(self, before: tuple[object, ...], seconds: float) -> None:
-        """Wait, but not when a writer came or went since these signs, or somebody waits for the end."""
+        """Wait, but not if a writer came or went, or the parent ended, since `before`."""
         until = time.monotonic() + seconds
         while time.monotonic() < until and self._signs() == before:
             time.sleep(TICK_SECONDS)
 
     def _signs(self) -> tuple[object, ...]:
-        writers = tuple(tuple(run.writer_names()) for run in self._study.runs())
-        return writers, self._is_asked_to_go()
+        return *(tuple(run.writer_names()) for run in self._study.runs()), self._is_orphan()
 
-    def _is_asked_to_go(self) -> bool:
-        return self._asked_to_go or drain_mark(self._study, self._target).exists()
+    def _is_orphan(self) -> bool:
+        return os.getppid() != self._parent
 
-    def _go(self, *_: object) -> None:
-        self._asked_to_go = True
-
-    def _tell(self, error: str | None) -> None:
-        state = ShipperState(os.getpid(), reached=self._sink is not None, error=error)
-        if state != self._state and self._study.path.is_dir():
-            write_shipper(self._study, self._target, state)
-            self._state = state
+    def _report(self, error: str | None) -> None:
+        before, now = (self._state.reached, self._state.error), (self._client is not None, error)
+        if before != now:
+            self._state.reached, self._state.error = now
+            self._state.save()
 
 
-def main(folder: str) -> None:
+def main(folder: str, parent: int) -> None:
     """Serve the study in this folder, unless another process does."""
-    study, target = StudyFolder(Path(folder)), Target.from_json(os.environ[TARGET_VARIABLE])
+    study, target = StudyFolder(Path(folder)), Target(**json.loads(os.environ[TARGET_VARIABLE]))
     os.nice(10)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ |= {
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
-        # Patience is the shipper's own business: it must notice, meanwhile, what becomes of the writers.
+        # The shipper retries by itself, because it must watch the writers meanwhile.
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
         "GIT_PYTHON_REFRESH": "quiet",
     }
-    shipper, again = Shipper(study, target), True
+    shipper, again = Shipper(study, target, parent), True
     while again:
-        lease = Lease.take(shipper_lock(study, target), patience=1.0)
-        if lease is None:
+        lock = LockFile.take(study.lock, timeout=1.0)
+        if lock is None:
             return
-        done = shipper.serve(lease)
-        lease.release()
+        done = shipper.serve(lock)
+        lock.release()
         # A writer that came before the lock was free has not started another shipper.
         again = done and shipper.has_work()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], int(sys.argv[2]))

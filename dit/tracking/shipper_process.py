@@ -1,149 +1,178 @@
-"""Starting the shipper, and waiting for it. Knows no MLflow: only the shipper's own process pays for its import."""
+"""Starts the shipper and waits for it. Only the shipper's own process imports mlflow."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import dit
 from dit.console import say
 from dit.errors import StoreError
+from dit.storage import Store
+from dit.storage.base import local_errors
+from dit.study.config import StudyConfig
 from dit.tracking.journal import read_header
 from dit.tracking.lock_file import is_held
-from dit.tracking.paths import RunFolder, StudyFolder
-from dit.tracking.state import drain_mark, read_shipped, read_shipper, shipper_lock, waiting, waiting_in, write_target
-from dit.tracking.target import Target
+from dit.tracking.paths import RunFolder, StudyFolder, study_folder
+from dit.tracking.state import read_state, shipper_status, waiting
+from dit.tracking.target import Target, resolve_target
+from dit.tracking.writer_session import close_dead_writers
 
 TARGET_VARIABLE = "DIT_TRACKING_TARGET"
 _SUPERVISE_SECONDS = 30.0
 _POLL_SECONDS = 0.05
 _START_SECONDS = 120.0
-_LOG_BYTES = 1 << 20
-# By lock and by the folder's identity, which changes when a study is removed and begun anew. A child takes a moment to
-# take its lock, and one that nobody waits for would be reported as a leak when its handle is collected.
-_children: dict[tuple[Path, int], subprocess.Popen[bytes]] = {}
+# A child needs a moment to take its lock, and Python warns about a child whose handle is lost while it runs.
+_children: dict[Path, subprocess.Popen[bytes]] = {}
+
+
+def start_shipping(config: StudyConfig, store: Store) -> None:
+    """Start a shipper that serves all stages of a study on this machine until this process has ended."""
+    if config.tracking.kind == "mlflow":
+        _try_to_start(study_folder(config, store), resolve_target(config, store))
+
+
+def reconcile(config: StudyConfig, store: Store) -> None:
+    """Write KILLED for killed processes, and start a shipper if something waits; returns at once."""
+    study = study_folder(config, store)
+    with local_errors(study.path):
+        for run in study.runs():
+            close_dead_writers(run)
+        if config.tracking.kind == "mlflow" and waiting(study, target := resolve_target(config, store)):
+            start_shipper(study, target)
+
+
+def flush(config: StudyConfig, store: Store, timeout: float = 30.0) -> bool:
+    """Wait until everything logged on this machine has been shipped.
+
+    False, and one line of output, if that takes longer than `timeout` seconds.
+    """
+    reconcile(config, store)
+    if config.tracking.kind == "none":
+        return True
+    study, target = study_folder(config, store), resolve_target(config, store)
+    with local_errors(study.path):
+        return deliver(study, target, timeout)
 
 
 class Shipping:
-    """What a tracker has to do with the shipper: have one, and wait for it at the end."""
+    """The shipper as a tracker uses it: start it, keep it running, and wait for it at the end."""
 
     def __init__(self, study: StudyFolder, run: RunFolder, target: Target) -> None:
         self._study, self._run, self._target = study, run, target
         self._checked = time.monotonic()
         self._complained = False
-        self._cannot_start = ""
-        self._start()
+        _try_to_start(study, target)
 
     def run_id(self) -> str | None:
-        """The MLflow run that this journal is shipped to, once there is one."""
-        header = read_header(self._run.journal)
-        return read_shipped(self._run, header.values["id"], self._target).run_id if header else None
+        """The MLflow run of this journal, once there is one."""
+        header, state = read_header(self._run.journal), read_state(self._study, self._target)
+        shipped = state.journals.get(header.values["id"]) if header else None
+        return shipped.run_id if shipped else None
 
     def keep_alive(self) -> None:
-        """Now and then, replace a shipper that died and say, once, that it cannot ship."""
-        if time.monotonic() - self._checked < _SUPERVISE_SECONDS:
-            return
-        self._checked = time.monotonic()
-        self._start()
-        self._complain()
+        """Every 30 seconds, start a shipper if none runs, and print once that it cannot ship."""
+        if time.monotonic() - self._checked >= _SUPERVISE_SECONDS:
+            self._checked = time.monotonic()
+            _try_to_start(self._study, self._target)
+            self._complain()
 
-    def wait(self, seconds: float, *, hopeful: bool) -> None:
-        """Wait until everything of this run has arrived; unless `hopeful`, only while that is about to happen.
-
-        Whoever is hopeful gives the shipper time to start, too, as `drain` does.
-        """
-        deadline, has_started = time.monotonic() + seconds + (_START_SECONDS if hopeful else 0), not hopeful
-        while waiting_in(self._run, self._target, live=self._run.is_live()):
-            if hopeful:
-                # The one at work may have been about to go: its last customer wanted its end.
-                self._start()
-            state = read_shipper(self._study, self._target)
-            if not has_started and state and (state.reached or state.error):
-                deadline, has_started = time.monotonic() + seconds, True
-            on_its_way = state is not None and state.reached and state.error is None
-            if time.monotonic() >= deadline or not (hopeful or on_its_way):
-                self._complain()
-                return
-            time.sleep(_POLL_SECONDS)
-
-    def _start(self) -> None:
+    def wait_for_delivery(self, seconds: float, *, start: bool) -> None:
+        """Wait until this run has been shipped; without `start`, only while the server is answering."""
+        starter = partial(start_shipper, self._study, self._target) if start else None
         try:
-            start_shipper(self._study, self._target)
+            if _wait(self._study, self._target, self._run, seconds, starter):
+                self._complain()
         except StoreError as error:
-            # The journal is written all the same, and a later stage ships it.
-            if str(error) != self._cannot_start:
-                say(f"tracking: {error}")
-            self._cannot_start = str(error)
+            say(f"tracking: {error}")
 
     def _complain(self) -> None:
-        state = read_shipper(self._study, self._target)
-        if state and state.error and not self._complained:
+        status = shipper_status(self._study, self._target)
+        if status and status.error and not self._complained:
             self._complained = True
-            complain(self._study, self._target, state.error)
+            _complain(self._study, self._target, status.error)
 
 
-def start_shipper(study: StudyFolder, target: Target) -> None:
-    """See to it that a shipper serves this study. Raises StoreError when none can be started.
+def start_shipper(study: StudyFolder, target: Target, *, stay: bool = True) -> None:
+    """Start a shipper as a child of this process, unless one serves this study already.
 
-    It outlives this process and what this process is part of: the next stage finds it running, and a killed one is
-    still told to the server.
+    It ends soon after this process has ended, or with `stay=False` as soon as nothing is left to ship.
+
+    Raises StoreError if it cannot be started.
     """
-    for key in [key for key, child in _children.items() if child.poll() is not None]:
-        del _children[key]
-    lock, scratch = shipper_lock(study, target), study.state / "tmp"
-    if is_held(lock):
+    child = _children.get(study.lock)
+    if is_held(study.lock) or (child and child.poll() is None):
         return
-    log = study.state / "shipper.log"
+    scratch = study.state / "tmp"
     try:
         scratch.mkdir(parents=True, exist_ok=True)
-        started = lock, study.state.stat().st_ino
-        if started in _children:
-            return
-        write_target(study, target)
-        with open(log, "ab") as output:
-            if output.tell() > _LOG_BYTES:
-                output.truncate(0)
-            _children[started] = subprocess.Popen(
-                [sys.executable, "-m", "dit.tracking.shipper", str(study.path)],
+        if target.database and not target.store.startswith("file:") and not study.log.exists():
+            say(
+                f"tracking: no server is set (tracking.uri or MLFLOW_TRACKING_URI); runs go to {target.uri}"
+                " on this machine, where `make ui` shows them"
+            )
+        with open(study.log, "ab") as output:
+            _children[study.lock] = subprocess.Popen(
+                [sys.executable, "-m", "dit.tracking.shipper", str(study.path), str(os.getpid() if stay else 0)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                # Whatever folder this process stands in may be gone before the shipper is.
                 cwd=study.path,
                 env=_environment(target, scratch),
+                # Ctrl-C ends this process; the shipper still sends how the run ended.
                 start_new_session=True,
             )
     except OSError as error:
-        raise StoreError(f"{log}: cannot start the tracking process: {error.strerror}; run the step again") from error
+        raise StoreError(f"{study.log}: cannot start the shipper: {error.strerror}; run the step again") from error
 
 
-def drain(study: StudyFolder, target: Target, timeout: float) -> int:
-    """Let the shipper ship everything and go; how much still waits when it has, or when the time is over.
-
-    The `timeout` in seconds counts from the shipper's first contact with the server, or failure to get any: to start
-    takes it a while, the longer the busier the machine is.
-    """
-    left = waiting(study, target)
-    if not left and not is_held(shipper_lock(study, target)):
-        return 0
-    drain_mark(study, target).touch()
-    deadline, has_started = time.monotonic() + timeout + _START_SECONDS, False
-    while left and time.monotonic() < deadline:
+def _try_to_start(study: StudyFolder, target: Target) -> None:
+    """As `start_shipper`, but only print a failure: the journal is written all the same, and a later stage ships it."""
+    try:
         start_shipper(study, target)
-        drain_mark(study, target).touch()
+    except StoreError as error:
+        say(f"tracking: {error}")
+
+
+def deliver(study: StudyFolder, target: Target, seconds: float, *, stay: bool = True) -> bool:
+    """Ship everything of a study; False, and one line of output, if that takes longer than `seconds`."""
+    if not _wait(study, target, None, seconds, partial(start_shipper, study, target, stay=stay)):
+        return True
+    status = shipper_status(study, target)
+    _complain(study, target, (status and status.error) or f"not all has been sent within {seconds:g} s")
+    return False
+
+
+def _wait(
+    study: StudyFolder, target: Target, run: RunFolder | None, seconds: float, start: Callable[[], None] | None
+) -> int:
+    """Wait until nothing is left to ship of the study, or of one run, at most `seconds`; what is left then.
+
+    `start` is called while no shipper runs; the time counts from its first contact with the server, or its first
+    failure, because starting takes long on a busy machine. Without, return as soon as the server is not answering.
+    """
+    deadline, is_counting = time.monotonic() + seconds + (_START_SECONDS if start else 0), not start
+    while (left := waiting(study, target, run)) and time.monotonic() < deadline:
+        if start:
+            start()
+        status = shipper_status(study, target)
+        if not is_counting and status and (status.reached or status.error):
+            deadline, is_counting = time.monotonic() + seconds, True
+        if not start and not (status and status.reached and status.error is None):
+            break
         time.sleep(_POLL_SECONDS)
-        state = read_shipper(study, target)
-        if not has_started and state and (state.reached or state.error):
-            deadline, has_started = time.monotonic() + timeout, True
-        left = waiting(study, target)
     return left
 
 
-def complain(study: StudyFolder, target: Target, error: str) -> None:
-    """Say in one line that points wait, where, and what becomes of them."""
+def _complain(study: StudyFolder, target: Target, error: str) -> None:
+    """Print in one line how many lines wait, why, and when they are shipped."""
     say(
         f"tracking: {target.address}: {error}; {waiting(study, target)} lines wait in {study.path}"
         " and are shipped as soon as it answers, by this command or a later one"
@@ -154,9 +183,9 @@ def _environment(target: Target, scratch: Path) -> dict[str, str]:
     package_root = str(Path(dit.__file__).parents[1])
     search_path = os.environ.get("PYTHONPATH")
     return os.environ | {
-        TARGET_VARIABLE: target.to_json(),
+        TARGET_VARIABLE: json.dumps(asdict(target)),
         "PYTHONPATH": f"{package_root}{os.pathsep}{search_path}" if search_path else package_root,
-        # An orchestrator's own temporary folder goes with it.
+        # The starter's temporary folder may be removed before the shipper has ended.
         "TMPDIR": str(scratch),
         "OMP_NUM_THREADS": "1",
     }

@@ -1,13 +1,12 @@
-"""How far journals have been shipped, remembered beside them, and what that leaves to do. Knows no MLflow.
+"""How far each journal of a study has been shipped: one file per study, written by the shipper alone. Knows no MLflow.
 
-State may be lost or be behind: what is shipped twice arrives once, because the server drops identical points.
+The file may be lost or out of date: a shipper then finds its runs by their tags and sends only points that they lack.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import secrets
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from dit.study.records import Record
 from dit.tracking.journal import read_entries, read_header
 from dit.tracking.lock_file import is_held
+from dit.tracking.mlflow_database import run_ids
 from dit.tracking.paths import RunFolder, StudyFolder
 from dit.tracking.target import Target
 from dit.tracking.writer_session import Status
@@ -32,13 +32,13 @@ class TrackingRun(Record):
 
 @dataclass
 class Shipped:
-    """How much of one journal one target has."""
+    """How much of one journal has been shipped."""
 
     run_id: str | None = None
     offset: int = 0
-    """Bytes of the journal whose points, parameters and tags have arrived."""
-    owed: list[dict[str, Any]] = field(default_factory=list)
-    """Artifacts and images among them that have not."""
+    """Bytes of the journal whose points, parameters and tags have been sent."""
+    pending: list[dict[str, Any]] = field(default_factory=list)
+    """Artifacts and images in those bytes that have not been sent."""
     status: Status | None = None
     """Last set on the server."""
     ended: Status | None = None
@@ -49,97 +49,75 @@ class Shipped:
     """Why it failed."""
 
 
-@dataclass(frozen=True)
-class ShipperState:
-    """What a shipper tells about itself in `tracking/shipper-<target>.json`."""
+@dataclass
+class ShipState:
+    """What the shipper of a study has done."""
 
-    pid: int
+    path: Path
+    target: str
+    """Digest of the target."""
     reached: bool = False
-    """Whether the server has answered it."""
+    """Whether this shipper has reached the server."""
     error: str | None = None
     """Why it cannot ship now."""
+    journals: dict[str, Shipped] = field(default_factory=dict)
+    """By the journals' ids."""
+
+    def save(self) -> None:
+        """Replace the file atomically; nothing happens if the study was removed."""
+        if self.path.parent.is_dir():
+            temporary = self.path.with_name(f".{self.path.name}")
+            temporary.write_text(json.dumps({k: v for k, v in asdict(self).items() if k != "path"}))
+            os.replace(temporary, self.path)
 
 
-def read_shipped(run: RunFolder, journal_id: str, target: Target) -> Shipped:
-    """How much of a journal this target has."""
-    ledgers = _read_json(run.shipped(journal_id))
-    # An earlier version told ledgers apart by their passwords, too.
-    tree = ledgers.get(target.ledger) or ledgers.get(target.digest)
-    return Shipped(**tree) if tree else Shipped()
+def read_state(study: StudyFolder, target: Target) -> ShipState:
+    """What has been shipped to this target; empty for another target than the file's."""
+    state = _load(study, target.records_runs)
+    return state if state.target == target.digest else ShipState(state.path, target.digest)
 
 
-def write_shipped(run: RunFolder, journal_id: str, target: Target, shipped: Shipped) -> None:
-    """Remember it."""
-    path = run.shipped(journal_id)
-    write_json(path, {**_read_json(path), target.ledger: asdict(shipped)})
+def shipper_status(study: StudyFolder, target: Target) -> ShipState | None:
+    """The state of a running shipper; None if none runs."""
+    return read_state(study, target) if is_held(study.lock) else None
 
 
-def shipper_lock(study: StudyFolder, target: Target) -> Path:
-    """Held by the one process that ships this study to this target."""
-    return study.state / f"shipper-{target.digest}.lock"
+def ships_elsewhere(study: StudyFolder, target: Target) -> bool:
+    """Whether a running shipper sends the study to another target."""
+    return is_held(study.lock) and _load(study).target not in ("", target.digest)
 
 
-def drain_mark(study: StudyFolder, target: Target) -> Path:
-    """Exists while somebody wants the shipper to finish and go."""
-    return study.state / f"drain-{target.digest}"
+def forget_lost_runs(study: StudyFolder, target: Target) -> None:
+    """Forget what was shipped to a database that no longer has it, because it was removed or replaced."""
+    state = read_state(study, target)
+    if target.database is None or is_held(study.lock) or not state.journals:
+        return
+    there = run_ids(target.database)
+    state.journals = {name: shipped for name, shipped in state.journals.items() if shipped.run_id in there}
+    state.save()
 
 
-def read_shipper(study: StudyFolder, target: Target) -> ShipperState | None:
-    """What the living shipper says; None when there is none, or it has said nothing yet."""
-    if not is_held(shipper_lock(study, target)):
-        return None
-    tree = _read_json(study.state / f"shipper-{target.digest}.json")
-    return ShipperState(**tree) if tree else None
+def waiting(study: StudyFolder, target: Target, run: RunFolder | None = None) -> int:
+    """Number of lines, files and statuses of a study, or of one run, that have not been shipped to the target.
 
-
-def write_shipper(study: StudyFolder, target: Target, state: ShipperState) -> None:
-    """Tell the others."""
-    write_json(study.state / f"shipper-{target.digest}.json", asdict(state))
-
-
-def waiting(study: StudyFolder, target: Target) -> int:
-    """How many lines, artifacts and statuses of a study the target has not got yet."""
-    runs = study.runs()
-    live = any(run.is_live() for run in runs)
-    return sum(waiting_in(run, target, live=live) for run in runs)
-
-
-def waiting_in(run: RunFolder, target: Target, *, live: bool) -> int:
-    """As `waiting`, of one run; while it is live, its status may be any."""
-    count = 0
-    for path in run.journals:
+    The status of a live run is not counted.
+    """
+    count, state, runs = 0, read_state(study, target), [run] if run else study.runs()
+    live = any(each.is_live() for each in runs)
+    for path in (path for each in runs for path in each.journals):
         header = read_header(path)
         if header is not None:
-            shipped = read_shipped(run, header.values["id"], target)
-            lines = len(read_entries(path, shipped.offset))
-            unsettled = shipped.status in (None, "RUNNING") and not live
-            count += lines + len(shipped.owed) + unsettled
+            shipped = state.journals.get(header.values["id"], Shipped())
+            status_waits = shipped.status in (None, "RUNNING") and not live
+            count += len(read_entries(path, shipped.offset)) + len(shipped.pending) + status_waits
     return count
 
 
-def write_target(study: StudyFolder, target: Target) -> None:
-    """Remember where the study is shipped to, for those who have no study file; a password is left out."""
-    tree = asdict(target) | {"uri": target.address, "lacks_password": target.address != target.uri}
-    if _read_json(study.target) != tree:
-        write_json(study.target, tree)
-
-
-def read_target(study: StudyFolder) -> Target:
-    """Where the study was shipped to the last time."""
-    return Target(**_read_json(study.target))
-
-
-def write_json(path: Path, tree: dict[str, Any]) -> None:
-    """Replace a small file of state atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    temporary.write_text(json.dumps(tree))
-    os.replace(temporary, path)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
+def _load(study: StudyFolder, records_runs: bool = True) -> ShipState:
+    path = study.state / ("shipper.json" if records_runs else "view.json")
     try:
         tree = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
-        return {}
-    return tree if isinstance(tree, dict) else {}
+        journals = {name: Shipped(**shipped) for name, shipped in tree.pop("journals").items()}
+        return ShipState(path, journals=journals, **tree)
+    except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
+        return ShipState(path, "")

@@ -1,23 +1,21 @@
-"""A copy, in the store, of a journal that lies on this machine's disk only; nothing to do where the store is a folder.
-
-A run that goes on at another machine finds its points there.
-"""
+"""The copy of a journal in a remote store, from which the run continues on another machine. A file store needs none."""
 
 from __future__ import annotations
 
 import threading
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from dit.console import say
 from dit.errors import MissingError, StoreError
 from dit.storage import Store
 from dit.storage.file import FileStore
-from dit.tracking.journal import Journal, aside, header_of
-from dit.tracking.paths import RunFolder, local_root
+from dit.study import layout
+from dit.tracking.journal import Journal, aside, header_of, open_journal
+from dit.tracking.paths import JOURNALS, RunFolder, local_root
 
 
-class Mirror:
-    """One run's journal and its files in the store."""
+class StoreCopy:
+    """The copy of one run's journal and of its files."""
 
     def __init__(self, store: Store, run: RunFolder) -> None:
         self._store, self._run = store, run
@@ -27,28 +25,26 @@ class Mirror:
         self.is_needed = not isinstance(store, FileStore)
 
     def fetch(self) -> bytes | None:
-        """The store's copy of the journal, empty when there is none; None where the journal lies in the store."""
-        if not self.is_needed:
-            return None
-        return self._read(self._run.journal)
+        """The journal's copy, empty if there is none; None if the journal itself is in the store."""
+        return self._read(self._run.journal) if self.is_needed else None
 
     def fetch_file(self, path: Path) -> bytes:
-        """The bytes of one of the run's files, from the store when they are not here; empty when nowhere."""
+        """Content of one of the run's files, from the store if it is not on this machine; empty if it is lost."""
         return path.read_bytes() if path.exists() else self._read(path)
 
     def push(self, journal: Journal, timeout: float) -> None:
-        """Bring the store's copy up to date, keeping what another machine put there.
+        """Update the copy and keep the lines that another machine added to it.
 
-        Returns after `timeout` seconds even when the store does not answer; what fails is said and left to the next
+        Returns after `timeout` seconds even if the store does not answer. A failure is printed and left to the next
         call.
         """
         if not self.is_needed:
             return
-        thread = threading.Thread(target=self._push, args=(journal,), name="journal-mirror", daemon=True)
+        thread = threading.Thread(target=self._push, args=(journal,), name="journal-copy", daemon=True)
         thread.start()
         thread.join(timeout)
         if thread.is_alive():
-            say(f"tracking: {self._store.url} has not taken the journal's copy within {timeout:g} s; it is still tried")
+            say(f"tracking: {self._store.url} has not taken the journal's copy within {timeout:g} s; still trying")
 
     def _push(self, journal: Journal) -> None:
         try:
@@ -59,7 +55,7 @@ class Mirror:
                     self._sent.add(path)
                 self._push_journal(journal)
         except StoreError as error:
-            say(f"tracking: the journal's copy in the store is behind: {error}")
+            say(f"tracking: the journal's copy in the store is out of date: {error}")
 
     def _push_journal(self, journal: Journal) -> None:
         copy = self._read(journal.path)
@@ -78,3 +74,12 @@ class Mirror:
 
     def _key(self, path: Path) -> str:
         return f"{self._prefix}/{path.relative_to(self._run.path).as_posix()}"
+
+
+def fetch_journals(store: Store) -> None:
+    """Bring this machine's copies of all journals in a remote store up to date."""
+    if isinstance(store, FileStore):
+        return
+    for key in store.list(layout.STUDIES):
+        if PurePosixPath(key).match(JOURNALS) and (header := header_of(copy := store.read(key))):
+            open_journal(local_root(store) / key, header.values["hash"], {}, copy).close()

@@ -1,20 +1,21 @@
-"""Which MLflow server, or database, a study's runs are shipped to."""
+"""The MLflow server or database, and the experiment there, that a study's runs are shipped to."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from dit.errors import InputError
 from dit.storage import Store
 from dit.study import layout
 from dit.study.config import StudyConfig
-from dit.tracking.paths import local_root
+from dit.tracking.journal import read_entries
+from dit.tracking.paths import StudyFolder, local_root
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 DATABASE = "mlflow.db"
@@ -24,63 +25,46 @@ SQLITE = "sqlite:///"
 
 @dataclass(frozen=True)
 class Target:
-    """An MLflow server or database, and the experiment there."""
+    """Where a study's runs go, and what MLflow shows of the study."""
 
     uri: str
-    experiment: str
-    study: str
-    description: str
     artifacts: str | None
-    """Where a new experiment keeps artifacts; None leaves that to the server."""
+    """Address for the artifacts of a new experiment; None leaves the choice to the server."""
     store: str
     """Address of the study's store, where run ids are recorded."""
+    study: str
+    experiment: str
+    description: str = ""
     metric: str = ""
-    """Name of the distance that the study is judged by; empty in what an earlier version wrote."""
+    """Name of the study's primary metric; empty if the journal has none, and then no view is made."""
     last_step: int = 0
     """The last step at which it is measured."""
-    lacks_password: bool = False
-    """Whether a password was left out of `uri`, as it is on disk."""
+    records_runs: bool = True
+    """Whether `tracking.json` names the runs here; False for a local view of a study that is tracked to a server."""
 
     @property
     def digest(self) -> str:
-        """Tells shippers apart in file names. One with another password is another: either may be wrong."""
-        return self._digest(self.uri)
-
-    @property
-    def ledger(self) -> str:
-        """Tells apart where lines were shipped to, whatever password they were shipped with."""
-        return self._digest(self.address)
+        """Identifies server and experiment, whatever password is used."""
+        return hashlib.sha256(f"{self.address} {self.experiment}".encode()).hexdigest()[:12]
 
     @property
     def address(self) -> str:
-        """The URI as people may see it, without a password."""
+        """The URI without a password."""
         parts = urlsplit(self.uri)
         if not parts.password:
             return self.uri
         return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
     @property
-    def stays_here(self) -> bool:
-        """Whether runs stay on this machine although the study's results do not."""
-        return self.uri.startswith(SQLITE) and not self.store.startswith("file:")
-
-    def _digest(self, uri: str) -> str:
-        return hashlib.sha256(f"{uri} {self.experiment}".encode()).hexdigest()[:12]
-
-    def to_json(self) -> str:
-        """For the shipper's environment."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> Target:
-        """What `to_json` wrote."""
-        return cls(**json.loads(text))
+    def database(self) -> Path | None:
+        """The SQLite file; None for a server."""
+        return Path(self.uri.removeprefix(SQLITE)) if self.uri.startswith(SQLITE) else None
 
 
 def resolve_target(config: StudyConfig, store: Store) -> Target:
     """The study's `tracking.uri`, else MLFLOW_TRACKING_URI, else a database in the root (or, for S3, in the cache).
 
-    Raises InputError for a folder, which MLflow no longer tracks into.
+    Raises InputError for a folder, which MLflow no longer supports.
     """
     root = local_root(store)
     uri = config.tracking.uri or os.environ.get(URI_VARIABLE) or SQLITE + str(root / DATABASE)
@@ -89,17 +73,34 @@ def resolve_target(config: StudyConfig, store: Store) -> Target:
         uri, root = SQLITE + str(database), database.parent
     elif not re.match(r"[a-z][a-z0-9+.-]+:", uri) or uri.startswith("file:"):
         raise InputError(
-            f"tracking.uri={uri}: MLflow keeps no runs in folders any more; give sqlite:///{uri}/{DATABASE} or a server"
+            f"tracking.uri={uri}: MLflow no longer supports folders; give sqlite:///{uri}/{DATABASE} or a server"
         )
-    experiment = config.tracking.experiment or config.study
     over_http = uri.startswith(("http://", "https://", "databricks"))
-    return Target(
-        uri=uri,
-        experiment=experiment,
-        study=config.study,
-        description=config.description,
-        artifacts=None if over_http else (root / ARTIFACTS / experiment).as_uri(),
-        store=store.url,
-        metric=layout.metric(config, config.evaluation.metric),
-        last_step=config.evaluation.at_steps[-1],
-    )
+    return _target(uri, None if over_http else root, store, study_facts(config))
+
+
+def study_facts(config: StudyConfig) -> dict[str, Any]:
+    """What MLflow shows of a study; the study's journal holds it, so that a view can be made without the study file."""
+    return {
+        "study": config.study,
+        "experiment": config.tracking.experiment or config.study,
+        "description": config.description,
+        "metric": layout.metric(config, config.evaluation.metric),
+        "last_step": config.evaluation.at_steps[-1],
+    }
+
+
+def logged_facts(study: StudyFolder) -> dict[str, Any]:
+    """The facts that the study's journal holds; study and experiment alone for a journal without them."""
+    found = [entry.values for entry, _ in read_entries(study.journal) if entry.kind == "study"]
+    return dict(found[-1]) if found else {"study": study.path.name, "experiment": study.path.name}
+
+
+def database_below(root: Path, store: Store, study: StudyFolder, *, records_runs: bool) -> Target:
+    """The database below a root, for a study found there."""
+    return _target(f"{SQLITE}{root / DATABASE}", root, store, logged_facts(study) | {"records_runs": records_runs})
+
+
+def _target(uri: str, root: Path | None, store: Store, facts: dict[str, Any]) -> Target:
+    artifacts = (root / ARTIFACTS / facts["experiment"]).as_uri() if root else None
+    return Target(uri, artifacts, store.url, **facts)

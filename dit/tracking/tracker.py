@@ -1,6 +1,6 @@
-"""What a stage logs to: one call, one line in the journal; shipping is another process's work.
+"""What a stage logs to. One call appends one line to the journal; another process ships it.
 
-Nothing here talks to a tracking server or imports its library, so that no state of the server can slow a step down.
+Nothing here talks to a tracking server or imports mlflow, so the server cannot slow training down.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
-from dit.console import say
 from dit.errors import DitError, StoppedError, StoreError, one_line
 from dit.storage import Store
 from dit.storage.base import local_errors, place_file
@@ -30,176 +29,149 @@ from dit.tracking.journal import (
     points,
     read_entries,
 )
-from dit.tracking.paths import RunFolder, StudyFolder, run_folder, study_folder
-from dit.tracking.shipper_process import Shipping
-from dit.tracking.store_copy import Mirror
-from dit.tracking.target import Target, resolve_target
-from dit.tracking.writer_session import Status, Writer, close_dead_writers
+from dit.tracking.lock_file import LockFile
+from dit.tracking.paths import RunFolder, run_folder, study_folder
+from dit.tracking.shipper_process import Shipping, flush
+from dit.tracking.store_copy import StoreCopy
+from dit.tracking.target import logged_facts, resolve_target, study_facts
+from dit.tracking.writer_session import Status, close_dead_writers, status_entry
 
 _CLOSE_SECONDS = 20.0
 _SYNC_SECONDS = 60.0
 _ERROR_LENGTH = 500
 
 
-class Tracker:
-    """Logs to one run. Safe to call from several threads.
+class _Session(NamedTuple):
+    """What a tracker writes to."""
 
-    A point is named by its metric and step, and the first one stands: what a resumed training computes again is not
-    logged again. A metric that depends on a protocol, such as a number of samples, has to carry it in its name.
+    run: RunFolder
+    writer: LockFile
+    journal: Journal
+    copy: StoreCopy
+    shipping: Shipping | None
+
+
+class Tracker:
+    """Logs to one run, or nowhere. Safe to call from several threads.
+
+    Metric and step identify a point, and its first value is kept: points that a resumed training computes again are not
+    logged again. A metric that depends on a protocol, such as a number of samples, must have the protocol in its name.
+
+    Every method raises StoreError when the disk fails.
     """
 
-    @property
-    def run_id(self) -> str | None:
-        """The MLflow run; None until the server has been reached for the first time."""
-        return None
-
-    def params(self, values: Mapping[str, object]) -> None:
-        """Log what the run was made with. A value that changes later is kept as a tag beside the first one."""
-
-    def tags(self, values: Mapping[str, object]) -> None:
-        """Set tags; the latest value stands."""
-
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Log points of this step. Not a number and infinity are points, too."""
-
-    def artifact(self, name: str, data: bytes) -> None:
-        """Keep a file with the run, under a relative path; the latest content stands."""
-
-    def image(self, name: str, step: int, png: bytes) -> None:
-        """Keep a PNG with the run, shown per step."""
-
-    def sync(self) -> None:
-        """Make what was logged outlive this machine; call it before a checkpoint is completed.
-
-        Bounded in time. A store that does not answer is said, not raised: the checkpoint itself will find out.
-        """
-
-
-class JournalTracker(Tracker):
-    """A tracker that writes a journal. Every method raises StoreError where the disk fails."""
-
-    def __init__(self, writer: Writer, journal: Journal, mirror: Mirror, shipping: Shipping | None) -> None:
-        self._writer, self._journal, self._mirror, self._shipping = writer, journal, mirror, shipping
+    def __init__(self, session: _Session | None = None) -> None:
+        self._session = session
         self._lock = threading.Lock()
-        self._steps: dict[str, set[int]] = {}
-        self._values: dict[tuple[object, ...], str] = {}
+        # What the journal holds: (kind, name, step) -> value, or the hash of a file.
+        self._logged: dict[tuple[Kind, str, int | None], object] = {}
         self._read_until = 0
-        self._catch_up()
-        writer.begin(journal)
 
     @property
     def run_id(self) -> str | None:
-        """See Tracker."""
-        return self._shipping.run_id() if self._shipping else None
+        """The MLflow run; None until the server has been reached."""
+        return self._session.shipping.run_id() if self._session and self._session.shipping else None
 
     def params(self, values: Mapping[str, object]) -> None:
-        """See Tracker."""
-        self._log_changes("params", values)
+        """Log the run's parameters. MLflow keeps the first value, and a later one as a tag."""
+        self._log("params", {key: str(value) for key, value in values.items()})
 
     def tags(self, values: Mapping[str, object]) -> None:
-        """See Tracker."""
-        self._log_changes("tags", values)
+        """Set tags; the latest value is kept."""
+        self._log("tags", {key: str(value) for key, value in values.items()})
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """See Tracker."""
-        with self._lock:
-            self._catch_up()
-            new = {key: float(value) for key, value in values.items() if step not in self._steps.get(key, ())}
-            if new:
-                self._journal.append(Entry("metrics", new, step))
-        if self._shipping:
-            self._shipping.keep_alive()
+        """Log points of this step; NaN and infinity are logged, too."""
+        if self._session is None:
+            return
+        self._log("metrics", {key: float(value) for key, value in values.items()}, step)
+        if self._session.shipping:
+            self._session.shipping.keep_alive()
 
     def artifact(self, name: str, data: bytes) -> None:
-        """See Tracker."""
+        """Store a file with the run, under a relative path; the latest content is kept."""
         self._log_file("artifact", name, None, data)
 
     def image(self, name: str, step: int, png: bytes) -> None:
-        """See Tracker."""
+        """Store a PNG with the run, shown per step."""
         self._log_file("image", name, step, png)
 
     def sync(self) -> None:
-        """See Tracker."""
-        self._journal.sync()
-        self._mirror.push(self._journal, _SYNC_SECONDS)
+        """Copy the journal to the store; call it before a checkpoint is completed.
 
-    def end(self, status: Status, error: str | None = None) -> None:
-        """Finish the journal, then wait for its copy in the store and for the shipper, both within bounds."""
-        self._writer.end(self._journal, status, error)
-        self._journal.sync()
-        self._mirror.push(self._journal, _CLOSE_SECONDS)
-        self._journal.close()
-        if self._shipping:
-            # A journal in the store's folder can be shipped by any later process; one in the cache dies with a pod.
-            self._shipping.wait(_CLOSE_SECONDS, hopeful=self._mirror.is_needed)
+        Takes a bounded time. A store that does not answer is reported, not raised: writing the checkpoint will raise.
+        """
+        if self._session:
+            self._session.journal.sync()
+            self._session.copy.push(self._session.journal, _SYNC_SECONDS)
 
-    def _log_changes(self, kind: Kind, values: Mapping[str, object]) -> None:
+    def _log(self, kind: Kind, values: Mapping[str, Any], step: int | None = None) -> None:
+        if self._session is None:
+            return
         with self._lock:
-            self._catch_up()
-            new = {key: str(value) for key, value in values.items() if self._values.get((kind, key)) != str(value)}
+            self._catch_up(self._session.journal)
+            new = {key: value for key, value in values.items() if self._is_new((kind, key, step), value)}
             if new:
-                self._journal.append(Entry(kind, new))
+                self._session.journal.append(Entry(kind, new, step))
 
     def _log_file(self, kind: Kind, name: str, step: int | None, data: bytes) -> None:
+        if self._session is None:
+            return
         digest = hashlib.sha256(data).hexdigest()
         with self._lock:
-            self._catch_up()
-            if self._values.get((kind, name, step)) == digest:
-                return
-            with local_errors(path := self._writer.run.files / digest):
-                place_file(path, partial(_write, data))
-            self._journal.append(Entry(kind, {"name": name, "sha256": digest}, step))
+            self._catch_up(self._session.journal)
+            if self._is_new((kind, name, step), digest):
+                with local_errors(path := self._session.run.files / digest):
+                    place_file(path, partial(_write, data))
+                self._session.journal.append(Entry(kind, {"name": name, "sha256": digest}, step))
 
-    def _catch_up(self) -> None:
-        """Learn what the journal holds: from before, from here, and what others have added meanwhile."""
-        for entry, end in read_entries(self._journal.path, self._read_until):
-            self._remember(entry)
+    def _is_new(self, key: tuple[Kind, str, int | None], value: object) -> bool:
+        return key not in self._logged or (key[0] != "metrics" and self._logged[key] != value)
+
+    def _catch_up(self, journal: Journal) -> None:
+        """Read what the journal has gained, from this process or another."""
+        for entry, end in read_entries(journal.path, self._read_until):
+            if entry.kind in ("artifact", "image"):
+                self._logged[entry.kind, entry.values["name"], entry.step] = entry.values["sha256"]
+            elif entry.kind in ("metrics", "params", "tags"):
+                self._logged.update({(entry.kind, key, entry.step): value for key, value in entry.values.items()})
             self._read_until = end
-
-    def _remember(self, entry: Entry) -> None:
-        if entry.kind == "metrics" and entry.step is not None:
-            for key in entry.values:
-                self._steps.setdefault(key, set()).add(entry.step)
-        elif entry.kind in ("params", "tags"):
-            self._values.update({(entry.kind, key): value for key, value in entry.values.items()})
-        elif entry.kind in ("artifact", "image"):
-            self._values[entry.kind, entry.values["name"], entry.step] = entry.values["sha256"]
 
 
 @contextmanager
 def open_tracker(
     config: StudyConfig, store: Store, spec: ModelSpec | None, *, enabled: bool = True
 ) -> Iterator[Tracker]:
-    """Continue, or begin, the run of a variant, or with None of the study, for as long as the body runs.
+    """Start or continue the run of a variant, or of the study for None, while the body runs.
 
-    The run ends FINISHED, FAILED with the error's line, or KILLED when a signal ended the body. `enabled=False` logs
-    nothing, for all ranks but the first. Without MLflow (tracking.kind none) there is the journal alone.
+    The run ends FINISHED, FAILED with the error in one line, or KILLED if a signal ended the body. `enabled=False`, for
+    all ranks but the first, logs nothing. With `tracking.kind: none` only the journal is written.
 
-    Raises InputError for a tracking address that cannot work and StoreError where the disk or the store fails; never
-    because of a tracking server.
+    Raises InputError for a tracking address that cannot work, and StoreError when the disk or the store fails; no state
+    of a tracking server raises anything.
     """
     if not enabled:
         yield Tracker()
         return
-    tracker = _begin(config, store, spec)
+    session = _begin(config, store, spec)
     try:
-        yield tracker
+        yield Tracker(session)
     except BaseException as problem:
-        # What went wrong first is what the user has to hear of.
+        # The user needs the first error.
         with suppress(StoreError):
-            tracker.end(*_outcome(problem))
+            _end(session, *_outcome(problem))
         raise
-    tracker.end("FINISHED")
+    _end(session, "FINISHED")
 
 
 def read_points(config: StudyConfig, store: Store, spec: ModelSpec | None) -> list[Point]:
-    """Every metric point of a variant, or with None of the study, in the order of logging; empty without a journal.
+    """Every metric point of a variant, or of the study for None, in the order of logging; empty without a journal.
 
-    Of a remote store, this machine's points, which may be newer than the store's, come before those of others.
+    With a remote store, points of this machine, which may be newer than the store's copy, come first.
     """
     run = run_folder(config, store, spec)
     own = run.journal.read_bytes() if run.journal.exists() else b""
-    copy = Mirror(store, run).fetch()
+    copy = StoreCopy(store, run).fetch()
     if copy is not None:
         ours, theirs = header_of(own), header_of(copy)
         own = own if ours == theirs else b""
@@ -207,45 +179,79 @@ def read_points(config: StudyConfig, store: Store, spec: ModelSpec | None) -> li
     return list(points(parse(own)))
 
 
-def _begin(config: StudyConfig, store: Store, spec: ModelSpec | None) -> JournalTracker:
+def collect(config: StudyConfig, store: Store) -> None:
+    """Take over the journals of all variants from a remote store, and ship what their machines could not.
+
+    For a study whose variants are complete: their runs end FINISHED.
+    """
+    for spec in config.specs if config.tracking.kind == "mlflow" else ():
+        if StoreCopy(store, run_folder(config, store, spec)).is_needed:
+            with open_tracker(config, store, spec):
+                pass
+
+
+def end_failed(config: StudyConfig, store: Store, spec: ModelSpec, error: DitError) -> None:
+    """End a variant's run FAILED with this error, for machines that are gone, and ship what they could not.
+
+    Does nothing if the store has no journal of it. Waits for the server for a bounded time.
+
+    Raises StoreError when the disk or the store fails.
+    """
+    if config.tracking.kind == "none" or not StoreCopy(store, run_folder(config, store, spec)).fetch():
+        return
+    with suppress(type(error)), open_tracker(config, store, spec):
+        raise error
+    flush(config, store)
+
+
+def _begin(config: StudyConfig, store: Store, spec: ModelSpec | None) -> _Session:
     target = resolve_target(config, store) if config.tracking.kind == "mlflow" else None
     run = run_folder(config, store, spec)
     with local_errors(run.path):
-        writer = Writer(run)
+        writer = LockFile.new(run.writers)
         try:
             if spec is not None:
-                # The parent run of all variants, which nothing else may have begun.
+                # The parent run of all variants may not exist yet.
                 _open_journal(config, store, None)[0].close()
-            journal, mirror = _open_journal(config, store, spec)
-            shipping = _ship(study_folder(config, store), run, target) if target else None
-            return JournalTracker(writer, journal, mirror, shipping)
+            journal, copy = _open_journal(config, store, spec)
+            shipping = Shipping(study_folder(config, store), run, target) if target else None
+            journal.append(status_entry("RUNNING", writer))
+            return _Session(run, writer, journal, copy, shipping)
         except BaseException:
-            writer.withdraw()
+            writer.release(remove=True)
             raise
 
 
-def _open_journal(config: StudyConfig, store: Store, spec: ModelSpec | None) -> tuple[Journal, Mirror]:
+def _open_journal(config: StudyConfig, store: Store, spec: ModelSpec | None) -> tuple[Journal, StoreCopy]:
     run = run_folder(config, store, spec)
     identity = config.training_hash(spec) if spec else config.study
     header = {"study": config.study, "variant": spec.name if spec else None}
-    mirror = Mirror(store, run)
+    copy = StoreCopy(store, run)
     close_dead_writers(run)
-    journal = open_journal(run.journal, identity, header, mirror.fetch())
-    mirror.push(journal, _SYNC_SECONDS)
-    return journal, mirror
+    journal = open_journal(run.journal, identity, header, copy.fetch())
+    if spec is None and logged_facts(study_folder(config, store)) != (facts := study_facts(config)):
+        journal.append(Entry("study", facts))
+    copy.push(journal, _SYNC_SECONDS)
+    return journal, copy
+
+
+def _end(session: _Session, status: Status, error: str | None = None) -> None:
+    """Finish the journal, then wait for its copy in the store and for the shipper, each for a bounded time."""
+    _, writer, journal, copy, shipping = session
+    try:
+        journal.append(status_entry(status, writer, error))
+    finally:
+        writer.release(remove=True)
+    journal.sync()
+    copy.push(journal, _CLOSE_SECONDS)
+    journal.close()
+    if shipping:
+        # A later process can ship a journal in a file store; one in a pod's cache ends with the pod.
+        shipping.wait_for_delivery(_CLOSE_SECONDS, start=copy.is_needed)
 
 
 def _write(data: bytes, file: BinaryIO) -> None:
     file.write(data)
-
-
-def _ship(study: StudyFolder, run: RunFolder, target: Target) -> Shipping:
-    if target.stays_here and not study.target.exists():
-        say(
-            f"tracking: no server is set (tracking.uri or MLFLOW_TRACKING_URI); runs go to {target.uri}"
-            " on this machine, where `make ui` shows them"
-        )
-    return Shipping(study, run, target)
 
 
 def _outcome(problem: BaseException) -> tuple[Status, str | None]:

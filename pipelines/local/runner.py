@@ -19,7 +19,7 @@ from dit.storage import Store, cache_dir, open_store
 from dit.storage.file import FileStore
 from dit.study import layout, study_file
 from dit.study.config import StudyConfig
-from dit.tracking import flush, reconcile
+from dit.tracking import flush, reconcile, start_shipping
 from pipelines.local.display import StudyLog
 from pipelines.local.parallelism import share
 from pipelines.local.workers import WorkerError, WorkerPool, WorkItem
@@ -61,6 +61,7 @@ def _run_pipeline(config: StudyConfig, store: Store, image: str | None) -> None:
         _interrupts(lifeline) as caught,
     ):
         text = config.to_yaml()
+        start_shipping(config, store)
         try:
             with WorkerPool(machine.workers, Path(work), shown.take, lifeline.pull) as pool:
                 pool.run([WorkItem(text, store.url, "prepare", image=image)])

@@ -34,9 +34,9 @@ from dit.study.config import StudyConfig
 from dit.tracking import flush, open_tracker, read_points
 from dit.tracking.journal import read_header
 from dit.tracking.journal_upload import JournalUpload
-from dit.tracking.mlflow_client import MlflowRuns
+from dit.tracking.mlflow_client import MlflowRuns, RunGoneError
 from dit.tracking.paths import run_folder
-from dit.tracking.state import TrackingRun
+from dit.tracking.state import ShipState, TrackingRun
 from dit.tracking.target import resolve_target
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
@@ -200,20 +200,22 @@ def test_a_run_deleted_after_a_comparison_is_made_anew_with_all_its_points(share
     run, target = run_folder(config, store, spec), resolve_target(config, store)
     with open_tracker(unshipped, store, spec) as tracker:
         tracker.metrics(10, {"loss": 1 / 10})
-    header, sink = read_header(run.journal), MlflowRuns(target)
+    header, client, state = read_header(run.journal), MlflowRuns(target), ShipState(root / "state", target.digest)
     assert header is not None
-    JournalUpload(run, run.journal, header, target, store).ship(sink, None)
-    # One that remembers nothing finds the run and compares.
-    run.shipped(header.values["id"]).unlink()
-    feed = JournalUpload(run, run.journal, header, target, store)
-    feed.ship(sink, None)
-    first = feed.run_id
+    upload = JournalUpload(run, run.journal, header, target, store, state)
+    upload.ship(client, None)
+    # Without a state, the run is found by its tags and compared.
+    state.journals.clear()
+    upload.ship(client, None)
+    first = upload.run_id
     Found(target.uri, "compared").client.delete_run(first)
     with open_tracker(unshipped, store, spec) as tracker:
         tracker.metrics(20, {"loss": 1 / 20})
-    for _ in range(2):
-        feed.ship(sink, None)
-    assert feed.run_id not in (None, first)
+    with pytest.raises(RunGoneError):
+        upload.ship(client, None)
+    state.journals.clear()
+    upload.ship(client, None)
+    assert upload.run_id not in (None, first)
     assert Found(target.uri, "compared").history(spec.name, "loss") == losses(10, 20)
 
 

@@ -18,8 +18,9 @@ from dit.storage.s3 import S3Store
 from dit.study import layout, study_file
 from dit.study.config import StudyConfig
 from dit.tracking import collect, end_failed, flush, open_tracker, read_points
-from dit.tracking.paths import local_root
+from dit.tracking.paths import local_root, tracked_studies
 from dit.tracking.state import TrackingRun
+from dit.tracking.store_copy import fetch_journals
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
 
@@ -76,6 +77,17 @@ def test_another_machine_goes_on_with_the_journal(
     assert _steps(config, store) == [10, 20, 30]
     _log(config, store, 30, 40)
     assert _steps(config, store) == [10, 20, 30, 40]
+
+
+def test_the_pages_find_the_journals_of_the_store_on_any_machine(
+    config: StudyConfig, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _log(config, store, 10, 20)
+    monkeypatch.setenv("DIT_CACHE", str(tmp_path / "machine-2"))
+    fetch_journals(store)
+    [study] = tracked_studies(local_root(store))
+    keys = [layout.journal(config, spec) for spec in (None, config.specs[0])]
+    assert [run.journal.read_bytes() for run in study.runs()] == [store.read(key) for key in keys]
 
 
 def test_what_was_logged_before_a_checkpoint_outlives_the_machine(

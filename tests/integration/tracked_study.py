@@ -99,7 +99,7 @@ def stand(store: Store, **statuses: str) -> bool:
 
 
 def end_shippers(folder: Path) -> None:
-    for lock in folder.rglob("shipper-*.lock"):
+    for lock in folder.rglob("shipper.lock"):
         if is_held(lock):
             os.kill(int(lock.read_text().split()[1]), signal.SIGKILL)
 

@@ -1,3 +1,7 @@
+"""The journal's lines under kills, full disks and several writers, and the locks that show which writers live."""
+
+from __future__ import annotations
+
 import json
 import math
 import multiprocessing
@@ -6,30 +10,31 @@ import resource
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from dit.errors import StoreError
-from dit.tracking.journal import Entry, Point, header_of, open_journal, points, read_entries, read_header
-from dit.tracking.lock_file import Lease, is_held
+from dit.tracking.journal import Entry, Journal, Point, header_of, open_journal, points, read_entries, read_header
+from dit.tracking.lock_file import LockFile, is_held
 
 HEADER = {"study": "s", "variant": "DiT-S/2"}
 
 
-def read_points(path):
+def read_points(path: Path) -> list[Point]:
     return list(points(entry for entry, _ in read_entries(path)))
 
 
-def log(journal, step, **values):
+def log(journal: Journal, step: int, **values: float) -> None:
     journal.append(Entry("metrics", values, step, 1000 + step))
 
 
 @pytest.fixture
-def path(tmp_path):
+def path(tmp_path: Path) -> Path:
     return tmp_path / "run" / "metrics.jsonl"
 
 
-def test_points_come_back_as_they_were_logged(path):
+def test_points_come_back_as_they_were_logged(path: Path) -> None:
     journal = open_journal(path, "hash", HEADER)
     log(journal, 10, loss=0.1 + 0.2, norm=math.inf)
     log(journal, 20, loss=math.nan)
@@ -41,7 +46,7 @@ def test_points_come_back_as_they_were_logged(path):
 
 
 @pytest.mark.parametrize("torn", [b'{"kind":"metrics","time":1,"st', b"{", b"\0" * 200_000])
-def test_a_line_cut_short_is_ignored_and_then_removed(path, torn):
+def test_a_line_cut_short_is_ignored_and_then_removed(path: Path, torn: bytes) -> None:
     journal = open_journal(path, "hash", HEADER)
     log(journal, 10, loss=1.0)
     journal.close()
@@ -55,7 +60,7 @@ def test_a_line_cut_short_is_ignored_and_then_removed(path, torn):
     assert all(json.loads(line) for line in path.read_text().splitlines())
 
 
-def test_a_damaged_line_costs_no_other(path):
+def test_a_damaged_line_costs_no_other(path: Path) -> None:
     journal = open_journal(path, "hash", HEADER)
     log(journal, 10, loss=1.0)
     with open(path, "ab") as file:
@@ -64,7 +69,7 @@ def test_a_damaged_line_costs_no_other(path):
     assert [point.step for point in read_points(path)] == [10, 20]
 
 
-def test_reading_goes_on_where_it_stopped(path):
+def test_reading_goes_on_where_it_stopped(path: Path) -> None:
     journal = open_journal(path, "hash", HEADER)
     log(journal, 10, loss=1.0)
     offset = read_entries(path)[-1][1]
@@ -74,7 +79,7 @@ def test_reading_goes_on_where_it_stopped(path):
     assert (entry.step, end) == (20, path.stat().st_size)
 
 
-def test_a_full_disk_is_an_error_and_leaves_whole_lines(path):
+def test_a_full_disk_is_an_error_and_leaves_whole_lines(path: Path) -> None:
     journal = open_journal(path, "hash", HEADER)
     log(journal, 10, loss=1.0)
     whole = path.read_bytes()
@@ -90,14 +95,14 @@ def test_a_full_disk_is_an_error_and_leaves_whole_lines(path):
     assert [point.step for point in read_points(path)] == [10, 20]
 
 
-def _write_many(path, name):
+def _write_many(path: Path, name: str) -> None:
     journal = open_journal(path, "hash", HEADER)
     for step in range(200):
         log(journal, step, **{name: float(step)})
     journal.close()
 
 
-def test_several_processes_write_to_one_journal(path):
+def test_several_processes_write_to_one_journal(path: Path) -> None:
     spawn = multiprocessing.get_context("fork")
     writers = [spawn.Process(target=_write_many, args=(path, name)) for name in ("a", "b", "c")]
     for writer in writers:
@@ -111,7 +116,7 @@ def test_several_processes_write_to_one_journal(path):
     assert path.read_bytes().count(b'"kind":"run"') == 1
 
 
-def test_a_journal_of_another_configuration_is_moved_aside(path):
+def test_a_journal_of_another_configuration_is_moved_aside(path: Path) -> None:
     journal = open_journal(path, "old", HEADER)
     log(journal, 10, loss=1.0)
     journal.close()
@@ -121,7 +126,7 @@ def test_a_journal_of_another_configuration_is_moved_aside(path):
     assert [point.value for point in read_points(aside)] == [1.0]
 
 
-def test_copies_on_two_machines_are_joined(tmp_path):
+def test_copies_on_two_machines_are_joined(tmp_path: Path) -> None:
     first, second = tmp_path / "a" / "metrics.jsonl", tmp_path / "b" / "metrics.jsonl"
     here = open_journal(first, "hash", HEADER, copy=b"")
     log(here, 10, loss=1.0)
@@ -134,7 +139,7 @@ def test_copies_on_two_machines_are_joined(tmp_path):
     assert read_header(first) == read_header(second)
 
 
-def test_what_is_gone_from_the_store_is_not_continued(path):
+def test_what_is_gone_from_the_store_is_not_continued(path: Path) -> None:
     journal = open_journal(path, "hash", HEADER, copy=b"")
     log(journal, 10, loss=1.0)
     journal.close()
@@ -144,37 +149,39 @@ def test_what_is_gone_from_the_store_is_not_continued(path):
     assert header_of(path.read_bytes()) != header_of(copy)
 
 
-def read_points_after_open(path, copy):
+def read_points_after_open(path: Path, copy: bytes) -> list[Point]:
     open_journal(path, "hash", HEADER, copy=copy).close()
     return read_points(path)
 
 
-def _holder(path):
+def _holder(path: Path) -> subprocess.Popen[str]:
     code = (
-        "import sys, time, pathlib; from dit.tracking.lock_file import Lease\n"
-        "lease = Lease.take(pathlib.Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
+        "import sys, time, pathlib; from dit.tracking.lock_file import LockFile\n"
+        "lock = LockFile.take(pathlib.Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
     return holder
 
 
-def test_a_lease_ends_with_its_holder_however_that_dies(tmp_path):
-    path = tmp_path / "lease"
+def test_a_lock_ends_with_its_holder_however_that_dies(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
     with _holder(path) as holder:
         assert is_held(path)
-        assert Lease.take(path) is None
+        assert LockFile.take(path) is None
         holder.send_signal(signal.SIGKILL)
         holder.wait()
     assert not is_held(path)
-    lease = Lease.take(path)
+    lock = LockFile.take(path)
+    assert lock is not None
     assert is_held(path)
-    lease.release(remove=True)
+    lock.release(remove=True)
     assert not is_held(path)
 
 
-def test_a_forked_child_does_not_keep_its_parents_lease(tmp_path):
-    lease = Lease.new(tmp_path)
+def test_a_forked_child_does_not_keep_its_parents_lock(tmp_path: Path) -> None:
+    lock = LockFile.new(tmp_path)
     (ready, tell), (end, keep) = os.pipe(), os.pipe()
     child = os.fork()
     if child == 0:
@@ -183,9 +190,9 @@ def test_a_forked_child_does_not_keep_its_parents_lease(tmp_path):
         os.read(end, 1)
         os._exit(0)
     os.read(ready, 1)
-    assert is_held(lease.path)
-    lease.abandon()  # as the parent's death would, without freeing the lock for others
-    assert not is_held(lease.path)
+    assert is_held(lock.path)
+    lock.abandon()  # as the parent's death would, without freeing the lock for others
+    assert not is_held(lock.path)
     os.close(keep)
     os.waitpid(child, 0)
     for handle in (ready, tell, end):

@@ -1,3 +1,7 @@
+"""What a stage logs, and what of it is in the journal and waits to be shipped."""
+
+from __future__ import annotations
+
 import json
 import math
 import subprocess
@@ -7,50 +11,51 @@ from pathlib import Path
 import pytest
 
 from dit.errors import DataError, InputError, StoppedError
-from dit.storage import open_store
+from dit.storage.file import FileStore
 from dit.study import layout, study_file
+from dit.study.config import StudyConfig
+from dit.study.variants import ModelSpec
 from dit.tracking import flush, open_tracker, read_points, reconcile
 from dit.tracking.journal import read_entries, read_header
-from dit.tracking.mlflow_ui import server_command
 from dit.tracking.paths import local_root, run_folder, study_folder
-from dit.tracking.state import Shipped, read_target, waiting, write_json, write_shipped, write_target
+from dit.tracking.state import Shipped, read_state, waiting
 from dit.tracking.target import resolve_target
 
 ROOT = Path(__file__).parents[2]
 
 
-def study(*overrides):
+def study(*overrides: str) -> StudyConfig:
     return study_file.load(ROOT / "configs" / "digits.yaml", ["tracking.kind=none", *overrides])
 
 
 @pytest.fixture
-def config():
+def config() -> StudyConfig:
     return study()
 
 
 @pytest.fixture
-def store(tmp_path):
-    return open_store(tmp_path / "root")
+def store(tmp_path: Path) -> FileStore:
+    return FileStore(tmp_path / "root")
 
 
-def statuses(store, config, spec):
-    path = Path(store.root / layout.journal(config, spec))
+def statuses(store: FileStore, config: StudyConfig, spec: ModelSpec) -> list[tuple[str, str | None]]:
+    path = store.root / layout.journal(config, spec)
     found = [entry.values for entry, _ in read_entries(path) if entry.kind == "status"]
     return [(values["status"], values.get("error")) for values in found]
 
 
-def test_importing_it_imports_neither_mlflow_nor_torch():
+def test_importing_it_imports_neither_mlflow_nor_torch() -> None:
     code = "import dit.tracking, dit.tracking.mlflow_ui, sys;"
     code += "print(sorted({'mlflow', 'torch', 'boto3'} & set(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout == "[]\n"
 
 
-def test_the_repository_does_not_shadow_mlflow():
+def test_the_repository_does_not_shadow_mlflow() -> None:
     assert not list((ROOT / "mlflow").glob("**/*.py"))
 
 
-def test_a_resumed_run_adds_what_is_new_and_nothing_twice(config, store):
+def test_a_resumed_run_adds_what_is_new_and_nothing_twice(config: StudyConfig, store: FileStore) -> None:
     spec = config.specs[0]
     for start in (0, 40, 20):  # as after kills, from checkpoints
         with open_tracker(config, store, spec) as tracker:
@@ -62,7 +67,7 @@ def test_a_resumed_run_adds_what_is_new_and_nothing_twice(config, store):
     assert len(points) == 2 * len(losses)
 
 
-def test_steps_may_come_in_any_order(config, store):
+def test_steps_may_come_in_any_order(config: StudyConfig, store: FileStore) -> None:
     spec = config.specs[0]
     for step in (800, 200, 400, 200):
         with open_tracker(config, store, spec) as tracker:
@@ -71,7 +76,7 @@ def test_steps_may_come_in_any_order(config, store):
     assert [point.step for point in read_points(config, store, spec) if point.key == "fd_digits"] == [800, 200, 400]
 
 
-def test_runs_of_variants_and_of_the_study_are_apart(config, store):
+def test_runs_of_variants_and_of_the_study_are_apart(config: StudyConfig, store: FileStore) -> None:
     first, second, *_ = config.specs
     for number, spec in enumerate((first, second, None)):
         with open_tracker(config, store, spec) as tracker:
@@ -80,7 +85,7 @@ def test_runs_of_variants_and_of_the_study_are_apart(config, store):
     assert read_points(config, store, config.specs[2]) == []
 
 
-def test_all_ranks_but_the_first_log_nothing(config, store):
+def test_all_ranks_but_the_first_log_nothing(config: StudyConfig, store: FileStore) -> None:
     with open_tracker(config, store, config.specs[0], enabled=False) as tracker:
         tracker.params({"depth": 2})
         tracker.metrics(1, {"loss": 1.0})
@@ -92,7 +97,7 @@ def test_all_ranks_but_the_first_log_nothing(config, store):
     assert store.list() == []
 
 
-def test_how_a_run_ended_is_in_its_journal(config, store):
+def test_how_a_run_ended_is_in_its_journal(config: StudyConfig, store: FileStore) -> None:
     spec = config.specs[0]
     with open_tracker(config, store, spec):
         pass
@@ -109,10 +114,10 @@ def test_how_a_run_ended_is_in_its_journal(config, store):
     ]
 
 
-def test_a_killed_writer_is_found_by_the_next(config, store):
+def test_a_killed_writer_is_found_by_the_next(config: StudyConfig, store: FileStore) -> None:
     spec = config.specs[0]
     code = (
-        "import os, sys; from dit import study_file; from dit.storage import open_store\n"
+        "import os, sys; from dit.study import study_file; from dit.storage import open_store\n"
         "from dit.tracking import open_tracker\n"
         "config = study_file.load(sys.argv[1], ['tracking.kind=none'])\n"
         "with open_tracker(config, open_store(sys.argv[2]), config.specs[0]) as tracker:\n"
@@ -127,7 +132,7 @@ def test_a_killed_writer_is_found_by_the_next(config, store):
     assert [status for status, _ in statuses(store, config, spec)] == ["RUNNING", "KILLED"]
 
 
-def test_parameters_and_files_that_did_not_change_are_kept_once(config, store):
+def test_parameters_and_files_that_did_not_change_are_kept_once(config: StudyConfig, store: FileStore) -> None:
     spec = config.specs[0]
     for depth in (2, 2, 3):
         with open_tracker(config, store, spec) as tracker:
@@ -142,7 +147,7 @@ def test_parameters_and_files_that_did_not_change_are_kept_once(config, store):
     assert len([entry for entry in journal if entry.kind in ("artifact", "image")]) == 2
 
 
-def test_a_changed_recipe_begins_anew(config, store):
+def test_a_changed_recipe_begins_anew(config: StudyConfig, store: FileStore) -> None:
     spec = config.specs[0]
     with open_tracker(config, store, spec) as tracker:
         tracker.metrics(10, {"loss": 1.0})
@@ -156,21 +161,21 @@ def test_a_changed_recipe_begins_anew(config, store):
     assert [point.value for point in read_points(longer, store, spec)] == [2.0]
 
 
-def test_the_journal_is_lines_that_any_program_can_read(config, store):
+def test_the_journal_is_lines_that_any_program_can_read(config: StudyConfig, store: FileStore) -> None:
     with open_tracker(config, store, config.specs[0]) as tracker:
         tracker.metrics(10, {"loss": 1.0})
     lines = (store.root / layout.journal(config, config.specs[0])).read_text().splitlines()
     assert [json.loads(line)["kind"] for line in lines] == ["run", "status", "metrics", "status"]
 
 
-def test_without_mlflow_nothing_is_shipped(config, store):
+def test_without_mlflow_nothing_is_shipped(config: StudyConfig, store: FileStore) -> None:
     with open_tracker(config, store, None) as tracker:
         tracker.metrics(1, {"loss": 1.0})
     assert flush(config, store)
     assert not list(store.root.rglob("shipper*"))
 
 
-def test_where_runs_go_by_default(store, monkeypatch, tmp_path):
+def test_where_runs_go_by_default(store: FileStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     local = resolve_target(study(), store)
     assert local.uri == f"sqlite:///{store.root}/mlflow.db"
@@ -184,56 +189,31 @@ def test_where_runs_go_by_default(store, monkeypatch, tmp_path):
     assert resolve_target(study("tracking.uri=sqlite:///x.db"), store).uri == f"sqlite:///{tmp_path}/x.db"
 
 
-def log_and_ship(config, store, target):
-    """Lines that a server has, by what is remembered; the file that remembers it."""
-    with open_tracker(config, store, None) as tracker:
-        tracker.metrics(1, {"loss": 1.0})
-    run = run_folder(config, store, None)
-    identity = read_header(run.journal).values["id"]
-    write_target(study_folder(config, store), target)
-    write_shipped(run, identity, target, Shipped("1", run.journal.stat().st_size, status="FINISHED"))
-    return run.shipped(identity)
-
-
-def test_a_password_in_the_address_makes_no_other_server(store):
+def test_a_password_makes_no_other_server_and_is_not_kept(store: FileStore) -> None:
     target = resolve_target(study("tracking.uri=http://user:secret@mlflow:5000"), store)
     changed = resolve_target(study("tracking.uri=http://user:changed@mlflow:5000"), store)
-    folder = study_folder(study(), store)
-    file = log_and_ship(study(), store, target)
-    assert not any("secret" in path.read_text() for path in (file, folder.target))
-    assert [waiting(folder, one) for one in (target, changed, read_target(folder))] == [0, 0, 0]
-    # As an earlier version wrote it.
-    write_json(file, {target.digest: json.loads(file.read_text())[target.ledger]})
-    assert waiting(folder, target) == 0
-
-
-def test_what_waits_for_a_password_that_is_not_kept_is_said_and_not_tried(store, capsys):
-    file = log_and_ship(study(), store, resolve_target(study("tracking.uri=http://user:secret@mlflow:5000"), store))
-    said = []
-    for _ in range(2):
-        with pytest.raises(InputError, match="open http://mlflow:5000"):
-            server_command(str(store.root), "127.0.0.1", 5000)
-        said.append(capsys.readouterr().out)
-        file.unlink(missing_ok=True)
-    assert said[0] == ""
-    assert "lines wait for http://mlflow:5000" in said[1]
-    assert not list(store.root.rglob("shipper*"))
-
-
-def test_an_address_without_a_password_is_remembered_under_its_name_of_old(store):
-    target = resolve_target(study("tracking.uri=http://mlflow:5000"), store)
-    assert (target.digest, target.ledger) == ("98cd55686abc", "98cd55686abc")
+    with open_tracker(study(), store, None) as tracker:
+        tracker.metrics(1, {"loss": 1.0})
+    folder, run = study_folder(study(), store), run_folder(study(), store, None)
+    state = read_state(folder, target)
+    header = read_header(run.journal)
+    assert header is not None
+    state.journals[header.values["id"]] = Shipped("1", run.journal.stat().st_size, status="FINISHED")
+    state.save()
+    other = resolve_target(study("tracking.uri=http://elsewhere:5000"), store)
+    assert [waiting(folder, one) > 0 for one in (target, changed, other)] == [False, False, True]
+    assert not any(b"secret" in path.read_bytes() for path in store.root.rglob("*") if path.is_file())
 
 
 @pytest.mark.parametrize("uri", ["runs/mlruns", "file:///tmp/mlruns", "/tmp/mlruns"])
-def test_a_folder_for_mlflow_is_refused_before_any_work(uri, store):
+def test_a_folder_for_mlflow_is_refused_before_any_work(uri: str, store: FileStore) -> None:
     config = study("tracking.kind=mlflow", f"tracking.uri={uri}")
     with pytest.raises(InputError, match=r"tracking\.uri"), open_tracker(config, store, None):
         pytest.fail("must not begin")
     assert store.list() == []
 
 
-def test_places_follow_the_layout(config, store):
+def test_places_follow_the_layout(config: StudyConfig, store: FileStore) -> None:
     spec = config.specs[0]
     with open_tracker(config, store, spec):
         pass

@@ -1,0 +1,59 @@
+"""MLflow's SQLite file, read and corrected without MLflow."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from dit.errors import StoreError
+
+_BUSY_SECONDS = 30.0
+# Experiments last: their addresses show whether all is done.
+_MOVES = (
+    "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?) WHERE substr(artifact_uri, 1, ?) = ?",
+    "UPDATE experiments SET artifact_location = ? || substr(artifact_location, ?)"
+    " WHERE substr(artifact_location, 1, ?) = ?",
+)
+
+
+def run_ids(path: Path) -> set[str]:
+    """Ids of the runs that are not deleted; empty if there is no database."""
+    return {row[0] for row in _query(path, "SELECT run_uuid FROM runs WHERE lifecycle_stage = 'active'")}
+
+
+def experiment_id(path: Path, name: str) -> str | None:
+    """Id of the experiment of this name, if there is one."""
+    rows = _query(path, "SELECT experiment_id FROM experiments WHERE name = ?", name)
+    return str(rows[0][0]) if rows else None
+
+
+def follow_move(path: Path, experiment: str, artifacts: str) -> None:
+    """Correct the artifacts' addresses in a database that was moved or copied together with its artifacts.
+
+    `artifacts` is where those of the experiment are now, below the database's folder. MLflow stores absolute addresses.
+    """
+    new = path.parent.as_uri()
+    for (location,) in _query(path, "SELECT artifact_location FROM experiments WHERE name = ?", experiment):
+        old = location.removesuffix(artifacts.removeprefix(new))
+        if location not in (artifacts, old):
+            # The address of MLflow's own experiment "Default" is a path.
+            for before, after in ((unquote(urlsplit(old).path), str(path.parent)), (old, new)):
+                size = len(before) + 1
+                for statement in _MOVES:
+                    _query(path, statement, after, size, size, f"{before}/")
+
+
+def _query(path: Path, statement: str, *values: object) -> list[tuple[Any, ...]]:
+    """The rows; none if there is no database, or if MLflow has not made its tables yet."""
+    if not path.exists():
+        return []
+    try:
+        with closing(sqlite3.connect(path, timeout=_BUSY_SECONDS)) as database, database:
+            return database.execute(statement, values).fetchall()
+    except sqlite3.DatabaseError as error:
+        if "no such table" in str(error):
+            return []
+        raise StoreError(f"{path}: {error}; try again, or remove it: it is made again from the journals") from error
