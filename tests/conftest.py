@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from s3_fixtures import large, s3_environment, s3_proxy, s3_server, s3_store
+
+__all__ = ["large", "s3_environment", "s3_proxy", "s3_server", "s3_store"]
+"""Fixtures that every test may ask for."""
 
 # No test is judged by the clock: a machine that others share can be any number of times slower.
 settings.register_profile("untimed", deadline=None)

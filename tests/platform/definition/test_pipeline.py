@@ -1,0 +1,301 @@
+"""The compiled pipeline: as a file for review, and what of a study and a submission it depends on.
+
+python tests/contract/test_pipeline.py             writes the golden file anew
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+import yaml
+
+from dit.cli.commands import run
+from dit.study.study_file import load, load_text
+from pipelines.compile import compile_study
+from pipelines.definition.pipeline import dataset_only
+
+ROOT = Path(__file__).parents[3]
+GOLDEN = Path(__file__).parent / "golden" / "pipeline-digits.yaml"
+STUDIES = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
+IMAGE = "registry.example/dit-scaling@sha256:" + "0" * 64
+TWO = "variants=[mini-S/2, mini-B/2]"
+# Of many variants a file for review would say the same again and again.
+ONE = "variants=[mini-S/2]"
+
+
+class Compiled:
+    """A compiled pipeline, and ways to look at it."""
+
+    def __init__(self, study: str, *overrides: str) -> None:
+        self.config = load(ROOT / "configs" / f"{study}.yaml", overrides)
+        with TemporaryDirectory() as folder:
+            self.text = compile_study(self.config, "s3://bucket/dit", IMAGE, Path(folder) / "new/it.yaml").read_text()
+        self.pipeline, self.platform = yaml.load_all(self.text, Loader=yaml.CSafeLoader)
+        self.tasks: dict[str, Any] = self.pipeline["root"]["dag"]["tasks"]
+
+    def task(self, name: str) -> dict[str, Any]:
+        (found,) = (task for task in self.tasks.values() if task["taskInfo"]["name"] == name)
+        return dict(found)
+
+    def names(self) -> list[str]:
+        return [task["taskInfo"]["name"] for task in self.tasks.values()]
+
+    def waits_for(self, name: str) -> set[str]:
+        return {self.tasks[key]["taskInfo"]["name"] for key in self.task(name).get("dependentTasks", [])}
+
+    def given(self, name: str) -> dict[str, Any]:
+        """A task's inputs: constants as they are, the pipeline's parameters by their names in $."""
+        found: dict[str, Any] = {}
+        for key, value in self.task(name)["inputs"]["parameters"].items():
+            constant = value.get("runtimeValue", {}).get("constant")
+            found[key] = constant if constant is not None else f"${value['componentInputParameter']}"
+        return found
+
+    def container(self, name: str) -> dict[str, Any]:
+        return dict(self.pipeline["deploymentSpec"]["executors"][self._executor(name)]["container"])
+
+    def settings(self, name: str) -> dict[str, Any]:
+        executors = self.platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+        return dict(executors[self._executor(name)])
+
+    def _executor(self, name: str) -> str:
+        component = self.task(name)["componentRef"]["name"]
+        return str(self.pipeline["components"][component]["executorLabel"])
+
+
+compiled_once = cache(Compiled)
+
+
+@pytest.fixture
+def digits() -> Compiled:
+    return compiled_once("digits")
+
+
+@pytest.fixture
+def imagenet() -> Compiled:
+    return compiled_once("imagenet256")
+
+
+def test_the_pipeline_of_the_digits_is_as_reviewed() -> None:
+    assert Compiled("digits", ONE).text == GOLDEN.read_text()
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_every_study_compiles_to_all_its_steps(study: str) -> None:
+    compiled = compiled_once(study)
+    config = compiled.config
+    parts = [f"prepare {k}/{config.cluster.steps.parts}" for k in range(1, config.cluster.steps.parts + 1)]
+    steps = [f"{stage} {name}" for stage in ("train", "sample", "evaluate") for name in config.variants]
+    assert sorted(compiled.names()) == sorted([*parts, "merge", *steps, "report"])
+    assert compiled.waits_for("merge") == set(parts)
+    assert compiled.waits_for("report") == {f"evaluate {name}" for name in config.variants}
+    for name in config.variants:
+        assert compiled.waits_for(f"train {name}") >= {"merge"}
+        assert compiled.waits_for(f"sample {name}") == {f"train {name}"}
+        assert compiled.waits_for(f"evaluate {name}") == {f"sample {name}"}
+        assert load_text(compiled.given(f"train {name}")["study"]) == config
+    # A pod that installs something needs an index, and takes another version tomorrow.
+    assert "pip install" not in compiled.text
+
+
+def test_what_a_person_changes_is_a_parameter_and_the_study_is_none(digits: Compiled) -> None:
+    parameters = digits.pipeline["root"]["inputDefinitions"]["parameters"]
+    assert {name: one["defaultValue"] for name, one in parameters.items()} == {
+        "root": "s3://bucket/dit",
+        "steps": 1500,
+        "cfg": 1.0,
+        "samples": 1000,
+        "seed": 0,
+        "image": IMAGE,
+        "overrides": [],
+    }
+    for name in digits.names():
+        assert digits.container(name)["image"] == "{{$.inputs.parameters['pipelinechannel--image']}}"
+        shared = {key: value for key, value in digits.given(name).items() if key in parameters}
+        assert shared == {key: f"${key}" for key in shared}
+        if not name.startswith("prepare"):
+            assert shared.keys() >= {"root", "steps", "cfg", "samples", "seed", "overrides"}
+
+
+def test_only_the_parts_of_the_preparation_are_cached(digits: Compiled) -> None:
+    cached = {name for name in digits.names() if digits.task(name)["cachingOptions"].get("enableCache")}
+    assert cached == {"prepare 1/2", "prepare 2/2"}
+
+
+@pytest.mark.parametrize(
+    ("override", "same"),
+    [
+        ("train.learning_rate=0.1", True),
+        ("train.seed=3", True),
+        (TWO, True),
+        ("description=other words", True),
+        ("cluster.replicas=4", True),
+        ("sampling.num_samples=10", True),
+        ("dataset.name=others", False),
+        ("dataset.shuffle_seed=1", False),
+        ("dataset.samples_per_shard=256", False),
+    ],
+)
+def test_a_part_is_taken_from_the_cache_when_its_shards_would_be_the_same(
+    digits: Compiled, override: str, same: bool
+) -> None:
+    other = load(ROOT / "configs/digits.yaml", [override])
+    assert (dataset_only(other) == dataset_only(digits.config)) is same
+    assert dataset_only(other).dataset_hash() == other.dataset_hash()
+
+
+def test_what_decides_the_shards_is_the_key_of_a_parts_cache(digits: Compiled) -> None:
+    key = digits.given("prepare 1/2")
+    assert load_text(key.pop("dataset_study")) == dataset_only(digits.config)
+    # kfp itself adds the image of the container.
+    assert {
+        name: value for name, value in key.items() if value not in ("$image", digits.container("report")["image"])
+    } == {
+        "root": "$root",
+        "overrides": "$overrides",
+        "part": 1,
+        "parts": 2,
+    }
+    assert key["image"] == "$image"
+
+
+def test_parts_are_told_apart(digits: Compiled) -> None:
+    first, second = (digits.given(f"prepare {number}/2") for number in (1, 2))
+    assert (first.pop("part"), second.pop("part")) == (1, 2)
+    assert first == second
+
+
+def test_variants_take_turns_where_nothing_starts_jobs_whole(digits: Compiled, imagenet: Compiled) -> None:
+    variants = digits.config.variants
+    for before, name in pairwise(variants):
+        assert digits.waits_for(f"train {name}") == {"merge", f"sample {before}"}
+    for name in imagenet.config.variants:
+        assert imagenet.waits_for(f"train {name}") == {"merge"}
+
+
+def test_so_many_variants_at_a_time_as_the_study_says() -> None:
+    compiled = Compiled("digits", "cluster.steps.variants_at_a_time=2")
+    waits = [compiled.waits_for(f"train {name}") - {"merge"} for name in compiled.config.variants]
+    assert waits == [set(), set(), {"sample mini-S/2"}, {"sample mini-B/2"}, {"sample mini-L/2"}]
+
+
+def test_every_pod_has_services_and_identities_key_by_key(digits: Compiled) -> None:
+    for name in digits.names():
+        settings = digits.settings(name)
+        maps = {one["configMapName"]: one["keyToEnv"] for one in settings["configMapAsEnv"]}
+        assert [one["envVar"] for one in maps["dit-services"]] == [
+            "AWS_ENDPOINT_URL_S3",
+            "AWS_REGION",
+            "MLFLOW_TRACKING_URI",
+        ]
+        secrets = {one["secretName"]: one["keyToEnv"] for one in settings["secretAsEnv"]}
+        assert [one["secretKey"] for one in secrets["dit-s3"]] == ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"]
+        assert {one["envVar"] for one in secrets["dit-mlflow"]} == {
+            "MLFLOW_TRACKING_USERNAME",
+            "MLFLOW_TRACKING_PASSWORD",
+        }
+        assert settings["emptyDirMounts"] == [
+            {"mountPath": "/tmp", "volumeName": "scratch", "sizeLimit": "1Gi"},
+            {"mountPath": "/dev/shm", "volumeName": "shared-memory", "medium": "Memory", "sizeLimit": "64Mi"},
+        ]
+        assert digits.task(name)["retryPolicy"] == {
+            "maxRetryCount": 3,
+            "backoffDuration": "30s",
+            "backoffFactor": 2.0,
+            "backoffMaxDuration": "31536000s",
+        }
+
+
+def test_steps_with_gpus_go_where_these_are_and_launchers_do_not(imagenet: Compiled) -> None:
+    resources = imagenet.container("prepare 1/16")["resources"]
+    assert resources["accelerator"]["resourceType"] == "nvidia.com/gpu"
+    assert resources["accelerator"]["resourceCount"] == "1"
+    assert (resources["resourceCpuRequest"], resources["resourceMemoryLimit"]) == ("8", "32Gi")
+    assert "resourceCpuLimit" not in resources
+    disks = {step: imagenet.settings(step)["emptyDirMounts"][0]["sizeLimit"] for step in ("prepare 1/16", "merge")}
+    assert disks == {"prepare 1/16": "200Gi", "merge": "10Gi"}
+    placed = imagenet.settings("evaluate DiT-B/2")
+    assert placed["nodeSelector"] == {"labels": {"nvidia.com/gpu.product": "NVIDIA-A100-SXM4-80GB"}}
+    assert placed["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+    launcher = imagenet.settings("train DiT-B/2")
+    assert not launcher.keys() & {"nodeSelector", "tolerations"}
+    assert "accelerator" not in imagenet.container("train DiT-B/2")["resources"]
+    assert imagenet.container("train DiT-B/2")["resources"]["resourceMemoryLimit"] == "1Gi"
+
+
+def test_the_rest_of_the_cluster_section_reaches_the_pods() -> None:
+    compiled = Compiled(
+        "digits",
+        "cluster.steps.report={cpu: 1.5, memory: 1.5Gi, shared_memory: 64Mi, timeout_seconds: 600}",
+        "cluster.steps.retries=0",
+        "cluster.image_pull_secrets=[registry]",
+        "cluster.env={AWS_REGION: elsewhere, NCCL_DEBUG: WARN}",
+        TWO,
+    )
+    container, settings = compiled.container("report"), compiled.settings("report")
+    assert container["resources"]["resourceCpuRequest"] == "1.5"
+    assert container["resources"]["resourceMemoryLimit"] == str(3 << 29)
+    variables = {one["name"]: one["value"] for one in container["env"]}
+    assert variables["AWS_REGION"] == "elsewhere"
+    assert variables["NCCL_DEBUG"] == "WARN"
+    assert {variables[name].split("/")[1] for name in ("HOME", "TMPDIR", "DIT_CACHE")} == {"tmp"}
+    assert variables["OMP_NUM_THREADS"] == "1"
+    assert [one["envVar"] for one in settings["configMapAsEnv"][0]["keyToEnv"]] == [
+        "AWS_ENDPOINT_URL_S3",
+        "MLFLOW_TRACKING_URI",
+    ]
+    assert settings["activeDeadlineSeconds"] == "600"
+    assert [one["secretName"] for one in settings["imagePullSecret"]] == ["registry"]
+    assert "retryPolicy" not in compiled.task("report")
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    assert run(["compile", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("dit: ")
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+def test_a_root_that_pods_do_not_reach_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    study, output = str(ROOT / "configs/digits.yaml"), str(tmp_path / "file.yaml")
+    for root in ("runs", "file:///runs", "s3://"):
+        assert "s3://bucket/prefix" in refused([study, "--root", root, "--image", IMAGE, "--output", output], capsys)
+    assert not Path(output).exists()
+
+
+@pytest.mark.parametrize(
+    "image", ["registry.example/dit:0.1", "registry.example/dit@sha256:0123", "@sha256:" + "0" * 64]
+)
+def test_an_image_that_may_be_another_one_tomorrow_is_refused(
+    image: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    study, output = str(ROOT / "configs/digits.yaml"), tmp_path / "file.yaml"
+    said = refused([study, "--root", "s3://bucket", "--image", image, "--output", str(output)], capsys)
+    assert f"image {image}: " in said
+    assert "NAME@sha256:" in said
+    assert not output.exists()
+
+
+def test_without_a_pushed_image_the_next_command_is_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = [str(ROOT / "configs/digits.yaml"), "--root", "s3://bucket", "--output", "study.yaml"]
+    assert "make build push REGISTRY=" in refused(arguments, capsys)
+    (tmp_path / "build").mkdir()
+    (tmp_path / "build/image.digest").write_text(f"{IMAGE}\n")
+    assert run(["compile", *arguments, "--set", TWO]) == 0
+    assert capsys.readouterr().out == "study.yaml\n"
+    pipeline = next(yaml.safe_load_all((tmp_path / "study.yaml").read_text()))
+    assert pipeline["root"]["inputDefinitions"]["parameters"]["image"]["defaultValue"] == IMAGE
+
+
+if __name__ == "__main__":
+    compile_study(load(ROOT / "configs/digits.yaml", [ONE]), "s3://bucket/dit", IMAGE, GOLDEN)

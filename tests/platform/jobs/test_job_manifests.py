@@ -1,0 +1,208 @@
+"""The manifests of jobs: against the published CRDs, against Pod Security, and as a file for review.
+
+python tests/contract/test_job_manifests.py        writes the golden file anew
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dit.study.study_file import load
+from pipelines.jobs.kind import Rendered
+from pipelines.jobs.registry import render_job
+from pipelines.jobs.spec import STUDY_PATH, job_spec
+
+ROOT = Path(__file__).parents[3]
+CRDS = next((folder for parent in ROOT.parents if (folder := parent / "shared" / "crds").is_dir()), None)
+GOLDEN = Path(__file__).parent / "golden" / "pytorchjob-imagenet256-dit-xl-2.yaml"
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+IMAGE = "registry.example/dit-scaling@sha256:" + "0" * 64
+
+
+def rendered(study: str, *overrides: str, variant: str | None = None, stage: Any = "train") -> Rendered:
+    config = load(ROOT / "configs" / f"{study}.yaml", overrides)
+    return render_job(job_spec(config, variant or config.variants[-1], stage, "s3://bucket/dit", IMAGE))
+
+
+@cache
+def strict_schema(kind: str) -> dict[str, Any]:
+    """The CRD's schema, refusing keys that Kubernetes would silently drop."""
+    if CRDS is None:
+        pytest.skip("no shared/crds beside the project: manifests are not checked against the published CRDs")
+    file = next(path for path in CRDS.glob("*.yaml") if path.stem.split("_")[1] == f"{kind.lower()}s")
+    version = yaml.safe_load(file.read_text())["spec"]["versions"][0]
+    schema: dict[str, Any] = version["schema"]["openAPIV3Schema"]
+    # Kubernetes checks metadata itself; a CRD says only that it is an object.
+    schema["properties"]["metadata"] = {"type": "object"}
+    return tighten(schema)
+
+
+def tighten(schema: Any) -> Any:
+    if isinstance(schema, list):
+        return [tighten(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    tight = {key: tighten(value) for key, value in schema.items()}
+    if isinstance(schema.get("properties"), dict) and not schema.get("x-kubernetes-preserve-unknown-fields"):
+        tight.setdefault("additionalProperties", False)
+    if schema.get("x-kubernetes-int-or-string"):
+        tight.pop("type", None)
+        tight["anyOf"] = [{"type": "integer"}, {"type": "string"}]
+    return tight
+
+
+def problems(manifest: dict[str, Any]) -> list[str]:
+    jsonschema = pytest.importorskip("jsonschema")
+    validator = jsonschema.Draft202012Validator(strict_schema(manifest["kind"]))
+    return [f"{error.json_path}: {error.message[:200]}" for error in validator.iter_errors(manifest)]
+
+
+@pytest.mark.parametrize("study", [path.stem for path in CONFIGS])
+@pytest.mark.parametrize("job", ["pytorchjob", "trainjob"])
+@pytest.mark.parametrize("stage", ["train", "sample"])
+def test_every_study_renders_to_what_the_crds_describe(study: str, job: str, stage: str) -> None:
+    result = rendered(study, f"cluster.job={job}", "cluster.deadline_seconds=1000", stage=stage)
+    for manifest in (result.job, *(companion for _, companion in result.companions)):
+        assert problems(manifest) == []
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("runPolicy", "cleanPodPolcy"), "Running"),
+        (("pytorchReplicaSpecs", "Worker", "replicas"), "8"),
+        (("pytorchReplicaSpecs", "Worker", "template", "spec", "resourcs"), {}),
+    ],
+)
+def test_a_typing_error_in_a_manifest_would_be_found(place: tuple[str, ...], value: Any) -> None:
+    node = (manifest := rendered("imagenet256").job)["spec"]
+    for key in place[:-1]:
+        node = node[key]
+    node[place[-1]] = value
+    assert len(problems(manifest)) == 1
+
+
+def test_the_pytorchjob_of_the_largest_model_is_as_reviewed() -> None:
+    assert rendered("imagenet256", variant="DiT-XL/2").job == yaml.safe_load(GOLDEN.read_text())
+
+
+def pod_templates(study: str, *overrides: str) -> list[tuple[str, dict[str, Any]]]:
+    job = rendered(study, *overrides).job
+    train = rendered(study, *overrides, "cluster.job=trainjob")
+    node = train.companions[0][1]["spec"]["template"]["spec"]["replicatedJobs"][0]
+    return [
+        ("pytorch", job["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]),
+        ("node", node["template"]["spec"]["template"]),
+    ]
+
+
+@pytest.mark.parametrize("study", [path.stem for path in CONFIGS])
+def test_pods_are_restricted_and_can_write_where_they_must(study: str) -> None:
+    for name, template in pod_templates(study):
+        pod, (container,) = template["spec"], template["spec"]["containers"]
+        assert container["name"] == name
+        assert pod["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        assert pod["automountServiceAccountToken"] is False
+        assert pod["enableServiceLinks"] is False
+        mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+        assert set(mounts) == {"/tmp", "/dev/shm", str(Path(STUDY_PATH).parent)}
+        volumes = {volume["name"]: volume for volume in pod["volumes"]}
+        assert volumes[mounts["/dev/shm"]]["emptyDir"]["medium"] == "Memory"
+        assert template["metadata"]["labels"]["sidecar.istio.io/inject"] == "false"
+
+
+def test_pods_run_what_a_person_would_type_with_nothing_of_the_launchers_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MLFLOW_RUN_ID", "of-the-step")
+    for name, template in pod_templates("imagenet256"):
+        container = template["spec"]["containers"][0]
+        command = " ".join([*container["command"], *container["args"]])
+        assert command == (
+            f"python -m pipelines.jobs.torchrun -m dit train {STUDY_PATH} --variant DiT-XL/4 --root s3://bucket/dit"
+        )
+        plain = {entry["name"] for entry in container["env"] if "value" in entry}
+        settings = {"LOGLEVEL", "OMP_NUM_THREADS", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "AWS_MAX_ATTEMPTS"}
+        settings.add("TORCH_ELASTIC_SHUTDOWN_TIMEOUT")
+        own = {"node": {"PET_RDZV_CONF"}}.get(name, set())
+        assert plain == {"PYTHONUNBUFFERED", "HOME", "TMPDIR", "DIT_CACHE"} | settings | own
+        references = [next(iter(entry["valueFrom"].values())) for entry in container["env"] if "valueFrom" in entry]
+        assert [(one["name"], one["key"]) for one in references] == [
+            ("dit-services", "AWS_ENDPOINT_URL_S3"),
+            ("dit-services", "AWS_REGION"),
+            ("dit-services", "MLFLOW_TRACKING_URI"),
+            ("dit-s3", "AWS_ACCESS_KEY_ID"),
+            ("dit-s3", "AWS_SECRET_ACCESS_KEY"),
+            ("dit-mlflow", "MLFLOW_TRACKING_USERNAME"),
+            ("dit-mlflow", "MLFLOW_TRACKING_PASSWORD"),
+        ]
+
+
+@pytest.mark.parametrize("study", ["imagenet256", "imagenet256-52k"])
+def test_one_pod_for_a_whole_node_is_what_the_study_file_says(study: str) -> None:
+    text = (ROOT / "configs" / f"{study}.yaml").read_text()
+    overrides = text.partition('SET="')[2].partition('"')[0].split()
+    job = rendered(study, *overrides).job
+    assert problems(job) == []
+    spec, worker = job["spec"], job["spec"]["pytorchReplicaSpecs"]["Worker"]
+    assert (spec["nprocPerNode"], worker["replicas"]) == ("8", 1)
+    assert (spec["elasticPolicy"]["minReplicas"], spec["elasticPolicy"]["maxReplicas"]) == (1, 1)
+    container = worker["template"]["spec"]["containers"][0]
+    assert container["resources"]["limits"] == {"memory": "512Gi", "nvidia.com/gpu": "8"}
+    assert {"name": "OMP_NUM_THREADS", "value": "8"} in container["env"]
+    train = rendered(study, *overrides, "cluster.job=trainjob").job
+    assert problems(train) == []
+    assert (train["spec"]["trainer"]["numNodes"], train["spec"]["trainer"]["numProcPerNode"]) == (1, 8)
+
+
+@pytest.mark.parametrize(("replicas", "limit"), [(8, 24), (32, 96)])
+def test_a_pytorchjob_fails_by_incidents_whatever_the_number_of_its_pods(replicas: int, limit: int) -> None:
+    """The operator adds up the restarts of all pods."""
+    job = rendered("imagenet256", f"cluster.replicas={replicas}", "cluster.backoff_limit=3").job
+    assert job["spec"]["runPolicy"]["backoffLimit"] == limit
+
+
+def test_a_pod_that_is_told_to_end_has_time_for_a_checkpoint() -> None:
+    for _, template in pod_templates("imagenet256", "cluster.pod.grace_seconds=120"):
+        spec = template["spec"]
+        env = {one["name"]: one.get("value") for one in spec["containers"][0]["env"]}
+        assert spec["terminationGracePeriodSeconds"] == 120
+        assert 100 < int(env["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]) < 120
+
+
+def test_pods_wait_for_those_that_start_later_as_long_as_a_launcher_does() -> None:
+    """But torchrun's wait for a word of another pod (`read_timeout`), which may have died, stays as it is."""
+    job, patience = rendered("imagenet256").job, load(ROOT / "configs" / "imagenet256.yaml").cluster.patience
+    conf = {one["key"]: int(one["value"]) for one in job["spec"]["elasticPolicy"]["rdzvConf"]}
+    assert conf.keys() == {"join_timeout"}
+    assert conf["join_timeout"] > patience.start
+    (_, node) = pod_templates("imagenet256")[1]
+    env = {one["name"]: one.get("value") for one in node["spec"]["containers"][0]["env"]}
+    key, _, seconds = env["PET_RDZV_CONF"].partition("=")
+    assert key == "timeout"
+    assert int(seconds) > patience.start
+
+
+def test_a_trainjob_keeps_a_failed_pod_and_fails_at_once() -> None:
+    result = rendered("digits", "cluster.job=trainjob")
+    ((_, runtime),) = result.companions
+    assert result.job["spec"]["runtimeRef"]["name"] == runtime["metadata"]["name"] == result.job["metadata"]["name"]
+    jobset = runtime["spec"]["template"]["spec"]
+    assert jobset["failurePolicy"] == {"maxRestarts": 0}
+    node = jobset["replicatedJobs"][0]["template"]["spec"]
+    assert node["backoffLimit"] == 0
+    assert node["template"]["spec"]["restartPolicy"] == "Never"
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text(yaml.safe_dump(rendered("imagenet256", variant="DiT-XL/2").job, sort_keys=False, width=120))

@@ -1,0 +1,88 @@
+"""A study's stage as a job: its name, its hash, and what makes two jobs the same."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dit.errors import ConfigError, InputError
+from dit.study.study_file import load, load_text
+from dit.study.variants import VARIANTS, resolve
+from pipelines.jobs import names
+from pipelines.jobs.registry import render_job, spec_hash
+from pipelines.jobs.spec import JobSpec, Workflow, job_spec, workflows_of
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+IMAGE = "registry.example/dit-scaling@sha256:0123"
+STUDIES = st.from_regex(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?", fullmatch=True)
+
+
+def spec(*overrides: str, variant: str = "DiT-XL/2", study: str = "imagenet256") -> JobSpec:
+    return job_spec(load(CONFIGS / f"{study}.yaml", overrides), variant, "train", "s3://bucket/dit", IMAGE)
+
+
+def test_a_name_tells_study_variant_and_stage() -> None:
+    assert names.job_name("imagenet256", resolve("DiT-XL/4"), "train") == "dit-imagenet256-dit-xl-4"
+    assert names.job_name("digits", resolve("mini-S/2"), "sample") == "dit-digits-mini-s-2-sample"
+
+
+@given(study=STUDIES, variant=st.sampled_from(sorted(VARIANTS)), stage=st.sampled_from(["train", "sample"]))
+def test_every_name_is_a_dns_label_with_room_for_the_pods_own_part(
+    study: str, variant: str, stage: names.Stage
+) -> None:
+    name = names.job_name(study, resolve(variant), stage)
+    assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name)
+    assert len(f"{name}-node-0-511-x7k2p") <= 63
+    assert name.removesuffix("-sample").endswith(resolve(variant).slug)
+
+
+def test_long_studies_that_begin_alike_have_different_names() -> None:
+    one, other = (names.job_name(f"{'a' * 39}{end}", resolve("mini-XL/2"), "sample") for end in "xy")
+    assert one != other
+    assert len(one) == len(other) == names.MAX_LENGTH
+
+
+def test_the_same_work_has_the_same_hash_whoever_asks_for_it() -> None:
+    bare = spec()
+    run = replace(bare, run_id="run-1", workflow=Workflow("kubeflow", "digits-abc", "uid-1"))
+    assert spec_hash(render_job(bare).job) == spec_hash(render_job(run).job) != ""
+    assert workflows_of(render_job(run).job) == (run.workflow,)
+    assert workflows_of(render_job(bare).job) == ()
+
+
+@pytest.mark.parametrize(
+    "override", ["cluster.replicas=4", "train.steps=500000", "cluster.pod.memory=32Gi", "cluster.job=trainjob"]
+)
+def test_other_work_has_another_hash(override: str) -> None:
+    assert spec_hash(render_job(spec()).job) != spec_hash(render_job(spec(override)).job)
+
+
+def test_how_long_the_launcher_waits_makes_no_other_job() -> None:
+    assert spec_hash(render_job(spec()).job) == spec_hash(render_job(spec("cluster.patience.start=100")).job)
+
+
+def test_only_a_workflow_of_the_same_namespace_owns_the_job() -> None:
+    here, elsewhere = (Workflow(namespace, "w", "uid-1") for namespace in ("dit-scaling", "kubeflow"))
+    assert "ownerReferences" not in render_job(replace(spec(), workflow=elsewhere)).job["metadata"]
+    owners = render_job(replace(spec(), workflow=here)).job["metadata"]["ownerReferences"]
+    assert [owner["uid"] for owner in owners] == ["uid-1"]
+
+
+def test_pods_get_the_study_with_its_overrides() -> None:
+    given = load_text(spec("train.steps=500000").study_file)
+    assert given.train.steps == 500_000
+    assert given.training_hash(resolve("DiT-XL/2")) == load(CONFIGS / "imagenet256.yaml").training_hash(
+        resolve("DiT-XL/2")
+    )
+
+
+def test_what_pods_cannot_do_is_refused_before_they_are_asked() -> None:
+    with pytest.raises(ConfigError, match=r"global_batch=256 is not divisible by the 3 processes"):
+        spec("cluster.replicas=3")
+    with pytest.raises(InputError, match=r"root runs: .*s3://bucket/prefix"):
+        job_spec(load(CONFIGS / "digits.yaml"), "mini-S/2", "train", "runs", IMAGE)

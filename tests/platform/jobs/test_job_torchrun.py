@@ -1,0 +1,117 @@
+"""torchrun in a pod of a job: its start with a stand-in for torch's own program, its end with the real one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dit.errors import DivergedError, InputError, PeerError, StoreError
+from pipelines.jobs.torchrun import TORCHRUN, worst
+
+ROOT = Path(__file__).parents[3]
+ARGUMENTS = ["-m", "dit", "train", "/etc/dit/study.yaml"]
+
+
+@pytest.fixture
+def port() -> Iterator[socket.socket]:
+    """One that nobody listens on yet."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        yield found
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    program = tmp_path.joinpath(*TORCHRUN.split(".")).with_suffix(".py")
+    program.parent.mkdir(parents=True)
+    for package in (program.parent.parent, program.parent):
+        (package / "__init__.py").touch()
+    program.write_text("def main(arguments):\n    print(*arguments)\n")
+    return {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+
+
+def begin(environment: dict[str, str], endpoint: str | None) -> subprocess.Popen[str]:
+    given = {"PET_RDZV_ENDPOINT": endpoint} if endpoint else {}
+    command = [sys.executable, "-m", "pipelines.jobs.torchrun", *ARGUMENTS]
+    return subprocess.Popen(command, env=environment | given, stdout=subprocess.PIPE, text=True)
+
+
+def test_a_pod_begins_when_the_one_that_holds_the_rendezvous_answers(
+    port: socket.socket, environment: dict[str, str]
+) -> None:
+    number = port.getsockname()[1]
+    with begin(environment, f"127.0.0.1:{number}") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith(f"waits for 127.0.0.1:{number}, where the pods meet: ")
+        port.listen()
+        assert process.stdout.read() == " ".join(ARGUMENTS) + "\n"
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize("endpoint", [f"{socket.gethostname()}:1", None], ids=["the pod itself", "none"])
+def test_the_pod_that_holds_it_begins_at_once_as_does_one_of_another_kind_of_job(
+    endpoint: str | None, environment: dict[str, str]
+) -> None:
+    with begin(environment, endpoint) as process:
+        assert process.stdout is not None
+        assert process.stdout.read() == " ".join(ARGUMENTS) + "\n"
+
+
+def test_a_pod_that_waits_ends_when_it_is_told(port: socket.socket, environment: dict[str, str]) -> None:
+    with begin(environment, f"127.0.0.1:{port.getsockname()[1]}") as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.read() == ""
+    assert process.returncode == -signal.SIGTERM
+
+
+FINAL, GIVEN, PEER, AGAIN = (kind.exit_code for kind in (DivergedError, InputError, PeerError, StoreError))
+TERMINATED = -signal.SIGTERM
+
+
+@pytest.mark.parametrize(
+    ("codes", "code"),
+    [
+        ([FINAL, FINAL], FINAL),
+        ([TERMINATED, 128 + signal.SIGTERM, FINAL], FINAL),
+        ([AGAIN, PEER, GIVEN], GIVEN),
+        ([PEER, AGAIN], AGAIN),
+        ([PEER, -signal.SIGKILL], 128 + signal.SIGKILL),
+        ([PEER, TERMINATED], PEER),
+        ([TERMINATED], 128 + signal.SIGTERM),
+    ],
+)
+def test_the_exit_code_is_that_of_the_process_that_is_the_reason(codes: list[int], code: int) -> None:
+    assert worst(codes) == code
+
+
+@pytest.mark.slow
+def test_torchrun_ends_with_the_exit_code_of_its_process(tmp_path: Path) -> None:
+    program = tmp_path / "rank.py"
+    program.write_text(f"import os, sys, time\nsys.exit({FINAL}) if os.environ['RANK'] == '1' else time.sleep(60)\n")
+    command = [sys.executable, "-m", "pipelines.jobs.torchrun", "--standalone", "--nproc-per-node=2", str(program)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == FINAL, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_pod_that_is_told_to_end_ends_as_by_the_signal(tmp_path: Path) -> None:
+    program = tmp_path / "rank.py"
+    program.write_text("import time\nprint('runs', flush=True)\ntime.sleep(60)\n")
+    command = [sys.executable, "-m", "pipelines.jobs.torchrun", "--standalone", "--nproc-per-node=1", str(program)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "runs\n"
+        process.send_signal(signal.SIGTERM)
+    assert process.returncode == 128 + signal.SIGTERM

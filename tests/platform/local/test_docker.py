@@ -1,0 +1,57 @@
+"""What a step in a container is shown of this machine, and what is said where there is no engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dit.console.streams import whole_lines
+from dit.errors import InputError
+from dit.study.study_file import load
+from pipelines.local.docker import container_mounts, find_image
+
+STUDY = Path(__file__).parents[3] / "configs/imagenet256.yaml"
+
+
+def test_an_engine_that_does_not_answer_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
+    with pytest.raises(InputError, match=r"no Docker engine answers: .*set DOCKER_HOST") as caught:
+        find_image("dit-scaling:any")
+    assert "\n" not in str(caught.value)
+
+
+def test_lines_come_whole_however_they_are_cut() -> None:
+    assert list(whole_lines([b"on", b"e\ntwo\n", b"\xc3", b"\xa9\n\nlast"])) == ["one", "two", "é", "", "last"]
+
+
+def test_a_container_sees_the_store_and_what_the_study_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DIT_CACHE", str(tmp_path / "cache"))
+    for folder in ("data/imagenet/train", "weights/sd-vae-ft-mse", "elsewhere"):
+        (tmp_path / folder).mkdir(parents=True)
+    reference = tmp_path / "weights/VIRTUAL_imagenet256_labeled.npz"
+    reference.touch()
+    config = load(STUDY, ["evaluation.extractor_weights=s3://bucket/weights/inception.pth"])
+    mounts = container_mounts(config, (tmp_path / "the runs").as_uri())
+    # Where a path is the same inside, addresses in the study and in messages mean the same.
+    assert all(mount["Source"] == mount["Target"] for mount in mounts)
+    assert {mount["Source"] for mount in mounts if not mount["ReadOnly"]} == {
+        str(tmp_path / "the runs"),
+        str(tmp_path / "cache"),
+    }
+    assert {mount["Source"] for mount in mounts if mount["ReadOnly"]} == {
+        str(tmp_path / "data/imagenet/train"),
+        str(tmp_path / "weights/sd-vae-ft-mse"),
+        str(reference),
+    }
+
+
+def test_a_glob_of_tars_is_looked_for_where_they_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DIT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "tars").mkdir()
+    (tmp_path / "tars/a-1.tar").touch()
+    config = load(STUDY, ["dataset.source={kind: tar, path: 'tars/a-[0-9].tar'}"])
+    mounts = container_mounts(config, "s3://bucket/dit")
+    assert [mount["Source"] for mount in mounts if mount["ReadOnly"]] == [str(tmp_path / "tars")]

@@ -1,0 +1,394 @@
+"""The preflight, and submitting after it: an S3 server, and a cluster, MLflow and pipelines that answer as such do."""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from http_fakes import Answer, Kubernetes, PipelinesServer, Request, kubeconfig, run, serve
+from s3_proxy import BUCKET, Proxy, raw
+
+from dit.cli.commands import run as main
+from pipelines import submit as submission
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+JOBS, RUNS = "/api/v1/namespaces/dit-scaling", "/api/v1/namespaces/kubeflow"
+QUEUES = "/apis/kueue.x-k8s.io/v1beta1"
+REAPER = "/apis/apps/v1/namespaces/dit-scaling/deployments/dit-reaper"
+IMAGE = "registry.example/dit@sha256:" + "0" * 64
+PASSWORD = "correct horse battery"
+A100 = "NVIDIA-A100-SXM4-80GB"
+
+
+@dataclass
+class MLflow:
+    """A server that checks names and passwords."""
+
+    name: str = ""
+
+    def answer(self, request: Request) -> Answer:
+        if request.headers["Host"] != self.name:
+            return 403, "Invalid Host header - possible DNS rebinding attack detected"
+        login = base64.b64encode(f"admin:{PASSWORD}".encode()).decode()
+        return (200, {"experiments": []}) if request.headers["Authorization"] == f"Basic {login}" else (401, "who?")
+
+
+@dataclass
+class Place:
+    """A cluster on which everything is as it should be."""
+
+    kubernetes: Kubernetes
+    mlflow: MLflow
+    pipelines: PipelinesServer
+    endpoint: str
+
+    @property
+    def objects(self) -> dict[str, Any]:
+        return self.kubernetes.objects
+
+    def check(self, study: str = "digits", *overrides: str, root: str = f"s3://{BUCKET}/dit") -> int:
+        arguments = [str(CONFIGS / f"{study}.yaml"), "--root", root, "--endpoint", self.endpoint]
+        return main(["preflight", *arguments, *(word for one in overrides for word in ("--set", one))])
+
+
+def encoded(**values: str) -> dict[str, Any]:
+    return {"data": {key: base64.b64encode(value.encode()).decode() for key, value in values.items()}}
+
+
+def node(name: str, gpus: int = 8, product: str = A100, **spec: Any) -> dict[str, Any]:
+    offered = {"cpu": "96", "memory": "1000Gi", "ephemeral-storage": "2Ti", "nvidia.com/gpu": str(gpus)}
+    return {
+        "metadata": {"name": name, "labels": {"nvidia.com/gpu.product": product}},
+        "spec": spec,
+        "status": {"allocatable": offered},
+    }
+
+
+def settings(s3: str, mlflow: str) -> dict[str, Any]:
+    """Config maps and secrets, in both namespaces."""
+    made = {
+        "configmaps/dit-services": {
+            "data": {"AWS_ENDPOINT_URL_S3": s3, "AWS_REGION": "us-east-1", "MLFLOW_TRACKING_URI": mlflow}
+        },
+        "secrets/dit-s3": encoded(AWS_ACCESS_KEY_ID="study", AWS_SECRET_ACCESS_KEY="secret"),
+        "secrets/dit-mlflow": encoded(MLFLOW_TRACKING_USERNAME="admin", MLFLOW_TRACKING_PASSWORD=PASSWORD),
+    }
+    return {f"{namespace}/{path}": value for namespace in (JOBS, RUNS) for path, value in made.items()}
+
+
+def quota(gpus: int) -> dict[str, Any]:
+    amounts = {"cpu": "128", "memory": "1Ti", "ephemeral-storage": "4Ti", "nvidia.com/gpu": str(gpus)}
+    resources = [{"name": name, "nominalQuota": amount} for name, amount in amounts.items()]
+    return {"spec": {"resourceGroups": [{"flavors": [{"name": "a100", "resources": resources}]}]}}
+
+
+@pytest.fixture
+def place(
+    s3_environment: None,  # noqa: ARG001
+    s3_proxy: Proxy,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Place]:
+    kubernetes, mlflow, pipelines = Kubernetes(), MLflow(), PipelinesServer()
+    with serve(kubernetes.answer) as api, serve(mlflow.answer) as tracking, serve(pipelines.answer) as endpoint:
+        mlflow.name = tracking.removeprefix("http://")
+        kubernetes.objects = {
+            "/version": {"gitVersion": "v1.34.4"},
+            "/apis/kubeflow.org": {"versions": [{"version": "v1"}]},
+            "/apis/kubeflow.org/v1": {"resources": [{"name": "pytorchjobs"}]},
+            JOBS: {},
+            RUNS: {},
+            f"{JOBS}/serviceaccounts/dit-worker": {},
+            f"{RUNS}/serviceaccounts/dit-launcher": {},
+            REAPER: {"status": {"availableReplicas": 1}},
+            "/api/v1/nodes": {"items": [node("one")]},
+            "/apis/scheduling.k8s.io/v1/priorityclasses/dit-scaling-training": {},
+            f"{QUEUES}/namespaces/dit-scaling/localqueues/dit-scaling": {"spec": {"clusterQueue": "gpus"}},
+            f"{QUEUES}/clusterqueues/gpus": quota(8),
+            **settings(s3_proxy.url, tracking),
+        }
+        monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path / "config", api)))
+        monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+        yield Place(kubernetes, mlflow, pipelines, endpoint)
+
+
+def marks(text: str) -> dict[str, str]:
+    """Subject -> mark, and the text behind it."""
+    found = {}
+    for line in text.splitlines():
+        if match := re.match(r"^([✓?✗])  (\S.*?)  +(.*)$", line):
+            found[match[2]] = f"{match[1]} {match[3]}"
+    return found
+
+
+def test_a_study_that_can_run_passes(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    assert place.check() == 0
+    found = marks(capsys.readouterr().out)
+    assert {text[0] for text in found.values()} == {"✓"}
+    assert len(found) > 15
+    assert found["Kubeflow Pipelines"].endswith("version 2.17.0")
+
+
+def test_rights_are_asked_for_the_account_that_steps_run_as(place: Place) -> None:
+    assert place.check() == 0
+    reviewed = place.kubernetes.reviewed
+    assert {one["user"] for one in reviewed} == {"system:serviceaccount:kubeflow:dit-launcher"}
+    assert "system:serviceaccounts:kubeflow" in reviewed[0]["groups"]
+    asked = {(one["resourceAttributes"]["verb"], one["resourceAttributes"]["resource"]) for one in reviewed}
+    assert {("create", "pytorchjobs"), ("delete", "pytorchjobs"), ("list", "events")} <= asked
+
+
+def test_inside_the_cluster_rights_are_asked_for_oneself(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    assert place.check() == 0
+    assert not any("user" in one for one in place.kubernetes.reviewed)
+
+
+Break = Callable[[Place], Any]
+
+
+def change(path: str, value: Any = None) -> Break:
+    return lambda place: place.objects.pop(path) if value is None else place.objects.update({path: value})
+
+
+@pytest.mark.parametrize(
+    ("break_it", "subject", "said"),
+    [
+        (change("/apis/kubeflow.org/v1"), "PyTorchJob", "kubectl get crd pytorchjobs.kubeflow.org"),
+        (change("/apis/kubeflow.org/v1", {"resources": [{"name": "mpijobs"}]}), "PyTorchJob", "install"),
+        (change(JOBS), "namespace dit-scaling", "dit deploy kind"),
+        (change(f"{JOBS}/serviceaccounts/dit-worker"), "service account dit-scaling/dit-worker", "dit deploy"),
+        (
+            change(f"{RUNS}/serviceaccounts/dit-launcher"),
+            "service account kubeflow/dit-launcher",
+            "dit deploy pipelines",
+        ),
+        (change(f"{RUNS}/secrets/dit-s3"), "secret kubeflow/dit-s3", "dit deploy pipelines"),
+        (
+            change(f"{JOBS}/secrets/dit-mlflow", encoded(MLFLOW_TRACKING_USERNAME="admin")),
+            "secret dit-scaling/dit-mlflow",
+            "has no MLFLOW_TRACKING_PASSWORD; kubectl describe secret -n dit-scaling dit-mlflow",
+        ),
+        (change(REAPER), "reaper", "dit deploy"),
+        (change(REAPER, {"status": {}}), "reaper", "does not run; kubectl describe deployment"),
+        (change("/api/v1/nodes", {"items": [node("one", gpus=7)]}), "GPUs", "room for 7 pods"),
+        (
+            lambda place: place.kubernetes.denied.add("create pytorchjobs"),
+            "rights in dit-scaling",
+            "create pytorchjobs",
+        ),
+        (
+            lambda place: place.kubernetes.denied.add("patch workflowtaskresults"),
+            "rights in kubeflow",
+            "dit deploy pipel",
+        ),
+        (lambda place: setattr(place.mlflow, "name", "mlflow:5000"), "MLflow", "MLFLOW_SERVER_ALLOWED_HOSTS"),
+        (
+            change(
+                f"{JOBS}/secrets/dit-mlflow", encoded(MLFLOW_TRACKING_USERNAME="admin", MLFLOW_TRACKING_PASSWORD="x")
+            ),
+            "MLflow",
+            "answers 401",
+        ),
+    ],
+)
+def test_what_is_missing_is_a_cross_with_the_next_command(
+    place: Place, capsys: pytest.CaptureFixture[str], break_it: Break, subject: str, said: str
+) -> None:
+    break_it(place)
+    assert place.check() == 2
+    output = capsys.readouterr()
+    found = marks(output.out)
+    assert found[subject].startswith("✗")
+    assert said in found[subject]
+    assert subject in output.err.splitlines()[-1]
+
+
+def test_another_version_of_the_kind_of_job_is_named(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    place.objects["/apis/trainer.kubeflow.org"] = {"versions": [{"version": "v1"}, {"version": "v2"}]}
+    assert place.check("digits", "cluster.job=trainjob") == 2
+    assert "served as v1, v2 only" in marks(capsys.readouterr().out)["TrainJob"]
+
+
+def test_a_bucket_that_does_not_exist_is_a_cross(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    assert place.check(root="s3://no-such-bucket/dit") == 2
+    assert "the bucket does not exist" in marks(capsys.readouterr().out)["bucket"]
+
+
+def test_the_bucket_is_asked_with_the_credentials_of_the_pods(
+    place: Place, s3_proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "mine")
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "mine")
+    before = dict(os.environ)
+    assert place.check() == 0
+    sent = [{key.lower(): value for key, value in request.headers.items()} for request in s3_proxy.seen]
+    assert {one["authorization"].partition("Credential=")[2].partition("/")[0] for one in sent} == {"study"}
+    assert not any("x-amz-security-token" in one for one in sent)
+    assert dict(os.environ) == before
+
+
+def test_what_may_not_be_read_from_here_stops_nobody(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    place.kubernetes.forbidden |= {f"{JOBS}/secrets/dit-s3", "/api/v1/nodes"}
+    assert place.check() == 0
+    found = marks(capsys.readouterr().out)
+    unknown = {subject for subject, text in found.items() if text.startswith("?")}
+    assert unknown == {"secret dit-scaling/dit-s3", "nodes", "bucket", "MLflow"}
+
+
+def test_a_server_that_only_pods_reach_stops_nobody(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    place.objects[f"{JOBS}/configmaps/dit-services"]["data"]["AWS_ENDPOINT_URL_S3"] = "http://127.0.0.1:9"
+    assert place.check() == 0
+    assert "cannot be reached" in marks(capsys.readouterr().out)["bucket"]
+
+
+def test_a_cluster_that_is_away_is_one_line(
+    place: Place, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path / "other", "http://127.0.0.1:9")))
+    assert place.check() == 2
+    assert set(marks(capsys.readouterr().out)) == {"Kubeflow Pipelines", "Kubernetes"}
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    assert place.check() == 2
+    assert "set KUBECONFIG" in marks(capsys.readouterr().out)["Kubernetes"]
+
+
+FILES = {
+    "images": ("dataset.source.path", "images/train-000.tar"),
+    "autoencoder": ("dataset.codec.weights", "vae/config.json"),
+    "InceptionV3": ("evaluation.extractor_weights", "inception.pth"),
+    "reference": ("evaluation.reference.path", "reference.npz"),
+}
+
+
+def imagenet(place: Place) -> int:
+    places = [f"{key}=s3://{BUCKET}/{path.partition('/')[0]}" for key, path in FILES.values()]
+    return place.check("imagenet256", "dataset.source.kind=tar", *places)
+
+
+@pytest.mark.parametrize("missing", [None, *FILES])
+def test_what_the_study_names_in_the_store_must_be_there(
+    place: Place, capsys: pytest.CaptureFixture[str], missing: str | None
+) -> None:
+    for subject, (_, path) in FILES.items():
+        if subject != missing:
+            raw().put_object(Bucket=BUCKET, Key=path, Body=b"x")
+    assert imagenet(place) == (2 if missing else 0)
+    found = marks(capsys.readouterr().out)
+    assert {subject for subject, text in found.items() if text.startswith("✗")} == ({missing} if missing else set())
+    if missing:
+        assert f"--set {FILES[missing][0]}=s3://..." in found[missing]
+
+
+def test_paths_of_this_machine_are_of_no_use_to_pods(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    assert place.check("imagenet256") == 2
+    found = marks(capsys.readouterr().out)
+    assert {subject for subject, text in found.items() if text.startswith("✗")} == set(FILES)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        (f"{QUEUES}/namespaces/dit-scaling/localqueues/dit-scaling", None, "there is no LocalQueue"),
+        (f"{QUEUES}/clusterqueues/gpus", quota(7), "nvidia.com/gpu: 8 x 1 of 7"),
+        (
+            f"{QUEUES}/namespaces/dit-scaling/localqueues/dit-scaling",
+            {
+                "spec": {"clusterQueue": "gpus"},
+                "status": {"conditions": [{"type": "Active", "status": "False", "message": "it is stopped"}]},
+            },
+            "is not active: it is stopped",
+        ),
+    ],
+)
+def test_a_queue_that_never_admits_the_job_is_a_cross(
+    place: Place, capsys: pytest.CaptureFixture[str], path: str, value: Any, said: str
+) -> None:
+    change(path, value)(place)
+    assert imagenet(place) == 2
+    assert said in marks(capsys.readouterr().out)["queue dit-scaling"]
+
+
+def test_a_quota_above_what_nodes_have_is_a_question(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    place.objects[f"{QUEUES}/clusterqueues/gpus"] = quota(32)
+    imagenet(place)
+    said = marks(capsys.readouterr().out)["queue dit-scaling"]
+    assert said.startswith("? ")
+    assert f"quota is 32 nvidia.com/gpu, and nodes with {A100} have 8; lower it" in said
+    place.kubernetes.forbidden.add("/api/v1/nodes")
+    imagenet(place)
+    assert marks(capsys.readouterr().out)["queue dit-scaling"].startswith("✓")
+
+
+def test_steps_need_disk_for_what_they_download(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    assert place.check("digits", "cluster.steps.evaluate.scratch=3Ti") == 2
+    said = marks(capsys.readouterr().out)["steps"]
+    assert "no node has room for evaluate" in said
+    assert "3Ti ephemeral-storage" in said
+    place.check("imagenet256", "cluster.steps.prepare.scratch=500Gi")
+    assert marks(capsys.readouterr().out)["steps"].startswith("? 8 pods of prepare may meet on node one")
+
+
+def test_behind_a_queue_nodes_may_still_come(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    place.objects["/api/v1/nodes"] = {"items": [node("one", product="NVIDIA-L4")]}
+    imagenet(place)
+    assert marks(capsys.readouterr().out)["GPUs"].startswith("?")
+
+
+def test_a_root_that_pods_do_not_reach_is_refused(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    assert place.check(root="runs") == 2
+    assert "give s3://bucket/prefix" in capsys.readouterr().err
+
+
+def submit(place: Place, *options: str) -> int:
+    study, root = str(CONFIGS / "digits.yaml"), f"s3://{BUCKET}/dit"
+    return main(["submit", study, "--root", root, "--image", IMAGE, "--endpoint", place.endpoint, *options])
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(submission, "POLL_SECONDS", 0.0)
+    return tmp_path
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_a_study_that_can_run_is_submitted_as_its_launcher(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    assert submit(place, "--experiment", "mine", "--run", "first", "--set", "train.steps=100", "--wait") == 0
+    (sent,) = place.pipelines.created
+    assert (sent["display_name"], sent["service_account"]) == ("first", "dit-launcher")
+    assert place.pipelines.experiments == ["mine"]
+    given = sent["pipeline_spec"]["pipeline_spec"]["root"]["inputDefinitions"]["parameters"]
+    assert given["steps"]["defaultValue"] == 100
+    assert given["image"]["defaultValue"] == IMAGE
+    told = capsys.readouterr().out.splitlines()
+    assert f"run run-1 (first) in experiment mine: {place.endpoint}/#/runs/details/run-1" in told
+    assert told[-1].startswith("run run-1: succeeded")
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_nothing_is_submitted_after_a_cross(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    change(f"{RUNS}/serviceaccounts/dit-launcher")(place)
+    assert submit(place) == 2
+    assert "preflight: 1 of" in capsys.readouterr().err
+    assert place.pipelines.created == []
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_a_run_that_fails_is_a_failure_of_the_command(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    place.pipelines.runs["run-1"] = [run("run-1", "RUNNING", {"a": "RUNNING"}), run("run-1", "FAILED", {"a": "FAILED"})]
+    assert submit(place, "--wait") == 1
+    assert "run run-1 ended FAILED at step a" in capsys.readouterr().err
+
+
+def test_submitting_needs_to_know_where(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delenv("KFP_ENDPOINT", raising=False)
+    assert main(["submit"]) == 2
+    assert main(["submit", str(CONFIGS / "digits.yaml"), "--root", "s3://b/d", "--image", IMAGE]) == 2
+    assert "set KFP_ENDPOINT" in capsys.readouterr().err

@@ -1,0 +1,231 @@
+"""`dit status` against an S3 server, and a cluster and pipelines that answer as such do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from http_fakes import Kubernetes, PipelinesServer, compressed_workflow, kubeconfig, serve
+from s3_proxy import BUCKET, Proxy
+
+from dit.errors import DitError
+from dit.storage import open_store
+from dit.study import layout
+from dit.study.config import StudyConfig
+from dit.study.study_file import load
+from dit.tracking.journal import Entry
+from pipelines import status
+from pipelines.compile import compile_study
+from pipelines.jobs.names import SELECTOR, STUDY
+from pipelines.runs.model import load_package
+
+STUDY_FILE = Path(__file__).parents[3] / "configs" / "digits.yaml"
+ROOT = f"s3://{BUCKET}/dit"
+JOBS = "/apis/kubeflow.org/v1/namespaces/dit-scaling/pytorchjobs"
+PODS = "/api/v1/namespaces/dit-scaling/pods"
+NAME = "dit-digits-mini-s-2"
+BORN = "2026-01-01T10:00:00Z"
+
+
+@pytest.fixture(scope="module")
+def config() -> StudyConfig:
+    return load(STUDY_FILE, ["variants=[mini-S/2, mini-B/2]"])
+
+
+@pytest.fixture(scope="module")
+def package(config: StudyConfig, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The study as it is compiled."""
+    output = tmp_path_factory.mktemp("build") / "study.yaml"
+    return load_package(compile_study(config, ROOT, f"registry.example/dit@sha256:{'0' * 64}", output))
+
+
+@pytest.fixture
+def kubernetes() -> Kubernetes:
+    """A job of which one pod finds no node."""
+    labels = {"dit-scaling/study": "digits", "dit-scaling/variant": "mini-s-2", "dit-scaling/stage": "train"}
+    metadata = {"name": NAME, "uid": "j", "creationTimestamp": BORN, "labels": labels}
+    job = {"metadata": metadata, "status": {"conditions": [{"type": "Running", "status": "True"}]}}
+    pods: list[dict[str, Any]] = [
+        {"metadata": {"name": f"{NAME}-worker-{at}", "creationTimestamp": BORN}, "status": {"phase": "Running"}}
+        for at in range(7)
+    ]
+    lacking = {"type": "PodScheduled", "status": "False", "message": "0/1 nodes are available: 1 Insufficient gpu"}
+    stuck = {"name": f"{NAME}-worker-7", "namespace": "dit-scaling", "creationTimestamp": BORN}
+    pods.append({"metadata": stuck, "status": {"phase": "Pending", "conditions": [lacking]}})
+    events = "/api/v1/namespaces/dit-scaling/events"
+    return Kubernetes(
+        {
+            JOBS: {"items": [job]},
+            f"{JOBS}/{NAME}": job,
+            PODS: {"items": pods},
+            events: {"items": []},
+            "/api/v1/namespaces/kubeflow/pods": {"items": []},
+        }
+    )
+
+
+@pytest.fixture
+def pipelines(package: dict[str, Any]) -> PipelinesServer:
+    """A run of the compiled study, of half the length, that trains."""
+    states = {"prepare-part": "SUCCEEDED", "prepare-part-2": "SUCCEEDED", "merge": "SUCCEEDED", "train": "RUNNING"}
+    run = {
+        "run_id": "r-1",
+        "display_name": "first",
+        "state": "RUNNING",
+        "created_at": BORN,
+        "pipeline_spec": package,
+        "runtime_config": {"parameters": {"steps": 750}},
+        "run_details": {
+            "task_details": [
+                {"display_name": name, "state": state, "start_time": BORN, "end_time": BORN}
+                for name, state in states.items()
+            ]
+        },
+    }
+    return PipelinesServer(experiments=["dit"], runs={"r-1": [run]})
+
+
+@pytest.fixture
+def place(
+    s3_environment: None,  # noqa: ARG001
+    s3_proxy: Proxy,
+    kubernetes: Kubernetes,
+    pipelines: PipelinesServer,
+    config: StudyConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[str]:
+    """All three are there; yields the endpoint of the pipelines."""
+    losses = [Entry("run", {"id": "r", "name": "n", "hash": "h", "tags": {}}), Entry("metrics", {"loss": 0.5}, 120)]
+    key = layout.journal(config, config.specs[0])
+    open_store(ROOT).write(key, b"".join(line.to_line() for line in losses))
+    kubernetes.objects |= {
+        "/api/v1/namespaces/dit-scaling/configmaps/dit-services": {
+            "data": {"AWS_ENDPOINT_URL_S3": s3_proxy.url, "AWS_REGION": "us-east-1", "MLFLOW_TRACKING_URI": "http://m"}
+        },
+        "/api/v1/namespaces/dit-scaling/secrets/dit-s3": {
+            "data": {"AWS_ACCESS_KEY_ID": "a2V5", "AWS_SECRET_ACCESS_KEY": "c2VjcmV0"}
+        },
+        "/api/v1/namespaces/dit-scaling/secrets/dit-mlflow": {
+            "data": {"MLFLOW_TRACKING_USERNAME": "eA==", "MLFLOW_TRACKING_PASSWORD": "eA=="}
+        },
+    }
+    # Whoever asks has no S3 settings of their own.
+    for name in ("AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    with serve(kubernetes.answer) as api, serve(pipelines.answer) as endpoint:
+        monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path / "config", api)))
+        monkeypatch.setenv("KFP_ENDPOINT", endpoint)
+        yield endpoint
+
+
+def show(*overrides: str, root: str = ROOT, run_id: str | None = None) -> None:
+    status.run(STUDY_FILE, root, list(overrides), run_id, "dit")
+
+
+def row(text: str, step: str) -> str:
+    return next(" ".join(line.split()) for line in text.splitlines() if line.startswith(step))
+
+
+def test_one_table_joins_pipeline_jobs_and_store(place: str, capsys: pytest.CaptureFixture[str]) -> None:
+    show()
+    text = capsys.readouterr().out
+    assert "run r-1 (first) running" in text
+    # As long as the run was submitted for, with the variants that it has, whatever the file says now.
+    assert row(text, "train mini-S/2").startswith(
+        "train mini-S/2 running PyTorchJob running 7/8 120/750 steps (16 %) loss 0.5000 at 120"
+    )
+    assert row(text, "prepare 2/2").startswith("prepare 2/2 succeeded")
+    assert row(text, "report").startswith("report – – –")
+    assert "mini-L/2" not in text
+    assert f"pod dit-scaling/{NAME}-worker-7 finds no node: 0/1 nodes are available" in text
+    assert f"{place}/#/runs/details/r-1" in text
+
+
+@pytest.mark.usefixtures("place")
+def test_steps_of_a_run_too_large_for_the_pipelines_server_are_shown_by_its_workflow(
+    kubernetes: Kubernetes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    phases = {"prepare-part": "Succeeded", "merge": "Succeeded", "train": "Succeeded", "sample": "Running"}
+    workflows = "/apis/argoproj.io/v1alpha1/namespaces/kubeflow/workflows"
+    kubernetes.objects[workflows] = {"items": [compressed_workflow("r-1", phases)]}
+    show()
+    text = capsys.readouterr().out
+    assert row(text, "train mini-S/2").startswith("train mini-S/2 succeeded")
+    assert row(text, "sample mini-S/2").startswith("sample mini-S/2 running")
+    kubernetes.objects[workflows]["items"][0]["status"]["compressedNodes"] = "cut"
+    show()
+    text = capsys.readouterr().out
+    assert "workflow kubeflow/w-r-1: its compressed status cannot be read" in text
+    assert row(text, "train mini-S/2").startswith("train mini-S/2 running")
+
+
+@pytest.mark.usefixtures("place")
+def test_the_run_that_is_asked_for_is_shown(pipelines: PipelinesServer, capsys: pytest.CaptureFixture[str]) -> None:
+    old = {**pipelines.runs["r-1"][0], "run_id": "r-0", "display_name": "old", "state": "FAILED"}
+    pipelines.runs["r-0"] = [old]
+    show(run_id="r-0")
+    assert "run r-0 (old) failed" in capsys.readouterr().out
+    show(run_id="none")
+    assert "Run none not found" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("place")
+def test_without_pipelines_jobs_and_store_are_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("KFP_ENDPOINT")
+    show("variants=[mini-S/2]")
+    text = capsys.readouterr().out
+    assert "KFP_ENDPOINT is not set" in text
+    assert row(text, "train mini-S/2").startswith("train mini-S/2 – PyTorchJob running 7/8 120/1,500 steps")
+
+
+@pytest.mark.usefixtures("place")
+def test_what_is_away_is_said_and_the_rest_is_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], s3_proxy: Proxy, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("KFP_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path / "away", "http://127.0.0.1:9")))
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3_proxy.url)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    show()
+    text = capsys.readouterr().out
+    assert "120/1,500 steps" in row(text, "train mini-S/2")
+    assert "Kubeflow Pipelines at http://127.0.0.1:9 cannot be reached (Connection refused)" in text
+    assert "the cluster's API cannot be reached" in text
+
+
+@pytest.mark.usefixtures("place")
+def test_nothing_in_reach_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("KFP_ENDPOINT")
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    with pytest.raises(
+        DitError, match=r"nothing could be reached: .*KFP_ENDPOINT.*set KUBECONFIG.*no usable credentials"
+    ):
+        show()
+
+
+def test_a_study_of_this_machine_is_shown_from_its_folder(
+    tmp_path: Path, config: StudyConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("KFP_ENDPOINT", "http://127.0.0.1:9")
+    folder = tmp_path / "runs"
+    open_store(folder).write(f"{layout.checkpoint(config, config.specs[1], 400)}/{layout.META}", b"{}")
+    show(root=str(folder))
+    text = capsys.readouterr().out
+    assert "400/1,500 steps" in row(text, "train mini-B/2")
+    assert "reached" not in text
+    assert yaml.safe_load(STUDY_FILE.read_text())["variants"][-1] in text
+
+
+def test_jobs_are_looked_for_by_labels_that_they_carry(config: StudyConfig) -> None:
+    from pipelines.jobs.spec import job_spec
+
+    labels = job_spec(config, "mini-S/2", "train", ROOT, "image").job_labels
+    wanted = dict(part.split("=") for part in f"{SELECTOR},{STUDY}={config.study}".split(","))
+    assert wanted.items() <= labels.items()

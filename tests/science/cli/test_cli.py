@@ -1,0 +1,321 @@
+"""The command line: what a user gets wrong is one line on stderr and exit code 2, before any work."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dit import __version__
+from dit.cli.commands import run
+from dit.storage import open_store, write_record
+from dit.study import layout
+from dit.study.records import TrainRecord
+from dit.study.study_file import load
+from dit.study.version import code_version
+
+DIGITS = "configs/digits.yaml"
+IMAGENET = "configs/imagenet256.yaml"
+STAGES = ("prepare", "train", "sample", "evaluate", "report", "study")
+
+
+@pytest.fixture(autouse=True)
+def _from_the_repository(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(Path(__file__).parents[3])
+    monkeypatch.setenv("DIT_ROOT", str(tmp_path / "runs"))
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], code: int = 2) -> str:
+    """The one line that a command refuses its arguments with."""
+    assert run(arguments) == code
+    output, errors = capsys.readouterr()
+    assert output == ""
+    assert re.fullmatch(r"dit: [^\n]+\n", errors)
+    return errors
+
+
+@pytest.mark.parametrize("command", ["show", "plan", *STAGES])
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["none.yaml"], "none.yaml"),
+        ([DIGITS, "--set", "train.stepps=3"], "did you mean train.steps?"),
+        ([DIGITS, "--set", "train.steps"], "--set train.steps: must read key.path=value"),
+        ([DIGITS, "--set", "train.learning_rate=-1"], "train.learning_rate=-1"),
+        ([DIGITS, "--set", "variants=[mini-XXL/2]"], "'mini-XXL/2' is not a known variant; known are mini-S/2"),
+        ([DIGITS, "--set", "variants=[mini-S/8, mini-S/3]"], "mini-S/3"),
+        ([IMAGENET, "--set", "dataset.image_size=264"], "a latent of side 33, which 2 does not divide"),
+        ([DIGITS, "--set", "train.steps=800", "--set", "evaluation.at_steps=[801]"], "train.steps=800 never reaches"),
+        ([], "Missing argument 'STUDY'"),
+        ([DIGITS, "--sett", "train.steps=3"], "No such option: --sett"),
+        ([DIGITS, "extra"], "unexpected extra argument"),
+    ],
+)
+def test_every_command_refuses_a_bad_study(
+    command: str, arguments: list[str], named: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert named in refused([command, *arguments], capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["train", "sample", "evaluate"])
+@pytest.mark.parametrize(
+    ("variant", "named"),
+    [("DiT-XL/2", "DiT-XL/2 is not in study digits, which has mini-S/2"), ("mini-M/2", "not a known variant")],
+)
+def test_a_variant_that_the_study_does_not_have(
+    command: str, variant: str, named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert named in refused([command, DIGITS, "--variant", variant], capsys)
+
+
+@pytest.mark.parametrize("part", ["0/0", "0/4", "5/4", "1/0", "-1/4", "1", "a/b", "1/4/2", "", "1.5/2", "1/2\n"])
+def test_a_part_that_is_none(part: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "such as --part 3/16" in refused(["prepare", DIGITS, "--part", part], capsys)
+
+
+def test_part_and_merge_are_two_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--merge" in refused(["prepare", DIGITS, "--part", "1/2", "--merge"], capsys)
+
+
+@pytest.mark.parametrize("more", [[], ["--variant", "mini-S/2"], ["--step", "1000"]])
+def test_an_export_names_one_sample_set(more: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--export-adm" in refused(["sample", DIGITS, "--export-adm", "a.npz", *more], capsys)
+
+
+@pytest.mark.parametrize("place", ["/dev/null/a.npz", "/proc/none/a.npz", "docs"])
+def test_an_export_that_cannot_be_written_shows_before_any_work(
+    place: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    named = ["--variant", "mini-S/2", "--step", "1500", "--export-adm", place]
+    assert f"--export-adm {place}: " in refused(["sample", DIGITS, *named], capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("step", ["0", "-5", "many"])
+def test_a_step_that_is_none(step: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--step" in refused(["sample", DIGITS, "--step", step], capsys)
+
+
+@pytest.mark.parametrize(
+    ("option", "named"),
+    [(["--runner", "kind"], "'kind' is not one of 'local', 'docker'"), (["--image", "x"], "add --runner docker")],
+)
+def test_a_runner_that_does_not_exist_or_takes_no_image(
+    option: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert named in refused(["study", DIGITS, *option], capsys)
+
+
+def test_an_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "No such command 'trian'" in refused(["trian", DIGITS], capsys)
+
+
+@pytest.mark.parametrize("command", STAGES)
+@pytest.mark.parametrize("root", ["ftp://host/x", "s3://"])
+def test_a_root_that_is_no_store(command: str, root: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert f"{root}: not a store address" in refused([command, DIGITS, "--root", root], capsys)
+
+
+@pytest.mark.parametrize("command", ["prepare", "study"])
+@pytest.mark.parametrize("root", ["/dev/null/x", "/proc/none"])
+def test_a_root_that_cannot_be_written(command: str, root: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert f"{root}: not writable" in refused([command, DIGITS, "--root", root], capsys)
+
+
+def test_a_root_that_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert "is a file" in refused(["study", DIGITS, "--root", str(tmp_path / "file")], capsys)
+
+
+@pytest.mark.parametrize(
+    ("command", "before"), [("train", "prepare"), ("sample", "train"), ("evaluate", "sample"), ("report", "train")]
+)
+def test_a_stage_before_its_input_says_what_to_run(
+    command: str, before: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert f"dit {before}" in refused([command, DIGITS], capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_autoencoder_that_is_missing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    absent = tmp_path / "none"
+    line = refused(["prepare", IMAGENET, "--set", f"dataset.codec.weights={absent}"], capsys)
+    assert f"{absent}: no such folder; put it there" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("key", ["evaluation.extractor_weights", "evaluation.reference.path"])
+def test_a_study_asks_for_an_evaluations_files_before_it_prepares_or_trains(
+    key: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    weights, absent = tmp_path / "weights.pth", tmp_path / "none"
+    weights.write_bytes(b"weights")
+    files = {
+        "evaluation.extractor_weights": weights,
+        "evaluation.extractor_sha256": hashlib.sha256(b"weights").hexdigest(),
+        key: absent,
+    }
+    overrides = [argument for name, value in files.items() for argument in ("--set", f"{name}={value}")]
+    assert str(absent) in refused(["study", IMAGENET, *overrides], capsys)
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["weights.pth"]
+
+
+def test_a_batch_that_processes_or_devices_cannot_share(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uneven = [DIGITS, "--set", "train.global_batch=64", "--set", "plan.count=3"]
+    assert "train.global_batch=64 is not divisible by plan.count=3" in refused(["plan", *uneven], capsys)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert "train.global_batch=64 is not divisible by world_size=3" in refused(["train", *uneven], capsys)
+
+
+def test_a_record_of_another_schema_version(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store, config = open_store(tmp_path / "runs"), load(DIGITS)
+    key = f"{layout.dataset(config)}/{layout.MANIFEST}"
+    store.write(key, b'{"schema_version": 99}')
+    for command in ("study", "train"):
+        assert f"{key}: schema version 99" in refused([command, DIGITS], capsys)
+
+
+def test_a_training_of_another_configuration_names_both_hashes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, config = open_store(tmp_path / "runs"), load(DIGITS)
+    spec = config.specs[0]
+    record = TrainRecord(
+        study="digits",
+        variant=spec.name,
+        steps=800,
+        config_hash="0123456789ab",
+        science_hash="",
+        dataset_content="",
+        parameters=1,
+        gflops=1.0,
+        checkpoints=(),
+        final_loss=0.1,
+        images_per_second=1.0,
+        train_seconds=1.0,
+        peak_memory_bytes=1,
+        device="cpu",
+        world_size=1,
+    )
+    write_record(store, layout.train_record(config, spec), record)
+    line = refused(["train", DIGITS, "--variant", spec.name], capsys)
+    assert "0123456789ab" in line
+    assert config.training_hash(spec) in line
+
+
+@pytest.mark.parametrize(
+    ("revision", "shown"),
+    [
+        ("69f7c94", r"\+69f7c94"),
+        ("69f7c94-dirty", r"\+69f7c94\.dirty"),
+        ("unknown", ""),
+        ("", r"(\+[0-9a-f]+(\.dirty)?)?"),
+    ],
+)
+def test_the_version_names_the_commit_that_an_image_was_built_from(
+    revision: str, shown: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DIT_REVISION", revision)
+    code_version.cache_clear()
+    assert run(["--version"]) == 0
+    assert re.fullmatch(rf"dit {re.escape(__version__)}{shown}\n", capsys.readouterr().out)
+    code_version.cache_clear()
+
+
+def test_the_version_is_known_without_git(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    code_version.cache_clear()
+    assert code_version() == __version__
+    code_version.cache_clear()
+
+
+def test_help_is_shown_where_no_command_is_given(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([]) == 0
+    assert "Stages" in capsys.readouterr().out
+
+
+def test_show_prints_a_study_that_reads_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["show", DIGITS, "--set", "train.seed=7"]) == 0
+    (tmp_path / "again.yaml").write_text(capsys.readouterr().out)
+    assert load(tmp_path / "again.yaml") == load(DIGITS, ["train.seed=7"])
+
+
+def test_plan_names_every_variant_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["plan", "configs/imagenet256.yaml"]) == 0
+    output = capsys.readouterr().out
+    for known in ("DiT-B/2", "130,512,416", "DiT-XL/2", "675,129,632", "118.6", "A100-80G"):
+        assert known in output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_rank_signs_its_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("RANK", "3")
+    assert refused(["show", "none.yaml"], capsys).endswith(" (rank 3)\n")
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    code = "import dit.cli.commands, dit.study.study_file; dit.study.study_file.load = None; dit.cli.commands.main()"
+    done = subprocess.run([sys.executable, "-c", code, "show", DIGITS], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+def test_a_closed_pipe_is_no_traceback() -> None:
+    done = subprocess.run(
+        f"{sys.executable} -m dit show configs/imagenet256.yaml | head -1; exit ${{PIPESTATUS[0]}}",
+        shell=True,
+        executable="/bin/bash",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "study: imagenet256\n"
+    assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_is_one_line_and_130(tmp_path: Path) -> None:
+    fifo = tmp_path / "study.yaml"
+    os.mkfifo(fifo)
+    # A test run in the background hands down an ignored SIGINT, which a terminal never does.
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dit", "show", str(fifo)],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    with open(fifo, "w"):  # returns when the command has opened it for reading
+        time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=240)
+    assert process.returncode == 130
+    assert re.fullmatch(r"dit: interrupted[^\n]+\n", errors)
+
+
+def test_no_work_is_begun_before_the_study_is_known_to_be_right() -> None:
+    """torch takes seconds to load; a mistake must not wait for it."""
+    code = (
+        "import sys, dit.cli.commands; code = dit.cli.commands.run(sys.argv[1:]);"
+        "heavy = {'torch', 'kfp', 'kubernetes', 'mlflow', 'boto3', 'diffusers', 'webdataset'} & set(sys.modules);"
+        "sys.exit(f'imported {heavy}' if heavy else code)"
+    )
+    wrong = ["--set", "train.steps=0"]
+    refused = (
+        ["train", DIGITS, *wrong],
+        ["train", DIGITS, "--variant", "x"],
+        ["submit", DIGITS, "--root", "r", *wrong],
+    )
+    for arguments in (["--help"], ["submit", "--help"], *refused):
+        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+        assert "imported" not in done.stderr, done.stderr
+        assert done.returncode == (2 if arguments in refused else 0)

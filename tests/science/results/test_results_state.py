@@ -1,0 +1,240 @@
+"""The table of stages against a store: every reader gives the same answer, and the stage makes only what is missing."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from study_records import fill, fill_dataset
+
+from dit.claims.results import load_results
+from dit.cli.commands import run
+from dit.errors import MismatchError, MissingError
+from dit.results.progress import progress
+from dit.results.stages import (
+    EVALUATE,
+    PREPARE,
+    REPORT,
+    SAMPLE,
+    STAGES,
+    TRAIN,
+    VARIANT_STAGES,
+    Output,
+    Stage,
+    Work,
+    step_names,
+)
+from dit.results.state import is_complete, look, require_stage, stage_state, study_is_complete, unfinished
+from dit.stages import report as report_stage
+from dit.storage import Store, open_store, write_record
+from dit.study import layout
+from dit.study.config import StudyConfig
+from dit.study.study_file import load
+from dit.study.variants import ModelSpec
+
+CONFIG = Path(__file__).parents[3] / "configs" / "digits.yaml"
+OVERRIDES = ["variants=[mini-S/2, mini-B/2]", "tracking.kind=none"]
+WITH_FILES = (PREPARE, TRAIN, SAMPLE, REPORT)
+
+
+@pytest.fixture(scope="module")
+def config() -> StudyConfig:
+    return load(CONFIG, OVERRIDES)
+
+
+@pytest.fixture(scope="module")
+def complete(config: StudyConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("complete")
+    fill(open_store(root), config)
+    report_stage.run(config, open_store(root))
+    return root
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_store(tmp_path / "root")
+
+
+@pytest.fixture
+def work(config: StudyConfig, complete: Path, store: Store, tmp_path: Path) -> Work:
+    """A complete study."""
+    shutil.copytree(complete, tmp_path / "root")
+    return Work(config, store)
+
+
+def spec_of(stage: Stage, work: Work) -> ModelSpec | None:
+    return work.config.specs[0] if stage.per_variant else None
+
+
+def fresh(work: Work) -> Work:
+    """The same study, as a process that starts now sees it."""
+    return Work(work.config, work.store)
+
+
+def without_later_stages(work: Work, stage: Stage) -> None:
+    """What is made from a stage's outputs would stand for them."""
+    for spec in work.config.specs:
+        if stage in (PREPARE, TRAIN):
+            work.store.delete(layout.train_record(work.config, spec))
+        for step in work.config.evaluation.at_steps:
+            if stage is not EVALUATE:
+                work.store.delete(layout.metrics(work.config, spec, step))
+
+
+def last_output(stage: Stage, work: Work) -> Output[Any]:
+    """The last that has files, where the stage's records vouch for files."""
+    return stage.outputs(work, spec_of(stage, work))[-1]
+
+
+def replace_record(work: Work, output: Output[Any], **changes: object) -> None:
+    record = look(work, output).record
+    assert record is not None
+    write_record(work.store, output.key, record.model_copy(update=changes))
+
+
+def test_a_complete_study_is_complete_for_every_reader(work: Work) -> None:
+    assert all(is_complete(stage, work, spec_of(stage, work)) for stage in STAGES)
+    assert study_is_complete(work)
+    assert unfinished(work) == []
+    assert all(stage.complete for stage in progress(work))
+    assert len(load_results(work.config, work.store).variants) == 2
+
+
+def test_an_empty_store_holds_no_stage(config: StudyConfig, store: Store) -> None:
+    empty = Work(config, store)
+    assert not any(stage_state(stage, empty, spec_of(stage, empty)).done for stage in STAGES)
+    assert unfinished(empty) == [config.spec("mini-B/2"), config.spec("mini-S/2")]
+    assert [stage.name for stage in progress(empty)] == step_names(config)
+    assert [stage.name for stage in progress(empty) if stage.complete] == []
+
+
+def gone(work: Work, output: Output[Any]) -> None:
+    work.store.delete(output.key)
+
+
+def one_file_gone(work: Work, output: Output[Any]) -> None:
+    work.store.delete(next(iter(output.files(look(work, output).record)))[0])
+
+
+def another_size(work: Work, output: Output[Any]) -> None:
+    work.store.write(next(iter(output.files(look(work, output).record)))[0], b"cut off, or longer than it was")
+
+
+DAMAGES: dict[str, Callable[[Work, Output[Any]], None]] = {
+    "record gone": gone,
+    "one file gone": one_file_gone,
+    "file of another size": another_size,
+}
+
+
+@pytest.mark.parametrize(
+    ("stage", "damage"),
+    [(stage, damage) for stage in STAGES for damage in DAMAGES if stage in WITH_FILES or damage == "record gone"],
+    ids=lambda value: value if isinstance(value, str) else value.name,
+)
+def test_what_is_missing_makes_the_stage_incomplete(stage: Stage, damage: str, work: Work) -> None:
+    DAMAGES[damage](work, last_output(stage, work))
+    without_later_stages(work, stage)
+    now = fresh(work)
+    assert not is_complete(stage, now, spec_of(stage, now))
+    with pytest.raises(MissingError, match=r"run `dit [a-z]+ STUDY"):
+        require_stage(stage, now, spec_of(stage, now))
+    shown = next(row for row in progress(now) if row.name == stage.step_name(spec_of(stage, now)))
+    assert not shown.complete
+    if stage in VARIANT_STAGES:
+        assert now.config.specs[0] in unfinished(now)
+    if stage is not REPORT:
+        assert not study_is_complete(now)
+
+
+@pytest.mark.parametrize("stage", [PREPARE, TRAIN, SAMPLE, EVALUATE], ids=lambda stage: stage.name)
+def test_a_record_of_another_configuration_is_refused_alike_by_every_reader(stage: Stage, work: Work) -> None:
+    output = last_output(stage, work)
+    replace_record(work, output, config_hash="another")
+    now = fresh(work)
+    readers: list[Callable[[], object]] = [
+        lambda: is_complete(stage, now, spec_of(stage, now)),
+        lambda: require_stage(stage, now, spec_of(stage, now)),
+        lambda: study_is_complete(now),
+        lambda: progress(now),
+    ]
+    messages = set()
+    for reader in readers:
+        with pytest.raises(MismatchError) as caught:
+            reader()
+        messages.add(str(caught.value))
+    (message,) = messages
+    assert f"{output.key}: made with configuration another, this study's configuration is {output.hash}" in message
+
+
+def test_a_report_of_other_results_is_made_again(work: Work) -> None:
+    before = work.store.read(layout.report_record(work.config))
+    replace_record(work, EVALUATE.outputs(work, work.config.specs[0])[0], noise_floor=310.0)
+    assert not is_complete(REPORT, fresh(work))
+    report_stage.run(work.config, work.store)
+    assert is_complete(REPORT, fresh(work))
+    assert work.store.read(layout.report_record(work.config)) != before
+
+
+@pytest.mark.parametrize("left", ["nothing", "manifest"])
+def test_samples_may_be_removed_once_they_are_evaluated(left: str, work: Work) -> None:
+    for spec in work.config.specs:
+        for step in work.config.evaluation.at_steps:
+            folder = layout.samples(work.config, spec, step)
+            for key in work.store.list(folder):
+                if left == "nothing" or not key.endswith(layout.MANIFEST):
+                    work.store.delete(key)
+    now = fresh(work)
+    assert study_is_complete(now)
+    assert all(stage.complete for stage in progress(now) if stage.name.startswith("sample"))
+    work.store.delete(layout.metrics(now.config, now.config.specs[0], 500))
+    with pytest.raises(MissingError, match=r"mini-S/2 at step 500 is not sampled.*run `dit sample STUDY"):
+        require_stage(EVALUATE, now, now.config.specs[0])
+
+
+def test_shards_may_be_removed_once_every_variant_is_trained(work: Work) -> None:
+    work.store.delete(f"{layout.dataset(work.config)}/{layout.shard(0)}")
+    assert study_is_complete(fresh(work))
+    work.store.delete(layout.train_record(work.config, work.config.specs[1]))
+    assert not is_complete(PREPARE, fresh(work))
+
+
+@pytest.mark.parametrize("stage", [TRAIN, EVALUATE], ids=lambda stage: stage.name)
+def test_shards_that_changed_are_refused(stage: Stage, work: Work) -> None:
+    fill_dataset(work.store, work.config, b"other images")
+    now = fresh(work)
+    with pytest.raises(MismatchError, match=r"shards [0-9a-f]{12}, the dataset is now [0-9a-f]{12}; restore"):
+        is_complete(stage, now, spec_of(stage, now))
+
+
+def test_a_longer_study_asks_for_more_of_the_training_alone(work: Work) -> None:
+    longer = Work(load(CONFIG, [*OVERRIDES, "train.steps=3000", "evaluation.at_steps=[500, 1500]"]), work.store)
+    assert not is_complete(TRAIN, longer, longer.config.specs[0])
+    assert is_complete(SAMPLE, longer, longer.config.specs[0])
+
+
+def test_every_reader_finds_a_manifest_without_its_parts_incomplete(
+    work: Work, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One way out, which every reader names: `dit sample`, which then makes the missing files (test_sample.py)."""
+    config, store, spec = work.config, work.store, work.config.specs[0]
+    store.delete(layout.metrics(config, spec, 500))
+    store.delete(f"{layout.samples(config, spec, 500)}/{layout.sample_part(0)}")
+    now, command = fresh(work), "run `dit sample STUDY --variant mini-S/2 --step 500`"
+    # dit sample
+    assert not is_complete(SAMPLE, now, spec)
+    # dit study
+    assert unfinished(now) == [spec]
+    # dit status
+    assert next(row.done for row in progress(now) if row.name == "sample mini-S/2") == 2
+    # The launcher on a cluster
+    with pytest.raises(MissingError, match=command):
+        require_stage(SAMPLE, now, spec)
+    # dit evaluate, and dit report
+    common = [str(CONFIG), "--root", store.url, *(word for one in OVERRIDES for word in ("--set", one))]
+    for arguments in (["evaluate", *common, "--variant", "mini-S/2"], ["report", *common]):
+        assert run(arguments) == 2
+        assert command in capsys.readouterr().err

@@ -1,0 +1,221 @@
+"""What a stage logs, and what of it is in the journal and waits to be shipped."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dit.errors import DataError, InputError, StoppedError
+from dit.storage.file import FileStore
+from dit.study import layout, study_file
+from dit.study.config import StudyConfig
+from dit.study.variants import ModelSpec
+from dit.tracking import flush, open_tracker, read_points, reconcile
+from dit.tracking.journal import read_entries, read_header
+from dit.tracking.paths import local_root, run_folder, study_folder
+from dit.tracking.state import Shipped, read_state, waiting
+from dit.tracking.target import resolve_target
+
+ROOT = Path(__file__).parents[3]
+
+
+def study(*overrides: str) -> StudyConfig:
+    return study_file.load(ROOT / "configs" / "digits.yaml", ["tracking.kind=none", *overrides])
+
+
+@pytest.fixture
+def config() -> StudyConfig:
+    return study()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FileStore:
+    return FileStore(tmp_path / "root")
+
+
+def statuses(store: FileStore, config: StudyConfig, spec: ModelSpec) -> list[tuple[str, str | None]]:
+    path = store.root / layout.journal(config, spec)
+    found = [entry.values for entry, _ in read_entries(path) if entry.kind == "status"]
+    return [(values["status"], values.get("error")) for values in found]
+
+
+def test_importing_it_imports_neither_mlflow_nor_torch() -> None:
+    code = "import dit.tracking, dit.tracking.mlflow_ui, sys;"
+    code += "print(sorted({'mlflow', 'torch', 'boto3'} & set(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == "[]\n"
+
+
+def test_the_repository_does_not_shadow_mlflow() -> None:
+    assert not list((ROOT / "mlflow").glob("**/*.py"))
+
+
+def test_a_resumed_run_adds_what_is_new_and_nothing_twice(config: StudyConfig, store: FileStore) -> None:
+    spec = config.specs[0]
+    for start in (0, 40, 20):  # as after kills, from checkpoints
+        with open_tracker(config, store, spec) as tracker:
+            for step in range(start + 10, start + 60, 10):
+                tracker.metrics(step, {"loss": 1 / step, "rate": 100.0 + start})
+    points = read_points(config, store, spec)
+    losses = [(point.step, point.value) for point in points if point.key == "loss"]
+    assert losses == [(step, 1 / step) for step in range(10, 100, 10)]
+    assert len(points) == 2 * len(losses)
+
+
+def test_steps_may_come_in_any_order(config: StudyConfig, store: FileStore) -> None:
+    spec = config.specs[0]
+    for step in (800, 200, 400, 200):
+        with open_tracker(config, store, spec) as tracker:
+            tracker.metrics(step, {"fd_digits": float(step)})
+            tracker.metrics(step, {"precision": math.nan})
+    assert [point.step for point in read_points(config, store, spec) if point.key == "fd_digits"] == [800, 200, 400]
+
+
+def test_runs_of_variants_and_of_the_study_are_apart(config: StudyConfig, store: FileStore) -> None:
+    first, second, *_ = config.specs
+    for number, spec in enumerate((first, second, None)):
+        with open_tracker(config, store, spec) as tracker:
+            tracker.metrics(1, {"loss": float(number)})
+    assert [[p.value for p in read_points(config, store, spec)] for spec in (first, second, None)] == [[0], [1], [2]]
+    assert read_points(config, store, config.specs[2]) == []
+
+
+def test_all_ranks_but_the_first_log_nothing(config: StudyConfig, store: FileStore) -> None:
+    with open_tracker(config, store, config.specs[0], enabled=False) as tracker:
+        tracker.params({"depth": 2})
+        tracker.metrics(1, {"loss": 1.0})
+        tracker.tags({"a": "b"})
+        tracker.artifact("a", b"a")
+        tracker.image("a", 1, b"a")
+        tracker.sync()
+        assert tracker.run_id is None
+    assert store.list() == []
+
+
+def test_how_a_run_ended_is_in_its_journal(config: StudyConfig, store: FileStore) -> None:
+    spec = config.specs[0]
+    with open_tracker(config, store, spec):
+        pass
+    stopped = (StoppedError("stopped by a signal", 15), KeyboardInterrupt(), SystemExit(143))
+    for problem in (DataError("shard 3 is\ndamaged"), ZeroDivisionError("x"), *stopped):
+        with pytest.raises(type(problem)), open_tracker(config, store, spec):
+            raise problem
+    ends = [status for status in statuses(store, config, spec) if status[0] != "RUNNING"]
+    assert ends == [
+        ("FINISHED", None),
+        ("FAILED", "shard 3 is damaged"),
+        ("FAILED", "ZeroDivisionError: x"),
+        *[("KILLED", None)] * len(stopped),
+    ]
+
+
+def test_a_killed_writer_is_found_by_the_next(config: StudyConfig, store: FileStore) -> None:
+    spec = config.specs[0]
+    code = (
+        "import os, sys; from dit.study import study_file; from dit.storage import open_store\n"
+        "from dit.tracking import open_tracker\n"
+        "config = study_file.load(sys.argv[1], ['tracking.kind=none'])\n"
+        "with open_tracker(config, open_store(sys.argv[2]), config.specs[0]) as tracker:\n"
+        "    tracker.metrics(1, {'loss': 1.0})\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code, str(ROOT / "configs/digits.yaml"), str(store.root)], check=False)
+    assert run.returncode == -9
+    assert [point.step for point in read_points(config, store, spec)] == [1]
+    reconcile(config, store)
+    reconcile(config, store)
+    assert [status for status, _ in statuses(store, config, spec)] == ["RUNNING", "KILLED"]
+
+
+def test_parameters_and_files_that_did_not_change_are_kept_once(config: StudyConfig, store: FileStore) -> None:
+    spec = config.specs[0]
+    for depth in (2, 2, 3):
+        with open_tracker(config, store, spec) as tracker:
+            tracker.params({"depth": depth, "patch": 2})
+            tracker.artifact("health.jsonl", b"fine")
+            tracker.image("grid", 100, b"png")
+    journal = [entry for entry, _ in read_entries(store.root / layout.journal(config, spec))]
+    assert [entry.values for entry in journal if entry.kind == "params"] == [
+        {"depth": "2", "patch": "2"},
+        {"depth": "3"},
+    ]
+    assert len([entry for entry in journal if entry.kind in ("artifact", "image")]) == 2
+
+
+def test_a_changed_recipe_begins_anew(config: StudyConfig, store: FileStore) -> None:
+    spec = config.specs[0]
+    with open_tracker(config, store, spec) as tracker:
+        tracker.metrics(10, {"loss": 1.0})
+    changed = study("train.learning_rate=1e-4")
+    with open_tracker(changed, store, spec) as tracker:
+        tracker.metrics(10, {"loss": 2.0})
+    assert [point.value for point in read_points(changed, store, spec)] == [2.0]
+    longer = study("train.learning_rate=1e-4", "train.steps=2000")
+    with open_tracker(longer, store, spec) as tracker:
+        tracker.metrics(10, {"loss": 3.0})
+    assert [point.value for point in read_points(longer, store, spec)] == [2.0]
+
+
+def test_the_journal_is_lines_that_any_program_can_read(config: StudyConfig, store: FileStore) -> None:
+    with open_tracker(config, store, config.specs[0]) as tracker:
+        tracker.metrics(10, {"loss": 1.0})
+    lines = (store.root / layout.journal(config, config.specs[0])).read_text().splitlines()
+    assert [json.loads(line)["kind"] for line in lines] == ["run", "status", "metrics", "status"]
+
+
+def test_without_mlflow_nothing_is_shipped(config: StudyConfig, store: FileStore) -> None:
+    with open_tracker(config, store, None) as tracker:
+        tracker.metrics(1, {"loss": 1.0})
+    assert flush(config, store)
+    assert not list(store.root.rglob("shipper*"))
+
+
+def test_where_runs_go_by_default(store: FileStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    local = resolve_target(study(), store)
+    assert local.uri == f"sqlite:///{store.root}/mlflow.db"
+    assert local.artifacts == (store.root / "mlartifacts" / "digits").as_uri()
+    assert local.experiment == "digits"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@mlflow:5000")
+    remote = resolve_target(study("tracking.experiment=other"), store)
+    assert (remote.uri, remote.artifacts, remote.experiment) == ("http://user:secret@mlflow:5000", None, "other")
+    assert remote.address == "http://mlflow:5000"
+    monkeypatch.chdir(tmp_path)
+    assert resolve_target(study("tracking.uri=sqlite:///x.db"), store).uri == f"sqlite:///{tmp_path}/x.db"
+
+
+def test_a_password_makes_no_other_server_and_is_not_kept(store: FileStore) -> None:
+    target = resolve_target(study("tracking.uri=http://user:secret@mlflow:5000"), store)
+    changed = resolve_target(study("tracking.uri=http://user:changed@mlflow:5000"), store)
+    with open_tracker(study(), store, None) as tracker:
+        tracker.metrics(1, {"loss": 1.0})
+    folder, run = study_folder(study(), store), run_folder(study(), store, None)
+    state = read_state(folder, target)
+    header = read_header(run.journal)
+    assert header is not None
+    state.journals[header.values["id"]] = Shipped("1", run.journal.stat().st_size, status="FINISHED")
+    state.save()
+    other = resolve_target(study("tracking.uri=http://elsewhere:5000"), store)
+    assert [waiting(folder, one) > 0 for one in (target, changed, other)] == [False, False, True]
+    assert not any(b"secret" in path.read_bytes() for path in store.root.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("uri", ["runs/mlruns", "file:///tmp/mlruns", "/tmp/mlruns"])
+def test_a_folder_for_mlflow_is_refused_before_any_work(uri: str, store: FileStore) -> None:
+    config = study("tracking.kind=mlflow", f"tracking.uri={uri}")
+    with pytest.raises(InputError, match=r"tracking\.uri"), open_tracker(config, store, None):
+        pytest.fail("must not begin")
+    assert store.list() == []
+
+
+def test_places_follow_the_layout(config: StudyConfig, store: FileStore) -> None:
+    spec = config.specs[0]
+    with open_tracker(config, store, spec):
+        pass
+    assert (local_root(store) / layout.journal(config, spec)).is_file()
+    assert [run.path.name for run in study_folder(config, store).runs()] == ["digits", spec.slug]

@@ -1,0 +1,391 @@
+"""Training as a stage: what it leaves, what it skips, what it goes on from, what it refuses. One process."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from training_processes import checkpoint_meta
+
+from dit.checkpoints.read import list_checkpoints
+from dit.errors import ConfigError, DataError, DivergedError, InputError, MismatchError, MissingError, StoreError
+from dit.runtime.distributed import Ranks
+from dit.stages import prepare, train
+from dit.storage import Store, open_store, read_record, write_record
+from dit.storage.file import FileStore
+from dit.study import layout
+from dit.study.config import StudyConfig
+from dit.study.records import FileEntry, HealthEvent, TrainRecord
+from dit.study.study_file import load
+from dit.tracking import read_points
+
+ROOT = Path(__file__).parents[3]
+VARIANT = "mini-S/2"
+SMALL = (
+    "train.steps=12",
+    "train.global_batch=12",
+    "evaluation.at_steps=[4, 8]",
+    "fit.checkpoint_every=2",
+    "fit.keep_checkpoints=1",
+    "fit.log_every=1",
+    "fit.threads=1",
+    "tracking.kind=none",
+)
+
+
+def study(name: str, *overrides: str) -> StudyConfig:
+    return load(ROOT / "configs" / "digits.yaml", [*SMALL, f"study={name}", *overrides])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _threads() -> Iterator[None]:
+    """Models this small gain nothing from threads; what a training sets must not outlive these tests."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    opened = open_store(tmp_path_factory.mktemp("train"))
+    prepare.run(study("any"), opened)
+    return opened
+
+
+def losses(store: Store, config: StudyConfig) -> dict[int, float]:
+    logged = read_points(config, store, config.spec(VARIANT))
+    return {point.step: point.value for point in logged if point.key == "loss"}
+
+
+def record_key(config: StudyConfig) -> str:
+    return layout.train_record(config, config.spec(VARIANT))
+
+
+@pytest.fixture(scope="module")
+def straight(store: Store) -> tuple[StudyConfig, TrainRecord]:
+    """An uninterrupted training."""
+    config = study("straight")
+    return config, train.run(config, store, VARIANT)
+
+
+def test_record_sums_up_the_training(store: Store, straight: tuple[StudyConfig, TrainRecord]) -> None:
+    config, record = straight
+    assert record == read_record(store, record_key(config), TrainRecord)
+    assert (record.steps, record.checkpoints, record.world_size) == (12, (4, 8, 12), 1)
+    assert record.config_hash == config.training_hash(config.spec(VARIANT))
+    assert record.parameters == config.spec(VARIANT).parameters(config.dataset.inputs)
+    assert record.images_per_second > 0
+    assert record.train_seconds > 0
+    assert record.peak_memory_bytes > 1 << 20
+    assert record.final_loss == losses(store, config)[12]
+
+
+def test_everything_that_was_promised_is_logged(store: Store, straight: tuple[StudyConfig, TrainRecord]) -> None:
+    config, _ = straight
+    steps: dict[str, list[int]] = {}
+    for point in read_points(config, store, config.spec(VARIANT)):
+        assert math.isfinite(point.value)
+        steps.setdefault(point.key, []).append(point.step)
+    measured = {"loss", "loss_mse", "loss_vb", "grad_norm", "images_per_second", "mfu", "memory_bytes"}
+    assert set(steps) == measured | {"parameters_m", "gflops"}
+    assert all(steps[key] == list(range(1, 13)) for key in measured)
+
+
+def test_windows_are_means_of_their_steps(store: Store, straight: tuple[StudyConfig, TrainRecord]) -> None:
+    by_step = losses(store, straight[0])
+    config = study("windows", "fit.log_every=5")
+    train.run(config, store, VARIANT)
+    windows = {5: range(1, 6), 10: range(6, 11), 12: range(11, 13)}
+    assert losses(store, config) == {
+        end: pytest.approx(sum(by_step[step] for step in steps) / len(steps), rel=1e-5)
+        for end, steps in windows.items()
+    }
+
+
+def test_milestones_and_the_newest_are_kept(store: Store, straight: tuple[StudyConfig, TrainRecord]) -> None:
+    config, _ = straight
+    assert list_checkpoints(store, config, config.spec(VARIANT)) == [4, 8, 10, 12]
+
+
+def test_complete_training_returns_without_loading_torch(
+    store: Store, straight: tuple[StudyConfig, TrainRecord], tmp_path: Path
+) -> None:
+    config, record = straight
+    (tmp_path / "study.yaml").write_text(config.to_yaml())
+    code = (
+        "import sys; from dit.stages import train; from dit.storage import open_store;"
+        "from dit.study.study_file import load;"
+        f"print(train.run(load({str(tmp_path / 'study.yaml')!r}), open_store({store.url!r}), {VARIANT!r}).steps);"
+        "sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, str(record.steps)), done.stderr
+
+
+def test_longer_training_goes_on_where_the_shorter_ended(
+    store: Store, straight: tuple[StudyConfig, TrainRecord]
+) -> None:
+    short, long = study("extended", "train.steps=8"), study("extended", "train.steps=12")
+    first = train.run(short, store, VARIANT)
+    second = train.run(long, store, VARIANT)
+    assert (first.steps, second.steps, second.checkpoints) == (8, 12, (4, 8, 12))
+    assert second.train_seconds > first.train_seconds
+    assert losses(store, long) == losses(store, straight[0])
+    assert train.run(short, store, VARIANT) == second
+
+
+def test_checkpoint_that_is_wanted_later_is_made_without_training_all_again(
+    store: Store, straight: tuple[StudyConfig, TrainRecord]
+) -> None:
+    before = study("later")
+    first = train.run(before, store, VARIANT)
+    spec = before.spec(VARIANT)
+    untouched = store.read(f"{layout.checkpoint(before, spec, 8)}/{layout.META}")
+    wider = study("later", "evaluation.at_steps=[4, 6, 8]")
+    second = train.run(wider, store, VARIANT)
+    assert second == first.model_copy(update={"checkpoints": (4, 6, 8, 12)})
+    assert 6 in list_checkpoints(store, wider, spec)
+    assert store.read(f"{layout.checkpoint(before, spec, 8)}/{layout.META}") == untouched
+    assert losses(store, wider) == losses(store, straight[0])
+
+
+def test_checkpoints_that_are_passed_again_are_left_as_they_are(
+    store: Store, straight: tuple[StudyConfig, TrainRecord]
+) -> None:
+    config = study("passed", "train.steps=10")
+    train.run(config, store, VARIANT)
+    spec = config.spec(VARIANT)
+    kept = [f"{layout.checkpoint(config, spec, step)}/{layout.META}" for step in (4, 8, 10)]
+    before = [store.read(key) for key in kept]
+    wider = study("passed", "evaluation.at_steps=[3, 4, 8]", "train.steps=12")
+    record = train.run(wider, store, VARIANT)
+    assert record.checkpoints == (3, 4, 8, 10, 12)
+    assert checkpoint_meta(wider, store, spec, 3).train_seconds > 0
+    assert [store.read(key) for key in kept] == before
+    assert losses(store, wider) == losses(store, straight[0])
+
+
+def test_checkpoint_that_was_removed_is_made_again(store: Store, straight: tuple[StudyConfig, TrainRecord]) -> None:
+    config = study("removed")
+    record = train.run(config, store, VARIANT)
+    spec = config.spec(VARIANT)
+    for gone in (4, 12):
+        store.delete(layout.checkpoint(config, spec, gone))
+        assert train.run(config, store, VARIANT) == record
+        assert {4, 8, 12} <= set(list_checkpoints(store, config, spec))
+    assert losses(store, config) == losses(store, straight[0])
+
+
+def test_file_that_is_lost_from_a_checkpoint_is_made_again(
+    store: Store, straight: tuple[StudyConfig, TrainRecord]
+) -> None:
+    config = study("lost-file", "train.steps=8")
+    train.run(config, store, VARIANT)
+    folder = layout.checkpoint(config, config.spec(VARIANT), 8)
+    before = store.read(f"{folder}/{layout.EMA_WEIGHTS}")
+    store.delete(f"{folder}/{layout.EMA_WEIGHTS}")
+    train.run(config, store, VARIANT)
+    assert store.read(f"{folder}/{layout.EMA_WEIGHTS}") == before
+    assert losses(store, config) == {key: value for key, value in losses(store, straight[0]).items() if key <= 8}
+
+
+def test_record_is_of_the_last_step_also_when_only_an_earlier_checkpoint_is_made(store: Store) -> None:
+    config = study("without-record")
+    before = train.run(config, store, VARIANT)
+    store.delete(record_key(config))
+    store.delete(layout.checkpoint(config, config.spec(VARIANT), 4))
+    again = train.run(config, store, VARIANT)
+    for field in ("steps", "checkpoints", "final_loss", "images_per_second", "train_seconds"):
+        assert getattr(again, field) == getattr(before, field), field
+
+
+def test_record_lost_after_the_last_checkpoint_is_made_again_without_a_step(
+    store: Store, straight: tuple[StudyConfig, TrainRecord]
+) -> None:
+    config, record = straight
+    points = len(read_points(config, store, config.spec(VARIANT)))
+    store.delete(record_key(config))
+    again = train.run(config, store, VARIANT)
+    assert len(read_points(config, store, config.spec(VARIANT))) == points
+    for field in ("steps", "checkpoints", "final_loss", "config_hash"):
+        assert getattr(again, field) == getattr(record, field)
+    assert again.images_per_second > 0
+    assert again.train_seconds > 0
+
+
+def test_value_that_is_not_finite_stops_the_run_and_says_where(store: Store) -> None:
+    config = study("diverged", "train.learning_rate=1e30", "fit.checkpoint_every=1", "fit.log_every=4")
+    spec = config.spec(VARIANT)
+    with pytest.raises(
+        DivergedError, match=r"mini-S/2: step (\d+): .* is not finite; the last good checkpoint"
+    ) as caught:
+        train.run(config, store, VARIANT)
+    assert read_record(store, record_key(config), TrainRecord) is None
+    (line,) = store.read(layout.health(config, spec)).splitlines()
+    event = HealthEvent.model_validate(json.loads(line))
+    assert (event.check, event.action, event.message) == ("finite", "stop", str(caught.value))
+    complete = list_checkpoints(store, config, spec)
+    assert all(step < event.step for step in complete)
+    if complete:
+        assert layout.checkpoint(config, spec, complete[-1]) in event.message
+    with pytest.raises(DivergedError, match=f"step {event.step}:"):
+        train.run(config, store, VARIANT)
+    assert len(store.read(layout.health(config, spec)).splitlines()) == 2
+
+
+def test_damaged_checkpoint_is_refused_and_the_one_before_serves(
+    store: Store, straight: tuple[StudyConfig, TrainRecord]
+) -> None:
+    config = study("damaged", "train.steps=8")
+    train.run(config, store, VARIANT)
+    folder = layout.checkpoint(config, config.spec(VARIANT), 8)
+    path = store.local(f"{folder}/{layout.OPTIMIZER}")
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    longer = study("damaged", "train.steps=12")
+    with pytest.raises(DataError, match=r"step-00000008/optimizer\.safetensors: .*remove .*step-00000008"):
+        train.run(longer, store, VARIANT)
+    store.delete(folder)
+    train.run(longer, store, VARIANT)
+    assert losses(store, longer) == losses(store, straight[0])
+
+
+def test_another_recipe_is_refused_before_work(store: Store, straight: tuple[StudyConfig, TrainRecord]) -> None:
+    config, _ = straight
+    other = study("straight", "train.learning_rate=0.5")
+    spec = config.spec(VARIANT)
+    with pytest.raises(MismatchError) as caught:
+        train.run(other, store, VARIANT)
+    assert config.training_hash(spec) in str(caught.value)
+    assert other.training_hash(spec) in str(caught.value)
+    record = store.read(record_key(config))
+    store.delete(record_key(config))
+    with pytest.raises(MismatchError, match="checkpoints/step-"):
+        train.run(other, store, VARIANT)
+    store.write(record_key(config), record)
+
+
+def test_shards_that_changed_under_a_training_are_refused(store: Store) -> None:
+    config = study("shards", "train.steps=8")
+    train.run(config, store, VARIANT)
+    spec = config.spec(VARIANT)
+    key = f"{layout.checkpoint(config, spec, 8)}/{layout.META}"
+    meta = checkpoint_meta(config, store, spec, 8)
+    store.write(key, meta.model_copy(update={"dataset_content": "other"}).to_json())
+    with pytest.raises(MismatchError, match="trained on shards other"):
+        train.run(study("shards", "train.steps=12"), store, VARIANT)
+
+
+def test_shards_that_changed_after_a_training_are_refused(store: Store) -> None:
+    config = study("shards-after", "train.steps=4", "evaluation.at_steps=[4]")
+    record = train.run(config, store, VARIANT)
+    write_record(store, record_key(config), record.model_copy(update={"dataset_content": "other"}))
+    with pytest.raises(MismatchError, match=r"train\.json: trained on shards other, the dataset is now [0-9a-f]+; "):
+        train.run(config, store, VARIANT)
+
+
+def test_complete_training_outlives_its_shards(tmp_path: Path) -> None:
+    config = study("shards-gone", "train.steps=4", "evaluation.at_steps=[4]")
+    own = open_store(tmp_path)
+    prepare.run(config, own)
+    record = train.run(config, own, VARIANT)
+    own.delete(layout.dataset(config))
+    assert train.run(config, own, VARIANT) == record
+
+
+class Patient(FileStore):
+    """A store that takes a checkpoint's file only after the ranks have met a few times more."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.meetings = 0
+
+    def upload(self, path: Path, key: str) -> FileEntry:
+        until, end = self.meetings + 8, time.monotonic() + 60
+        while self.meetings < until:
+            if time.monotonic() > end:
+                raise StoreError(f"{key}: the ranks wait for each other while the store is slow")
+            time.sleep(0.01)
+        return super().upload(path, key)
+
+
+def test_ranks_keep_meeting_while_a_checkpoint_waits_for_a_slow_store(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rank that waits in silence is taken for lost by the others, whose collectives have a time limit."""
+    assert isinstance(store, FileStore)
+    slow, meet = Patient(store.root), Ranks.maximum
+
+    def counted(ranks: Ranks, value: int) -> int:
+        slow.meetings += 1
+        return meet(ranks, value)
+
+    monkeypatch.setattr(Ranks, "maximum", counted)
+    config = study("slow", "train.steps=6", "evaluation.at_steps=[4]", "fit.checkpoint_every=1")
+    assert train.run(config, slow, VARIANT).checkpoints == (4, 6)
+
+
+def test_missing_dataset_is_named(tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match=r"manifest\.json: the dataset is not prepared; run `dit prepare STUDY`"):
+        train.run(study("none"), open_store(tmp_path), VARIANT)
+
+
+def test_batch_that_ranks_cannot_share_is_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "5")
+    with pytest.raises(ConfigError, match=r"train\.global_batch=12 is not divisible by world_size=5"):
+        train.run(study("ranks"), store, VARIANT)
+
+
+def test_unknown_variant_is_refused(store: Store) -> None:
+    with pytest.raises(ConfigError, match="mini-M/2"):
+        train.run(study("variant"), store, "mini-M/2")
+
+
+def test_a_full_disk_is_one_line_and_harms_no_checkpoint(
+    store: Store, straight: tuple[StudyConfig, TrainRecord], tmp_path: Path
+) -> None:
+    short, long = study("full", "train.steps=4", "evaluation.at_steps=[4]"), study("full")
+    train.run(short, store, VARIANT)
+    folder = layout.checkpoints(short, short.spec(VARIANT))
+    before = {key: store.read(key) for key in store.list(folder)}
+    (tmp_path / "study.yaml").write_text(long.to_yaml())
+    # To a process that may write no more, a disk is full: there is room for the journal, and for no checkpoint.
+    done = subprocess.run(
+        [sys.executable, "-m", "dit", "train", tmp_path / "study.yaml", "--variant", VARIANT, "--root", store.url],
+        env={**os.environ, "TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert re.fullmatch(r"dit: [^\n]*cannot write [^\n]*File too large[^\n]*run again", done.stderr.splitlines()[-1])
+    assert "Traceback" not in done.stderr
+    assert {key: store.read(key) for key in store.list(folder)} == before
+    train.run(long, store, VARIANT)
+    assert losses(store, long) == losses(store, straight[0])
+
+
+class ReadOnly(FileStore):
+    """A store whose files can be read only."""
+
+    def write(self, key: str, data: bytes) -> FileEntry:
+        raise StoreError(f"{key}: {len(data)} bytes refused")
+
+
+def test_store_that_cannot_be_written_is_refused(store: Store) -> None:
+    assert isinstance(store, FileStore)
+    with pytest.raises(InputError, match="not writable"):
+        train.run(study("readonly"), ReadOnly(store.root), VARIANT)
+    assert not store.list("studies/readonly")
