@@ -6,7 +6,7 @@ ROOT ?= runs
 RUNNER ?= local
 # Overrides of the study file, such as SET="train.steps=400 sampling.num_samples=200".
 SET ?=
-# Arguments for pytest, such as TESTS=tests/unit.
+# Arguments for pytest, such as TESTS=tests/science/training.
 TESTS ?=
 PORT ?= 5000
 # Images and the cluster: docs/cluster.md. REGISTRY has no default; DOCKER_FLAGS are for `docker build`.

@@ -1,6 +1,6 @@
 """The compiled pipeline: as a file for review, and what of a study and a submission it depends on.
 
-python tests/contract/test_pipeline.py             writes the golden file anew
+python tests/platform/definition/test_pipeline.py  writes the golden file anew
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The manifests of jobs: against the published CRDs, against Pod Security, and as a file for review.
 
-python tests/contract/test_job_manifests.py        writes the golden file anew
+python tests/platform/jobs/test_job_manifests.py   writes the golden file anew
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from report_study import fill, study
+from study_records import fill, study
 
 from dit.claims.results import load_results
 from dit.planning.cost import plan
