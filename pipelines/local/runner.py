@@ -22,6 +22,7 @@ from pipelines import complete
 from pipelines.local.display import StudyLog
 from pipelines.local.parallelism import share
 from pipelines.local.workers import LaneError, WorkerPool, WorkItem
+from pipelines.step import submitted
 from pipelines.step.parent_watch import ChildLifeline
 
 
@@ -59,6 +60,7 @@ def _run_pipeline(config: StudyConfig, store: Store, image: str | None) -> None:
         ChildLifeline() as lifeline,
         _interrupts(lifeline) as caught,
     ):
+        submitted.write(config, store)
         text = config.to_yaml()
         try:
             with WorkerPool(machine.lanes, Path(work), shown.take, lifeline.pull) as lanes:

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from kfp import local
 
 from dit.study import study_file
-from pipelines.definition.pipeline import build
+from pipelines.definition.pipeline import build_part
 from pipelines.local.docker import use_containers
 from pipelines.local.parallelism import THREADS
 from pipelines.local.workers import WorkItem
@@ -48,10 +48,10 @@ def _run(job: WorkItem, folder: str) -> None:
     config = study_file.load_text(job.study)
     with _threads(job.threads):
         if job.image is None:
-            build(config, job.root, job.part)()
+            build_part(config, job.root, job.part)()
         else:
             use_containers(config, job.root, folder)
-            build(config, job.root, job.part, job.image)()
+            build_part(config, job.root, job.part, job.image)()
 
 
 @contextmanager

@@ -48,10 +48,12 @@ class Compiled:
         return {self.tasks[key]["taskInfo"]["name"] for key in self.task(name).get("dependentTasks", [])}
 
     def given(self, name: str) -> dict[str, Any]:
-        """A task's inputs: constants as they are, the pipeline's parameters by their names in $."""
+        """A task's inputs: constants as they are, parameters of the pipeline as $NAME, a step's output as STEP's."""
         found: dict[str, Any] = {}
         for key, value in self.task(name)["inputs"]["parameters"].items():
             constant = value.get("runtimeValue", {}).get("constant")
+            if (output := value.get("taskOutputParameter")) is not None:
+                constant = f"{output['producerTask']}'s"
             found[key] = constant if constant is not None else f"${value['componentInputParameter']}"
         return found
 
@@ -92,12 +94,14 @@ def test_every_study_compiles_to_all_its_steps(study: str) -> None:
     steps = [f"{stage} {name}" for stage in ("train", "sample", "evaluate") for name in config.variants]
     assert sorted(compiled.names()) == sorted([*parts, "merge", *steps, "report"])
     assert compiled.waits_for("merge") == set(parts)
-    assert compiled.waits_for("report") == {f"evaluate {name}" for name in config.variants}
+    assert compiled.waits_for("report") == {"merge", *(f"evaluate {name}" for name in config.variants)}
     for name in config.variants:
         assert compiled.waits_for(f"train {name}") >= {"merge"}
-        assert compiled.waits_for(f"sample {name}") == {f"train {name}"}
-        assert compiled.waits_for(f"evaluate {name}") == {f"sample {name}"}
-        assert load_text(compiled.given(f"train {name}")["study"]) == config
+        assert compiled.waits_for(f"sample {name}") == {"merge", f"train {name}"}
+        assert compiled.waits_for(f"evaluate {name}") == {"merge", f"sample {name}"}
+    # The text is in one step; all later ones take the address under which that one stores it.
+    assert load_text(compiled.given("merge")["study"]) == config
+    assert {compiled.given(name)["study"] for name in (*steps, "report")} == {"merge's"}
     # A pod that installs something needs an index, and takes another version tomorrow.
     assert "pip install" not in compiled.text
 
@@ -117,8 +121,8 @@ def test_what_a_person_changes_is_a_parameter_and_the_study_is_none(digits: Comp
         assert digits.container(name)["image"] == "{{$.inputs.parameters['pipelinechannel--image']}}"
         shared = {key: value for key, value in digits.given(name).items() if key in parameters}
         assert shared == {key: f"${key}" for key in shared}
-        if not name.startswith("prepare"):
-            assert shared.keys() >= {"root", "steps", "cfg", "samples", "seed", "overrides"}
+        if name == "merge":
+            assert shared.keys() == {"root", "steps", "cfg", "samples", "seed", "overrides"}
 
 
 def test_only_the_parts_of_the_preparation_are_cached(digits: Compiled) -> None:

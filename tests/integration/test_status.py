@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from http_fakes import Kubernetes, PipelinesServer, compressed_workflow, kubeconfig, serve
+from http_fakes import Kubernetes, PipelinesServer, kubeconfig, serve
 from s3_proxy import BUCKET, Proxy
 
 from dit.errors import DitError
@@ -146,27 +146,9 @@ def test_one_table_joins_pipeline_jobs_and_store(place: str, capsys: pytest.Capt
 
 
 @pytest.mark.usefixtures("place")
-def test_steps_of_a_run_too_large_for_the_pipelines_server_are_shown_by_its_workflow(
-    kubernetes: Kubernetes, capsys: pytest.CaptureFixture[str]
-) -> None:
-    phases = {"prepare-part": "Succeeded", "merge": "Succeeded", "train": "Succeeded", "sample": "Running"}
-    workflows = "/apis/argoproj.io/v1alpha1/namespaces/kubeflow/workflows"
-    kubernetes.objects[workflows] = {"items": [compressed_workflow("r-1", phases)]}
-    show()
-    text = capsys.readouterr().out
-    assert row(text, "train mini-S/2").startswith("train mini-S/2 succeeded")
-    assert row(text, "sample mini-S/2").startswith("sample mini-S/2 running")
-    kubernetes.objects[workflows]["items"][0]["status"]["compressedNodes"] = "cut"
-    show()
-    text = capsys.readouterr().out
-    assert "workflow kubeflow/w-r-1: its compressed status cannot be read" in text
-    assert row(text, "train mini-S/2").startswith("train mini-S/2 running")
-
-
-@pytest.mark.usefixtures("place")
 def test_the_run_that_is_asked_for_is_shown(pipelines: PipelinesServer, capsys: pytest.CaptureFixture[str]) -> None:
-    old = {**pipelines.runs.model["r-1"][0], "run_id": "r-0", "display_name": "old", "state": "FAILED"}
-    pipelines.runs.model["r-0"] = [old]
+    old = {**pipelines.runs["r-1"][0], "run_id": "r-0", "display_name": "old", "state": "FAILED"}
+    pipelines.runs["r-0"] = [old]
     show(run_id="r-0")
     assert "run r-0 (old) failed" in capsys.readouterr().out
     show(run_id="none")

@@ -25,12 +25,14 @@ from dit.console import progress
 from dit.errors import DitError, InputError
 from dit.storage import open_store
 from dit.study.config import FitConfig
+from dit.study.study_file import load
 from pipelines.complete import unfinished
 from pipelines.local.display import StudyLog
 from pipelines.local.parallelism import Share, share
+from pipelines.step import submitted
 from pipelines.step.events import Event, from_line, spoken
 from pipelines.step.parent_watch import VARIABLE, ChildLifeline, end_with_parent
-from pipelines.step.step import Run, run_step
+from pipelines.step.step import run_step
 
 __all__ = ["terminal"]
 
@@ -227,7 +229,8 @@ def test_lines_of_two_lanes_name_their_steps(capsys: pytest.CaptureFixture[str])
 def test_on_a_terminal_steps_have_a_bar_each_and_leave_a_line(terminal: Terminal) -> None:
     code = """
         import io, time
-        from pipelines.step.events import Event
+        from pipelines.step import submitted
+from pipelines.step.events import Event
         from pipelines.local.display import StudyLog
         with StudyLog(io.StringIO(), total=8) as log:
             def tell(lane, event):
@@ -333,9 +336,9 @@ def test_samples_of_another_decoder_leave_a_study_unfinished(tmp_path: Path) -> 
 
 
 def test_a_step_in_a_container_says_why_it_fails_on_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    study = (Path(__file__).parents[2] / "configs/digits.yaml").read_text()
+    address = submitted.write(load(Path(__file__).parents[2] / "configs/digits.yaml"), open_store(tmp_path))
     with pytest.raises(SystemExit) as caught:
-        run_step("train", Run(study, str(tmp_path)), "mini-s-2")
+        run_step("train", address, "mini-s-2")
     assert caught.value.code == 2
     errors = capsys.readouterr().err
     assert errors.startswith("dit: train mini-S/2: ")
