@@ -229,8 +229,7 @@ def test_lines_of_two_lanes_name_their_steps(capsys: pytest.CaptureFixture[str])
 def test_on_a_terminal_steps_have_a_bar_each_and_leave_a_line(terminal: Terminal) -> None:
     code = """
         import io, time
-        from pipelines.step import submitted
-from pipelines.step.events import Event
+        from pipelines.step.events import Event
         from pipelines.local.display import StudyLog
         with StudyLog(io.StringIO(), total=8) as log:
             def tell(lane, event):
