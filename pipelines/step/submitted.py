@@ -73,6 +73,7 @@ def read(study: str) -> tuple[StudyConfig, Store, str]:
     away.
     """
     root, studies, name = study.rpartition(f"/{layout.STUDIES}/")
+    # The study's own patience is in the store that may be away.
     store = open_root(root, PatienceConfig().api)
     key = f"{studies[1:]}{name}"
     if not store.exists(key):
