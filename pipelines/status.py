@@ -31,6 +31,7 @@ from pipelines.progress import Stage, progress, stage_names
 from pipelines.runs.model import Run
 from pipelines.runs.status_table import COLUMNS, JobView, rows, under_way
 from pipelines.runs.steps import RUN_LABEL, last_death, steps, waiting
+from pipelines.runs.workflow import seen_in
 from pipelines.step.submitted import StudyInputs
 
 _PAUSE_SECONDS = 10.0
@@ -87,9 +88,8 @@ def _look(config: StudyConfig, root: str, run_id: str | None, experiment: str) -
     cluster = _try(view, lambda: Cluster.connect().within(config.cluster.namespace))
     if cluster is not None:
         view.jobs = _try(view, lambda: _jobs(config, root, cluster, view)) or []
-        run = view.run
-        if run is not None and not run.over:
-            view.remarks += _try(view, lambda: _waiting_steps(run, cluster.within(names.RUNS_NAMESPACE))) or []
+        if view.run is not None:
+            _look_at_steps(view, view.run, cluster.within(names.RUNS_NAMESPACE))
     view.stages = _try(view, lambda: _stages(config, root, cluster, view)) or []
     if view.failed == view.asked:
         raise DitError(f"nothing could be reached: {'; '.join(view.remarks)}")
@@ -133,6 +133,12 @@ def _as_submitted(run: Run, view: _View) -> None:
     given = {key: value for key, value in run.parameters.items() if key in _CHANGEABLE}
     view.root = str(run.parameters.get("root", view.root))
     view.config = StudyInputs(run.study, **given).resolve(where=f"study of run {run.uid}")
+
+
+def _look_at_steps(view: _View, run: Run, cluster: Cluster) -> None:
+    seen = view.run = _try(view, lambda: seen_in(run, cluster)) or run
+    if not seen.over:
+        view.remarks += _try(view, lambda: _waiting_steps(seen, cluster)) or []
 
 
 def _waiting_steps(run: Run, cluster: Cluster) -> list[str]:

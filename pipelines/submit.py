@@ -10,6 +10,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from dit.console.formatting import format_duration
 from dit.errors import DitError, InputError
 from dit.study import study_file
 from dit.study.config import StudyConfig
-from pipelines.cluster.client import Cluster
+from pipelines.cluster.client import ApiUnavailable, Cluster
 from pipelines.cluster.retry import patiently
 from pipelines.compile import compile_study, pushed_image
 from pipelines.jobs.names import LAUNCHER, RUNS_NAMESPACE
@@ -26,6 +27,7 @@ from pipelines.preflight.check import preflight
 from pipelines.runs.api import ENDPOINT, EXPERIMENT, Pipelines, PipelinesUnavailable, endpoint_of
 from pipelines.runs.model import SUCCEEDED, Run
 from pipelines.runs.steps import CONTAINER, RUN_LABEL, failures, last_death, reason_in, steps
+from pipelines.runs.workflow import seen_in
 
 POLL_SECONDS = 10.0
 _LOG_LINES = 100
@@ -57,8 +59,9 @@ def wait(pipelines: Pipelines, uid: str, patience: float, namespace: str = RUNS_
     `patience` seconds. `namespace` is that of the steps' pods.
     """
     told: dict[str, str] = {}
+    workflows = _Workflows(namespace)
     while True:
-        run = patiently(lambda: pipelines.run(uid), PipelinesUnavailable, patience)
+        run = workflows.seen(patiently(lambda: pipelines.run(uid), PipelinesUnavailable, patience))
         for step in steps(run):
             if step.state and told.get(step.name) != step.state:
                 say(f"{step.name}: {step.state.lower()}")
@@ -70,6 +73,34 @@ def wait(pipelines: Pipelines, uid: str, patience: float, namespace: str = RUNS_
         raise DitError(_failure(pipelines, run, namespace))
     took = f" in {format_duration((run.ended - run.created).total_seconds())}" if run.ended and run.created else ""
     say(f"run {uid}: succeeded{took}")
+
+
+class _Workflows:
+    """What a run's workflow says of the steps of a large run; where we may not ask it, that is told once."""
+
+    def __init__(self, namespace: str) -> None:
+        self._cluster: Cluster | None = None
+        self._told = False
+        try:
+            self._cluster = Cluster.connect().within(namespace)
+        except InputError as error:
+            self._tell(error)
+
+    def seen(self, run: Run) -> Run:
+        """The run with its steps as they are now, as far as that can be known."""
+        try:
+            return seen_in(run, self._cluster) if self._cluster else run
+        except ApiUnavailable:
+            # What the server says of the steps may be old news, which is better than none at the end.
+            return run if run.over else replace(run, tasks=())
+        except DitError as error:
+            self._tell(error)
+            return run
+
+    def _tell(self, error: DitError) -> None:
+        if not self._told:
+            say(f"Kubeflow Pipelines shows old states of a large run's steps; newer ones cannot be asked for: {error}")
+        self._told = True
 
 
 def _failure(pipelines: Pipelines, run: Run, namespace: str) -> str:

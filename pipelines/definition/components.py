@@ -3,10 +3,10 @@
 The same ones run under kfp.local's SubprocessRunner and DockerRunner and on a cluster. An artifact holds what a person
 wants to see of a step; the bytes stay in the store, at the address in the artifact's metadata.
 
-Argo keeps a step's source and parameters about six times in the status of a run, which the server of Kubeflow Pipelines
-reads up to 1 MiB. So `merge` alone takes the study's text and what may be changed when a run is submitted (see
-`pipelines.step.submitted.StudyInputs`). It writes the study of the run to the store, and the steps after it take its
-address.
+Argo keeps a step's source, inputs and outputs six to eight times in a run's workflow, of which the server of Kubeflow
+Pipelines reads no more than 1 MiB. So they are few and short. `merge` alone takes the study's text and what may be
+changed when a run is submitted (see `pipelines.step.submitted.StudyInputs`). It writes the study of the run to the
+store, and the steps after it take its address.
 """
 
 from kfp import dsl
@@ -29,15 +29,13 @@ def prepare(study: str, dataset: dsl.Output[dsl.Dataset]) -> None:
 def prepare_part(
     dataset_study: str,
     root: str,
-    image: str,
     part: int,
     parts: int,
     overrides: list[str],
     shards: dsl.Output[dsl.Dataset],
 ) -> None:
     """Images to one part of the shards."""
-    # The inputs decide the shards and are the key of kfp's cache: `dataset_study` is `pipeline.dataset_only` of the
-    # study, and the image, named by its digest, is the code.
+    # The inputs decide the shards and are, with the image, the key of kfp's cache.
     from pipelines.step.step import run_part
 
     run_part(dataset_study, root, overrides, (part, parts)).part(shards, (part, parts))
@@ -64,7 +62,7 @@ def merge(
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def train(study: str, image: str, variant: str, dataset: dsl.Input[dsl.Dataset], model: dsl.Output[dsl.Model]) -> None:
+def train(study: str, image: str, variant: str, model: dsl.Output[dsl.Model]) -> None:
     """Shards to checkpoints of one variant."""
     from pipelines.step.step import run_job
 
@@ -76,7 +74,6 @@ def sample(
     study: str,
     image: str,
     variant: str,
-    model: dsl.Input[dsl.Model],
     sets: dsl.Output[dsl.Artifact],
     grids: dsl.Output[dsl.HTML],
 ) -> None:
@@ -90,7 +87,6 @@ def sample(
 def evaluate(
     study: str,
     variant: str,
-    sets: dsl.Input[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
     summary: dsl.Output[dsl.Markdown],
 ) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 
 from kfp import dsl
 
-from dit.study import layout
 from dit.study.config import StudyConfig
 from dit.study.variants import ModelSpec
 from pipelines.definition import components, step_pods
@@ -20,8 +19,8 @@ def build(config: StudyConfig, root: str, image: str = components.IMAGE) -> Any:
     """The pipeline of this study: prepare, then train, sample and evaluate each variant, then report.
 
     Its parameters may be changed when a run is submitted: `root` (store address), `steps` (of training), `cfg`
-    (guidance scale), `samples` (images of a sample set), `seed` (of training), `image`, and `overrides` (as the command
-    line's --set). The study and its variants are fixed here.
+    (guidance scale), `samples` (images of a sample set), `seed` (of training), and `overrides` (as the command line's
+    --set). The study, its variants and the image are fixed here.
     """
     # On one line: kfp puts it, as it is, into a comment at the top of the compiled file.
     description = " ".join(config.description.split())
@@ -33,7 +32,6 @@ def build(config: StudyConfig, root: str, image: str = components.IMAGE) -> Any:
         cfg: float = config.sampling.cfg_scale,
         samples: int = config.sampling.num_samples,
         seed: int = config.train.seed,
-        image: str = image,
         overrides: list[str] = [],  # noqa: B006
     ) -> None:
         """The study's steps, with the parameters of a run."""
@@ -52,7 +50,6 @@ def build_part(config: StudyConfig, root: str, part: str, image: str = component
     @dsl.pipeline(name=_name(config))
     def pipeline() -> None:
         """The steps of one part."""
-        # kfp.local knows no image that is a parameter.
         _Steps(config, image, pooled=False).only(part, root)
 
     return pipeline
@@ -67,7 +64,7 @@ class _Steps:
     """The tasks of one pipeline."""
 
     config: StudyConfig
-    image: Any
+    image: str
     pooled: bool
     """Whether the machines of a cluster share the work."""
 
@@ -77,14 +74,14 @@ class _Steps:
         `common` is what the preparation takes of the run's parameters, `asked` the rest, which `merge` takes, too.
         """
         merged = self._prepare_in_parts(common, asked)
-        study, dataset = merged.outputs[components.STUDY_OUTPUT], merged.outputs["dataset"]
+        study = merged.outputs[components.STUDY_OUTPUT]
         turns = self.config.cluster.variants_at_a_time or len(self.config.specs)
         sampled: list[dsl.PipelineTask] = []
         evaluated: list[dsl.PipelineTask] = []
         for number, spec in enumerate(self.config.specs):
             # When a variant is sampled its jobs have ended, and their GPUs are free.
             before = [sampled[number - turns]] if number >= turns else []
-            samples, metrics = self._variant(spec, study, dataset, before)
+            samples, metrics = self._variant(spec, study, before)
             sampled.append(samples)
             evaluated.append(metrics)
         self._report(study, evaluated)
@@ -97,7 +94,7 @@ class _Steps:
         elif part == "report":
             self._report(study, [])
         else:
-            self._variant(self.config.spec(part), study, self._prepared(root), [])
+            self._variant(self.config.spec(part), study, [])
 
     def _prepare_in_parts(self, common: dict[str, Any], asked: dict[str, Any]) -> dsl.PipelineTask:
         """The dataset, made by so many pods at once and joined by one, which also writes the run's study."""
@@ -105,27 +102,25 @@ class _Steps:
         text = _text(dataset_only(self.config), exclude_unset=True)
         made = []
         for number in range(1, count + 1):
-            task = components.prepare_part(dataset_study=text, image=self.image, part=number, parts=count, **common)
+            task = components.prepare_part(dataset_study=text, part=number, parts=count, **common)
             made.append(self._step(f"prepare {number}/{count}", task, "prepare", cached=True))
         merged = components.merge(study=_text(self.config), **common, **asked)
         return self._step("merge", merged, "report").after(*made)
 
-    def _prepared(self, root: str) -> Any:
-        """The dataset that an earlier pipeline made."""
-        manifest = f"{root}/{layout.dataset(self.config)}/{layout.MANIFEST}"
-        return dsl.importer(artifact_uri=manifest, artifact_class=dsl.Dataset).output
-
     def _variant(
-        self, spec: ModelSpec, study: Any, dataset: Any, before: list[Any]
+        self, spec: ModelSpec, study: Any, before: list[dsl.PipelineTask]
     ) -> tuple[dsl.PipelineTask, dsl.PipelineTask]:
-        """The steps of one variant, one after the other; returns the last two."""
+        """The steps of one variant, one after the other; returns the last two.
+
+        They are ordered by name: an artifact that a step takes makes the workflow larger by 5 kB.
+        """
         own = {"study": study, "variant": spec.slug}
-        trained = components.train(**own, image=self.image, dataset=dataset)
+        trained = components.train(**own, image=self.image)
         self._step(f"train {spec.name}", trained, "launch").after(*before)
-        sampled = components.sample(**own, image=self.image, model=trained.outputs["model"])
-        self._step(f"sample {spec.name}", sampled, "launch")
-        evaluated = components.evaluate(**own, sets=sampled.outputs["sets"])
-        return sampled, self._step(f"evaluate {spec.name}", evaluated, "evaluate")
+        sampled = components.sample(**own, image=self.image)
+        self._step(f"sample {spec.name}", sampled, "launch").after(trained)
+        evaluated = components.evaluate(**own)
+        return sampled, self._step(f"evaluate {spec.name}", evaluated, "evaluate").after(sampled)
 
     def _report(self, study: Any, evaluated: list[Any]) -> None:
         self._step("report", components.report(study=study), "report").after(*evaluated)

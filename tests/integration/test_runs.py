@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from http_fakes import Kubernetes, PipelinesServer, kubeconfig, run, serve
+from http_fakes import Kubernetes, PipelinesServer, compressed_workflow, kubeconfig, run, serve
 from ports import reserved_port
 
 from dit.errors import DitError, InputError
@@ -157,7 +157,57 @@ def test_a_failed_run_is_told_without_a_cluster_too(
     server.runs["r"] = [run("r", "FAILED", {"a-driver": "FAILED", "a": ""})]
     with pytest.raises(DitError, match="at step a"):
         submission.wait(pipelines, "r", patience=60)
-    assert "kubectl get pods -n kubeflow -l pipeline/runid=r" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "kubectl get pods -n kubeflow -l pipeline/runid=r" in out
+    assert "old states of a large run's steps; newer ones cannot be asked for: " in out
+
+
+WORKFLOWS = "/apis/argoproj.io/v1alpha1/namespaces/kubeflow/workflows"
+
+
+@pytest.mark.usefixtures("at_once")
+def test_steps_that_the_server_lost_sight_of_are_told_by_the_workflow(
+    server: PipelinesServer,
+    pipelines: Pipelines,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    seen_once = {"a": "SUCCEEDED", "b": "RUNNING", "c": "PENDING"}
+    server.runs["r"] = [run("r", state, seen_once) for state in ("RUNNING", "FAILED")]
+    grown = compressed_workflow("r", {"a": "Succeeded", "b": "Failed", "c": "Omitted"})
+    pods = {"items": [failed_pod("out of memory", step="b")]}
+    api = Kubernetes({WORKFLOWS: {"items": [grown]}, "/api/v1/namespaces/kubeflow/pods": pods})
+    with serve(api.answer) as address:
+        monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path / "config", address)))
+        with pytest.raises(DitError, match="run r ended FAILED at step b; http"):
+            submission.wait(pipelines, "r", patience=60)
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step")]
+    assert told[:2] == ["step a: succeeded", "step b: failed"]
+    assert told[2].startswith("step b: out of memory; kubectl logs")
+    assert len(told) == 3
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("unreadable", ["forbidden", "garbled"])
+def test_a_workflow_that_cannot_be_read_leaves_what_the_server_says(
+    server: PipelinesServer,
+    pipelines: Pipelines,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    unreadable: str,
+) -> None:
+    server.runs["r"] = [run("r", state, {"a": "FAILED"}) for state in ("RUNNING", "RUNNING", "FAILED")]
+    garbled = compressed_workflow("r", {}, status={"compressedNodes": "bm90IGd6aXBwZWQ="})
+    api = Kubernetes({WORKFLOWS: {"items": [garbled]}}, forbidden={WORKFLOWS} if unreadable == "forbidden" else set())
+    with serve(api.answer) as address:
+        monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path / "config", address)))
+        with pytest.raises(DitError, match="run r ended FAILED at step a; http"):
+            submission.wait(pipelines, "r", patience=60)
+    warnings = [line for line in capsys.readouterr().out.splitlines() if "old states" in line]
+    assert len(warnings) == 1
+    assert {"forbidden": "workflows", "garbled": "compressed status cannot be read"}[unreadable] in warnings[0]
 
 
 def test_a_run_is_terminated_by_its_id(

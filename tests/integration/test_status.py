@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from http_fakes import Kubernetes, PipelinesServer, kubeconfig, serve
+from http_fakes import Kubernetes, PipelinesServer, compressed_workflow, kubeconfig, serve
 from s3_proxy import BUCKET, Proxy
 
 from dit.errors import DitError
@@ -143,6 +143,24 @@ def test_one_table_joins_pipeline_jobs_and_store(place: str, capsys: pytest.Capt
     assert "mini-L/2" not in text
     assert f"pod dit-scaling/{NAME}-worker-7 finds no node: 0/1 nodes are available" in text
     assert f"{place}/#/runs/details/r-1" in text
+
+
+@pytest.mark.usefixtures("place")
+def test_steps_of_a_run_too_large_for_the_pipelines_server_are_shown_by_its_workflow(
+    kubernetes: Kubernetes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    phases = {"prepare-part": "Succeeded", "merge": "Succeeded", "train": "Succeeded", "sample": "Running"}
+    workflows = "/apis/argoproj.io/v1alpha1/namespaces/kubeflow/workflows"
+    kubernetes.objects[workflows] = {"items": [compressed_workflow("r-1", phases)]}
+    show()
+    text = capsys.readouterr().out
+    assert row(text, "train mini-S/2").startswith("train mini-S/2 succeeded")
+    assert row(text, "sample mini-S/2").startswith("sample mini-S/2 running")
+    kubernetes.objects[workflows]["items"][0]["status"]["compressedNodes"] = "cut"
+    show()
+    text = capsys.readouterr().out
+    assert "workflow kubeflow/w-r-1: its compressed status cannot be read" in text
+    assert row(text, "train mini-S/2").startswith("train mini-S/2 running")
 
 
 @pytest.mark.usefixtures("place")
