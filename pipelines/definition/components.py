@@ -1,23 +1,20 @@
-"""The pipeline's steps: lightweight components, each a thin call of one stage in the study's image.
+"""The pipeline's steps: each a thin call of one stage in the study's image.
 
 The same ones run under kfp.local's SubprocessRunner and DockerRunner and on a cluster. An artifact holds what a person
 wants to see of a step; the bytes stay in the store, at the address in the artifact's metadata.
 
-Argo keeps a step's source, inputs and outputs six to eight times in a run's workflow, of which the server of Kubeflow
+Argo keeps a step's command, inputs and outputs six to eight times in a run's workflow, of which the server of Kubeflow
 Pipelines reads no more than 1 MiB. So they are few and short. `merge` alone takes the study's text and what may be
 changed when a run is submitted (see `pipelines.step.submitted.StudyInputs`). It writes the study of the run to the
-store, and the steps after it take its address.
+store, and the steps after it take its address. Here a step is a function; `component.py` makes it a component of kfp.
 """
 
 from kfp import dsl
 
-IMAGE = "dit-scaling"
-"""Stands for the image that `pipelines.definition.pipeline` sets on every step."""
 STUDY_OUTPUT = "Output"
 """kfp's name for what `merge` returns."""
 
 
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
 def prepare(study: str, dataset: dsl.Output[dsl.Dataset]) -> None:
     """Images to shards, all of them."""
     from pipelines.step.step import run_step
@@ -25,7 +22,6 @@ def prepare(study: str, dataset: dsl.Output[dsl.Dataset]) -> None:
     run_step("prepare", study).dataset(dataset)
 
 
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
 def prepare_part(
     dataset_study: str,
     root: str,
@@ -41,7 +37,6 @@ def prepare_part(
     run_part(dataset_study, root, overrides, (part, parts)).part(shards, (part, parts))
 
 
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
 def merge(
     study: str,
     root: str,
@@ -61,7 +56,6 @@ def merge(
     return address
 
 
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
 def train(study: str, image: str, variant: str, model: dsl.Output[dsl.Model]) -> None:
     """Shards to checkpoints of one variant."""
     from pipelines.step.step import run_job
@@ -69,7 +63,6 @@ def train(study: str, image: str, variant: str, model: dsl.Output[dsl.Model]) ->
     run_job("train", study, variant, image).model(model)
 
 
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
 def sample(
     study: str,
     image: str,
@@ -83,7 +76,6 @@ def sample(
     run_job("sample", study, variant, image).samples(sets, grids)
 
 
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
 def evaluate(
     study: str,
     variant: str,
@@ -96,7 +88,6 @@ def evaluate(
     run_step("evaluate", study, variant).metrics(metrics, summary)
 
 
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
 def report(study: str, page: dsl.Output[dsl.HTML], verdict: dsl.Output[dsl.Markdown]) -> None:
     """All metrics to the verdict."""
     from pipelines.step.step import run_step

@@ -12,10 +12,11 @@ from kfp import dsl
 from dit.study.config import StudyConfig
 from dit.study.variants import ModelSpec
 from pipelines.definition import components, step_pods
+from pipelines.definition.component import IMAGE, component
 from pipelines.step import submitted
 
 
-def build(config: StudyConfig, root: str, image: str = components.IMAGE) -> Any:
+def build(config: StudyConfig, root: str, image: str = IMAGE) -> Any:
     """The pipeline of this study: prepare, then train, sample and evaluate each variant, then report.
 
     Its parameters may be changed when a run is submitted: `root` (store address), `steps` (of training), `cfg`
@@ -41,7 +42,7 @@ def build(config: StudyConfig, root: str, image: str = components.IMAGE) -> Any:
     return pipeline
 
 
-def build_part(config: StudyConfig, root: str, part: str, image: str = components.IMAGE) -> Any:
+def build_part(config: StudyConfig, root: str, part: str, image: str = IMAGE) -> Any:
     """One part of the study as one machine runs it: prepare, report, or the steps of the variant of this name.
 
     The parts before it must be complete, and the study must be at `submitted.address`.
@@ -90,7 +91,7 @@ class _Steps:
         """One part of the study, for which those before it are complete."""
         study = submitted.address(self.config, root)
         if part == "prepare":
-            self._step("prepare", components.prepare(study=study), "prepare")
+            self._step("prepare", component(components.prepare)(study=study), "prepare")
         elif part == "report":
             self._report(study, [])
         else:
@@ -102,9 +103,9 @@ class _Steps:
         text = _text(dataset_only(self.config), exclude_unset=True)
         made = []
         for number in range(1, count + 1):
-            task = components.prepare_part(dataset_study=text, part=number, parts=count, **common)
+            task = component(components.prepare_part)(dataset_study=text, part=number, parts=count, **common)
             made.append(self._step(f"prepare {number}/{count}", task, "prepare", cached=True))
-        merged = components.merge(study=_text(self.config), **common, **asked)
+        merged = component(components.merge)(study=_text(self.config), **common, **asked)
         return self._step("merge", merged, "report").after(*made)
 
     def _variant(
@@ -115,15 +116,15 @@ class _Steps:
         They are ordered by name: an artifact that a step takes makes the workflow larger by 5 kB.
         """
         own = {"study": study, "variant": spec.slug}
-        trained = components.train(**own, image=self.image)
+        trained = component(components.train)(**own, image=self.image)
         self._step(f"train {spec.name}", trained, "launch").after(*before)
-        sampled = components.sample(**own, image=self.image)
+        sampled = component(components.sample)(**own, image=self.image)
         self._step(f"sample {spec.name}", sampled, "launch").after(trained)
-        evaluated = components.evaluate(**own)
+        evaluated = component(components.evaluate)(**own)
         return sampled, self._step(f"evaluate {spec.name}", evaluated, "evaluate").after(sampled)
 
     def _report(self, study: Any, evaluated: list[Any]) -> None:
-        self._step("report", components.report(study=study), "report").after(*evaluated)
+        self._step("report", component(components.report)(study=study), "report").after(*evaluated)
 
     def _step(self, name: str, task: dsl.PipelineTask, kind: step_pods.Kind, cached: bool = False) -> dsl.PipelineTask:
         """A task under a name that people know.
