@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -26,8 +25,6 @@ from pipelines.submit import reasons
 PYTORCHJOB = "pytorchjobs.kubeflow.org"
 RUN_SECONDS = 900
 REAPED_SECONDS = 15
-LARGEST = 1 << 20
-"""Bytes of a workflow from which on Argo compresses what it holds of the steps."""
 SMALL = (
     "variants=[mini-S/2]",
     "train.steps=60",
@@ -42,12 +39,13 @@ SMALL = (
 WHOLE = ("cluster.replicas=2", "cluster.steps.parts=2", f"dataset.name=digits-in-parts-{os.getpid()}")
 SHORT = ("train.steps=20", "evaluation.at_steps=[20]")
 ENDLESS = ("train.steps=100000", "evaluation.at_steps=[100000]", "fit.checkpoint_every=100")
-# With ten times the text of a shipped study.
 FIVE = (
     "variants=[mini-S/2, mini-S/4, mini-B/4, mini-B/8, mini-S/8]",
+    "cluster.steps.parts=2",
     "cluster.steps.variants_at_a_time=3",
-    f"description={'of many words ' * 2000}",
 )
+# `merge` alone has the study's text, a dozen times.
+LARGE = f"description={'of many words ' * 6500}"
 # The preparation is the same in every run of one session, and in none of another.
 DATASET = f"dataset.name=digits-{os.getpid()}"
 pytestmark = [pytest.mark.pipelines, pytest.mark.timeout(1800)]
@@ -148,6 +146,8 @@ class Later:
     """Of the same study as before, with another number of steps."""
     five: Study
     five_submission: subprocess.Popen[str]
+    large: Study
+    large_submission: subprocess.Popen[str]
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +156,9 @@ def later(submitter: Submitter, under_way: UnderWay) -> Later:
     check_succeeded(submitter, changed, submitter.run(changed), 20)
     submitter.by_kfp("submit", under_way.package, 40)
     five = submitter.study("five", *SHORT, *FIVE)
-    return Later(submitter.run(changed), five, submitter.submit(five, "--wait"))
+    large = submitter.study("large", "train.learning_rate=1e30", *SHORT, LARGE)
+    submissions = [submitter.submit(study, "--wait") for study in (five, large)]
+    return Later(submitter.run(changed), five, submissions[0], large, submissions[1])
 
 
 def states(run: Run) -> dict[str, str]:
@@ -245,10 +247,22 @@ def test_the_server_has_the_right_states_of_a_run_of_five_variants(submitter: Su
     output, _ = later.five_submission.communicate(timeout=RUN_SECONDS)
     assert later.five_submission.returncode == 0, output
     run = submitter.run(later.five)
-    assert len(steps(run)) == 18
+    assert len(steps(run)) == 19
     assert set(states(run).values()) == {SUCCEEDED}, states(run)
     assert {task.state for task in run.tasks} == {SUCCEEDED}, run.tasks
     (workflow,) = find("workflows.argoproj.io", f"{RUN_LABEL}={run.uid}", "kubeflow")
     assert "compressedNodes" not in workflow["status"]
-    size = len(json.dumps(workflow, separators=(",", ":")))
-    assert size < LARGEST / 2, f"{size:,} bytes"
+
+
+def test_a_step_that_fails_in_a_run_too_large_for_the_pipelines_server_says_why(
+    submitter: Submitter, later: Later
+) -> None:
+    output, _ = later.large_submission.communicate(timeout=RUN_SECONDS)
+    assert later.large_submission.returncode != 0
+    (workflow,) = find("workflows.argoproj.io", f"{RUN_LABEL}={submitter.run(later.large).uid}", "kubeflow")
+    assert "compressedNodes" in workflow["status"], "the run is not large"
+    lines = output.splitlines()
+    assert "merge: succeeded" in lines, output
+    assert "train mini-S/2: failed" in lines, output
+    assert [line for line in lines if line.startswith("train mini-S/2: ") and "not finite" in line], output
+    assert "ended FAILED at train mini-S/2" in lines[-1]
