@@ -33,7 +33,7 @@ from pipelines.runs.model import Run
 from pipelines.runs.status_table import COLUMNS, JobView, rows, under_way
 from pipelines.runs.steps import last_death, steps, waiting
 from pipelines.runs.workflow import seen_in
-from pipelines.step.step import Run as Submitted
+from pipelines.step.submitted import StudyInputs
 
 _PAUSE_SECONDS = 10.0
 _CHANGEABLE = ("steps", "cfg", "samples", "seed", "overrides")
@@ -132,8 +132,7 @@ def _as_submitted(run: Run, view: _View) -> None:
         return
     given = {key: value for key, value in run.parameters.items() if key in _CHANGEABLE}
     view.root = str(run.parameters.get("root", view.root))
-    overrides = Submitted(run.study, view.root, **given).all_overrides()
-    view.config = study_file.load_text(run.study, overrides, where=f"study of run {run.uid}")
+    view.config = StudyInputs(run.study, **given).resolve(where=f"study of run {run.uid}")
 
 
 def _look_at_steps(view: _View, run: Run, cluster: Cluster) -> None:

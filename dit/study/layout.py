@@ -58,6 +58,11 @@ def study(config: StudyConfig) -> str:
     return f"{STUDIES}/{config.study}"
 
 
+def submitted(config: StudyConfig, text_hash: str) -> str:
+    """The study as a run was asked for it, which the run's steps read."""
+    return f"{study(config)}/submitted/{text_hash}.yaml"
+
+
 def variant(config: StudyConfig, spec: ModelSpec) -> str:
     """Folder of one variant."""
     return f"{study(config)}/{spec.slug}"

@@ -11,46 +11,55 @@ from kfp import dsl
 
 from dit.errors import one_line
 from dit.results.stages import PodKind
-from dit.study import layout
 from dit.study.config import StudyConfig
 from dit.study.variants import ModelSpec
 from pipelines.definition import components, step_pods
+from pipelines.definition.component import IMAGE, component
+from pipelines.step import submitted
 
 
-def build(config: StudyConfig, root: str, part: str | None = None, image: str = components.IMAGE) -> Any:
+def build(config: StudyConfig, root: str, image: str = IMAGE) -> Any:
     """The pipeline of this study: prepare, then train, sample and evaluate each variant, then report.
 
     Its parameters may be changed when a run is submitted: `root` (store address), `steps` (of training), `cfg`
-    (guidance scale), `samples` (images of a sample set), `seed` (of training), `image`, and `overrides` (as the command
-    line's --set). The study and its variants are fixed here.
-
-    With `part` it is that part alone, as one machine runs it, for which the parts before it must be complete: prepare,
-    report, or the steps of the variant of this name.
+    (guidance scale), `samples` (images of a sample set), `seed` (of training), and `overrides` (as the command line's
+    --set). The study, its variants and the image are fixed here.
     """
     # On one line: kfp puts it, as it is, into a comment at the top of the compiled file.
     description = one_line(config.description)
-    text, fixed_image = _text(config), image
 
-    @dsl.pipeline(name=f"dit-{config.study}", description=description)
+    @dsl.pipeline(name=_name(config), description=description)
     def pipeline(
         root: str = root,
         steps: int = config.train.steps,
         cfg: float = config.sampling.cfg_scale,
         samples: int = config.sampling.num_samples,
         seed: int = config.train.seed,
-        image: str = image,
         overrides: list[str] = [],  # noqa: B006
     ) -> None:
-        """The study's steps, or those of its part, with the parameters of a run."""
-        asked = {"steps": steps, "cfg": cfg, "samples": samples, "seed": seed, "overrides": overrides}
-        given = {"study": text, "root": root, **asked}
-        if part is None:
-            _Steps(config, given, image, pooled=True).all()
-        else:
-            # kfp.local knows no image that is a parameter.
-            _Steps(config, given, fixed_image, pooled=False).only(part)
+        """The study's steps, with the parameters of a run."""
+        asked = {"steps": steps, "cfg": cfg, "samples": samples, "seed": seed}
+        _Steps(config, image, pooled=True).all({"root": root, "overrides": overrides}, asked)
 
     return pipeline
+
+
+def build_part(config: StudyConfig, root: str, part: str, image: str = IMAGE) -> Any:
+    """One part of the study as one machine runs it: prepare, report, or the steps of the variant of this name.
+
+    The parts before it must be complete, and the study must be at `submitted.address`.
+    """
+
+    @dsl.pipeline(name=_name(config))
+    def pipeline() -> None:
+        """The steps of one part."""
+        _Steps(config, image, pooled=False).only(part, root)
+
+    return pipeline
+
+
+def _name(config: StudyConfig) -> str:
+    return f"dit-{config.study}"
 
 
 @dataclass(frozen=True)
@@ -58,64 +67,66 @@ class _Steps:
     """The tasks of one pipeline."""
 
     config: StudyConfig
-    given: dict[str, Any]
-    """What every step takes: the study and the parameters."""
-    image: Any
+    image: str
     pooled: bool
     """Whether the machines of a cluster share the work."""
 
-    def all(self) -> None:
-        """The whole study; so many variants at a time as `cluster:` says, in the study's order."""
-        dataset = self._prepare_in_parts()
+    def all(self, common: dict[str, Any], asked: dict[str, Any]) -> None:
+        """The whole study; so many variants at a time as `cluster:` says, in the study's order.
+
+        `common` is what the preparation takes of the run's parameters, `asked` the rest, which `merge` takes, too.
+        """
+        merged = self._prepare_in_parts(common, asked)
+        study = merged.outputs[components.STUDY_OUTPUT]
         turns = self.config.cluster.variants_at_a_time or len(self.config.specs)
         sampled: list[dsl.PipelineTask] = []
         evaluated: list[dsl.PipelineTask] = []
         for number, spec in enumerate(self.config.specs):
             # When a variant is sampled its jobs have ended, and their GPUs are free.
             before = [sampled[number - turns]] if number >= turns else []
-            samples, metrics = self._variant(spec, dataset, before)
+            samples, metrics = self._variant(spec, study, before)
             sampled.append(samples)
             evaluated.append(metrics)
-        self._report(evaluated)
+        self._report(study, evaluated)
 
-    def only(self, part: str) -> None:
+    def only(self, part: str, root: str) -> None:
         """One part of the study, for which those before it are complete."""
+        study = submitted.address(self.config, root)
         if part == "prepare":
-            self._step("prepare", components.prepare(**self.given), "prepare")
+            self._step("prepare", component(components.prepare)(study=study), "prepare")
         elif part == "report":
-            self._report([])
+            self._report(study, [])
         else:
-            self._variant(self.config.spec(part), self._prepared(), [])
+            self._variant(self.config.spec(part), study, [])
 
-    def _prepare_in_parts(self) -> Any:
-        """The dataset, made by so many pods at once and joined by one."""
+    def _prepare_in_parts(self, common: dict[str, Any], asked: dict[str, Any]) -> dsl.PipelineTask:
+        """The dataset, made by so many pods at once and joined by one, which also writes the run's study."""
         count = self.config.cluster.steps.parts
-        text = _text(dataset_only(self.config))
-        common = {key: self.given[key] for key in ("root", "overrides")}
+        text = _text(dataset_only(self.config), exclude_unset=True)
         made = []
         for number in range(1, count + 1):
-            task = components.prepare_part(dataset_study=text, image=self.image, part=number, parts=count, **common)
+            task = component(components.prepare_part)(dataset_study=text, part=number, parts=count, **common)
             made.append(self._step(f"prepare {number}/{count}", task, "prepare", cached=True))
-        merged = self._step("merge", components.merge(**self.given), "report").after(*made)
-        return merged.outputs["dataset"]
+        merged = component(components.merge)(study=_text(self.config), **common, **asked)
+        return self._step("merge", merged, "report").after(*made)
 
-    def _prepared(self) -> Any:
-        """The dataset that an earlier pipeline made."""
-        manifest = f"{self.given['root']}/{layout.dataset(self.config)}/{layout.MANIFEST}"
-        return dsl.importer(artifact_uri=manifest, artifact_class=dsl.Dataset).output
+    def _variant(
+        self, spec: ModelSpec, study: Any, before: list[dsl.PipelineTask]
+    ) -> tuple[dsl.PipelineTask, dsl.PipelineTask]:
+        """The steps of one variant, one after the other; returns the last two.
 
-    def _variant(self, spec: ModelSpec, dataset: Any, before: list[Any]) -> tuple[dsl.PipelineTask, dsl.PipelineTask]:
-        """The steps of one variant, one after the other; returns the last two."""
-        own = {**self.given, "variant": spec.slug}
-        work = {**own, "image": self.image}
-        trained = self._step(f"train {spec.name}", components.train(**work, dataset=dataset), "launch").after(*before)
-        sampled = components.sample(**work, model=trained.outputs["model"])
-        self._step(f"sample {spec.name}", sampled, "launch")
-        evaluated = components.evaluate(**own, sets=sampled.outputs["sets"])
-        return sampled, self._step(f"evaluate {spec.name}", evaluated, "evaluate")
+        They are ordered by name: an artifact that a step takes makes the workflow larger by 5 kB.
+        """
+        own = {"study": study, "variant": spec.slug}
+        trained = component(components.train)(**own, image=self.image)
+        self._step(f"train {spec.name}", trained, "launch").after(*before)
+        sampled = component(components.sample)(**own, image=self.image)
+        self._step(f"sample {spec.name}", sampled, "launch").after(trained)
+        evaluated = component(components.evaluate)(**own)
+        return sampled, self._step(f"evaluate {spec.name}", evaluated, "evaluate").after(sampled)
 
-    def _report(self, evaluated: list[Any]) -> None:
-        self._step("report", components.report(**self.given), "report").after(*evaluated)
+    def _report(self, study: Any, evaluated: list[Any]) -> None:
+        self._step("report", component(components.report)(study=study), "report").after(*evaluated)
 
     def _step(self, name: str, task: dsl.PipelineTask, kind: PodKind, cached: bool = False) -> dsl.PipelineTask:
         """A task under a name that people know.
@@ -143,5 +154,5 @@ def dataset_only(config: StudyConfig) -> StudyConfig:
     )
 
 
-def _text(config: StudyConfig) -> str:
-    return json.dumps(config.model_dump(mode="json"), ensure_ascii=False)
+def _text(config: StudyConfig, exclude_unset: bool = False) -> str:
+    return json.dumps(config.model_dump(mode="json", exclude_unset=exclude_unset), ensure_ascii=False)

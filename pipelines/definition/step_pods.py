@@ -46,10 +46,8 @@ def _resources(task: Any, step: StepConfig, cluster: ClusterConfig) -> None:
 
 
 def _variables(task: Any, step: StepConfig, cluster: ClusterConfig) -> None:
+    # The image's home is /tmp, and so caches are on the scratch volume.
     plain = {
-        "HOME": _SCRATCH,
-        "TMPDIR": _SCRATCH,
-        "DIT_CACHE": f"{_SCRATCH}/dit-cache",
         "OMP_NUM_THREADS": str(max(1, math.floor(quantity(step.cpu)))),
         **cluster.env,
     }

@@ -23,6 +23,7 @@ from dit.tracking import flush, reconcile, start_shipping
 from pipelines.local.display import StudyLog
 from pipelines.local.parallelism import share
 from pipelines.local.workers import WorkerError, WorkerPool, WorkItem
+from pipelines.step import submitted
 from pipelines.step.parent_watch import ChildLifeline
 
 
@@ -60,6 +61,7 @@ def _run_pipeline(config: StudyConfig, store: Store, image: str | None) -> None:
         ChildLifeline() as lifeline,
         _interrupts(lifeline) as caught,
     ):
+        submitted.write(config, store)
         text = config.to_yaml()
         start_shipping(config, store)
         try:

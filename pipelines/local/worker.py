@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from kfp import local
 
 from dit.study import study_file
-from pipelines.definition.pipeline import build
+from pipelines.definition.pipeline import build_part
 from pipelines.local.docker import use_containers
 from pipelines.local.parallelism import THREADS
 from pipelines.local.workers import WorkItem
@@ -48,10 +48,10 @@ def _run(item: WorkItem, folder: str) -> None:
     config = study_file.load_text(item.study)
     with _threads(item.threads):
         if item.image is None:
-            build(config, item.root, item.part)()
+            build_part(config, item.root, item.part)()
         else:
             use_containers(config, item.root, folder)
-            build(config, item.root, item.part, item.image)()
+            build_part(config, item.root, item.part, item.image)()
 
 
 @contextmanager

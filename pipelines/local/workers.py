@@ -32,7 +32,7 @@ class WorkItem:
     """The study file's text."""
     root: str
     part: str
-    """See `pipelines.definition.pipeline.build`."""
+    """See `pipelines.definition.pipeline.build_part`."""
     threads: int | None = None
     image: str | None = None
     """Run the steps in containers of this image; None makes them processes."""

@@ -40,6 +40,13 @@ SMALL = (
 WHOLE = ("cluster.replicas=2", "cluster.steps.parts=2", f"dataset.name=digits-in-parts-{os.getpid()}")
 SHORT = ("train.steps=20", "evaluation.at_steps=[20]")
 ENDLESS = ("train.steps=100000", "evaluation.at_steps=[100000]", "fit.checkpoint_every=100")
+FIVE = (
+    "variants=[mini-S/2, mini-S/4, mini-B/4, mini-B/8, mini-S/8]",
+    "cluster.steps.parts=2",
+    "cluster.steps.variants_at_a_time=3",
+)
+# `merge` alone has the study's text, a dozen times.
+LARGE = f"description={'of many words ' * 6500}"
 # The preparation is the same in every run of one session, and in none of another.
 DATASET = f"dataset.name=digits-{os.getpid()}"
 pytestmark = [pytest.mark.pipelines, pytest.mark.timeout(1800)]
@@ -138,6 +145,8 @@ class Later:
 
     changed_run: Run
     """Of the same study as before, with another number of steps."""
+    five: Study
+    five_submission: subprocess.Popen[str]
     large: Study
     large_submission: subprocess.Popen[str]
 
@@ -147,9 +156,10 @@ def later(submitter: Submitter, under_way: UnderWay) -> Later:
     changed = under_way.changed
     check_succeeded(submitter, changed, submitter.run(changed), 20)
     submitter.by_kfp("submit", under_way.package, 40)
-    described = f"description={'of many words ' * 2000}"
-    large = submitter.study("large", "train.learning_rate=1e30", *SHORT, described)
-    return Later(submitter.run(changed), large, submitter.submit(large, "--wait"))
+    five = submitter.study("five", *SHORT, *FIVE)
+    large = submitter.study("large", "train.learning_rate=1e30", *SHORT, LARGE)
+    submissions = [submitter.submit(study, "--wait") for study in (five, large)]
+    return Later(submitter.run(changed), five, submissions[0], large, submissions[1])
 
 
 def states(run: Run) -> dict[str, str]:
@@ -230,6 +240,19 @@ def check_succeeded(submitter: Submitter, study: Study, run: Run, length: int) -
     assert run.state == SUCCEEDED, (states(run), reasons(run, [step.name for step in failures(run)], "kubeflow"))
     assert study.record().steps == length
     return run
+
+
+def test_the_server_has_the_right_states_of_a_run_of_five_variants(submitter: Submitter, later: Later) -> None:
+    """Of each step and of what steps are made of: Argo compresses the status of a workflow from 1 MiB on, and the
+    server reads none of that."""
+    output, _ = later.five_submission.communicate(timeout=RUN_SECONDS)
+    assert later.five_submission.returncode == 0, output
+    run = submitter.run(later.five)
+    assert len(steps(run)) == 19
+    assert set(states(run).values()) == {SUCCEEDED}, states(run)
+    assert {task.state for task in run.tasks} == {SUCCEEDED}, run.tasks
+    (workflow,) = find("workflows.argoproj.io", f"{names.KFP_RUN}={run.uid}", "kubeflow")
+    assert "compressedNodes" not in workflow["status"]
 
 
 def test_a_step_that_fails_in_a_run_too_large_for_the_pipelines_server_says_why(

@@ -27,11 +27,13 @@ from dit.results.stages import Work
 from dit.results.state import unfinished
 from dit.storage import open_store
 from dit.study.config import FitConfig
+from dit.study.study_file import load
 from pipelines.local.display import StudyLog
 from pipelines.local.parallelism import Share, share
+from pipelines.step import submitted
 from pipelines.step.events import Event, from_line, spoken
 from pipelines.step.parent_watch import VARIABLE, ChildLifeline, end_with_parent
-from pipelines.step.step import Run, run_step
+from pipelines.step.step import run_step
 
 __all__ = ["terminal"]
 
@@ -335,9 +337,9 @@ def test_samples_of_another_decoder_are_refused_before_any_step(tmp_path: Path) 
 
 
 def test_a_step_in_a_container_says_why_it_fails_on_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    study = (Path(__file__).parents[3] / "configs/digits.yaml").read_text()
+    address = submitted.write(load(Path(__file__).parents[3] / "configs/digits.yaml"), open_store(tmp_path))
     with pytest.raises(SystemExit) as caught:
-        run_step("train", Run(study, str(tmp_path)), "mini-s-2")
+        run_step("train", address, "mini-s-2")
     assert caught.value.code == 2
     errors = capsys.readouterr().err
     assert errors.startswith("dit: train mini-S/2: ")

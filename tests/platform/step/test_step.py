@@ -4,20 +4,34 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from dit.storage import open_store
+from dit.storage import Store, open_store
 from dit.study.study_file import load, load_text
 from pipelines.definition.pipeline import dataset_only
-from pipelines.step import step
-from pipelines.step.step import Run, run_job, run_merge, run_part, run_step
+from pipelines.step import step, submitted
+from pipelines.step.step import run_job, run_merge, run_part, run_step
+from pipelines.step.submitted import StudyInputs
 
+STUDIES = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
 STUDY = (Path(__file__).parents[3] / "configs/digits.yaml").read_text()
 
 
 def artifact(path: Path) -> SimpleNamespace:
     return SimpleNamespace(path=str(path), metadata={})
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_store(tmp_path / "runs")
+
+
+@pytest.fixture
+def address(store: Store) -> str:
+    """Of the digits, as submitted."""
+    return submitted.write(load_text(STUDY), store)
 
 
 @pytest.fixture
@@ -30,22 +44,55 @@ def reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return path
 
 
-def test_parameters_as_the_study_has_them_change_nothing() -> None:
-    assert Run(STUDY, "runs").all_overrides() == []
-    assert Run(STUDY, "runs", steps=1500, cfg=1.0, samples=1000, seed=0).all_overrides() == []
+@pytest.mark.parametrize("asked", [{}, {"steps": 1500, "cfg": 1.0, "samples": 1000, "seed": 0}])
+def test_parameters_as_the_study_has_them_change_nothing(asked: dict[str, Any]) -> None:
+    assert StudyInputs(STUDY, **asked).resolve() == load_text(STUDY)
 
 
 def test_changed_parameters_become_overrides_and_overrides_win() -> None:
-    run = Run(STUDY, "runs", steps=700, cfg=1.5, samples=100, seed=3, overrides=["train.seed=4", "sampling.steps=5"])
-    config = load_text(STUDY, run.all_overrides())
+    overrides = ["train.seed=4", "sampling.steps=5"]
+    config = StudyInputs(STUDY, steps=700, cfg=1.5, samples=100, seed=3, overrides=overrides).resolve()
     assert (config.train.steps, config.evaluation.at_steps) == (700, (500, 700))
     assert (config.sampling.cfg_scale, config.sampling.num_samples, config.sampling.steps) == (1.5, 100, 5)
     assert config.train.seed == 4
 
 
 def test_the_last_checkpoint_that_a_person_names_is_kept() -> None:
-    config = load_text(STUDY, Run(STUDY, "runs", steps=700, overrides=["evaluation.at_steps=[600]"]).all_overrides())
+    config = StudyInputs(STUDY, steps=700, overrides=["evaluation.at_steps=[600]"]).resolve()
     assert config.evaluation.at_steps == (600,)
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_a_step_reads_the_study_that_was_submitted(store: Store, path: Path) -> None:
+    config = load(path, ["description=öther words"])
+    address = submitted.write(config, store)
+    assert address == submitted.address(config, f"{store.url}/")
+    assert address.startswith(f"{store.url}/studies/{config.study}/submitted/")
+    read, of_step, root = submitted.read(address)
+    assert (read, of_step.url, root) == (config, store.url, store.url)
+
+
+def test_studies_that_differ_in_anything_have_files_of_their_own(store: Store, address: str) -> None:
+    others = [submitted.write(load_text(STUDY, [one]), store) for one in ("train.steps=7", "description=other words")]
+    assert len({address, *others}) == 3
+    assert submitted.write(load_text(STUDY), store) == address
+
+
+def test_a_study_that_is_gone_or_was_changed_is_refused(
+    store: Store, address: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = address.removeprefix(f"{store.url}/")
+    for change, problem in (
+        (lambda: store.write(key, store.read(key) + b"\n"), "no longer the one that was submitted"),
+        (lambda: store.delete(key), "no such study"),
+    ):
+        change()
+        with pytest.raises(SystemExit) as caught:
+            run_step("report", address)
+        assert caught.value.code == 2
+        errors = capsys.readouterr().err
+        assert errors.startswith(f"dit: report: {address}: ")
+        assert problem in errors
 
 
 def test_parts_make_what_the_whole_study_trains_on(tmp_path: Path) -> None:
@@ -55,13 +102,15 @@ def test_parts_make_what_the_whole_study_trains_on(tmp_path: Path) -> None:
     root = str(tmp_path / "runs")
     run_part(text, root, overrides, (1, 2)).part(artifact(tmp_path / "part"), (1, 2))
     with pytest.raises(SystemExit):
-        run_merge(Run(STUDY, root, overrides=overrides))
+        run_merge(StudyInputs(STUDY, overrides=overrides), root)
     run_part(text, root, overrides, (2, 2))
     dataset = artifact(tmp_path / "dataset")
-    run_merge(Run(STUDY, root, overrides=overrides)).dataset(dataset)
+    address, merged = run_merge(StudyInputs(STUDY, overrides=overrides), root)
+    merged.dataset(dataset)
     assert dataset.metadata["images"] == 1797
     assert dataset.metadata["shards"] == 3
     config = load_text(STUDY, overrides)
+    assert submitted.read(address)[0] == config
     assert dataset.metadata["store"] == f"{open_store(root).url}/datasets/digits-{config.dataset_hash()}"
 
 
@@ -69,7 +118,7 @@ def test_a_part_that_came_from_the_cache_and_is_gone_names_the_command(tmp_path:
     text = dataset_only(load_text(STUDY)).to_yaml()
     run_part(text, str(tmp_path / "runs"), [], (1, 2))
     with pytest.raises(SystemExit) as caught:
-        run_merge(Run(STUDY, str(tmp_path / "runs")))
+        run_merge(StudyInputs(STUDY), str(tmp_path / "runs"))
     assert caught.value.code == 2
     said = reason.read_text()
     assert said.startswith("merge: ")
@@ -79,41 +128,43 @@ def test_a_part_that_came_from_the_cache_and_is_gone_names_the_command(tmp_path:
 
 def test_in_a_pod_the_reason_is_left_for_kubernetes(tmp_path: Path, reason: Path) -> None:
     with pytest.raises(SystemExit):
-        run_step("evaluate", Run(STUDY, str(tmp_path / "runs"), overrides=["train.stepz=1"]), "mini-S/2")
-    assert reason.read_text().startswith("evaluate mini-S/2: study: train.stepz: unknown key")
+        run_merge(StudyInputs(STUDY, overrides=["train.stepz=1"]), str(tmp_path / "runs"))
+    assert reason.read_text().startswith("merge: study: train.stepz: unknown key")
     with pytest.raises(AttributeError):
-        run_step("evaluate", Run(STUDY, str(tmp_path / "runs"), overrides=[None]), "mini-S/2")  # type: ignore[list-item]
+        run_merge(StudyInputs(STUDY, overrides=[None]), str(tmp_path / "runs"))  # type: ignore[list-item]
     assert "AttributeError" in reason.read_text()
 
 
 def test_a_reason_that_cannot_be_left_hides_no_error(
-    tmp_path: Path, reason: Path, capsys: pytest.CaptureFixture[str]
+    address: str, reason: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     reason.unlink()
     reason.mkdir()
     with pytest.raises(SystemExit) as caught:
-        run_step("train", Run(STUDY, str(tmp_path / "runs")), "mini-S/2")
+        run_step("train", address, "mini-S/2")
     assert caught.value.code == 2
     assert capsys.readouterr().err.startswith("dit: train mini-S/2: ")
 
 
-def test_on_kubeflow_a_job_does_the_work(tmp_path: Path, reason: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_kubeflow_a_job_does_the_work(
+    tmp_path: Path, address: str, reason: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     with pytest.raises(SystemExit):
-        run_job("train", Run(STUDY, "s3://bucket/dit"), "mini-S/2", "image")
+        run_job("train", address, "mini-S/2", "image")
     assert reason.read_text().startswith("train mini-S/2: ")
     assert "KUBECONFIG" in reason.read_text()
 
 
-def test_elsewhere_a_step_does_it_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_elsewhere_a_step_does_it_itself(address: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        run_job("train", Run(STUDY, str(tmp_path / "runs")), "mini-S/2", "image")
+        run_job("train", address, "mini-S/2", "image")
     assert "dit prepare" in capsys.readouterr().err
 
 
 def test_the_study_of_a_dataset_is_one_that_loads() -> None:
-    for path in sorted((Path(__file__).parents[3] / "configs").glob("*.yaml")):
+    for path in STUDIES:
         config = load(path)
         reduced = dataset_only(config)
         assert load_text(reduced.to_yaml()) == reduced

@@ -12,18 +12,26 @@ from typing import Any
 import pytest
 from study_records import fill, preview, study
 
-from dit.storage import open_store
+from dit.storage import Store, open_store
 from dit.study.records import TrainRecord
-from pipelines.step.step import Run, run_job, run_step
+from pipelines.step import submitted
+from pipelines.step.step import run_job, run_step
 
 VARIANT = "DiT-XL/2"
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
-    config, root = study(), tmp_path / "runs"
-    fill(open_store(root), config)
-    return Run(config.to_yaml(), str(root))
+def store(tmp_path: Path) -> Store:
+    """Of a study that is complete."""
+    store = open_store(tmp_path / "runs")
+    fill(store, study())
+    return store
+
+
+@pytest.fixture
+def address(store: Store) -> str:
+    """Of that study."""
+    return submitted.write(study(), store)
 
 
 @pytest.fixture
@@ -39,9 +47,9 @@ def shown(artifact: Any) -> str:
     return Path(artifact.path).read_text()
 
 
-def test_previews_stand_in_one_page_each_below_its_step(run: Run, outputs: tuple[Any, Any]) -> None:
+def test_previews_stand_in_one_page_each_below_its_step(address: str, outputs: tuple[Any, Any]) -> None:
     sets, grids = outputs
-    run_job("sample", run, VARIANT, "image").samples(sets, grids)
+    run_job("sample", address, VARIANT, "image").samples(sets, grids)
     page = shown(grids)
     assert re.findall(r"<h2>(.*?)</h2>", page) == [f"{VARIANT}, step 100,000", f"{VARIANT}, step 400,000"]
     images = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
@@ -50,9 +58,9 @@ def test_previews_stand_in_one_page_each_below_its_step(run: Run, outputs: tuple
     assert sets.metadata["store"].endswith("/studies/small/dit-xl-2/samples")
 
 
-def test_metrics_are_numbers_and_a_table_with_their_intervals(run: Run, outputs: tuple[Any, Any]) -> None:
+def test_metrics_are_numbers_and_a_table_with_their_intervals(address: str, outputs: tuple[Any, Any]) -> None:
     metrics, summary = outputs
-    run_step("evaluate", run, VARIANT).metrics(metrics, summary)
+    run_step("evaluate", address, VARIANT).metrics(metrics, summary)
     assert metrics.logged == {"fid_step_100000": pytest.approx(38.94), "fid_step_400000": pytest.approx(19.47)}
     lines = shown(summary).splitlines()
     assert lines[0] == f"## {VARIANT}"
@@ -66,24 +74,25 @@ def test_metrics_are_numbers_and_a_table_with_their_intervals(run: Run, outputs:
     ]
 
 
-def test_the_model_is_the_trainings_record_with_its_checkpoints_address(run: Run, outputs: tuple[Any, Any]) -> None:
+def test_the_model_is_the_trainings_record_with_its_checkpoints_address(
+    store: Store, address: str, outputs: tuple[Any, Any]
+) -> None:
     model, _ = outputs
-    run_job("train", run, VARIANT, "image").model(model)
+    run_job("train", address, VARIANT, "image").model(model)
     assert TrainRecord.from_json(Path(model.path).read_bytes(), "artifact").variant == VARIANT
     assert model.metadata == {
-        "store": f"{open_store(run.root).url}/studies/small/dit-xl-2/checkpoints/step-00400000",
+        "store": f"{store.url}/studies/small/dit-xl-2/checkpoints/step-00400000",
         "variant": VARIANT,
         "steps": 400_000,
         "loss": 0.15,
     }
 
 
-def test_the_report_comes_whole_and_its_verdict_as_text(run: Run, outputs: tuple[Any, Any]) -> None:
+def test_the_report_comes_whole_and_its_verdict_as_text(store: Store, address: str, outputs: tuple[Any, Any]) -> None:
     page, verdict = outputs
-    run_step("report", run).report(page, verdict)
-    folder = Path(run.root) / "studies/small/report"
-    assert Path(page.path).read_bytes() == (folder / "report.html").read_bytes()
-    text, claims = shown(verdict), json.loads((folder / "verdict.json").read_bytes())["claims"]
+    run_step("report", address).report(page, verdict)
+    assert Path(page.path).read_bytes() == store.read("studies/small/report/report.html")
+    text, claims = shown(verdict), json.loads(store.read("studies/small/report/verdict.json"))["claims"]
     assert text.startswith("## Verdict at step 400,000\n")
     found = re.findall(r"^(\d)\. \*\*(\w+)\*\*", text, re.MULTILINE)
     assert found == [(str(claim["number"]), claim["verdict"]) for claim in claims]

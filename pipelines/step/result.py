@@ -1,0 +1,97 @@
+"""What a stage returned, as a step's artifacts of kfp. Knows no kfp."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from dit.storage import Store
+from dit.study import layout
+from dit.study.config import StudyConfig
+from dit.study.records import DatasetManifest, MetricsRecord, Record, SampleSetManifest, TrainRecord
+from dit.study.variants import resolve
+from pipelines.step import artifacts
+
+
+class Artifact(Protocol):
+    """What kfp gives a component for an output."""
+
+    path: str
+    metadata: dict[str, Any]
+
+
+class MetricsArtifact(Artifact, Protocol):
+    """kfp's Metrics."""
+
+    def log_metric(self, metric: str, value: float) -> None:
+        """Show a number in the pipelines' UI."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a stage returned, and where it wrote it."""
+
+    config: StudyConfig
+    store: Store
+    records: list[Record]
+
+    def dataset(self, artifact: Artifact) -> None:
+        """The dataset's manifest."""
+        self._save(artifact, layout.dataset(self.config))
+        for record in self.records:
+            if isinstance(record, DatasetManifest):
+                artifact.metadata |= {"images": record.count, "shards": len(record.shards)}
+
+    def part(self, artifact: Artifact, part: tuple[int, int]) -> None:
+        """Which part of the dataset is in the store."""
+        self._place(artifact, layout.dataset(self.config))
+        Path(artifact.path).write_text(json.dumps(artifact.metadata | {"part": part[0], "parts": part[1]}) + "\n")
+
+    def model(self, artifact: Artifact) -> None:
+        """The record of a training that has ended."""
+        for record in self.records:
+            if isinstance(record, TrainRecord):
+                spec = resolve(record.variant)
+                self._save(artifact, layout.checkpoint(self.config, spec, record.steps))
+                artifact.metadata |= {"variant": spec.name, "steps": record.steps, "loss": record.final_loss}
+
+    def samples(self, sets: Artifact, grids: Artifact) -> None:
+        """The last sample set's manifest, and previews of all."""
+        shown = []
+        for record in self.records:
+            if isinstance(record, SampleSetManifest):
+                spec = resolve(record.variant)
+                self._save(sets, f"{layout.variant(self.config, spec)}/samples")
+                key = layout.sample_grid(self.config, spec, record.step)
+                if self.store.exists(key):
+                    shown.append((f"{spec.name}, step {record.step:,}", self.store.read(key)))
+        Path(grids.path).write_text(artifacts.page(shown), encoding="utf-8")
+        grids.metadata["store"] = sets.metadata["store"]
+
+    def metrics(self, metrics: MetricsArtifact, summary: Artifact) -> None:
+        """Every checkpoint's primary metric as numbers, and all metrics as a table."""
+        found = [record for record in self.records if isinstance(record, MetricsRecord)]
+        for record in found:
+            metrics.log_metric(f"{record.metric}_step_{record.step}", record.metrics[record.metric].value)
+        Path(summary.path).write_text(artifacts.metrics_table(found), encoding="utf-8")
+        folder = f"{layout.variant(self.config, resolve(found[-1].variant))}/metrics"
+        for artifact in (metrics, summary):
+            self._place(artifact, folder)
+
+    def report(self, page: Artifact, verdict: Artifact) -> None:
+        """The report, and its verdict and table as text."""
+        folder = layout.report(self.config)
+        Path(page.path).write_bytes(self.store.read(f"{folder}/{layout.REPORT_PAGE}"))
+        Path(verdict.path).write_text(artifacts.verdict_text(self.config, self.store), encoding="utf-8")
+        for artifact in (page, verdict):
+            self._place(artifact, folder)
+
+    def _save(self, artifact: Artifact, key: str) -> None:
+        """Keep the last record in the artifact."""
+        Path(artifact.path).write_bytes(self.records[-1].to_json())
+        self._place(artifact, key)
+
+    def _place(self, artifact: Artifact, key: str) -> None:
+        artifact.metadata["store"] = f"{self.store.url}/{key}"
