@@ -10,7 +10,7 @@ from typing import Any
 from kfp import dsl
 
 from dit.errors import one_line
-from dit.results.stages import PodKind
+from dit.results.stages import PREPARE, REPORT, VARIANT_STAGES, PodKind, Stage
 from dit.study.config import StudyConfig
 from dit.study.variants import ModelSpec
 from pipelines.definition import components, step_pods
@@ -79,22 +79,22 @@ class _Steps:
         merged = self._prepare_in_parts(common, asked)
         study = merged.outputs[components.STUDY_OUTPUT]
         turns = self.config.cluster.variants_at_a_time or len(self.config.specs)
-        sampled: list[dsl.PipelineTask] = []
-        evaluated: list[dsl.PipelineTask] = []
+        last_jobs: list[dsl.PipelineTask] = []
+        ends: list[dsl.PipelineTask] = []
         for number, spec in enumerate(self.config.specs):
-            # When a variant is sampled its jobs have ended, and their GPUs are free.
-            before = [sampled[number - turns]] if number >= turns else []
-            samples, metrics = self._variant(spec, study, before)
-            sampled.append(samples)
-            evaluated.append(metrics)
-        self._report(study, evaluated)
+            # Once a variant's last job has ended, its GPUs are free.
+            before = [last_jobs[number - turns]] if number >= turns else []
+            tasks = self._variant(spec, study, before)
+            last_jobs.append([task for stage, task in tasks if stage.as_job][-1])
+            ends.append(tasks[-1][1])
+        self._report(study, ends)
 
     def only(self, part: str, root: str) -> None:
         """One part of the study, for which those before it are complete."""
         study = submitted.address(self.config, root)
-        if part == "prepare":
-            self._step("prepare", component(components.prepare)(study=study), "prepare")
-        elif part == "report":
+        if part == PREPARE.name:
+            self._step(PREPARE.name, component(components.prepare)(study=study), PREPARE.pod)
+        elif part == REPORT.name:
             self._report(study, [])
         else:
             self._variant(self.config.spec(part), study, [])
@@ -106,27 +106,27 @@ class _Steps:
         made = []
         for number in range(1, count + 1):
             task = component(components.prepare_part)(dataset_study=text, part=number, parts=count, **common)
-            made.append(self._step(f"prepare {number}/{count}", task, "prepare", cached=True))
+            made.append(self._step(f"{PREPARE.name} {number}/{count}", task, PREPARE.pod, cached=True))
         merged = component(components.merge)(study=_text(self.config), **common, **asked)
         return self._step("merge", merged, "report").after(*made)
 
     def _variant(
         self, spec: ModelSpec, study: Any, before: list[dsl.PipelineTask]
-    ) -> tuple[dsl.PipelineTask, dsl.PipelineTask]:
-        """The steps of one variant, one after the other; returns the last two.
+    ) -> list[tuple[Stage, dsl.PipelineTask]]:
+        """The steps of one variant, one after the other.
 
         They are ordered by name: an artifact that a step takes makes the workflow larger by 5 kB.
         """
-        own = {"study": study, "variant": spec.slug}
-        trained = component(components.train)(**own, image=self.image)
-        self._step(f"train {spec.name}", trained, "launch").after(*before)
-        sampled = component(components.sample)(**own, image=self.image)
-        self._step(f"sample {spec.name}", sampled, "launch").after(trained)
-        evaluated = component(components.evaluate)(**own)
-        return sampled, self._step(f"evaluate {spec.name}", evaluated, "evaluate").after(sampled)
+        tasks = []
+        for stage in VARIANT_STAGES:
+            image = {"image": self.image} if stage.as_job else {}
+            step = component(getattr(components, stage.name))(study=study, variant=spec.slug, **image)
+            tasks.append((stage, self._step(stage.step_name(spec), step, stage.pod).after(*before)))
+            before = [step]
+        return tasks
 
-    def _report(self, study: Any, evaluated: list[Any]) -> None:
-        self._step("report", component(components.report)(study=study), "report").after(*evaluated)
+    def _report(self, study: Any, evaluated: list[dsl.PipelineTask]) -> None:
+        self._step(REPORT.name, component(components.report)(study=study), REPORT.pod).after(*evaluated)
 
     def _step(self, name: str, task: dsl.PipelineTask, kind: PodKind, cached: bool = False) -> dsl.PipelineTask:
         """A task under a name that people know.

@@ -59,6 +59,7 @@ class StepResult:
 
     def samples(self, sets: Artifact, grids: Artifact) -> None:
         """The last sample set's manifest, and previews of all."""
+        # Without a record the samples were removed once they had been evaluated.
         shown = []
         for record in self.records:
             if isinstance(record, SampleSetManifest):
@@ -68,7 +69,7 @@ class StepResult:
                 if self.store.exists(key):
                     shown.append((f"{spec.name}, step {record.step:,}", self.store.read(key)))
         Path(grids.path).write_text(artifacts.page(shown), encoding="utf-8")
-        grids.metadata["store"] = sets.metadata["store"]
+        grids.metadata["store"] = sets.metadata.get("store", self.store.url)
 
     def metrics(self, metrics: MetricsArtifact, summary: Artifact) -> None:
         """Every checkpoint's primary metric as numbers, and all metrics as a table."""
