@@ -1,7 +1,10 @@
-"""The `dit` command: its stages, to which the platform and the tools add their commands.
+"""The `dit` command: one command per stage; the tools and the platform add theirs.
 
-A stage's command reads the study file, opens the store and calls the stage. Every command imports what it runs when it
-runs, so that help and mistakes in a study file are answered at once.
+A stage's command reads the study file, opens the store and calls the stage. Commands import their modules only when
+they run: help, and errors in a study file, must not wait for torch.
+
+Example:
+    exit_code = run(["train", "configs/digits.yaml", "--variant", "mini-S/2"])
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
     from dit.study.config import StudyConfig
 
 INTERRUPTED = 130
-"""Exit code after Ctrl-C, as a shell has it."""
+"""Exit code after Ctrl-C, as in a shell."""
 
 app = typer.Typer(
     name="dit",
@@ -195,20 +198,20 @@ def _open(study: Path, overrides: list[str] | None, root: str) -> tuple[StudyCon
 
 
 def _variants(config: StudyConfig, names: list[str] | None) -> list[str]:
-    """The named variants, or all; ConfigError for one that the study does not have."""
+    """The named variants, or all. Raises ConfigError for one that the study does not have."""
     return [config.spec(name).name for name in names] if names else list(config.variants)
 
 
 @cache
 def _program() -> typer.Typer:
-    """The command with all that is installed, in the order of its help."""
+    """The command with all installed commands, in the order of its help."""
     for commands in (*installed_commands(), tools):
         app.add_typer(commands)
     return app
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command and return its exit code; what the user can mend is one line on stderr."""
+    """Run one command and return its exit code. An error that the user can correct is one line on stderr."""
     message = "interrupted; the same command goes on where it stopped"
     try:
         # typer turns KeyboardInterrupt into its exit code.

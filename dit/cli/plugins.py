@@ -1,4 +1,4 @@
-"""Commands that the platform adds to `dit`, looked up by entry point: the science does not import it."""
+"""The platform's commands of `dit`, found by entry point, because `dit` does not import `pipelines`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ GROUP = "dit.commands"
 
 
 def installed_commands() -> Iterator[typer.Typer]:
-    """The commands of each entry point of the group; none where no platform is installed."""
+    """The commands of each entry point of the group; none if the platform is not installed."""
     for entry in entry_points(group=GROUP):
         commands: typer.Typer = entry.load()
         yield commands
