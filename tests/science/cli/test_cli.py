@@ -121,7 +121,7 @@ def test_an_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("command", STAGES)
 @pytest.mark.parametrize("root", ["ftp://host/x", "s3://"])
 def test_a_root_that_is_no_store(command: str, root: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert f"{root}: not a store address" in refused([command, DIGITS, "--root", root], capsys)
+    assert f"{root}: is not a store address" in refused([command, DIGITS, "--root", root], capsys)
 
 
 @pytest.mark.parametrize("command", ["prepare", "study"])

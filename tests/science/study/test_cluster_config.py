@@ -53,7 +53,7 @@ def test_what_is_no_quantity_is_refused(text: str) -> None:
         ("cluster.secrets=[Upper]", "cluster.secrets"),
         ("cluster.tolerations=[{key: a, operator: Equal}]", "needs a value"),
         ("cluster.tolerations=[{key: a, value: b}]", "takes none"),
-        ("cluster.gpus_per_pod=0", "gpus_per_pod=0 for none"),
+        ("cluster.gpus_per_pod=0", "but gpus_per_pod=0"),
         ("cluster.node_selector={nvidia.com/gpu.product: T4}", "remove one"),
         ("cluster.patience.hopeless=100000", "longer than start"),
     ],

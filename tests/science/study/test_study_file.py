@@ -161,7 +161,7 @@ def test_only_science_enters_the_training_hash(change: dict[str, Any], same: boo
         ({"train__learning_rate": math.inf}, "train.learning_rate=inf"),
         ({"train__weight_decay": math.inf}, "train.weight_decay=inf"),
         ({"dataset__codec__scale_factor": math.inf}, "scale_factor=inf"),
-        ({"evaluation__resamples": 39}, "resamples=39 are too few for intervals of confidence=0.95; give at least 40"),
+        ({"evaluation__resamples": 39}, "resamples=39 is too low for confidence=0.95; give at least 40"),
         ({"evaluation__resamples": 199, "evaluation__confidence": 0.99}, "give at least 200"),
     ],
 )
