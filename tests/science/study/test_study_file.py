@@ -249,7 +249,5 @@ def test_a_path_that_is_not_a_text_file_is_one_line(tmp_path: Path) -> None:
         (["train.seed=1"], (50, 100)),
     ],
 )
-def test_another_length_is_evaluated_at_its_last_step(
-    overrides: list[str], evaluated: tuple[int, ...]
-) -> None:
+def test_another_length_is_evaluated_at_its_last_step(overrides: list[str], evaluated: tuple[int, ...]) -> None:
     assert parse(overrides).evaluation.at_steps == evaluated
