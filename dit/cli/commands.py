@@ -12,13 +12,13 @@ from __future__ import annotations
 import os
 import sys
 from functools import cache
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dit.cli.options import STAGES, Overrides, Root, Step, Study, Variants, load_study, parse_part
-from dit.cli.plugins import installed_commands
 from dit.cli.tools import tools
 from dit.errors import ConfigError, DitError, one_line
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from dit.storage import Store
     from dit.study.config import StudyConfig
 
+PLATFORM_COMMANDS = "dit.commands"
+"""Group of entry points for the platform's commands, because `dit` does not import `pipelines`."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as in a shell."""
 
@@ -48,8 +50,8 @@ def _dit(
 ) -> None:
     """Measures how diffusion transformers scale: from images to a verdict with its uncertainty.
 
-    A study is a YAML file. Each stage finds what the stages before it wrote below --root, goes on where it was
-    interrupted, and returns at once when its result is complete.
+    A study is a YAML file. Each stage reads the results of earlier stages below --root, resumes after an interruption,
+    and returns at once when its own result is complete.
     """
     if version:
         from dit.study.version import code_version
@@ -73,7 +75,7 @@ def prepare(
     """Turn the source's images into shards and a manifest.
 
     Without --part it does all of the work. With it, parts may run on different machines, in any order, and be
-    restarted; --merge then checks that nothing is missing or double.
+    restarted; --merge then checks that nothing is missing or duplicate.
 
     [bold]Examples[/]
 
@@ -96,7 +98,7 @@ def prepare(
 
 @app.command(rich_help_panel=STAGES)
 def train(study: Study, variants: Variants = None, overrides: Overrides = None, root: Root = "runs") -> None:
-    """Train to the last step; an interrupted training goes on from its newest checkpoint.
+    """Train to the last step; an interrupted training resumes from its newest checkpoint.
 
     [bold]Examples[/]
 
@@ -205,14 +207,15 @@ def _variants(config: StudyConfig, names: list[str] | None) -> list[str]:
 @cache
 def _program() -> typer.Typer:
     """The command with all installed commands, in the order of its help."""
-    for commands in (*installed_commands(), tools):
+    platform = [entry.load() for entry in entry_points(group=PLATFORM_COMMANDS)]
+    for commands in (*platform, tools):
         app.add_typer(commands)
     return app
 
 
 def run(arguments: list[str]) -> int:
     """Run one command and return its exit code. An error that the user can correct is one line on stderr."""
-    message = "interrupted; the same command goes on where it stopped"
+    message = "interrupted; run the same command again to resume"
     try:
         # typer turns KeyboardInterrupt into its exit code.
         code = int(_program()(arguments, prog_name="dit", standalone_mode=False) or 0)

@@ -11,9 +11,9 @@ from typing import Any, TextIO
 
 
 class TolerantStream:
-    """A text stream whose errors are harmless: it writes nothing after its terminal or pipe has closed.
+    """A text stream that never raises: after its terminal or pipe has closed, it writes nothing.
 
-    Characters that its encoding lacks become `?`. Python's None for a closed standard stream is accepted, too.
+    Characters that its encoding lacks become `?`. It accepts None, which Python has for a closed standard stream.
     """
 
     def __init__(self, stream: TextIO | None) -> None:

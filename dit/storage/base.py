@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import glob
 import hashlib
 import os
 import secrets
@@ -155,13 +156,13 @@ def local_errors(where: str | Path) -> Iterator[None]:
         raise StoreError(f"{where}: {reason}; check the disk and the permissions, then run again") from error
 
 
-def place_file(path: Path, fill: Callable[[BufferedRandom], None]) -> None:
+def place_file(path: Path, fill: Callable[[BufferedRandom], object]) -> None:
     """Let `fill` write a temporary file, flush it to disk, and rename it to `path`; after a failure nothing is left.
 
     Temporary files of killed writers of the same path are removed first. Raises OSError.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    sweep_partial(path.parent.glob(f".{_escaped(path.name[:200])}.*{PARTIAL}"))
+    sweep_partial(path.parent.glob(f".{glob.escape(path.name[:200])}.*{PARTIAL}"))
     temporary, file = _open_temporary(path)
     try:
         # Closed after the rename: until then, the lock keeps other processes from removing this file as a leftover.
@@ -230,10 +231,6 @@ def _locked(file: BinaryIO | BufferedRandom) -> bool | None:
     except OSError:
         return None
     return True
-
-
-def _escaped(name: str) -> str:
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -58,13 +58,8 @@ class FileStore(Store):
             return path.read_bytes()
 
     def write(self, key: str, data: bytes) -> FileEntry:
-        path = self._path(key)
-
-        def fill(file: BufferedRandom) -> None:
-            file.write(data)
-
-        with local_errors(path):
-            place_file(path, fill)
+        with local_errors(path := self._path(key)):
+            place_file(path, lambda file: file.write(data))
         return FileEntry(name=path.name, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
     def upload(self, path: Path, key: str) -> FileEntry:

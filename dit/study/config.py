@@ -120,7 +120,7 @@ class TrainConfig(Section):
     label_drop: Fraction = 0.1
     """Share of labels replaced by the null class: it trains the unconditional model that guidance needs."""
     precision: Precision = "tf32"
-    """Of matrix products; weights, EMA and optimizer state are always float32."""
+    """Precision of matrix products; weights, EMA and optimizer state are always float32."""
     seed: Seed = 0
     schedule: Literal["linear"] = "linear"
     """Noise schedule of the training chain, a row of `SCHEDULES` in dit/diffusion/schedule.py."""
@@ -147,7 +147,7 @@ class SamplingConfig(Section):
     labels: Literal["random", "balanced"] = "random"
     weights: Literal["ema", "raw"] = "ema"
     precision: Precision = "tf32"
-    """Of the model's matrix products; the paper used tf32. A CPU computes tf32 as fp32."""
+    """Precision of the model's matrix products; the paper used tf32. A CPU computes tf32 as fp32."""
     seed: Seed = 0
 
     @model_validator(mode="after")

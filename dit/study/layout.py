@@ -100,19 +100,16 @@ def tracking_state(config: StudyConfig, spec: ModelSpec | None) -> str:
 
 def protocol(sampling: SamplingConfig) -> str:
     """Folder name of a sample set: the sampler's settings; those that are not the default come last."""
-    name = f"cfg-{sampling.cfg_scale:g}" if sampling.cfg_scale % 1 else f"cfg-{sampling.cfg_scale:.1f}"
-    name += f"_n-{sampling.num_samples}_steps-{sampling.steps}_seed-{sampling.seed}"
-    if sampling.sampler == "ddim":
-        name += f"_ddim-{sampling.eta:g}"
-    if sampling.guided_channels != "first3" and sampling.cfg_scale != 1.0:
-        name += "_guided-all"
-    if sampling.labels != "random":
-        name += f"_{sampling.labels}"
-    if sampling.weights != "ema":
-        name += f"_{sampling.weights}"
-    if sampling.precision != "tf32":
-        name += f"_{sampling.precision}"
-    return name
+    scale = f"{sampling.cfg_scale:g}" if sampling.cfg_scale % 1 else f"{sampling.cfg_scale:.1f}"
+    name = f"cfg-{scale}_n-{sampling.num_samples}_steps-{sampling.steps}_seed-{sampling.seed}"
+    settings = (
+        (sampling.sampler == "ddim", f"_ddim-{sampling.eta:g}"),
+        (sampling.guided_channels != "first3" and sampling.cfg_scale != 1.0, "_guided-all"),
+        (sampling.labels != "random", f"_{sampling.labels}"),
+        (sampling.weights != "ema", f"_{sampling.weights}"),
+        (sampling.precision != "tf32", f"_{sampling.precision}"),
+    )
+    return name + "".join(text for is_shown, text in settings if is_shown)
 
 
 def metric(config: StudyConfig, name: str) -> str:
@@ -120,20 +117,17 @@ def metric(config: StudyConfig, name: str) -> str:
 
     Settings of the evaluation that are not the default follow those of the sampler.
     """
-    evaluation, text = config.evaluation, protocol(config.sampling)
-    if evaluation.extractor != ("digits" if config.dataset.source.kind == "digits" else "inception"):
-        text += f"_{evaluation.extractor}"
-    if evaluation.extractor_sha256:
-        text += f"_weights-{evaluation.extractor_sha256[:8]}"
-    if evaluation.extractor_precision != "fp32":
-        text += f"_features-{evaluation.extractor_precision}"
-    if evaluation.reference.kind != "dataset":
-        text += f"_{evaluation.reference.kind}"
-    if evaluation.resamples != 200:
-        text += f"_resamples-{evaluation.resamples}"
-    if evaluation.confidence != 0.95:
-        text += f"_confidence-{evaluation.confidence:g}"
-    return f"{text}/{name}"
+    evaluation, weights = config.evaluation, config.evaluation.extractor_sha256 or ""
+    usual_extractor = "digits" if config.dataset.source.kind == "digits" else "inception"
+    settings = (
+        (evaluation.extractor != usual_extractor, f"_{evaluation.extractor}"),
+        (weights, f"_weights-{weights[:8]}"),
+        (evaluation.extractor_precision != "fp32", f"_features-{evaluation.extractor_precision}"),
+        (evaluation.reference.kind != "dataset", f"_{evaluation.reference.kind}"),
+        (evaluation.resamples != 200, f"_resamples-{evaluation.resamples}"),
+        (evaluation.confidence != 0.95, f"_confidence-{evaluation.confidence:g}"),
+    )
+    return f"{protocol(config.sampling)}{''.join(text for is_shown, text in settings if is_shown)}/{name}"
 
 
 def samples(config: StudyConfig, spec: ModelSpec, number: int) -> str:
