@@ -1,35 +1,35 @@
-"""The few kinds of failure a user can meet; each message is one line: what, where, what to do.
+"""The kinds of failure that a user can meet. Each message is one line: what, where, what to do.
 
-Exit codes: 1, the work failed and may succeed when it is run again; 2, the input cannot work; 3, a further try ends
-alike; 4, another process of the same work failed first; 128 + n, signal n stopped the work. The launcher of a job
-decides by them.
+Exit codes: 1, the work failed and may succeed when it is run again; 2, the input cannot work; 3, a retry would fail the
+same way; 4, another process of the same work failed first; 128 + n, signal n stopped the work. The launcher of a job
+decides by them whether to retry.
 """
 
 from __future__ import annotations
 
 
 class DitError(Exception):
-    """Work failed after it had begun; whatever was complete before stays complete."""
+    """Work failed after it had begun; what was complete before stays complete."""
 
     exit_code = 1
 
 
 class InputError(DitError):
-    """What the user gave cannot work; raised before any work starts."""
+    """The user's input cannot work; raised before any work starts."""
 
     exit_code = 2
 
 
 class ConfigError(InputError):
-    """A study file or an override holds an unknown key or an impossible value."""
+    """A study file or an override has an unknown key or an impossible value."""
 
 
 class MissingError(InputError):
-    """A dataset, checkpoint, weights file or bucket that the work needs is not there."""
+    """A dataset, checkpoint, weights file or bucket that the work needs does not exist."""
 
 
 class MismatchError(InputError):
-    """A record exists, but was made by another schema, variant, study or configuration."""
+    """A record exists, but belongs to another schema version, variant, study or configuration."""
 
 
 class StoreError(DitError):
@@ -37,7 +37,7 @@ class StoreError(DitError):
 
 
 class FinalError(DitError):
-    """A further try ends alike, until somebody does what the message asks for."""
+    """A retry would fail the same way, until somebody does what the message asks for."""
 
     exit_code = 3
 
@@ -51,25 +51,25 @@ class DivergedError(FinalError):
 
 
 class PeerError(DitError):
-    """Another process of the same work is lost or failed first; its own error is the reason."""
+    """Another process of the same work was lost or failed first; its own error is the reason."""
 
     exit_code = 4
 
 
 class StoppedError(DitError):
-    """A signal stopped the work at a point from which the same command goes on."""
+    """A signal stopped the work; the same command resumes it."""
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
-        self.exit_code = 128 + signal_number  # what a shell reports for a process that the signal ended
+        self.exit_code = 128 + signal_number  # as a shell reports a process that a signal ended
 
 
 FINAL_EXIT_CODES = frozenset({InputError.exit_code, FinalError.exit_code})
-"""Exit codes of work that is not to be tried again."""
+"""Exit codes of work that is not retried."""
 
 
 def one_line(text: object) -> str:
-    """The text of anything, an exception for example, with every run of white space as one space."""
+    """`str(text)`, of an exception for example, with every run of white space replaced by one space."""
     return " ".join(str(text).split())
 
 

@@ -1,7 +1,10 @@
-"""The `dit` command: its stages, to which the platform and the tools add their commands.
+"""The `dit` command: one command per stage; the tools and the platform add theirs.
 
-A stage's command reads the study file, opens the store and calls the stage. Every command imports what it runs when it
-runs, so that help and mistakes in a study file are answered at once.
+A stage's command reads the study file, opens the store and calls the stage. Commands import their modules only when
+they run: help, and errors in a study file, must not wait for torch.
+
+Example:
+    exit_code = run(["train", "configs/digits.yaml", "--variant", "mini-S/2"])
 """
 
 from __future__ import annotations
@@ -9,13 +12,13 @@ from __future__ import annotations
 import os
 import sys
 from functools import cache
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dit.cli.options import STAGES, Overrides, Root, Step, Study, Variants, load_study, parse_part
-from dit.cli.plugins import installed_commands
 from dit.cli.tools import tools
 from dit.errors import ConfigError, DitError, one_line
 
@@ -23,8 +26,10 @@ if TYPE_CHECKING:
     from dit.storage import Store
     from dit.study.config import StudyConfig
 
+PLATFORM_COMMANDS = "dit.commands"
+"""Group of entry points for the platform's commands, because `dit` does not import `pipelines`."""
 INTERRUPTED = 130
-"""Exit code after Ctrl-C, as a shell has it."""
+"""Exit code after Ctrl-C, as in a shell."""
 
 app = typer.Typer(
     name="dit",
@@ -45,8 +50,8 @@ def _dit(
 ) -> None:
     """Measures how diffusion transformers scale: from images to a verdict with its uncertainty.
 
-    A study is a YAML file. Each stage finds what the stages before it wrote below --root, goes on where it was
-    interrupted, and returns at once when its result is complete.
+    A study is a YAML file. Each stage reads the results of earlier stages below --root, resumes after an interruption,
+    and returns at once when its own result is complete.
     """
     if version:
         from dit.study.version import code_version
@@ -70,7 +75,7 @@ def prepare(
     """Turn the source's images into shards and a manifest.
 
     Without --part it does all of the work. With it, parts may run on different machines, in any order, and be
-    restarted; --merge then checks that nothing is missing or double.
+    restarted; --merge then checks that nothing is missing or duplicate.
 
     [bold]Examples[/]
 
@@ -93,7 +98,7 @@ def prepare(
 
 @app.command(rich_help_panel=STAGES)
 def train(study: Study, variants: Variants = None, overrides: Overrides = None, root: Root = "runs") -> None:
-    """Train to the last step; an interrupted training goes on from its newest checkpoint.
+    """Train to the last step; an interrupted training resumes from its newest checkpoint.
 
     [bold]Examples[/]
 
@@ -195,21 +200,22 @@ def _open(study: Path, overrides: list[str] | None, root: str) -> tuple[StudyCon
 
 
 def _variants(config: StudyConfig, names: list[str] | None) -> list[str]:
-    """The named variants, or all; ConfigError for one that the study does not have."""
+    """The named variants, or all. Raises ConfigError for one that the study does not have."""
     return [config.spec(name).name for name in names] if names else list(config.variants)
 
 
 @cache
 def _program() -> typer.Typer:
-    """The command with all that is installed, in the order of its help."""
-    for commands in (*installed_commands(), tools):
+    """The command with all installed commands, in the order of its help."""
+    platform = [entry.load() for entry in entry_points(group=PLATFORM_COMMANDS)]
+    for commands in (*platform, tools):
         app.add_typer(commands)
     return app
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command and return its exit code; what the user can mend is one line on stderr."""
-    message = "interrupted; the same command goes on where it stopped"
+    """Run one command and return its exit code. An error that the user can correct is one line on stderr."""
+    message = "interrupted; run the same command again to resume"
     try:
         # typer turns KeyboardInterrupt into its exit code.
         code = int(_program()(arguments, prog_name="dit", standalone_mode=False) or 0)

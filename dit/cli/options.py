@@ -39,14 +39,17 @@ Port = Annotated[int, typer.Option("--port", help="Port to listen on; the next f
 
 
 def load_study(study: Path, overrides: list[str] | None) -> StudyConfig:
-    """The study with its overrides; ConfigError for a file that is not valid."""
+    """The study with its overrides. Raises as `study_file.load`."""
     from dit.study.study_file import load
 
     return load(study, overrides or [])
 
 
 def parse_part(text: str) -> tuple[int, int]:
-    """`3/16` as (3, 16); ConfigError unless it is part K of N with 1 <= K <= N."""
+    """(3, 16) for `3/16`.
+
+    Raises ConfigError unless it reads K/N with 1 <= K <= N.
+    """
     match = re.fullmatch(r"(\d+)/(\d+)", text)
     number, count = (int(match[1]), int(match[2])) if match else (0, 0)
     if not 1 <= number <= count:

@@ -1,4 +1,4 @@
-"""Commands beside the stages: what a study costs, what its file says, MLflow's pages, conversion."""
+"""Commands beside the stages: costs of a study, its whole file, MLflow, conversion of checkpoints."""
 
 from __future__ import annotations
 

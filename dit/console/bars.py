@@ -1,4 +1,4 @@
-"""Progress bars on a terminal, drawn by rich. Loaded only where there is a terminal. Torch-free."""
+"""Progress bars on a terminal, drawn by rich. Imported only if there is a terminal. Torch-free."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _RATE_WINDOW_SECONDS = 300.0
 
 
 class MultiBar:
-    """Bars of work that goes on side by side, and lines above them: rich cannot draw two sets of bars at once.
+    """All bars of a terminal, for tasks that run at the same time: rich cannot draw two sets of bars at once.
 
-    They are drawn while somebody is inside `drawn`; with `transient` they are gone from the terminal afterwards.
+    They are drawn while any `drawn` context is open. With `transient` they are removed afterwards.
     """
 
     def __init__(self, *, transient: bool = False) -> None:
@@ -33,7 +33,7 @@ class MultiBar:
 
     @contextmanager
     def drawn(self, terminal: TextIO) -> Iterator[Progress]:
-        """Draw the bars as long as the body runs, or another one that began meanwhile."""
+        """Draw the bars while this context, or one that overlaps it, is open."""
         with self._lock:
             if self._bars is None:
                 self._bars = _new_bars(terminal, transient=self._transient)
@@ -51,7 +51,7 @@ class MultiBar:
 
     @contextmanager
     def bar(self, terminal: TextIO, description: str, total: int, unit: str, completed: int) -> Iterator[Bar]:
-        """Show a bar for as long as the body runs; see `dit.console.progress`."""
+        """Show a bar while the body runs; the arguments are those of `dit.console.progress`."""
         with self.drawn(terminal) as bars:
             bar = Bar(bars, description)
             bar.begin(description, total, unit, completed)
@@ -62,7 +62,7 @@ class MultiBar:
 
 
 class Bar:
-    """One row, for one bar after the other; rich's own lock makes it safe between threads."""
+    """A row of bars, one after the other. Thread-safe by rich's own lock."""
 
     def __init__(self, bars: Progress, text: str) -> None:
         self._bars = bars
@@ -70,32 +70,32 @@ class Bar:
         self._info: dict[str, float | str] = {}
 
     def begin(self, description: str, total: int, unit: str, completed: int) -> None:
-        """Show a bar of `total` units, of which an earlier run did `completed`; until then the row has no numbers."""
+        """Show a bar of `total` units, of which an earlier run did `completed`; before it the row has no numbers."""
         self._info = {}
         self._bars.reset(self._task, description=description, total=total, completed=completed, unit=unit, info="")
 
     def advance(self, n: int = 1, **info: float | str) -> None:
-        """Count `n` more units, and show `info` beside them."""
+        """Count `n` more units; `info` is shown beside them."""
         if info:
             self._info = {**self._info, **info}
             self._bars.update(self._task, info="  ".join(format_info(self._info)))
         self._bars.advance(self._task, n)
 
     def stop(self) -> None:
-        """Leave it as it is now."""
+        """Leave the bar as it is."""
         self._bars.stop_task(self._task)
 
     def remove(self) -> None:
-        """Take the row away."""
+        """Remove the row."""
         self._bars.remove_task(self._task)
         self._bars.refresh()
 
 
 class _TerminalConsole(Console):
-    """A console that leaves the cursor alone: a process that is killed could not bring a hidden one back."""
+    """A console that never hides the cursor: it would stay hidden after a kill."""
 
     def show_cursor(self, show: bool = True) -> bool:  # noqa: ARG002
-        """Does nothing; False as for a terminal without a cursor."""
+        """False, as for a terminal without a cursor; does nothing."""
         return False
 
 
@@ -112,7 +112,7 @@ class _Computed(ProgressColumn):
 
 def _new_bars(terminal: TextIO, *, transient: bool) -> Progress:
     console = _TerminalConsole(file=cast(TextIO, TolerantStream(terminal)), force_terminal=True, highlight=False)
-    # Lines that are printed meanwhile go above the bars, but only if they go to the same terminal.
+    # rich prints lines above the bars if stdout is the same terminal.
     shared = sys.stdout is not None and sys.stdout.isatty()
     return Progress(
         TextColumn("{task.description}", markup=False),
@@ -120,7 +120,7 @@ def _new_bars(terminal: TextIO, *, transient: bool) -> Progress:
         _Computed(_done, "none"),
         _Computed(_rate, "cyan"),
         _Computed(_left, "green"),
-        # Where the terminal is narrow, this column alone gives way.
+        # On a narrow terminal, only this column is cut.
         _Computed(lambda task: str(task.fields["info"]), "dim", Column(ratio=1, no_wrap=True, overflow="ellipsis")),
         expand=True,
         console=console,

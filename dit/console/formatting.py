@@ -1,4 +1,4 @@
-"""Numbers as people read them, in one place. Torch-free."""
+"""Formats of numbers in all output. Torch-free."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ ABSENT = "–"
 
 
 def format_count(count: int) -> str:
-    """`675,129,632`."""
+    """With commas: `675,129,632`."""
     return f"{count:,}"
 
 
 def format_number(value: float) -> str:
-    """Four significant digits: `0.1234`, `12.34`, `12,340`; very small or large ones as `1.2e-05`."""
+    """With four significant digits: `0.1234`, `12.34`, `12,340`; very small or large numbers as `1.2e-05`."""
     if not math.isfinite(value) or value == 0:
         return f"{value:g}"
     if 1e-4 <= abs(value) < 1e9:
@@ -24,7 +24,7 @@ def format_number(value: float) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """Two units at most: `12 ms`, `5.2 s`, `1m 02s`, `1h 02m`, `3d 04h`."""
+    """With at most two units: `12 ms`, `5.2 s`, `1m 02s`, `1h 02m`, `3d 04h`."""
     if seconds < 0.9995:
         return f"{seconds * 1e3:.0f} ms"
     if seconds < 59.95:
@@ -40,23 +40,23 @@ def format_duration(seconds: float) -> str:
 
 
 def format_bytes(count: float) -> str:
-    """`512 B`, `1.5 KiB`, `2.7 GiB`."""
+    """In powers of 1024: `512 B`, `1.5 KiB`, `2.7 GiB`."""
     units = ("B", "KiB", "MiB", "GiB", "TiB")
     power = min(int(math.log(max(count, 1), 1024) + 1e-4), len(units) - 1)
     return f"{count / 1024**power:.{1 if power else 0}f} {units[power]}"
 
 
 def format_rate(per_second: float, unit: str) -> str:
-    """`1,234 images/s`, `0.0813 steps/s`."""
+    """With its unit: `1,234 images/s`, `0.0813 steps/s`."""
     return f"{per_second:,.0f} {unit}/s" if per_second >= 100 else f"{per_second:.3g} {unit}/s"
 
 
 def format_share(done: int, total: int, unit: str) -> str:
-    """`80/800 steps (10 %)`."""
+    """With its percentage: `80/800 steps (10 %)`."""
     percent = f" ({100 * done // total} %)" if total > 0 else ""
     return f"{format_count(done)}/{format_count(total)} {unit}{percent}"
 
 
 def format_info(info: Mapping[str, float | str]) -> list[str]:
-    """`loss 0.1234` for each entry."""
+    """One text such as `loss 0.1234` per entry."""
     return [f"{name} {value if isinstance(value, str) else format_number(value)}" for name, value in info.items()]

@@ -1,8 +1,8 @@
-"""What people see while a stage works: lines, tables and progress. It never fails the work. Torch-free.
+"""The output of commands: lines, tables and progress. An output error never fails the work. Torch-free.
 
-Results go to stdout, plain where that is no terminal. Progress goes to stderr: as bars on a terminal, else as a plain
-line now and then; or to an orchestrator that shows it for several processes. A terminal or pipe that goes away makes us
-quiet, nothing else.
+Results go to stdout, as plain text unless it is a terminal. Progress goes to stderr: bars on a terminal, else a plain
+line from time to time. In a step of `dit study`, the orchestrator shows it instead. When the terminal or pipe closes,
+output stops and the work continues.
 """
 
 from __future__ import annotations
@@ -35,26 +35,26 @@ Cell = str | int | float | None
 
 
 class Progress(Protocol):
-    """Counts work that is being done; safe to call from several threads."""
+    """The progress of one task. Thread-safe."""
 
     def advance(self, n: int = 1, **info: float | str) -> None:
-        """Count `n` more units; `info`, such as loss=0.12, is shown beside them until it is given anew."""
+        """Count `n` more units; `info`, such as loss=0.12, is shown beside them until its next value."""
 
 
 OpenBar = Callable[[str, int, str, int], AbstractContextManager[Progress]]
-"""Shows progress while its context is entered; takes the first four arguments of `progress`."""
+"""Another way to show progress; takes the first four arguments of `progress`."""
 _open_bar: OpenBar | None = None
 
 
 def say(line: str = "") -> None:
-    """Print one plain line to stdout, now."""
+    """Print one plain line to stdout and flush it."""
     stream = TolerantStream(sys.stdout)
     stream.write(f"{line}\n")
     stream.flush()
 
 
 def console() -> Console:
-    """A rich console on stdout: colours and boxes on a terminal, plain unwrapped text elsewhere."""
+    """A rich console on stdout: colours and boxes on a terminal, else plain text without line breaks."""
     from rich.console import Console
 
     stream = cast(TextIO, TolerantStream(sys.stdout))
@@ -63,7 +63,7 @@ def console() -> Console:
 
 @contextmanager
 def progress_shown_by(open_bar: OpenBar) -> Iterator[None]:
-    """While the body runs, have all progress of this process shown by `open_bar` instead."""
+    """While the body runs, `open_bar` shows all progress of this process."""
     global _open_bar
     before, _open_bar = _open_bar, open_bar
     try:
@@ -73,7 +73,7 @@ def progress_shown_by(open_bar: OpenBar) -> Iterator[None]:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Cell]], title: str | None = None) -> None:
-    """Print a table to stdout; numbers are formatted, columns of numbers stand to the right, None is a dash."""
+    """Print a table to stdout. Numbers are formatted and aligned to the right; None is a dash."""
     cells = [[cell_text(value) for value in row] for row in rows]
     right = [bool(rows) and not any(isinstance(row[i], str) for row in rows) for i in range(len(columns))]
     if not is_terminal(sys.stdout):
@@ -96,9 +96,9 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Cell]], title: str | N
 def progress(
     description: str, total: int, unit: str, completed: int = 0, *, enabled: bool = True
 ) -> Iterator[Progress]:
-    """Show how far work has come; `completed` units were done by an earlier run and do not count into the rate.
+    """Show the progress of a task while the body runs.
 
-    `enabled=False` shows nothing, for all ranks but the first.
+    An earlier run did `completed` units, which do not count for the rate. All ranks but the first pass `enabled=False`.
     """
     terminal = user_terminal()
     if not enabled:
@@ -107,7 +107,7 @@ def progress(
         with _open_bar(description, total, unit, completed) as bar:
             yield bar
     elif terminal is not None:
-        from dit.console.bars import display  # rich's bars, which a run without a terminal need not load
+        from dit.console.bars import display  # rich, which is imported only for a terminal
 
         with display.bar(terminal, description, total, unit, completed) as bar:
             yield bar
@@ -123,7 +123,7 @@ class _Silent:
 
 
 class _Lines:
-    """Progress as plain lines: one at the end, before it one at every tenth, neither too often nor too seldom."""
+    """Progress as plain lines: one per tenth, at least 30 s apart, one after 10 minutes of silence, one at the end."""
 
     def __init__(self, description: str, total: int, unit: str, completed: int) -> None:
         self._description, self._total, self._unit = description, total, unit
@@ -163,7 +163,7 @@ class _Lines:
 
 
 def cell_text(value: Cell) -> str:
-    """A table's cell as people read it."""
+    """The text of a table's cell."""
     if value is None:
         return ABSENT
     if isinstance(value, str):

@@ -1,4 +1,4 @@
-"""Standard streams and terminals, which may be missing or go away without harm to the work. Torch-free."""
+"""Standard streams and terminals that may be missing or close at any time. Torch-free."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any, TextIO
 
 
 class TolerantStream:
-    """A text stream that goes quiet when its terminal or pipe is gone, and writes `?` for what its encoding lacks.
+    """A text stream that never raises: after its terminal or pipe has closed, it writes nothing.
 
-    Everything but writing is the stream's own. None, which Python has for a stream that was closed, is quiet too.
+    Characters that its encoding lacks become `?`. It accepts None, which Python has for a closed standard stream.
     """
 
     def __init__(self, stream: TextIO | None) -> None:
@@ -23,7 +23,7 @@ class TolerantStream:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """As the stream's own."""
+        """Like the stream's own `write`."""
         try:
             return self._stream.write(text)
         except UnicodeEncodeError:
@@ -34,14 +34,14 @@ class TolerantStream:
             return len(text)
 
     def flush(self) -> None:
-        """As the stream's own."""
+        """Like the stream's own `flush`."""
         try:
             self._stream.flush()
         except OSError:
             self._mute()
 
     def _mute(self) -> None:
-        # Python flushes standard streams once more at exit; what is left in them must not fail then.
+        # Python flushes standard streams again at exit, which must not fail.
         with suppress(OSError):
             os.dup2(_nowhere().fileno(), self._stream.fileno())
 
@@ -52,35 +52,35 @@ def _nowhere() -> TextIO:
 
 
 def user_terminal() -> TextIO | None:
-    """Where bars can be drawn: stderr if it is a terminal that can do it, else nowhere."""
+    """stderr if it is a terminal that can draw bars, else None."""
     if os.environ.get("TERM") in ("dumb", "unknown"):
         return None
     return sys.stderr if is_terminal(sys.stderr) else None
 
 
 def is_terminal(stream: TextIO | None) -> bool:
-    """Whether people look at what is written there."""
+    """Whether this is an open terminal."""
     return stream is not None and not stream.closed and stream.isatty()
 
 
 class LineBuffer:
-    """Cuts what comes piece by piece into whole lines."""
+    """Joins chunks of bytes into whole lines."""
 
     def __init__(self) -> None:
         self._rest = b""
 
     def add(self, data: bytes) -> list[str]:
-        """The lines that are whole now, without their ends."""
+        """The lines that this chunk completes, without line ends."""
         *lines, self._rest = (self._rest + data).split(b"\n")
         return [line.decode(errors="replace") for line in lines]
 
     def finish(self) -> list[str]:
-        """A last line that has no end, if there is one."""
+        """The last line, if it has no line end."""
         return self.add(b"\n") if self._rest else []
 
 
 def whole_lines(chunks: Iterable[bytes]) -> Iterator[str]:
-    """The lines of a stream that comes piece by piece, the last one with or without an end."""
+    """The lines of a stream of chunks; the last one may lack its line end."""
     buffer = LineBuffer()
     for chunk in chunks:
         yield from buffer.add(chunk)

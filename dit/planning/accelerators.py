@@ -1,4 +1,4 @@
-"""What accelerators can do: peaks and memory from their data sheets. Torch-free."""
+"""Accelerators: peak rates and memory from their data sheets. Torch-free."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ GIB = 2**30
 
 @dataclass(frozen=True, slots=True)
 class Accelerator:
-    """One device: dense matrix rates in true FLOP/s (a multiply-accumulate is two), memory in bytes."""
+    """One device at one precision."""
 
     name: str
     peak: float
+    """Dense matrix rate in true FLOP/s: a multiply-accumulate is two."""
     memory: float
+    """Bytes."""
 
 
-# Dense (no sparsity) TFLOP/s from NVIDIA's data sheets, by a part of the name that the driver gives the device. The
-# first part found counts, so that H100 PCIe stands before H100.
+# Dense (no sparsity) TFLOP/s from NVIDIA's data sheets, by a part of the driver's name for the device. The first match
+# counts, so H100 PCIe comes before H100.
 _PEAKS: dict[str, dict[Precision, float]] = {
     "B200": {"bf16": 2250, "tf32": 1125, "fp32": 80},
     "H200": {"bf16": 989.4, "tf32": 494.7, "fp32": 66.9},
@@ -40,26 +42,23 @@ KNOWN = (*_MEMORY, CPU)
 
 
 def data_sheet_peak(device_name: str, precision: Precision) -> float | None:
-    """Peak in true FLOP/s of the device that the driver calls `device_name`; None for one that has no row here."""
+    """Peak in true FLOP/s of the device with this driver name; None for a device without a row here."""
     return next((peaks[precision] * TERA for chip, peaks in _PEAKS.items() if chip in device_name), None)
 
 
 def accelerator(plan: PlanConfig, precision: Precision) -> Accelerator:
-    """The accelerator that `plan` names, at one precision; what `plan` states replaces the data sheet.
+    """The accelerator of `plan` at one precision; its `peak_tflops` and `memory_gib` replace the data sheet.
 
-    Raises ConfigError for an unknown name, and for cpu without a stated peak and memory.
+    Raises ConfigError for an unknown name, and for cpu without both values.
     """
     peak, memory = plan.peak_tflops, plan.memory_gib
     if plan.accelerator in _MEMORY:
         chip = plan.accelerator.rpartition("-")[0]
         peak, memory = peak or _PEAKS[chip][precision], memory or _MEMORY[plan.accelerator]
     elif plan.accelerator != CPU:
-        raise ConfigError(
-            f"plan.accelerator={plan.accelerator!r}: is not a known accelerator; known are {', '.join(KNOWN)}"
-        )
+        raise ConfigError(f"plan.accelerator={plan.accelerator!r}: is not known; known are {', '.join(KNOWN)}")
     if peak is None or memory is None:
         raise ConfigError(
-            "plan.accelerator=cpu: has no data sheet here; state plan.peak_tflops (`make bench` measures it)"
-            " and plan.memory_gib"
+            "plan.accelerator=cpu: no data sheet; set plan.peak_tflops (`make bench` measures it) and plan.memory_gib"
         )
     return Accelerator(plan.accelerator, peak * TERA, memory * GIB)

@@ -1,4 +1,4 @@
-"""What a study will cost before it is begun: compute, memory and hours of every variant, from its shape alone."""
+"""The cost of a study: compute, memory and hours of every variant, from its shape alone. Torch-free."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from dit.study.fields import Precision
 from dit.study.variants import MLP_RATIO, InputSpec, ModelSpec
 
 BACKWARD = 3
-"""A training step is one forward pass and a backward pass of twice its cost (paper, figure 9)."""
+"""Cost of a training step in forward passes: the backward pass costs two (Peebles & Xie 2023, figure 9)."""
 FLOPS_PER_MAC = 2
 WORKSPACE_BYTES = GIB
-"""The device's context and the libraries' scratch space."""
+"""Memory of the device's context and of the libraries' scratch space."""
 USABLE = 0.9
-"""Share of the memory that a plan fills: the rest goes to the allocator's gaps."""
+"""Share of the memory that a plan fills; the rest is for gaps of the allocator."""
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes on one device while training, at the height of the backward pass; `memory` says how they are counted."""
+    """Bytes on one device at the peak of a training step; see `memory`."""
 
     weights: float
     gradients: float
@@ -35,14 +35,14 @@ class Memory:
 
     @property
     def total(self) -> float:
-        """Bytes in all."""
+        """The sum of all parts, in bytes."""
         states = self.weights + self.gradients + self.optimizer + self.ema
         return states + self.casts + self.activations + self.workspace
 
 
 @dataclass(frozen=True, slots=True)
 class VariantPlan:
-    """What one variant costs. Gflops and MACs are the paper's convention: a multiply-accumulate counts as one."""
+    """The cost of one variant. Gflops and MACs count a multiply-accumulate as one, as the paper does."""
 
     variant: str
     parameters: int
@@ -51,32 +51,32 @@ class VariantPlan:
     training_macs: float
     memory: Memory
     micro_batch: int
-    """Samples per forward pass and device that the study asks for."""
+    """Samples per forward pass and device in this study."""
     largest_micro_batch: int
-    """The largest power of two that divides the device's share of the batch and fits; 0 where one sample does not."""
+    """The largest power of two that divides the device's share of the batch and fits; 0 if one sample does not fit."""
     fits: bool
     train_hours: float
-    """Wall hours on all devices of the plan together, as `sample_hours`."""
+    """Wall hours with all devices of the plan, like `sample_hours`."""
     sample_hours: float
-    """For all evaluated checkpoints."""
+    """Wall hours for the sample sets of all evaluated checkpoints."""
 
     @property
     def true_gflops(self) -> float:
-        """Forward cost counting a multiply and an add as two."""
+        """Cost of a forward pass in GFLOPs: a multiply-accumulate counts as two."""
         return FLOPS_PER_MAC * self.gflops
 
     @property
     def training_flops(self) -> float:
-        """Training cost counting a multiply and an add as two."""
+        """Cost of the training in FLOPs: a multiply-accumulate counts as two."""
         return FLOPS_PER_MAC * self.training_macs
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The study's price on `count` devices at `utilisation` of their peak, the variants one after another."""
+    """The cost of a study on `count` devices at `utilisation` of their peak, one variant after another."""
 
     accelerator: Accelerator
-    """At the precision of training."""
+    """The device, at the precision of training."""
     sampling_peak: float
     """True FLOP/s of one device at the precision of sampling."""
     count: int
@@ -86,7 +86,7 @@ class Plan:
 
     @property
     def training_macs(self) -> float:
-        """All variants' training, paper's convention."""
+        """Multiply-accumulates of all variants' training."""
         return sum(variant.training_macs for variant in self.variants)
 
     @property
@@ -101,18 +101,23 @@ class Plan:
 
 
 def plan(config: StudyConfig) -> Plan:
-    """Price every variant of `config` on the machine its `plan` section names.
+    """The cost of every variant of a study on the machine of its `plan` section.
 
     Raises ConfigError for an unknown accelerator and for a batch that the devices cannot share evenly.
     """
     device = accelerator(config.plan, config.train.precision)
     sampling_peak = accelerator(config.plan, config.sampling.precision).peak
-    share = _share(config.train.global_batch, config.plan.count)
+    global_batch, count = config.train.global_batch, config.plan.count
+    if global_batch % count:
+        raise ConfigError(
+            f"train.global_batch={global_batch} is not divisible by plan.count={count}; choose a count that divides it"
+        )
+    share = global_batch // count
     variants = tuple(_variant(config, spec, device, sampling_peak, share) for spec in config.specs)
     return Plan(
         accelerator=device,
         sampling_peak=sampling_peak,
-        count=config.plan.count,
+        count=count,
         utilisation=config.plan.utilisation,
         variants=variants,
         notes=_notes(config, device, sampling_peak, variants),
@@ -120,12 +125,12 @@ def plan(config: StudyConfig) -> Plan:
 
 
 def training_macs(gflops: float, batch: int, steps: int) -> float:
-    """Multiply-accumulates of a training, as the paper counts them (figure 9): Gflops x batch x steps x 3."""
+    """Multiply-accumulates of a training (Peebles & Xie 2023, figure 9): Gflops x batch x steps x 3."""
     return gflops * 1e9 * batch * steps * BACKWARD
 
 
 def sampling_macs(gflops: float, num_samples: int, steps: int, cfg_scale: float) -> float:
-    """Multiply-accumulates of a sample set; guidance runs the model twice a step, with and without the label."""
+    """Multiply-accumulates of a sample set. Guidance runs the model twice per step: with and without the label."""
     return gflops * 1e9 * num_samples * steps * (1 if cfg_scale == 1.0 else 2)
 
 
@@ -138,32 +143,29 @@ def memory(
     *,
     compiled: bool = False,
 ) -> Memory:
-    """Bytes on one device while training on micro-batches of `micro_batch` samples.
+    """Bytes on one device while training on micro-batches of `micro_batch` samples; derived in docs/plan.md.
 
-    States: float32 weights, gradients, AdamW's two moments and the EMA, 4 bytes each for P parameters: 20 P. bf16
-    adds autocast's copy of the weights, 2 P.
-
-    Activations per token of a block of width d, c being the bytes of a matrix operand (4, or 2 in bf16): the inputs
-    and outputs of two layer norms in float32, 16 d; two modulated inputs, q, k, v, the attention's output, two
-    outputs kept for the gates, the MLP's 4 d before and after its GELU, and, as measured, one operand more: 17 c d.
-    Attention that is not fused adds its probabilities, 4 T a head (and c T again in bf16); fused attention keeps no
-    T x T matrix. With activation checkpointing a block keeps its input, 4 d, and one block at a time is whole. Once
-    more one block's worth are the gradients that flow through it.
-
-    A compiled model computes the norms' outputs and GELU's again: it keeps 8 d and 13 c d.
+    Symbols: P parameters, T tokens, width d, and c bytes per matrix operand (4, or 2 in bf16).
     """
     operand = 2 if precision == "bf16" else 4
     tokens, width = spec.tokens(inputs), spec.hidden
+    # Per token and block, 16 d in float32: inputs and outputs of two layer norms. And 17 c d: two modulated inputs, q,
+    # k, v, the attention's output, two outputs for the gates, the MLP's 4 d before and after its GELU, and one d more,
+    # as measured. A compiled model computes the outputs of norms and GELU again in the backward pass.
     exact, operands = (8, 9 + MLP_RATIO) if compiled else (16, 9 + 2 * MLP_RATIO)
     per_token = (exact + operands * operand) * width
     if fit.attention == "plain":
+        # The probabilities: T per head and token in float32, and again in bf16. Fused attention keeps no T x T matrix.
         per_token += spec.heads * tokens * (4 + (operand if operand != 4 else 0))
     modulation = 7 * operand * width
     block = tokens * per_token + modulation
+    # With checkpointing a block keeps its input only, and one block at a time is computed again as a whole.
     kept = 4 * tokens * width + modulation if fit.activation_checkpointing else block
+    # One block more for the gradients that flow through it.
     live_blocks = 2 if fit.activation_checkpointing else 1
     head = tokens * (8 + operand) * width
     parameters = spec.parameters(inputs)
+    # float32 weights, gradients, AdamW's two moments and the EMA: 20 P. bf16 adds autocast's copy of the weights, 2 P.
     return Memory(
         weights=4 * parameters,
         gradients=4 * parameters,
@@ -188,7 +190,7 @@ def _variant(
     gflops = spec.gflops(inputs)
     training = training_macs(gflops, train.global_batch, train.steps)
     sample_set = sampling_macs(gflops, sampling.num_samples, sampling.steps, sampling.cfg_scale)
-    machine = config.plan.count * config.plan.utilisation / FLOPS_PER_MAC * 3600
+    macs_per_hour = config.plan.count * config.plan.utilisation / FLOPS_PER_MAC * 3600  # per FLOP/s of the peak
     return VariantPlan(
         variant=spec.name,
         parameters=spec.parameters(inputs),
@@ -204,17 +206,9 @@ def _variant(
             ),
         ),
         fits=needed.total <= USABLE * device.memory,
-        train_hours=training / (machine * device.peak),
-        sample_hours=len(config.evaluation.at_steps) * sample_set / (machine * sampling_peak),
+        train_hours=training / (macs_per_hour * device.peak),
+        sample_hours=len(config.evaluation.at_steps) * sample_set / (macs_per_hour * sampling_peak),
     )
-
-
-def _share(global_batch: int, count: int) -> int:
-    if global_batch % count:
-        raise ConfigError(
-            f"train.global_batch={global_batch} is not divisible by plan.count={count}; choose a count that divides it"
-        )
-    return global_batch // count
 
 
 def _largest(share: int, fits: Callable[[int], bool]) -> int:
@@ -229,19 +223,19 @@ def _notes(
     config: StudyConfig, device: Accelerator, sampling_peak: float, variants: tuple[VariantPlan, ...]
 ) -> tuple[str, ...]:
     notes = [
-        f"{config.plan.count} x {device.name} of {device.memory / GIB:g} GiB, {config.plan.utilisation:.0%} of the peak"
-        f" used: {device.peak / TERA:g} TFLOP/s in {config.train.precision} for training,"
+        f"{config.plan.count} x {device.name} of {device.memory / GIB:g} GiB at {config.plan.utilisation:.0%} of their"
+        f" peak: {device.peak / TERA:g} TFLOP/s in {config.train.precision} for training,"
         f" {sampling_peak / TERA:g} in {config.sampling.precision} for sampling.",
         "Gflops count a multiply-accumulate as one, as the paper does; FLOPs count it as two.",
-        f"Sampling is the model's share, for each evaluated checkpoint ({len(config.evaluation.at_steps)} a variant);"
-        " preparation, decoding and metrics come on top.",
+        f"Sampling is the model's work for every evaluated checkpoint ({len(config.evaluation.at_steps)} per variant),"
+        " without preparation, decoding and metrics.",
     ]
     for variant in (variant for variant in variants if not variant.fits):
         largest = variant.largest_micro_batch
-        advice = "set fit.activation_checkpointing=true or name a larger accelerator"
+        advice = "set fit.activation_checkpointing=true or choose a larger accelerator"
         notes.append(
             f"{variant.variant} does not fit: micro_batch={variant.micro_batch} needs"
-            f" {format_bytes(variant.memory.total)}, and {format_bytes(USABLE * device.memory)} are usable;"
+            f" {format_bytes(variant.memory.total)}, but {format_bytes(USABLE * device.memory)} are usable;"
             f" {f'set fit.micro_batch={largest}' if largest else advice}."
         )
     return tuple(notes)

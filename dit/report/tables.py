@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import shlex
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -158,8 +159,8 @@ def show_results(config: StudyConfig, store: Store) -> None:
     for name in (layout.REPORT_PAGE, layout.REPORT_RUNS, layout.REPORT_VERDICT):
         say(f"{name:<13} {address(store, f'{folder}/{name}')}")
     if config.tracking.kind == "mlflow":
-        server = view_on_server(config, store)
-        say(f"MLflow        {server}" if server else "make ui       opens MLflow on these results")
+        root = shlex.quote(address(store, ""))
+        say(f"MLflow        {view_on_server(config, store) or f'dit ui --root {root}'}")
 
 
 def address(store: Store, key: str) -> str:

@@ -1,13 +1,14 @@
-"""What every store offers, and the file handling that stores share. Torch-free.
+"""The interface of stores, and the file handling that they share. Torch-free.
 
-Keys are relative paths with forward slashes below the store's root. A file becomes visible under its key only when it
-is complete, whatever happens to the process that writes it.
+Keys are relative paths with forward slashes below the store's root. A file is visible under its key only when it is
+complete, even if its writer is killed.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import glob
 import hashlib
 import os
 import secrets
@@ -28,9 +29,9 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class Store(ABC):
-    """A root under which keys name files. Every method raises StoreError where the store itself fails.
+    """Files below a root, by key. Stores can be pickled and survive a fork.
 
-    Stores can be pickled and survive a fork.
+    Every method raises StoreError when the store fails. Methods that read a file raise MissingError if there is none.
     """
 
     url: str
@@ -38,57 +39,63 @@ class Store(ABC):
 
     @abstractmethod
     def exists(self, key: str) -> bool:
-        """Whether a complete file has this key; a folder is none."""
+        """Whether there is a complete file with this key; False for a folder."""
 
     @abstractmethod
     def size(self, key: str) -> int:
-        """Bytes of a file; MissingError when there is none."""
+        """Bytes of a file."""
 
     @abstractmethod
-    def sizes(self, prefix: str) -> dict[str, int]:
-        """Bytes of every file below the folder, by key; files being written are left out."""
+    def sizes(self, prefix: str = "") -> dict[str, int]:
+        """Key -> bytes of every file below a folder, except files that are being written."""
 
-    @abstractmethod
     def list(self, prefix: str = "") -> list[str]:
-        """All keys below the folder, sorted, relative to the root; files being written are left out."""
+        """The sorted keys of `sizes`."""
+        return sorted(self.sizes(prefix))
 
     @abstractmethod
     def read(self, key: str) -> bytes:
-        """The content of a file; MissingError when there is none."""
+        """The content of a file."""
 
     @abstractmethod
     def write(self, key: str, data: bytes) -> FileEntry:
-        """Put a small file in place, atomically. The entry's name is the key's last component."""
+        """Write a small file, atomically. The entry's name is the last component of the key."""
 
     @abstractmethod
     def upload(self, path: Path, key: str) -> FileEntry:
-        """Put a copy of a local file in place, atomically. The entry's name is the key's last component."""
+        """Copy a local file into the store, atomically. The entry's name is the last component of the key."""
 
     @abstractmethod
     def download(self, key: str, path: Path, sha256: str | None = None) -> None:
-        """Put a copy at `path`, atomically; DataError when its SHA-256 is another than given here or at the upload."""
+        """Copy a file to `path`, atomically.
+
+        Raises DataError when its SHA-256 is not `sha256`, or else the one recorded by the upload.
+        """
 
     @abstractmethod
     def local(self, key: str, sha256: str | None = None) -> Path:
-        """A local path to read the file from: itself, or a verified copy below `cache_dir()` that is made once.
+        """A local path for reading: the file itself, which is not hashed again, or a verified copy in `cache_dir()`.
 
-        Read only. A file that is already local is not hashed again. Raises MissingError, and DataError as `download`.
+        The copy is made once. Raises DataError as `download`.
         """
 
     @abstractmethod
     def local_folder(self, prefix: str) -> Path:
-        """As `local`, for all files of a folder; MissingError when it holds none."""
+        """Like `local`, for all files of a folder. Raises MissingError when the folder has no files."""
 
     @abstractmethod
     def sweep(self, prefix: str) -> None:
-        """Free the room of files below a folder that nobody will finish, because their writer was killed."""
+        """Remove what killed writers left below a folder."""
 
     @abstractmethod
     def _remove(self, keys: Sequence[str], prefix: str) -> None:
-        """Remove these files, which are all there is below `prefix`."""
+        """Remove these files; there are no others below `prefix`."""
 
     def check_writable(self) -> None:
-        """Write and remove a small file; InputError when that fails."""
+        """Write and remove a small file.
+
+        Raises InputError when that fails.
+        """
         key = f"write-check-{secrets.token_hex(6)}"
         try:
             self.write(key, bytes(4096))
@@ -97,7 +104,7 @@ class Store(ABC):
             raise InputError(f"{self.url}: not writable: {error}") from error
 
     def delete(self, prefix: str) -> None:
-        """Remove a file, or all below a folder; completion marks go first, so that no half-removed folder has one."""
+        """Remove a file, or all files of a folder: completion marks first, so that no half-removed folder has one."""
         keys = self.list(prefix)
         if self.exists(prefix):
             keys.append(check_key(self.url, prefix))
@@ -105,14 +112,17 @@ class Store(ABC):
 
 
 def check_key(url: str, key: str) -> str:
-    """The key itself; InputError for one that is absolute or leads out of the store."""
+    """The key itself.
+
+    Raises InputError for a key that is absolute or leads out of the store.
+    """
     if not key or "\\" in key or "\0" in key or any(part in ("", ".", "..") for part in key.split("/")):
-        raise InputError(f"{url}: {key!r} is no key; give a relative path with forward slashes and without '..'")
+        raise InputError(f"{url}: {key!r} is not a valid key; give a relative path with forward slashes, without '..'")
     return key
 
 
 def cache_dir() -> Path:
-    """Where copies of remote files are kept: DIT_CACHE, or else `~/.cache/dit-scaling`."""
+    """Folder for copies of remote files: DIT_CACHE, or else `~/.cache/dit-scaling`."""
     return Path(os.environ.get("DIT_CACHE") or Path.home() / ".cache" / "dit-scaling").absolute()
 
 
@@ -123,17 +133,20 @@ def sha256_file(path: str | Path) -> str:
 
 
 def verify(where: str, actual: str, expected: str | None) -> None:
-    """DataError naming the file when the SHA-256 is not the expected one."""
+    """Compare a file's SHA-256 with the expected one; None accepts any.
+
+    Raises DataError when they differ.
+    """
     if expected is not None and actual != expected:
         raise DataError(
             f"{where}: SHA-256 is {actual[:12]}..., expected {expected[:12]}...;"
-            " the file is damaged or was replaced, delete it and run the step that makes it again"
+            " the file is damaged or was replaced: delete it and run the step that makes it"
         )
 
 
 @contextmanager
 def local_errors(where: str | Path) -> Iterator[None]:
-    """Turn what the operating system says about a local file into a StoreError of one line."""
+    """Turn an OSError about a local file into a StoreError of one line."""
     try:
         yield
     except OSError as error:
@@ -143,16 +156,16 @@ def local_errors(where: str | Path) -> Iterator[None]:
         raise StoreError(f"{where}: {reason}; check the disk and the permissions, then run again") from error
 
 
-def place_file(path: Path, fill: Callable[[BufferedRandom], None]) -> None:
-    """Let `fill` write a new file, flush it to disk, then rename it to `path`; on any failure nothing is left.
+def place_file(path: Path, fill: Callable[[BufferedRandom], object]) -> None:
+    """Let `fill` write a temporary file, flush it to disk, and rename it to `path`; after a failure nothing is left.
 
-    What a killed process left of the same file before is removed. Raises OSError.
+    Temporary files of killed writers of the same path are removed first. Raises OSError.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    sweep_partial(path.parent.glob(f".{_escaped(path.name[:200])}.*{PARTIAL}"))
+    sweep_partial(path.parent.glob(f".{glob.escape(path.name[:200])}.*{PARTIAL}"))
     temporary, file = _open_temporary(path)
     try:
-        # Closing comes after the rename: the lock tells others, until then, that this file has a living writer.
+        # Closed after the rename: until then, the lock keeps other processes from removing this file as a leftover.
         with file:
             fill(file)
             file.flush()
@@ -166,12 +179,12 @@ def place_file(path: Path, fill: Callable[[BufferedRandom], None]) -> None:
 
 
 def is_partial(name: str) -> bool:
-    """Whether this is the name of a file that is being written."""
+    """Whether this is the name of a temporary file of `place_file`."""
     return name.startswith(".") and name.endswith(PARTIAL)
 
 
 def sweep_partial(files: Iterable[Path]) -> None:
-    """Remove those of these temporaries whose writer is gone, which shows in their lock being free."""
+    """Remove the temporary files whose writer is gone: their lock is free."""
     for leftover in files:
         with suppress(OSError), open(leftover, "rb") as file:
             if _locked(file):
@@ -179,7 +192,7 @@ def sweep_partial(files: Iterable[Path]) -> None:
 
 
 def copy_hashed(source: BinaryIO, target: BinaryIO | BufferedRandom) -> tuple[int, str]:
-    """Copy to the end; the number of bytes and their SHA-256."""
+    """Copy to the end of `source`; returns the number of bytes and their SHA-256."""
     sha, count = hashlib.sha256(), 0
     while chunk := source.read(CHUNK_BYTES):
         sha.update(chunk)
@@ -190,10 +203,10 @@ def copy_hashed(source: BinaryIO, target: BinaryIO | BufferedRandom) -> tuple[in
 
 @contextmanager
 def exclusive(path: Path) -> Iterator[None]:
-    """Hold a lock between the processes of this machine, for as long as the body runs."""
+    """Hold a lock between the processes of this machine while the body runs."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab") as file:
-        # A file system without locks costs a second download at worst, because files are placed atomically.
+        # On a file system without locks, the worst is a second download: files are placed atomically.
         with suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -205,12 +218,12 @@ def _open_temporary(path: Path) -> tuple[Path, BufferedRandom]:
         file = open(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o666), "w+b")  # noqa: SIM115
         if _locked(file) is not False and temporary.exists():
             return temporary, file
-        # Another process swept the file away in the moment before it was locked.
+        # Another process removed the file just before it was locked.
         file.close()
 
 
 def _locked(file: BinaryIO | BufferedRandom) -> bool | None:
-    """Take the file's lock without waiting; False when another holds it, None where there are no locks."""
+    """Take the file's lock without waiting; False if another process holds it, None if there are no locks."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -220,12 +233,8 @@ def _locked(file: BinaryIO | BufferedRandom) -> bool | None:
     return True
 
 
-def _escaped(name: str) -> str:
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
-
-
 def _sync_folder(folder: Path) -> None:
-    # The rename itself must reach the disk before a completion mark that relies on it does.
+    # The rename must be on disk before the completion mark of its folder is.
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""A store in a folder of this machine or of a mounted file system. Torch-free."""
+"""A store in a local folder or on a mounted file system. Torch-free."""
 
 from __future__ import annotations
 
@@ -26,83 +26,59 @@ from dit.study.records import FileEntry
 
 
 class FileStore(Store):
-    """Files under a root folder, which the first write creates."""
+    """Files below a root folder, which the first write creates."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
         self.url = self.root.as_uri()
         if self.root.exists() and not self.root.is_dir():
-            raise InputError(f"{self.root}: is a file, a store needs a folder; give another root")
+            raise InputError(f"{self.root}: is a file, but a store needs a folder; give another root")
 
     def exists(self, key: str) -> bool:
-        """See Store."""
         with local_errors(path := self._path(key)):
             return path.is_file()
 
     def size(self, key: str) -> int:
-        """See Store."""
         with local_errors(path := self._existing(key)):
             return path.stat().st_size
 
-    def list(self, prefix: str = "") -> list[str]:
-        """See Store."""
+    def sizes(self, prefix: str = "") -> dict[str, int]:
         top = self._path(prefix.rstrip("/")) if prefix else self.root
+        sizes = {}
         with local_errors(top):
-            found = [
-                os.path.join(folder, name)
-                for folder, _, names in os.walk(top, onerror=_raise_unless_missing)
-                for name in names
-                if not is_partial(name)
-            ]
-        return sorted(Path(path).relative_to(self.root).as_posix() for path in found)
-
-    def sizes(self, prefix: str) -> dict[str, int]:
-        """See Store."""
-        found = {}
-        for key in self.list(prefix):
-            # A file that is removed meanwhile is not there.
-            with suppress(FileNotFoundError):
-                found[key] = os.stat(self.root / key).st_size
-        return found
+            for folder, _, names in os.walk(top, onerror=_raise_unless_missing):
+                for path in (Path(folder, name) for name in names if not is_partial(name)):
+                    # Another process may remove a file after it was listed.
+                    with suppress(FileNotFoundError):
+                        sizes[path.relative_to(self.root).as_posix()] = path.stat().st_size
+        return sizes
 
     def read(self, key: str) -> bytes:
-        """See Store."""
         with local_errors(path := self._existing(key)):
             return path.read_bytes()
 
     def write(self, key: str, data: bytes) -> FileEntry:
-        """See Store."""
-        path = self._path(key)
-
-        def fill(file: BufferedRandom) -> None:
-            file.write(data)
-
-        with local_errors(path):
-            place_file(path, fill)
+        with local_errors(path := self._path(key)):
+            place_file(path, lambda file: file.write(data))
         return FileEntry(name=path.name, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
     def upload(self, path: Path, key: str) -> FileEntry:
-        """See Store."""
         target = self._path(key)
         count, sha256 = _copy(path, target)
         return FileEntry(name=target.name, bytes=count, sha256=sha256)
 
     def download(self, key: str, path: Path, sha256: str | None = None) -> None:
-        """See Store."""
         _copy(self._existing(key), path, sha256)
 
     def local(self, key: str, sha256: str | None = None) -> Path:  # noqa: ARG002
-        """The file itself; see Store."""
         return self._existing(key)
 
     def local_folder(self, prefix: str) -> Path:
-        """The folder itself; see Store."""
-        if not self.list(prefix):
+        if not self.sizes(prefix):
             raise MissingError(f"{self.root / prefix}: no files there; put the folder there or give another address")
         return self.root / prefix
 
     def sweep(self, prefix: str) -> None:
-        """See Store."""
         with local_errors(top := self._path(prefix)):
             sweep_partial(top.rglob(f".*{PARTIAL}"))
 
@@ -126,7 +102,7 @@ class FileStore(Store):
 
 
 def _copy(source: Path, target: Path, expected: str | None = None) -> tuple[int, str]:
-    """Copy a file atomically, hashing on the way; byte count and SHA-256, DataError when another was expected."""
+    """Copy a file atomically; returns the number of bytes and their SHA-256, which must be `expected`."""
     result = (0, "")
 
     def fill(file: BufferedRandom) -> None:

@@ -1,4 +1,4 @@
-"""The store's public face: open one by its address, pass records through it, fetch files for reading. Torch-free."""
+"""Opens a store by its address, reads and writes records, fetches files for reading. Torch-free."""
 
 from __future__ import annotations
 
@@ -15,18 +15,23 @@ RecordT = TypeVar("RecordT", bound=Record)
 
 
 def open_store(address: str | Path) -> Store:
-    """Open the store at a path, `file:///path` or `s3://bucket/prefix`; S3 is asked once whether it answers.
+    """The store at a path, `file:///path` or `s3://bucket/prefix`, after one test request to S3.
 
     The S3 endpoint and the credentials come from the usual AWS variables and files, such as AWS_ENDPOINT_URL_S3.
-    Raises InputError for an address of another kind or refused credentials, MissingError for a bucket that does not
-    exist, StoreError for an endpoint that cannot be reached or does not answer.
+
+    Raises InputError for an address of another kind or refused credentials.
+    Raises MissingError for a bucket that does not exist.
+    Raises StoreError for an endpoint that cannot be reached or does not answer.
     """
     place = _parse(address)
     return FileStore(place) if isinstance(place, Path) else _connect(*place)
 
 
 def read_record(store: Store, key: str, cls: type[RecordT]) -> RecordT | None:
-    """The record at this key, None when there is none; MismatchError or DataError when it is not of this type."""
+    """The record at this key; None if there is none.
+
+    Raises MismatchError or DataError as `Record.from_json`.
+    """
     try:
         data = store.read(key)
     except MissingError:
@@ -35,25 +40,28 @@ def read_record(store: Store, key: str, cls: type[RecordT]) -> RecordT | None:
 
 
 def write_record(store: Store, key: str, record: Record) -> None:
-    """Write a record as JSON, atomically: where it marks completion, write it last."""
+    """Write a record as JSON, atomically. Write it after the files whose completion it marks."""
     store.write(key, record.to_json())
 
 
 def fetch_file(address: str | Path) -> Path:
-    """A local path for a path or store address of one file; MissingError says what to put where."""
+    """A local path of the file at a path or store address.
+
+    Raises MissingError, which names the file to provide.
+    """
     place = _parse(address)
     if isinstance(place, Path):
-        found = place if place.is_file() else None
+        path = place if place.is_file() else None
     else:
         store, key = _containing(address, *place)
-        found = store.local(key) if store.exists(key) else None
-    if found is None:
+        path = store.local(key) if store.exists(key) else None
+    if path is None:
         raise MissingError(f"{address}: no such file; put it there, or give its path or store address instead")
-    return found
+    return path
 
 
 def fetch_folder(address: str | Path) -> Path:
-    """As `fetch_file`, for a folder with all that is in it."""
+    """Like `fetch_file`, for a folder with all its files."""
     place = _parse(address)
     if not isinstance(place, Path):
         store, key = _containing(address, *place)
@@ -64,7 +72,7 @@ def fetch_folder(address: str | Path) -> Path:
 
 
 def _parse(address: str | Path) -> Path | tuple[str, str]:
-    """A local path, or an S3 bucket and what follows it."""
+    """A local path, or an S3 bucket and the key or prefix after it."""
     text = str(address)
     if isinstance(address, Path) or "://" not in text:
         return Path(text).expanduser().absolute()
@@ -74,11 +82,11 @@ def _parse(address: str | Path) -> Path | tuple[str, str]:
     if parts.scheme == "s3" and parts.netloc:
         bucket, _, key = text.removeprefix("s3://").partition("/")
         return bucket, key.strip("/")
-    raise InputError(f"{text}: not a store address; give a path, file:///path or s3://bucket/prefix")
+    raise InputError(f"{text}: is not a store address; give a path, file:///path or s3://bucket/prefix")
 
 
 def _connect(bucket: str, prefix: str) -> Store:
-    from dit.storage.s3 import S3Store  # boto3 costs half a second, which a run on files need not pay
+    from dit.storage.s3 import S3Store  # boto3 takes half a second to import
 
     return S3Store.connect(bucket, prefix)
 

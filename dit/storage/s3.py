@@ -1,7 +1,7 @@
-"""A store in a bucket of S3 or of a server that speaks its protocol. Torch-free.
+"""A store in a bucket of S3 or of another server with its protocol. Torch-free.
 
-An object appears under its key when its upload is complete and not before, also a large one sent in parts. Parts of an
-upload that was killed stay invisible; a life-cycle rule of the bucket (AbortIncompleteMultipartUpload) clears them.
+An object appears under its key only when its upload is complete, even if it is sent in parts. Parts of a killed upload
+stay invisible, until a life-cycle rule of the bucket (AbortIncompleteMultipartUpload) removes them.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ _SHA256 = "sha256"
 
 @dataclass(frozen=True)
 class _Object:
-    """What is known of an object without its content."""
+    """An object without its content."""
 
     key: str
     bytes: int
     etag: str
     sha256: str | None = None
-    """As the upload recorded it; a listing does not tell, and other programs do not record it."""
+    """As recorded by the upload; None in a listing, and for objects of other programs."""
 
 
 class S3Store(Store):
@@ -60,14 +60,13 @@ class S3Store(Store):
 
     @classmethod
     def connect(cls, bucket: str, prefix: str = "") -> S3Store:
-        """Open, after one request that shows whether endpoint, credentials and bucket are right; see open_store."""
+        """The store, after one request that checks endpoint, credentials and bucket. Raises as `open_store`."""
         store = cls(bucket, prefix)
         with s3_errors(store.url, opening=True):
             _client(patient=False).list_objects_v2(Bucket=bucket, Prefix=store.prefix, MaxKeys=1)
         return store
 
     def exists(self, key: str) -> bool:
-        """See Store."""
         try:
             self._head(key)
         except MissingError:
@@ -75,30 +74,22 @@ class S3Store(Store):
         return True
 
     def size(self, key: str) -> int:
-        """See Store."""
         return self._head(key).bytes
 
-    def list(self, prefix: str = "") -> list[str]:
-        """See Store."""
-        return [found.key for found in self._listing(prefix)]
-
-    def sizes(self, prefix: str) -> dict[str, int]:
-        """See Store."""
-        return {found.key: found.bytes for found in self._listing(prefix)}
+    def sizes(self, prefix: str = "") -> dict[str, int]:
+        return {entry.key: entry.bytes for entry in self._listing(prefix)}
 
     def read(self, key: str) -> bytes:
-        """See Store."""
         with s3_errors(f"{self.url}/{key}"):
             for seconds in _BODY_WAITS:
                 body = self._body(key)
-                # boto3 repeats a request that fails, but not one whose answer breaks off.
+                # boto3 retries a request that fails, but not one whose answer breaks off.
                 with suppress(HTTPClientError, IncompleteReadError, TransportError):
                     return bytes(body.read())
                 time.sleep(seconds)
             return bytes(self._body(key).read())
 
     def write(self, key: str, data: bytes) -> FileEntry:
-        """See Store."""
         digest = hashlib.sha256(data).hexdigest()
         name = self._name(key)
         with s3_errors(f"{self.url}/{key}"):
@@ -106,9 +97,9 @@ class S3Store(Store):
         return FileEntry(name=key.rsplit("/", 1)[-1], bytes=len(data), sha256=digest)
 
     def upload(self, path: Path, key: str) -> FileEntry:
-        """See Store. The file is read twice: its SHA-256 must be known before the first part is sent."""
         name = self._name(key)
         with local_errors(path):
+            # The file is read twice: its SHA-256 is metadata, which S3 takes with the first part.
             before = path.stat()
             digest = sha256_file(path)
         with s3_errors(f"{self.url}/{key}"), local_errors(path), open(path, "rb") as file:
@@ -119,11 +110,10 @@ class S3Store(Store):
         arrived = self._head(key)
         changed = (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns)
         if changed or arrived.bytes != before.st_size or arrived.sha256 not in (digest, None):
-            raise StoreError(f"{self.url}/{key}: is not what {path} held; something changed it, run the step again")
+            raise StoreError(f"{self.url}/{key}: differs from {path}, which changed during the upload; run again")
         return FileEntry(name=key.rsplit("/", 1)[-1], bytes=before.st_size, sha256=digest)
 
     def download(self, key: str, path: Path, sha256: str | None = None) -> None:
-        """See Store."""
         name = self._name(key)
         expected = sha256 or self._head(key).sha256
 
@@ -136,10 +126,9 @@ class S3Store(Store):
             place_file(path, fill)
 
     def local(self, key: str, sha256: str | None = None) -> Path:
-        """A verified copy in the cache; see Store."""
         if sha256 is None:
-            found = self._head(key)
-            sha256, identity = found.sha256, found.sha256 or found.etag
+            head = self._head(key)
+            sha256, identity = head.sha256, head.sha256 or head.etag
         else:
             identity = sha256
         target = self._cache_place(check_key(self.url, key), identity)
@@ -150,34 +139,33 @@ class S3Store(Store):
         return target
 
     def local_folder(self, prefix: str) -> Path:
-        """A verified copy in the cache; see Store."""
         prefix = prefix.strip("/")
         objects = self._listing(prefix)
         if not objects:
             raise MissingError(f"{self.url}/{prefix}: no objects there; put the folder there or correct the address")
-        target = self._cache_place(prefix, *(f"{found.key} {found.etag}" for found in objects))
+        target = self._cache_place(prefix, *(f"{entry.key} {entry.etag}" for entry in objects))
         if not target.is_dir():
             with local_errors(target), exclusive(target.parent.with_suffix(".lock")):
                 self._fetch_folder(prefix, objects, target)
         return target
 
     def sweep(self, prefix: str) -> None:
-        """Nothing: the bucket's life-cycle rule does it; see Store."""
+        """Nothing: the bucket's life-cycle rule removes parts of killed uploads."""
 
     def _fetch_folder(self, prefix: str, objects: Sequence[_Object], target: Path) -> None:
         if target.is_dir():
             return
         growing = target.with_name(f"{target.name}.partial")
-        for found in objects:
-            place = growing / found.key.removeprefix(prefix).lstrip("/")
+        for entry in objects:
+            place = growing / entry.key.removeprefix(prefix).lstrip("/")
             if not place.is_file():
-                self.download(found.key, place)
+                self.download(entry.key, place)
         growing.rename(target)
 
     def _remove(self, keys: Sequence[str], prefix: str) -> None:  # noqa: ARG002
         with s3_errors(self.url):
             for key in keys:
-                # One by one: not every server of the protocol takes the checksum that a bulk request needs.
+                # One by one: a bulk request needs a checksum that not every server accepts.
                 self._client.delete_object(Bucket=self.bucket, Key=self._name(key))
 
     def _body(self, key: str) -> Any:
@@ -191,15 +179,15 @@ class S3Store(Store):
 
     def _listing(self, prefix: str) -> Sequence[_Object]:
         folder = self.prefix + (f"{check_key(self.url, prefix.rstrip('/'))}/" if prefix else "")
-        found = []
+        objects = []
         with s3_errors(self.url):
             for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=folder):
                 for entry in page.get("Contents", []):
-                    # A name that ends in a slash is some tool's picture of an empty folder.
+                    # Some tools write an object whose name ends in a slash for an empty folder.
                     if not entry["Key"].endswith("/"):
                         key = entry["Key"].removeprefix(self.prefix)
-                        found.append(_Object(key, entry["Size"], entry["ETag"]))
-        return sorted(found, key=lambda entry: entry.key)
+                        objects.append(_Object(key, entry["Size"], entry["ETag"]))
+        return sorted(objects, key=lambda item: item.key)
 
     def _cache_place(self, name: str, *identity: str) -> Path:
         digest = hashlib.sha256("\n".join((endpoint() or "", self.url, name, *identity)).encode()).hexdigest()
@@ -222,9 +210,9 @@ def _headers(key: str, sha256: str) -> dict[str, Any]:
 
 
 def _client(patient: bool) -> Any:
-    """A client that outlasts a server's restart, or one that soon says what is wrong.
+    """A client that retries through a server's restart, or (not `patient`) one that fails soon.
 
-    All stores of a process share them; a forked process gets its own, for it must not share its parent's connections.
+    All stores of a process share them. A forked process gets its own: it must not use its parent's connections.
     """
     environment = frozenset(item for item in os.environ.items() if item[0].startswith(("AWS_", "DIT_S3_")))
     return _new_client(os.getpid(), environment, patient)
@@ -235,7 +223,7 @@ def _new_client(process: int, environment: frozenset[tuple[str, str]], patient: 
     seconds = _positive("DIT_S3_TIMEOUT", 30.0)
     settings: dict[str, Any] = {}
     if endpoint():
-        # Many servers of the protocol know nothing of the newer checksums; bodies are signed by their SHA-256 anyway.
+        # Many servers do not support the newer checksums; the signature covers the body's SHA-256 anyway.
         settings["request_checksum_calculation"] = os.environ.get("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
         settings["response_checksum_validation"] = os.environ.get("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
     attempts = math.ceil(_positive("AWS_MAX_ATTEMPTS", 9)) if patient else 3
@@ -259,5 +247,5 @@ def _positive(variable: str, default: float) -> float:
     except ValueError:
         value = 0.0
     if not 0 < value < math.inf:
-        raise InputError(f"{variable}={text}: must be a number above 0; unset, it is {default:g}")
+        raise InputError(f"{variable}={text}: must be a number above 0; unset it for {default:g}")
     return value

@@ -1,4 +1,4 @@
-"""What S3 and the way to it can answer, as one line each: what, where, what to do next. Torch-free."""
+"""Errors of S3 and of the connection to it as one line each: what, where, what to do. Torch-free."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ _SET_ENDPOINT = "check AWS_ENDPOINT_URL_S3, the server and the network"
 
 @contextmanager
 def s3_errors(where: str, *, opening: bool = False) -> Iterator[None]:
-    """Raise what boto3 raises as a DitError that names the place.
+    """Turn errors of boto3 into a DitError that names the address.
 
-    While a store is being opened, what the user can correct is an InputError; afterwards it is a StoreError, for then
-    it happened to work under way. MissingError afterwards means the object, never the bucket.
+    While a store is being opened (`opening`), a mistake of the user is an InputError, and a missing bucket a
+    MissingError. Later both are a StoreError, and MissingError means a missing object.
     """
     try:
         yield
@@ -63,7 +63,7 @@ def s3_errors(where: str, *, opening: bool = False) -> Iterator[None]:
 
 
 def endpoint() -> str | None:
-    """The S3 endpoint that the environment names; None is Amazon's own or one from a profile."""
+    """The S3 endpoint from the environment; None for Amazon's own or one from a profile."""
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
 
 
@@ -72,43 +72,43 @@ def _translated(error: Exception, where: str, opening: bool) -> DitError:
         error = error.last_exception
     if isinstance(error, ClientError):
         return _answered(error, f"{where} at {endpoint() or 'AWS'}", opening)
-    asked = f"{where} at {_address(error)}"
-    of_user = InputError if opening else StoreError
+    target = f"{where} at {_address(error)}"
+    user_error = InputError if opening else StoreError
     if isinstance(error, _NO_KEYS):
-        return of_user(f"{asked}: no usable credentials ({_line(error)}); {_SET_KEYS}")
+        return user_error(f"{target}: no usable credentials ({_line(error)}); {_SET_KEYS}")
     if isinstance(error, ParamValidationError):
-        return of_user(f"{where}: {_line(error).removeprefix('Parameter validation failed: ')}; correct the address")
+        return user_error(f"{where}: {_line(error).removeprefix('Parameter validation failed: ')}; correct the address")
     if isinstance(error, ConnectTimeoutError | ReadTimeoutError):
-        return StoreError(f"{asked}: no answer; {_SET_ENDPOINT}")
+        return StoreError(f"{target}: no answer; {_SET_ENDPOINT}")
     if isinstance(error, HTTPClientError | BotoConnectionError | TransportError):
-        return StoreError(f"{asked}: cannot be reached ({_cause(error)}); {_SET_ENDPOINT}")
-    return StoreError(f"{asked}: {_line(error)}; {_SET_ENDPOINT}")
+        return StoreError(f"{target}: cannot be reached ({_cause(error)}); {_SET_ENDPOINT}")
+    return StoreError(f"{target}: {_line(error)}; {_SET_ENDPOINT}")
 
 
-def _answered(error: ClientError, asked: str, opening: bool) -> DitError:
-    """The server answered, and the answer is no."""
+def _answered(error: ClientError, target: str, opening: bool) -> DitError:
+    """The error for a request that the server refused."""
     code = str(error.response.get("Error", {}).get("Code", "unknown"))
-    of_user = InputError if opening else StoreError
+    user_error = InputError if opening else StoreError
     if code == "NoSuchBucket":
         kind = MissingError if opening else StoreError
-        return kind(f"{asked}: the bucket does not exist; make it, or correct the address")
+        return kind(f"{target}: the bucket does not exist; create it, or correct the address")
     if code in _NO_OBJECT:
-        return MissingError(f"{asked}: no such object; run the step that makes it, or correct the address")
+        return MissingError(f"{target}: no such object; run the step that makes it, or correct the address")
     if code in _REFUSED:
-        return of_user(f"{asked}: the credentials were refused ({code}); {_SET_KEYS}")
+        return user_error(f"{target}: the credentials were refused ({code}); {_SET_KEYS}")
     if code in _DENIED:
-        return of_user(f"{asked}: access denied ({code}); the credentials must allow to list, read, write and delete")
-    return StoreError(f"{asked}: {_line(error)}; see the server's log, then run again")
+        return user_error(f"{target}: access denied ({code}); the credentials must allow list, read, write and delete")
+    return StoreError(f"{target}: {_line(error)}; see the server's log, then run again")
 
 
 def _address(error: Exception) -> str:
-    """The endpoint as configured, or as the failed request had it, without the request's path."""
-    asked = urlsplit(str(getattr(error, "kwargs", {}).get("endpoint_url") or ""))
-    return endpoint() or (f"{asked.scheme}://{asked.netloc}" if asked.netloc else "AWS")
+    """The configured endpoint, or the one of the failed request without its path."""
+    url = urlsplit(str(getattr(error, "kwargs", {}).get("endpoint_url") or ""))
+    return endpoint() or (f"{url.scheme}://{url.netloc}" if url.netloc else "AWS")
 
 
 def _cause(error: Exception) -> str:
-    """The innermost reason, such as `Connection refused`, out of what urllib3 wraps around it."""
+    """The innermost reason, such as `Connection refused`, without urllib3's wrapping."""
     inner = root_cause(getattr(error, "kwargs", {}).get("error") or error)
     return inner.strerror or _line(inner) if isinstance(inner, OSError) else _line(inner)
 

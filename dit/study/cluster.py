@@ -1,4 +1,4 @@
-"""The `cluster:` section of a study file: what its jobs ask of Kubernetes. Changes no result. Torch-free."""
+"""The `cluster:` section of a study file: how its jobs run on Kubernetes. Changes no result. Torch-free."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _SUFFIXES = {"": Decimal(1), "m": Decimal("0.001")}
 _SUFFIXES |= {letter: Decimal(1000**power) for power, letter in enumerate("kMGT", 1)}
 _SUFFIXES |= {f"{letter}i": Decimal(1024**power) for power, letter in enumerate("KMGT", 1)}
 _QUANTITY = re.compile(r"^(\d+(?:\.\d+)?)(m|k|M|G|T|Ki|Mi|Gi|Ti)?$")
-# The operators and torchrun own these: a value from the study would tear the ranks apart.
+# The operators and torchrun set these: with a value from the study the ranks would not find each other.
 _LAUNCHERS = re.compile(
     r"^(PET_|TORCHELASTIC_|(RANK|LOCAL_RANK|GROUP_RANK|WORLD_SIZE|LOCAL_WORLD_SIZE|MASTER_ADDR|MASTER_PORT)$)"
 )
 _SECRET = re.compile(r"(PASSWORD|TOKEN|SECRET)")
-# What `make deploy` makes.
+# The config map and the secrets that `dit deploy` creates.
 _SERVICES: dict[str, tuple[str, ...]] = {"dit-services": ("AWS_ENDPOINT_URL_S3", "AWS_REGION", "MLFLOW_TRACKING_URI")}
 _IDENTITIES: dict[str, tuple[str, ...]] = {
     "dit-s3": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
@@ -29,7 +29,10 @@ _IDENTITIES: dict[str, tuple[str, ...]] = {
 
 
 def quantity(text: str) -> Decimal:
-    """The number behind a Kubernetes quantity: `500m` is 0.5, `2Gi` is 2147483648; ValueError for anything else."""
+    """The value of a Kubernetes quantity: `500m` is 0.5, `2Gi` is 2147483648.
+
+    Raises ValueError for any other text.
+    """
     match = _QUANTITY.match(text)
     if match is None or Decimal(match[1]) == 0:
         raise ValueError("must be a quantity above 0, such as 500m, 4, 512Mi or 64Gi")
@@ -53,37 +56,35 @@ Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
 class _Resources(Section):
-    """What every pod is given."""
+    """Resources of every pod."""
 
     cpu: Quantity = "1"
-    """Cores that are set aside; more may be used where they are idle."""
+    """Cores to request. There is no limit: a pod may use idle cores, too."""
     memory: Quantity = "4Gi"
-    """Set aside and the limit: a pod that takes more ends as OOMKilled."""
+    """Memory to request, and its limit: a pod that uses more ends as OOMKilled."""
     shared_memory: Quantity = "1Gi"
     """Size of /dev/shm, which counts towards `memory`."""
 
     @model_validator(mode="after")
     def _shared_memory_fits(self) -> Self:
         if quantity(self.shared_memory) >= quantity(self.memory):
-            raise ValueError(
-                f"shared_memory={self.shared_memory} must be below memory={self.memory}, of which it is part"
-            )
+            raise ValueError(f"shared_memory={self.shared_memory} must be below memory={self.memory}, which holds it")
         return self
 
 
 class StepConfig(_Resources):
-    """What the pod of a pipeline's step is given, where the step does not leave its work to a job."""
+    """The pod of a pipeline step that does its work itself."""
 
     scratch: Quantity = "10Gi"
-    """Size of /tmp on the node's disk, for what is downloaded. No node sets it aside for a step; a pod that takes more
-    is evicted."""
+    """Limit of /tmp on the node's disk, for downloads. It is not requested from the node; a pod that uses more is
+    evicted."""
     gpus: Natural = 0
     timeout_seconds: Positive | None = None
-    """The step fails when a try has taken so long; unset, it may take as long as it needs."""
+    """Timeout of one attempt, after which the step fails; unset, none."""
 
 
 class GpuStepConfig(StepConfig):
-    """A step that computes itself."""
+    """A step that computes on a GPU."""
 
     cpu: Quantity = "8"
     memory: Quantity = "32Gi"
@@ -93,7 +94,7 @@ class GpuStepConfig(StepConfig):
 
 
 class PrepareStepConfig(GpuStepConfig):
-    """A part of the preparation."""
+    """One part of the preparation."""
 
     scratch: Quantity = "200Gi"
 
@@ -111,10 +112,10 @@ class StepsConfig(Section):
     """The steps of a pipeline run."""
 
     prepare: PrepareStepConfig = PrepareStepConfig()
-    """Each part of the preparation: decodes images and encodes them to latents. Its scratch holds all tar files of the
-    source, of which every part reads: 148 GB for ImageNet."""
+    """Each part of the preparation: decodes images and encodes them to latents. Every part reads some of every tar
+    file of the source, so its scratch holds all of them: 148 GB for ImageNet."""
     launch: LaunchStepConfig = LaunchStepConfig()
-    """Each step that starts a job and waits for it, for days where need be."""
+    """Each step that starts a job and waits for it, if need be for days."""
     evaluate: GpuStepConfig = GpuStepConfig()
     """Its scratch holds a variant's sample sets: up to 10 GB for each 50,000 images of 256x256."""
     report: StepConfig = StepConfig()
@@ -122,18 +123,18 @@ class StepsConfig(Section):
     parts: Positive = 1
     """Pods that share the preparation."""
     variants_at_a_time: Positive | None = None
-    """Variants under way at once; unset, all of them where `queue` starts jobs whole, and else one: jobs that start
-    pod by pod take the GPUs from each other, and none gets all of its own."""
+    """Variants that run at the same time; unset, all of them with `queue`, else one. Without a queue, jobs start pod
+    by pod, and two jobs could each hold some of the GPUs that the other needs."""
     retries: Natural = 3
-    """How often a step is tried again whose pod was deleted, as draining a node does, or lost with its node. One that
-    failed is not: by itself it would fail again; and of one that its node ended, short of memory or disk or about to
-    shut down, Argo knows no better. Submitted again, the run goes on."""
+    """Retries for a step whose pod was deleted (a node drain, for example) or lost with its node. A step that exits
+    with an error is not retried. Argo also counts a pod that its node stopped (memory or disk pressure, shutdown) as an
+    error; submit the run again to continue."""
     retry_seconds: Positive = 30
-    """Pause before the first of these tries; it doubles from one to the next."""
+    """Pause before the first retry; it doubles with each one."""
 
 
 class PodConfig(_Resources):
-    """What one pod of a job is given."""
+    """One pod of a job."""
 
     cpu: Quantity = "8"
     memory: Quantity = "64Gi"
@@ -141,18 +142,17 @@ class PodConfig(_Resources):
     scratch: Quantity = "100Gi"
     """Size of /tmp on the node's disk: copies of shards, weights and compiled kernels."""
     grace_seconds: Positive = 300
-    """How long a pod that is told to end may take: training then ends its step and writes a checkpoint, 10.8 GB for
-    DiT-XL/2."""
+    """Time between SIGTERM and SIGKILL: training ends its step and writes a checkpoint, 10.8 GB for DiT-XL/2."""
 
 
 class Toleration(Section):
-    """A taint of nodes that the pods accept."""
+    """A taint that the pods tolerate."""
 
     key: LabelKey
     operator: Literal["Exists", "Equal"] = "Exists"
     value: Label | None = None
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
-    """Unset: every effect."""
+    """Unset, every effect."""
 
     @model_validator(mode="after")
     def _value_when_equal(self) -> Toleration:
@@ -162,15 +162,15 @@ class Toleration(Section):
 
 
 class PatienceConfig(Section):
-    """How long the launcher of a job waits for what, in seconds."""
+    """Timeouts of a job's launcher, in seconds."""
 
     start: Positive = 86_400
-    """For all pods to run, while nodes, quota or the queue may still become free; also later, for one that is lost."""
+    """Until all pods run, while nodes, quota or the queue may still become free; later also for a lost pod."""
     hopeless: Positive = 90
-    """For what no waiting mends by itself: an image that cannot be pulled, a refused pod, a missing secret. A job whose
-    pods have all run has `start` for that, too, and the reason is in its launcher's log."""
+    """For a problem that waiting cannot solve: an image that cannot be pulled, a refused pod, a missing secret. Once
+    all pods have run, `start` holds instead, and the reason is in the launcher's log."""
     api: Positive = 3600
-    """For an API server or store that does not answer."""
+    """For an API server or a store that does not answer."""
 
     @model_validator(mode="after")
     def _hopeless_is_shorter(self) -> PatienceConfig:
@@ -180,13 +180,13 @@ class PatienceConfig(Section):
 
 
 class ClusterConfig(Section):
-    """How a variant's training, and its sampling, become a job of pods on Kubernetes.
+    """How a variant's training or sampling runs as a job of pods on Kubernetes.
 
-    The names of other objects are by default those that `make deploy` makes.
+    By default it names the objects that `dit deploy` creates.
     """
 
     namespace: Slug = "dit-scaling"
-    """Where the jobs are."""
+    """Namespace of the jobs."""
     job: Literal["pytorchjob", "trainjob"] = "pytorchjob"
     """PyTorchJob of the Training Operator (v1), whose pods are restarted in place; or TrainJob of Trainer v2, which
     fails at the first pod that fails."""
@@ -195,9 +195,9 @@ class ClusterConfig(Section):
     gpus_per_pod: Natural = 1
     """GPUs of a pod, with one process each; 0 is one process on CPUs."""
     gpu_resource: LabelKey = "nvidia.com/gpu"
-    """Name under which nodes offer their GPUs."""
+    """Resource name of the nodes' GPUs."""
     gpu_product: Label | None = None
-    """Kind of GPU, as nodes are labelled (nvidia.com/gpu.product); unset, any."""
+    """Kind of GPU: a node's label nvidia.com/gpu.product; unset, any."""
     pod: PodConfig = PodConfig()
     node_selector: dict[LabelKey, Label] = Field(default_factory=dict)
     """Labels that a node must have."""
@@ -206,34 +206,34 @@ class ClusterConfig(Section):
     """Kueue's LocalQueue, which starts a job when there is room for all of its pods; unset, no queue."""
     priority_class: ObjectName | None = None
     service_account: ObjectName = "dit-worker"
-    """Of the pods, which are given no token for it."""
+    """The pods' account; its token is not mounted."""
     image_pull_secrets: tuple[ObjectName, ...] = ()
     config_maps: dict[ObjectName, tuple[Variable, ...]] = Field(default_factory=lambda: dict(_SERVICES))
-    """Config map -> those of its keys that become variables of pods and steps: where the services are."""
+    """Config map -> its keys that become variables of pods and steps: the services' addresses."""
     secrets: dict[ObjectName, tuple[Variable, ...]] = Field(default_factory=lambda: dict(_IDENTITIES))
-    """Secret -> those of its keys that become variables of pods and steps: who we are to the services."""
+    """Secret -> its keys that become variables of pods and steps: credentials for the services."""
     env: dict[Variable, Annotated[str, BeforeValidator(_as_text)]] = Field(default_factory=dict)
     """Further variables of pods and steps, such as NCCL_DEBUG; they replace those of config maps and secrets."""
     max_restarts: Natural = 0
-    """How often torchrun starts its processes again inside a running pod. Not for a TrainJob."""
+    """How often torchrun restarts its processes inside a running pod. Not for a TrainJob."""
     backoff_limit: Natural = 32
-    """The incident at which a job fails. Each restarts all pods, since one that is lost takes the others along; the
-    operator, which adds up restarts of single pods, is given this times `replicas`. Not for a TrainJob."""
+    """Number of incidents after which the job fails. One lost pod restarts all pods, and the operator counts restarts
+    per pod, so it is given `backoff_limit` x `replicas`. Not for a TrainJob."""
     ttl_seconds: Positive = 86_400
     """How long a finished job, with the logs of its failed pods, is kept. Not for a TrainJob."""
     deadline_seconds: Positive | None = None
-    """The job fails when it has been active for so long; unset, it may take as long as it needs."""
+    """Timeout of a job's active time; unset, none."""
     patience: PatienceConfig = PatienceConfig()
     steps: StepsConfig = StepsConfig()
 
     @property
     def variants_at_a_time(self) -> int | None:
-        """How many variants are under way at once; None is all."""
+        """How many variants run at the same time; None is all."""
         return self.steps.variants_at_a_time or (None if self.queue else 1)
 
     @property
     def processes_per_pod(self) -> int:
-        """One for each GPU; one without."""
+        """One per GPU; one without GPUs."""
         return max(1, self.gpus_per_pod)
 
     @property
@@ -248,13 +248,13 @@ class ClusterConfig(Section):
             if _LAUNCHERS.match(name):
                 raise ValueError(f"{name} is set by the operator and torchrun; remove it")
             if _SECRET.search(name):
-                raise ValueError(f"{name} looks like a secret; put it into a Secret and name that in cluster.secrets")
+                raise ValueError(f"{name} looks like a secret; put it into a Secret, named in cluster.secrets")
         return env
 
     @model_validator(mode="after")
     def _gpus_add_up(self) -> ClusterConfig:
         if self.gpu_product is not None and self.gpus_per_pod == 0:
-            raise ValueError(f"gpu_product={self.gpu_product} asks for a kind of GPU, and gpus_per_pod=0 for none")
+            raise ValueError(f"gpu_product={self.gpu_product} needs a GPU, but gpus_per_pod=0; change one")
         if self.gpu_product is not None and PRODUCT_LABEL in self.node_selector:
-            raise ValueError(f"gpu_product and node_selector both give {PRODUCT_LABEL}; remove one")
+            raise ValueError(f"gpu_product and node_selector both set {PRODUCT_LABEL}; remove one")
         return self

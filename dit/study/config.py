@@ -1,7 +1,7 @@
-"""The study file: what is measured (science) and how it is fitted onto a machine (fit), apart from each other.
+"""The study file: what is measured (science), apart from how it is computed (fit). Torch-free.
 
-Science decides the numbers and enters the hashes that bind records together. Fit, tracking, planning and cluster change
-speed, memory and bookkeeping, never a result. Torch-free.
+Science decides the numbers, and it alone enters the hashes that bind records together. `fit`, `tracking`, `plan` and
+`cluster` change speed, memory and bookkeeping, never a result.
 """
 
 from __future__ import annotations
@@ -14,44 +14,34 @@ from pydantic import Field, field_validator, model_validator
 
 from dit.errors import ConfigError
 from dit.study.cluster import ClusterConfig
-from dit.study.fields import (
-    FeaturePrecision,
-    Fraction,
-    Natural,
-    Positive,
-    Precision,
-    Section,
-    Seed,
-    Slug,
-    Switch,
-)
+from dit.study.fields import FeaturePrecision, Fraction, Natural, Positive, Precision, Section, Seed, Slug, Switch
 from dit.study.hashing import digest
 from dit.study.variants import InputSpec, ModelSpec, resolve
 
 DIFFUSION_STEPS = 1000
-"""Length of the training chain (paper, section 4), whatever its noise schedule."""
+"""T, the length of the training chain (Peebles & Xie 2023, section 4), with every noise schedule."""
 
 
 class DigitsSource(Section):
-    """scikit-learn's 1,797 handwritten digits of 8x8 pixels, which ship inside the library."""
+    """scikit-learn's 1,797 handwritten digits of 8x8 pixels, which are part of the library."""
 
     kind: Literal["digits"]
 
 
 class FolderSource(Section):
-    """A folder with one folder of images per class, as ImageNet's training set comes."""
+    """A folder with one folder of images per class, like ImageNet's training set."""
 
     kind: Literal["folder"]
     path: str
-    """Where the class folders lie on this machine."""
+    """Local path of the folder that holds the class folders."""
 
 
 class TarSource(Section):
-    """Tar files of images; a member's folder is its class, or, without one, the tar file's own name."""
+    """Tar files of images. A member's class is its folder, or without a folder the name of its tar file."""
 
     kind: Literal["tar"]
     path: str
-    """A path or glob of tar files on this machine, or a store address below which they lie."""
+    """A local path or glob of tar files, or the store address of a folder of them."""
 
 
 class PixelCodec(Section):
@@ -62,21 +52,22 @@ class PixelCodec(Section):
 
 
 class VaeCodec(Section):
-    """A diffusers AutoencoderKL; 8x8 pixels become one latent position of 4 channels."""
+    """A diffusers AutoencoderKL (Rombach et al. 2022): 8x8 pixels become one latent position of 4 channels."""
 
     kind: Literal["vae"]
     weights: str
-    """Folder or store address that `AutoencoderKL.save_pretrained` wrote."""
+    """Local path or store address of a folder that `AutoencoderKL.save_pretrained` wrote."""
     decoder: str | None = None
     """Another autoencoder to decode with; unset, the encoder's own. ft-EMA and ft-MSE share their encoder. In no hash:
-    samples and metrics name the decoder by its weights, and those of another are refused."""
+    samples and metrics record the SHA-256 of the decoder's weights, and those of another decoder are refused."""
     scale_factor: float = Field(default=0.18215, gt=0)
+    """Factor on the latents, so that their variance is about 1."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Precision in which images are encoded and decoded."""
 
 
 class DatasetConfig(Section):
-    """Which images, and how they become shards. The name is the dataset's identity; where the files lie is not."""
+    """Which images, and how they become shards. The dataset's identity is its name, not the path of its files."""
 
     name: Slug
     source: Annotated[DigitsSource | FolderSource | TarSource, Field(discriminator="kind")]
@@ -85,10 +76,10 @@ class DatasetConfig(Section):
     """Side of the square image after ADM's centre crop, in pixels."""
     classes: Positive
     mirror: bool = True
-    """Train on each image and its mirror image."""
+    """Train on each image and on its mirror image."""
     samples_per_shard: Positive = 4096
     shuffle_seed: Seed = 0
-    """Order in which images enter the shards, so that any run of a shard mixes classes."""
+    """Seed of the order in which images enter the shards, so that every shard mixes classes."""
     max_corrupt_fraction: Fraction = 0.0
     """Preparation fails when a larger share of the images cannot be read."""
 
@@ -110,26 +101,26 @@ class DatasetConfig(Section):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """What decides the shards' content: everything but locations, the decoder and the tolerance."""
+        """The values that decide the shards' content: all but paths, the decoder and `max_corrupt_fraction`."""
         codec = self.codec.hashed(exclude={"weights", "decoder"})
         own = self.hashed(exclude={"source", "codec", "max_corrupt_fraction"})
         return {**own, "source": {"kind": self.source.kind}, "codec": codec}
 
 
 class TrainConfig(Section):
-    """The recipe, the paper's by default (section 4): one for all variants."""
+    """The training recipe, one for all variants; by default the paper's (Peebles & Xie 2023, section 4)."""
 
     steps: Positive
-    """Length of training. Not part of the recipe's identity: with a constant rate, a longer run passes through it."""
+    """Length of training. In no hash: the learning rate is constant, so a longer run passes through a shorter one."""
     global_batch: Positive = 256
     learning_rate: float = Field(default=1e-4, gt=0)
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     weight_decay: float = Field(default=0.0, ge=0)
     ema_decay: Fraction = 0.9999
     label_drop: Fraction = 0.1
-    """Share of labels replaced by the null class, so that guidance has an unconditional model."""
+    """Share of labels replaced by the null class: it trains the unconditional model that guidance needs."""
     precision: Precision = "tf32"
-    """Of matrix products; weights, EMA and optimizer state are float32 always."""
+    """Precision of matrix products; weights, EMA and optimizer state are always float32."""
     seed: Seed = 0
     schedule: Literal["linear"] = "linear"
     """Noise schedule of the training chain, a row of `SCHEDULES` in dit/diffusion/schedule.py."""
@@ -137,26 +128,26 @@ class TrainConfig(Section):
     LATER_KEYS: ClassVar[frozenset[str]] = frozenset({"schedule"})
 
     def identity(self) -> dict[str, Any]:
-        """What decides the weights at any step."""
+        """The values that decide the weights at any step."""
         return self.hashed(exclude={"steps"})
 
 
 class SamplingConfig(Section):
-    """The protocol by which every variant's images are drawn; the same noise and labels for all (paper, section 4)."""
+    """How images are drawn (Peebles & Xie 2023, section 4), with the same noise and labels for all variants."""
 
     sampler: Literal["ddpm", "ddim"] = "ddpm"
     steps: Annotated[Positive, Field(le=DIFFUSION_STEPS)] = 250
     eta: float = Field(default=0.0, ge=0, le=1)
-    """DDIM's noise: 0 is deterministic. Ignored by DDPM."""
+    """Noise of DDIM (Song et al. 2021, equation 16): 0 is deterministic. Ignored by DDPM."""
     cfg_scale: float = Field(default=1.0, ge=0)
     """Classifier-free guidance; 1.0 is none."""
     guided_channels: Literal["first3", "all"] = "first3"
-    """Published numbers guide the first three channels only (paper, appendix A)."""
+    """The published numbers guide the first three channels only (Peebles & Xie 2023, appendix A)."""
     num_samples: Positive = 50_000
     labels: Literal["random", "balanced"] = "random"
     weights: Literal["ema", "raw"] = "ema"
     precision: Precision = "tf32"
-    """Of the model's matrix products; the paper sampled with tf32. A CPU computes tf32 as fp32."""
+    """Precision of the model's matrix products; the paper used tf32. A CPU computes tf32 as fp32."""
     seed: Seed = 0
 
     @model_validator(mode="after")
@@ -172,42 +163,42 @@ class SamplingConfig(Section):
 
 
 class DatasetReference(Section):
-    """Reference statistics computed from the dataset's own images."""
+    """Reference statistics from the dataset's own images."""
 
     kind: Literal["dataset"]
 
 
 class AdmReference(Section):
-    """Reference statistics from ADM's file, such as VIRTUAL_imagenet256_labeled.npz (keys mu and sigma)."""
+    """Reference statistics from a file of ADM (Dhariwal & Nichol 2021), such as VIRTUAL_imagenet256_labeled.npz."""
 
     kind: Literal["adm"]
     path: str
-    """Local path or store address of the npz."""
+    """Local path or store address of the npz, with keys `mu` and `sigma`."""
 
 
 class EvaluationConfig(Section):
-    """Which checkpoints are judged, by which features, against which reference."""
+    """Which checkpoints are evaluated, with which features, against which reference."""
 
     at_steps: tuple[Positive, ...] = Field(min_length=1)
     """Checkpoints that are sampled and evaluated; training keeps them."""
     extractor: Literal["inception", "digits"] = "inception"
     extractor_weights: str | None = None
-    """Path or store address of the InceptionV3 weights; unset, below `weights/` in the root. The digits extractor is
-    trained and stored with the dataset."""
+    """Local path or store address of the InceptionV3 weights; unset, below `weights/` in the root. The digits extractor
+    is trained and stored with the dataset."""
     extractor_sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
-    """SHA-256 that the InceptionV3 weights must have; unset, the published file's. Other weights give another metric
-    than FID, whatever its name."""
+    """SHA-256 that the InceptionV3 weights must have; unset, that of the published file. With other weights the result
+    is not comparable with published FIDs."""
     extractor_precision: FeaturePrecision = "fp32"
     reference: Annotated[DatasetReference | AdmReference, Field(discriminator="kind")] = DatasetReference(
         kind="dataset"
     )
     resamples: Positive = 200
-    """Resamples behind every interval; 2 / (1 - confidence) at least, so that one lies beyond each of its ends."""
+    """Bootstrap resamples per interval; at least 2 / (1 - confidence), so that one lies beyond each end."""
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
 
     @property
     def metric(self) -> str:
-        """Name of the Fréchet distance: `fid` only where Inception's features are behind it."""
+        """Name of the Fréchet distance: `fid` only with Inception's features (Heusel et al. 2017)."""
         return "fid" if self.extractor == "inception" else f"fd_{self.extractor}"
 
     @field_validator("at_steps")
@@ -222,37 +213,36 @@ class EvaluationConfig(Section):
         fewest = math.ceil(round(2 / (1 - self.confidence), 6))
         if self.resamples < fewest:
             raise ValueError(
-                f"resamples={self.resamples} are too few for intervals of confidence={self.confidence:g}; give at least"
-                f" {fewest}"
+                f"resamples={self.resamples} is too low for confidence={self.confidence:g}; give at least {fewest}"
             )
         return self
 
     def identity(self) -> dict[str, Any]:
-        """What decides a metric's value, given the samples."""
+        """The values that decide a metric, given the samples."""
         own = self.hashed(exclude={"at_steps", "extractor_weights", "reference"})
         return {**own, "reference": {"kind": self.reference.kind}}
 
 
 class FitConfig(Section):
-    """How the work is laid onto a machine. Changes speed and memory, never a result beyond float error."""
+    """How the work is fitted onto a machine. Changes speed and memory, and results only by float error."""
 
     micro_batch: Positive | None = None
-    """Samples per forward pass and process; unset, the process's whole share of the global batch."""
+    """Samples per forward pass and process; unset, the process's share of the global batch."""
     compile: Switch = "auto"
     """torch.compile; auto uses it on a GPU."""
     activation_checkpointing: bool = False
     attention: Literal["auto", "sdpa", "plain"] = "auto"
     prefetch: Natural = 4
-    """Steps of data and noise prepared ahead by a background thread; 0 prepares them in line."""
+    """Steps whose data and noise a background thread prepares ahead; 0 prepares them in line."""
     threads: Positive | None = None
     """CPU threads per process for torch; unset, torch's own choice."""
     parallel_variants: Positive | None = None
-    """Variants that `dit study` works on at a time; unset, as many as there are cores, and one where there is a GPU.
-    Each takes its share of the threads, and the memory of a whole model."""
+    """Variants that `dit study` works on at a time; unset, one per core, or one if there is a GPU. Each uses its share
+    of the threads, and the memory of a whole model."""
     checkpoint_every: Positive = 5000
-    """Steps between checkpoints from which a run can go on, besides those that are evaluated."""
+    """Steps between checkpoints that are written only for resuming. Evaluated steps are always written."""
     keep_checkpoints: Positive = 2
-    """How many of those are kept; evaluated ones are kept always."""
+    """How many of those are kept; checkpoints of evaluated steps are always kept."""
     log_every: Positive = 100
     sample_batch: Positive = 128
     """Images per sampler call and process."""
@@ -264,39 +254,39 @@ class FitConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _former_name(cls, values: Any) -> Any:
-        """`lanes` is the name that parallel_variants had before."""
+        """Accept `lanes`, the former name of `parallel_variants`."""
         if isinstance(values, dict) and "lanes" in values:
             if "parallel_variants" in values:
-                raise ValueError("lanes is the former name of parallel_variants; give one of them")
+                raise ValueError("lanes is the former name of parallel_variants; give only one of them")
             return {("parallel_variants" if key == "lanes" else key): value for key, value in values.items()}
         return values
 
 
 class TrackingConfig(Section):
-    """Where MLflow keeps parameters, metrics and artifacts."""
+    """MLflow, which shows parameters, metrics and artifacts."""
 
     kind: Literal["mlflow", "none"] = "mlflow"
     uri: str | None = None
     """An MLflow server or sqlite address; unset, MLFLOW_TRACKING_URI or else `mlflow.db` in a local root."""
     experiment: str | None = None
-    """Unset: the study's name."""
+    """Unset, the study's name."""
 
 
 class PlanConfig(Section):
-    """The machine that `dit plan` prices the study on."""
+    """The machine for which `dit plan` estimates the cost of the study."""
 
     accelerator: str = "A100-80G"
     count: Positive = 8
     utilisation: float = Field(default=0.4, gt=0, le=1)
-    """Share of the accelerator's peak matrix rate (MFU) that training and sampling are assumed to reach."""
+    """Assumed share of the accelerator's peak matrix rate (MFU) in training and sampling."""
     peak_tflops: float | None = Field(default=None, gt=0)
-    """Peak of one accelerator in 10^12 FLOP/s at the study's precision; unset, the data sheet's. Needed for cpu."""
+    """Peak of one accelerator in 10^12 FLOP/s at the study's precision; unset, the data sheet's. Required for cpu."""
     memory_gib: float | None = Field(default=None, gt=0)
-    """Memory of one accelerator; unset, the data sheet's. Needed for cpu."""
+    """Memory of one accelerator; unset, the data sheet's. Required for cpu."""
 
 
 class StudyConfig(Section):
-    """A study: one dataset, some variants, one recipe, one sampling and evaluation protocol."""
+    """A study: one dataset, its variants, one training recipe, one sampling and evaluation protocol."""
 
     study: Slug
     description: str = ""
@@ -328,12 +318,12 @@ class StudyConfig(Section):
         if late:
             raise ValueError(f"evaluation.at_steps has {late[0]}, which train.steps={self.train.steps} never reaches")
         if self.evaluation.extractor == "digits" and not isinstance(self.dataset.source, DigitsSource):
-            raise ValueError("evaluation.extractor=digits needs dataset.source.kind=digits; use inception")
+            raise ValueError("evaluation.extractor=digits needs dataset.source.kind=digits; set it to inception")
         for name, fit in self.fit_by_variant.items():
             if name not in self.variants:
                 raise ValueError(f"fit_by_variant names {name!r}, which is not among variants")
             if "parallel_variants" in fit or "lanes" in fit:
-                raise ValueError("fit_by_variant has parallel_variants, which is for all together; set it in fit")
+                raise ValueError("fit_by_variant has parallel_variants, which holds for all variants; set it in fit")
             FitConfig.model_validate({**self.fit.model_dump(), **fit})
         return self
 
@@ -343,36 +333,39 @@ class StudyConfig(Section):
         return tuple(resolve(name) for name in self.variants)
 
     def spec(self, variant: str) -> ModelSpec:
-        """The study's variant of this name or slug; ConfigError when the study does not have it."""
-        found = resolve(variant)
-        if found not in self.specs:
+        """The study's variant of this name or slug.
+
+        Raises ConfigError when the study does not have it.
+        """
+        spec = resolve(variant)
+        if spec not in self.specs:
             raise ConfigError(
-                f"variant: {found.name} is not in study {self.study}, which has {', '.join(self.variants)}"
+                f"variant: {spec.name} is not in study {self.study}, which has {', '.join(self.variants)}"
             )
-        return found
+        return spec
 
     def fit_for(self, spec: ModelSpec) -> FitConfig:
-        """The fit knobs of one variant."""
+        """`fit`, with what `fit_by_variant` replaces for this variant."""
         return FitConfig.model_validate({**self.fit.model_dump(), **self.fit_by_variant.get(spec.name, {})})
 
     def dataset_hash(self) -> str:
-        """Names the dataset's folder."""
+        """The hash in the name of the dataset's folder."""
         return digest(self.dataset.identity())
 
     def training_hash(self, spec: ModelSpec) -> str:
-        """Binds checkpoints to dataset, variant and recipe."""
+        """The hash that binds checkpoints to dataset, variant and recipe."""
         return digest({"dataset": self.dataset_hash(), "variant": spec.name, "train": self.train.identity()})
 
     def sampling_hash(self, spec: ModelSpec) -> str:
-        """Binds a sample set to its checkpoint's training and the sampling protocol."""
+        """The hash that binds a sample set to its checkpoint's training and the sampling protocol."""
         return digest({"training": self.training_hash(spec), "sampling": self.sampling.hashed()})
 
     def evaluation_hash(self, spec: ModelSpec) -> str:
-        """Binds a metric to its samples and the evaluation protocol."""
+        """The hash that binds a metric to its samples and the evaluation protocol."""
         return digest({"sampling": self.sampling_hash(spec), "evaluation": self.evaluation.identity()})
 
     def science_hash(self) -> str:
-        """Equal for all variants that may be compared: dataset, recipe, sampling and evaluation."""
+        """The hash of dataset, recipe, sampling and evaluation: equal for all variants that may be compared."""
         return digest(
             {
                 "dataset": self.dataset_hash(),
@@ -383,7 +376,7 @@ class StudyConfig(Section):
         )
 
     def to_yaml(self) -> str:
-        """The whole study with every default spelled out; `study_file.load_text` reads it back to an equal study."""
+        """The whole study with all defaults; `study_file.load_text` reads it back to an equal study."""
         return as_yaml(self.model_dump(mode="json"))
 
 
@@ -393,7 +386,7 @@ def as_yaml(tree: dict[str, Any]) -> str:
 
 
 def _as_value_error(call: Any, argument: Any) -> Any:
-    """Run a check that raises ConfigError inside pydantic, which collects ValueErrors with their location."""
+    """Turn a ConfigError into a ValueError, which pydantic reports with the key it came from."""
     try:
         return call(argument)
     except ConfigError as error:

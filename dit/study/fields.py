@@ -1,4 +1,4 @@
-"""What the parts of a study file are made of. Torch-free."""
+"""Base class and field types of the sections of a study file. Torch-free."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ Slug = Annotated[str, Field(pattern=r"^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$")]
 Positive = Annotated[Whole, Field(gt=0)]
 Natural = Annotated[Whole, Field(ge=0)]
 Seed = Annotated[Whole, Field(ge=0, lt=2**63)]
-"""What numpy and torch both take."""
+"""A seed that both numpy and torch accept."""
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Precision = Literal["fp32", "tf32", "bf16"]
-"""Of a model's matrix products."""
+"""Precision of a model's matrix products."""
 FeaturePrecision = Literal["fp32", "bf16"]
-"""Of a feature extractor's."""
+"""Precision of a feature extractor's matrix products."""
 Switch = Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_or_off)]
 
 
 class Section(BaseModel):
-    """A frozen part of the study file; a key it does not know is an error, and so is a number that is not finite."""
+    """A frozen section of the study file. An unknown key or a number that is not finite is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     LATER_KEYS: ClassVar[frozenset[str]] = frozenset()
-    """Keys that were added after results existed. A key with its default is in no hash, so these results stay valid."""
+    """Keys that were added after results existed. With its default, such a key is in no hash, so results stay valid."""
 
     def hashed(self, exclude: Set[str] = frozenset()) -> dict[str, Any]:
-        """The keys and values that enter a hash, as JSON values; `exclude` names further keys to leave out."""
+        """The section as JSON values for a hash, without `exclude` and without unset later keys."""
         fields = type(self).model_fields
         unset = {key for key in self.LATER_KEYS if getattr(self, key) == fields[key].get_default()}
         tree = self.model_dump(mode="json", exclude={*exclude, *unset})

@@ -1,4 +1,4 @@
-"""The hashes that bind records to the configuration that made them. Torch-free."""
+"""The hashes that bind records to the configuration they were made with. Torch-free."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ import hashlib
 import json
 from typing import Any
 
-HASH_DIGITS = 12
-
 
 def digest(value: Any) -> str:
-    """Short SHA-256 of a JSON value, the same on every machine."""
+    """The first 12 hexadecimal digits of a JSON value's SHA-256; the same on every machine."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:HASH_DIGITS]
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""The only place that spells an address below a store's root. Keys are relative, with forward slashes. Torch-free."""
+"""All addresses below a store's root. Keys are relative, with forward slashes. Torch-free."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ REPORT_PAGE = "report.html"
 REPORT_RUNS = "runs.csv"
 REPORT_VERDICT = "verdict.json"
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
-"""InceptionV3's weights, named as torch-fidelity's release v0.2.0 names them."""
+"""InceptionV3's weights, under the file name of torch-fidelity's release v0.2.0."""
 
 
 def dataset(config: StudyConfig) -> str:
@@ -28,44 +28,44 @@ def dataset(config: StudyConfig) -> str:
 
 
 def shard(index: int) -> str:
-    """Name of a shard inside the dataset's folder."""
+    """File name of a shard in the dataset's folder."""
     return f"shard-{index:05d}.tar"
 
 
 def shard_index(index: int) -> str:
-    """Member offsets of a shard, as little-endian arrays in an npz."""
+    """File name of a shard's member offsets: little-endian arrays in an npz."""
     return f"shard-{index:05d}.index.npz"
 
 
 def shard_record(index: int) -> str:
-    """Completion mark of a shard."""
+    """File name of a shard's completion mark."""
     return f"shard-{index:05d}.json"
 
 
 def step(number: int) -> str:
-    """Folder name of a training step; sorts as numbers do."""
+    """Folder name of a training step; names sort like the numbers."""
     return f"step-{number:08d}"
 
 
 def step_number(name: str) -> int | None:
-    """The training step whose folder has this name; None for any other name."""
+    """The training step of a folder name; None if it is no step's folder."""
     digits = name.removeprefix("step-")
     return int(digits) if digits.isdecimal() and step(int(digits)) == name else None
 
 
 def study(config: StudyConfig) -> str:
-    """Folder of everything but the dataset."""
+    """Folder of the study's results: everything but the dataset."""
     return f"{STUDIES}/{config.study}"
 
 
 def submitted(config: StudyConfig, text_hash: str) -> str:
-    """The study as a run was asked for it, which the run's steps read."""
+    """The study of a run, overrides applied, which the run's steps read."""
     return f"{study(config)}/submitted/{text_hash}.yaml"
 
 
-def variant(config: StudyConfig, spec: ModelSpec) -> str:
-    """Folder of one variant."""
-    return f"{study(config)}/{spec.slug}"
+def variant(config: StudyConfig, spec: ModelSpec | None) -> str:
+    """Folder of one variant's results; of the study's if `spec` is None."""
+    return f"{study(config)}/{spec.slug}" if spec else study(config)
 
 
 def checkpoints(config: StudyConfig, spec: ModelSpec) -> str:
@@ -89,56 +89,50 @@ def health(config: StudyConfig, spec: ModelSpec) -> str:
 
 
 def tracking_run(config: StudyConfig, spec: ModelSpec | None) -> str:
-    """The MLflow run that a variant, or with None the study, logs to."""
-    return f"{variant(config, spec) if spec else study(config)}/{TRACKING_RUN}"
+    """The MLflow run of a variant, or with None of the study."""
+    return f"{variant(config, spec)}/{TRACKING_RUN}"
 
 
 def journal(config: StudyConfig, spec: ModelSpec | None) -> str:
-    """Every metric point of a variant, or with None of the study, whatever became of the tracking server."""
-    return f"{variant(config, spec) if spec else study(config)}/{JOURNAL}"
+    """Every metric point of a variant, or with None of the study, sent to a tracking server or not."""
+    return f"{variant(config, spec)}/{JOURNAL}"
 
 
 def tracking_state(config: StudyConfig, spec: ModelSpec | None) -> str:
-    """Folder of what the tracker remembers beside a journal."""
-    return f"{variant(config, spec) if spec else study(config)}/{TRACKING_STATE}"
+    """Folder of the tracker's state, beside the journal."""
+    return f"{variant(config, spec)}/{TRACKING_STATE}"
 
 
 def protocol(sampling: SamplingConfig) -> str:
-    """Folder name of a sample set: what was asked of the sampler, non-default choices last."""
-    name = f"cfg-{sampling.cfg_scale:g}" if sampling.cfg_scale % 1 else f"cfg-{sampling.cfg_scale:.1f}"
-    name += f"_n-{sampling.num_samples}_steps-{sampling.steps}_seed-{sampling.seed}"
-    if sampling.sampler == "ddim":
-        name += f"_ddim-{sampling.eta:g}"
-    if sampling.guided_channels != "first3" and sampling.cfg_scale != 1.0:
-        name += "_guided-all"
-    if sampling.labels != "random":
-        name += f"_{sampling.labels}"
-    if sampling.weights != "ema":
-        name += f"_{sampling.weights}"
-    if sampling.precision != "tf32":
-        name += f"_{sampling.precision}"
-    return name
+    """Folder name of a sample set: the sampler's settings; those that are not the default come last."""
+    scale = f"{sampling.cfg_scale:g}" if sampling.cfg_scale % 1 else f"{sampling.cfg_scale:.1f}"
+    name = f"cfg-{scale}_n-{sampling.num_samples}_steps-{sampling.steps}_seed-{sampling.seed}"
+    settings = (
+        (sampling.sampler == "ddim", f"_ddim-{sampling.eta:g}"),
+        (sampling.guided_channels != "first3" and sampling.cfg_scale != 1.0, "_guided-all"),
+        (sampling.labels != "random", f"_{sampling.labels}"),
+        (sampling.weights != "ema", f"_{sampling.weights}"),
+        (sampling.precision != "tf32", f"_{sampling.precision}"),
+    )
+    return name + "".join(text for is_shown, text in settings if is_shown)
 
 
 def metric(config: StudyConfig, name: str) -> str:
-    """Name under which a measured value is tracked: numbers of another protocol are other numbers.
+    """Name of a measured value in MLflow: values of different protocols get different names.
 
-    Choices of the evaluation that are not the default follow those of the sampler.
+    Settings of the evaluation that are not the default follow those of the sampler.
     """
-    evaluation, text = config.evaluation, protocol(config.sampling)
-    if evaluation.extractor != ("digits" if config.dataset.source.kind == "digits" else "inception"):
-        text += f"_{evaluation.extractor}"
-    if evaluation.extractor_sha256:
-        text += f"_weights-{evaluation.extractor_sha256[:8]}"
-    if evaluation.extractor_precision != "fp32":
-        text += f"_features-{evaluation.extractor_precision}"
-    if evaluation.reference.kind != "dataset":
-        text += f"_{evaluation.reference.kind}"
-    if evaluation.resamples != 200:
-        text += f"_resamples-{evaluation.resamples}"
-    if evaluation.confidence != 0.95:
-        text += f"_confidence-{evaluation.confidence:g}"
-    return f"{text}/{name}"
+    evaluation, weights = config.evaluation, config.evaluation.extractor_sha256 or ""
+    usual_extractor = "digits" if config.dataset.source.kind == "digits" else "inception"
+    settings = (
+        (evaluation.extractor != usual_extractor, f"_{evaluation.extractor}"),
+        (weights, f"_weights-{weights[:8]}"),
+        (evaluation.extractor_precision != "fp32", f"_features-{evaluation.extractor_precision}"),
+        (evaluation.reference.kind != "dataset", f"_{evaluation.reference.kind}"),
+        (evaluation.resamples != 200, f"_resamples-{evaluation.resamples}"),
+        (evaluation.confidence != 0.95, f"_confidence-{evaluation.confidence:g}"),
+    )
+    return f"{protocol(config.sampling)}{''.join(text for is_shown, text in settings if is_shown)}/{name}"
 
 
 def samples(config: StudyConfig, spec: ModelSpec, number: int) -> str:
@@ -147,47 +141,47 @@ def samples(config: StudyConfig, spec: ModelSpec, number: int) -> str:
 
 
 def sample_part(index: int) -> str:
-    """Name of a part inside a sample set: arrays `images` (uint8 NHWC) and `labels` in an npz."""
+    """File name of a part of a sample set: arrays `images` (uint8, [n, h, w, c]) and `labels` ([n]) in an npz."""
     return f"part-{index:05d}.npz"
 
 
 def sample_part_record(index: int) -> str:
-    """Completion mark of a part."""
+    """File name of a part's completion mark."""
     return f"part-{index:05d}.json"
 
 
 def sample_grid(config: StudyConfig, spec: ModelSpec, number: int) -> str:
-    """Preview of a sample set."""
+    """Preview image of a sample set."""
     return f"{samples(config, spec, number)}/grid.png"
 
 
 def metrics(config: StudyConfig, spec: ModelSpec, number: int) -> str:
-    """Completion mark of a checkpoint's evaluation; its name carries the protocol's."""
+    """Completion mark of a checkpoint's evaluation; the protocol is part of its name."""
     return f"{variant(config, spec)}/metrics/{step(number)}_{protocol(config.sampling)}.json"
 
 
 def reference(config: StudyConfig) -> str:
-    """Folder, beside the shards, of reference statistics and a trained extractor."""
+    """Folder of reference statistics and of a trained extractor, beside the shards."""
     return f"{dataset(config)}/reference"
 
 
 def trained_extractor(config: StudyConfig) -> str:
-    """Completion mark of the feature extractor that was trained on the dataset."""
+    """Completion mark of the extractor that was trained on the dataset."""
     return f"{reference(config)}/extractor-{config.evaluation.extractor}.json"
 
 
 def reference_statistics(config: StudyConfig, reference_hash: str) -> str:
-    """Completion mark of the statistics that samples are measured against."""
+    """Completion mark of the statistics with which samples are compared."""
     return f"{reference(config)}/statistics-{config.evaluation.extractor}-{reference_hash}.json"
 
 
 def noise_floor(config: StudyConfig, floor_hash: str) -> str:
-    """The metric of an untrained model's samples, which the sampling protocol decides."""
+    """The metric of an untrained model's samples, under one sampling protocol."""
     return f"{reference(config)}/noise-floor-{config.evaluation.extractor}-{floor_hash}.json"
 
 
 def weights(name: str) -> str:
-    """Weights that were trained elsewhere and put into the store, such as InceptionV3's."""
+    """A file of weights that a user put into the store, such as InceptionV3's."""
     return f"weights/{name}"
 
 
@@ -202,5 +196,5 @@ def report_record(config: StudyConfig) -> str:
 
 
 def pipeline_log(config: StudyConfig) -> str:
-    """All that the steps of a local run printed; written on this machine, whatever the store."""
+    """Local file with the output of all steps of `dit study`; never in a remote store."""
     return f"logs/{config.study}.log"

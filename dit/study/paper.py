@@ -1,20 +1,14 @@
-"""The paper's numbers, as data: what a study on ImageNet is held beside and what its gates start from."""
+"""The paper's numbers (Peebles & Xie 2023) as data, to compare a study on ImageNet with."""
 
 from __future__ import annotations
 
 from functools import cache
 from importlib import resources
 
-from pydantic import BaseModel, ConfigDict
-
-from dit.study.records import ChannelStats
+from dit.study.records import ChannelStats, FrozenModel
 
 
-class _Facts(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class PublishedModel(_Facts):
+class PublishedModel(FrozenModel):
     """One of the paper's 12 models (Table 4)."""
 
     fid_400k: float
@@ -23,8 +17,8 @@ class PublishedModel(_Facts):
     parameters: int
 
 
-class PublishedQuality(_Facts):
-    """What XL/2 reached after 7 million steps at one guidance scale (Table 2)."""
+class PublishedQuality(FrozenModel):
+    """Metrics of DiT-XL/2 after 7 million steps at one guidance scale (Table 2)."""
 
     fid: float
     sfid: float
@@ -33,16 +27,16 @@ class PublishedQuality(_Facts):
     recall: float
 
 
-class PublishedLoss(_Facts):
-    """Mean training loss (mse + vb) of XL/2 over the steps `first_step` to `last_step`."""
+class PublishedLoss(FrozenModel):
+    """Mean training loss (mse + vb) of DiT-XL/2 over the steps `first_step` to `last_step`."""
 
     first_step: int
     last_step: int
     loss: float
 
 
-class Paper(_Facts):
-    """Everything that `paper.json` holds; variants go by their names, such as `DiT-XL/2`."""
+class Paper(FrozenModel):
+    """The content of `paper.json`. Variants are keyed by name, such as `DiT-XL/2`."""
 
     source: str
     gflops_convention: str
@@ -51,31 +45,31 @@ class Paper(_Facts):
     noise_note: str
     models: dict[str, PublishedModel]
     curves: dict[str, dict[int, float]]
-    """Variant -> step -> FID without guidance, under `curve_note`."""
+    """Variant -> step -> FID without guidance, measured as `curve_note` describes."""
     noise_floor: float
     """FID of noise."""
     xl2_7m: dict[float, PublishedQuality]
-    """Guidance scale -> what XL/2 reached."""
+    """Guidance scale -> metrics of DiT-XL/2."""
     seed_variance_400k: dict[str, tuple[float, ...]]
-    """FID of repeated trainings: how far apart two seeds, or two frameworks, fall."""
+    """Variant -> FIDs of trainings that differ in seed or framework only."""
     loss_gates: tuple[PublishedLoss, ...]
     no_spatial_structure_loss: float
-    """A model above this loss has learned no more than the latents' mean and variance."""
+    """A model above this loss has learned only the latents' mean and variance."""
     latents: ChannelStats
-    """Of ImageNet's latents times 0.18215."""
+    """Statistics of ImageNet's latents times 0.18215."""
     steps_per_second_8xa100_xl2: dict[str, float]
-    """Precision -> training speed of the official code with its autoencoder on line."""
+    """Precision -> training speed of the official code, which encodes images during training."""
 
 
 @cache
 def paper() -> Paper:
-    """The published numbers, read once."""
+    """The published numbers; the file is read once."""
     text = resources.files("dit.study").joinpath("paper.json").read_text(encoding="utf-8")
     return Paper.model_validate_json(text)
 
 
 def seed_note() -> str:
-    """How far apart trainings of one model fall in the paper's setting, as one sentence."""
+    """One sentence on how far FID differs between trainings of the same model in the paper's setting."""
     repeats = "; ".join(
         f"{variant} {', '.join(f'{value:g}' for value in values)}"
         for variant, values in paper().seed_variance_400k.items()

@@ -1,4 +1,4 @@
-"""What passes between stages: one frozen type each, written as JSON, last, as the mark of completion. Torch-free."""
+"""The records of stages: frozen types, written as JSON after all other files, as marks of completion. Torch-free."""
 
 from __future__ import annotations
 
@@ -13,64 +13,67 @@ from dit.study.hashing import digest
 ClaimVerdict = Literal["supported", "contradicted", "undetermined"]
 
 
-class Record(BaseModel):
-    """A frozen JSON document with a schema version that a reader of another version refuses."""
+class FrozenModel(BaseModel):
+    """A frozen part of a JSON document. NaN and infinities are written as such."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+
+
+class Record(FrozenModel):
+    """A frozen JSON document with a schema version; a reader of another version refuses it."""
 
     schema_version: int = 1
     SCHEMA: ClassVar[int] = 1
 
     def to_json(self) -> bytes:
-        """Indented UTF-8 JSON, stable for equal records."""
+        """Indented UTF-8 JSON; equal records give equal bytes."""
         return (self.model_dump_json(indent=1) + "\n").encode()
 
     @classmethod
     def from_json(cls, data: bytes, where: str) -> Self:
-        """Parse; MismatchError for another schema version, DataError for anything that is not this record."""
+        """The record in this JSON; `where` names it in errors.
+
+        Raises MismatchError for another schema version, DataError for anything else that is not this record.
+        """
         try:
             tree = json.loads(data)
         except ValueError:
-            raise DataError(f"{where}: not JSON; the file is damaged, remove it and run the step again") from None
+            raise DataError(f"{where}: is not JSON; remove the file and run the step again") from None
         version = tree.get("schema_version") if isinstance(tree, dict) else None
         if version != cls.SCHEMA:
             raise MismatchError(
-                f"{where}: schema version {version}, this program reads {cls.SCHEMA};"
-                " use the version that wrote it or make it again"
+                f"{where}: schema version {version}, but this version of dit reads {cls.SCHEMA};"
+                " use the version that wrote it, or remove it and run the step again"
             )
         try:
             return cls.model_validate(tree)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             key = ".".join(str(part) for part in first["loc"])
-            raise DataError(f"{where}: {key}: {first['msg']}; remove it and run the step again") from None
+            raise DataError(f"{where}: {key}: {first['msg']}; remove the file and run the step again") from None
 
 
-class FileEntry(BaseModel):
+class FileEntry(FrozenModel):
     """A file of a complete folder."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     bytes: int
     sha256: str
 
 
-class ChannelStats(BaseModel):
-    """Mean and standard deviation per channel of what the model is trained on."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class ChannelStats(FrozenModel):
+    """Mean and standard deviation per channel of the model's training data."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
 
 class SourceRecord(Record):
-    """What all parts of a preparation must agree on: `datasets/<name>-<hash>/source.json`."""
+    """The source that all parts of a preparation must share: `datasets/<name>-<hash>/source.json`."""
 
     kind: str
     sha256: str
-    """Of the ordered list of keys and labels."""
+    """SHA-256 of the ordered list of keys and labels."""
     items: int
     class_names: tuple[str, ...]
 
@@ -84,16 +87,16 @@ class ShardRecord(Record):
     index_sha256: str
     count: int
     first_item: int
-    """Position in the source's order of the shard's first image; shards cover the source without gap or overlap."""
+    """Position of the shard's first image in the source's order. Shards cover the source without gap or overlap."""
     items: int
-    """Images the shard was to hold; `count` plus the corrupt ones."""
+    """Images of the source in this shard: `count` plus the corrupt ones."""
     corrupt: tuple[str, ...]
     label_counts: tuple[int, ...]
     channel_sum: tuple[float, ...]
     channel_square_sum: tuple[float, ...]
     values_per_channel: int
     source_sha256: str
-    """Of the source's ordered list of keys and labels: parts that saw different sources are told apart."""
+    """SHA-256 of the source's ordered list of keys and labels: merge refuses parts of different sources."""
     codec_sha256: str
     config_hash: str
 
@@ -107,7 +110,7 @@ class DatasetManifest(Record):
     source_sha256: str
     codec: str
     codec_sha256: str
-    """Of the encoder's weights; empty for pixels."""
+    """SHA-256 of the encoder's weights; empty for pixels."""
     image_size: int
     latent_channels: int
     latent_size: int
@@ -119,11 +122,11 @@ class DatasetManifest(Record):
     corrupt: int
     label_counts: tuple[int, ...]
     latents: ChannelStats
-    """Of the scaled latents, posterior noise included."""
+    """Statistics of the scaled latents, posterior noise included."""
     shards: tuple[ShardRecord, ...]
 
     def content_hash(self) -> str:
-        """Changes when any shard's bytes do."""
+        """A hash of all shards' bytes."""
         return digest([shard.sha256 for shard in self.shards])
 
 
@@ -145,11 +148,11 @@ class CheckpointMeta(Record):
     """Mean over the logging window that ended at or before this step, all ranks."""
     images_per_second: float = 0.0
     train_seconds: float = 0.0
-    """Summed over all launches that led to this step."""
+    """Sum over all launches that led to this step."""
 
 
 class TrainRecord(Record):
-    """A training that reached its last step: `<variant>/train.json`."""
+    """A complete training: `<variant>/train.json`."""
 
     study: str
     variant: str
@@ -165,16 +168,16 @@ class TrainRecord(Record):
     images_per_second: float
     """Median over logging windows, start-up left out."""
     train_seconds: float
-    """Summed over all launches that led to the last step."""
+    """Sum over all launches that led to the last step."""
     peak_memory_bytes: int
     device: str
     world_size: int
     tracking_run_id: str | None = None
-    """MLflow's, where it was known by the end; `tracking.json` has it once the server has the run."""
+    """Id of the MLflow run, if it was known at the end of training; `tracking.json` has it once the run is created."""
 
 
 class SamplePartRecord(Record):
-    """A finished part of a sample set: `samples/step-*/<protocol>/part-*.json`; the manifest joins them."""
+    """A complete part of a sample set: `samples/step-*/<protocol>/part-*.json`; the manifest joins them."""
 
     config_hash: str
     checkpoint_sha256: str
@@ -195,7 +198,7 @@ class SampleSetManifest(Record):
     step: int
     config_hash: str
     checkpoint_sha256: str
-    """Of the weights file that was sampled."""
+    """SHA-256 of the weights file that was sampled."""
     num_samples: int
     image_size: int
     channels: int
@@ -208,12 +211,12 @@ class SampleSetManifest(Record):
 
 
 class ExtractorRecord(Record):
-    """A feature extractor that was trained on the dataset itself: `reference/extractor-*.json`."""
+    """A feature extractor that was trained on the dataset: `reference/extractor-*.json`."""
 
     config_hash: str
     file: FileEntry
     test_accuracy: float
-    """Share of the images left out of its training that it classifies right."""
+    """Share of correctly classified images among those left out of its training."""
     test_images: int
 
 
@@ -223,18 +226,18 @@ class ReferenceRecord(Record):
     config_hash: str
     source: str
     source_sha256: str
-    """Of the file the statistics came from, or of the dataset's source as its manifest has it."""
+    """SHA-256 of the statistics' file, or of the dataset's source as in its manifest."""
     extractor: str
     extractor_sha256: str
     count: int
-    """Images behind mean and covariance; 0 where the file does not say."""
+    """Images behind mean and covariance; 0 if the file does not have their number."""
     features: int
-    """Images whose own features are kept, for precision and recall; 0 for none."""
+    """Images whose features are kept for precision and recall; 0 for none."""
     file: FileEntry
 
 
 class NoiseFloorRecord(Record):
-    """What an untrained model's samples score: `reference/noise-floor-*.json`."""
+    """The metric of an untrained model's samples: `reference/noise-floor-*.json`."""
 
     config_hash: str
     metric: str
@@ -243,10 +246,8 @@ class NoiseFloorRecord(Record):
     decoder: str
 
 
-class Estimate(BaseModel):
+class Estimate(FrozenModel):
     """A number with its interval."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
     value: float
     low: float
@@ -266,7 +267,7 @@ class MetricsRecord(Record):
     """Name of the primary metric, a key of `metrics`; lower is better."""
     metrics: dict[str, Estimate]
     replicates: tuple[float, ...]
-    """The primary metric's bootstrap replicates, centred on its value; claim 3 draws from them."""
+    """Bootstrap replicates of the primary metric, centred on its value; claim 3 draws from them."""
     confidence: float
     num_samples: int
     sampling: dict[str, Any]
@@ -276,7 +277,7 @@ class MetricsRecord(Record):
     reference_sha256: str
     extractor_sha256: str
     noise_floor: float
-    """The primary metric of what an untrained model samples: no model is worth more than a lower value."""
+    """The primary metric of an untrained model's samples; a useful model is clearly below it."""
     parameters: int
     gflops: float
 
@@ -292,10 +293,8 @@ class HealthEvent(Record):
     message: str
 
 
-class Claim(BaseModel):
+class Claim(FrozenModel):
     """The verdict on one of the paper's claims."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
     number: int
     statement: str
@@ -305,7 +304,7 @@ class Claim(BaseModel):
 
 
 class Verdict(Record):
-    """The study's result for programs: `report/verdict.json`."""
+    """The study's result in machine-readable form: `report/verdict.json`."""
 
     study: str
     step: int
@@ -313,7 +312,7 @@ class Verdict(Record):
     claims: tuple[Claim, ...]
     science_hash: str
     notes: tuple[str, ...] = ()
-    """What the intervals do not cover."""
+    """Uncertainty that the intervals do not include."""
 
 
 class ReportRecord(Record):
@@ -321,5 +320,5 @@ class ReportRecord(Record):
 
     study: str
     config_hash: str
-    """Of everything the report was made from: the study and the hashes of all metrics records."""
+    """Hash of the report's inputs: the study and the hashes of all metrics records."""
     files: tuple[FileEntry, ...]

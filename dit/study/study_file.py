@@ -1,4 +1,4 @@
-"""A study file and its overrides, read into a StudyConfig; every mistake is one line. Torch-free."""
+"""Reads a study file and its overrides into a StudyConfig; every mistake is one line. Torch-free."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from dit.errors import ConfigError, MissingError, one_line
 from dit.study.config import StudyConfig
@@ -16,9 +16,9 @@ from dit.study.fields import Section
 
 
 def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> StudyConfig:
-    """Read a study file and apply `key.path=value` overrides.
+    """The study in this file, after `key.path=value` overrides.
 
-    Raises MissingError where there is no file, ConfigError with one line for all else that is wrong.
+    Raises MissingError when the file does not exist, ConfigError for any other mistake.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -30,7 +30,7 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Study
 
 
 def load_text(text: str, overrides: list[str] | tuple[str, ...] = (), where: str = "study") -> StudyConfig:
-    """As `load`, from YAML text; `where` names it in errors."""
+    """Like `load`, from YAML text; `where` names it in errors."""
     try:
         tree = yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, ValueError) as error:  # ValueError: the 45th of a month looks like a date to YAML
@@ -47,19 +47,19 @@ def load_text(text: str, overrides: list[str] | tuple[str, ...] = (), where: str
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that reads 1e-4 as a number, which YAML 1.1 takes for a string, and refuses a key given twice."""
+    """Safe YAML that reads 1e-4 as a number (in YAML 1.1 it is a string) and refuses a key given twice."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """Keys are compared where they are read: later, those that a merge (<<) brings along are among them."""
+        """The mapping's node, after its keys were compared. Later they would include keys of a merge (<<)."""
         node = super().compose_mapping_node(anchor)
-        found: set[Any] = set()
+        keys: set[Any] = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
                 continue
             value = self.construct_object(key)
-            if value in found:
+            if value in keys:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} is given twice", key.start_mark)
-            found.add(value)
+            keys.add(value)
         return node
 
 
@@ -86,19 +86,19 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 
 
 def _follow_length(tree: dict[str, Any], overrides: list[str] | tuple[str, ...]) -> None:
-    """A run of another length is judged at its own end, and at those of the study's checkpoints that it passes."""
+    """With another `train.steps`, evaluate the last step and those of `evaluation.at_steps` before it."""
     given = [override.partition("=")[0].strip() for override in overrides]
     train, evaluation = tree.get("train"), tree.get("evaluation")
     if "train.steps" not in given or not isinstance(train, dict) or not isinstance(evaluation, dict):
         return
     length, steps = train.get("steps"), evaluation.get("at_steps")
-    asked = any(key in ("evaluation", "evaluation.at_steps") for key in given)
-    if not asked and isinstance(length, int) and isinstance(steps, list) and all(isinstance(s, int) for s in steps):
+    chosen = any(key in ("evaluation", "evaluation.at_steps") for key in given)
+    if not chosen and isinstance(length, int) and isinstance(steps, list) and all(isinstance(s, int) for s in steps):
         evaluation["at_steps"] = [*(step for step in steps if step < length), length]
 
 
 def _first_line(error: ValidationError) -> str:
-    """The most telling problem as `key: what (what to do)`, and how many more there are."""
+    """The most useful problem as `key: what (what to do)`, and the number of further ones."""
     problems = error.errors(include_url=False)
     problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
     location = [str(part) for part in problem["loc"] if part not in ("digits", "folder", "tar", "pixels", "vae", "adm")]
@@ -118,10 +118,6 @@ def _first_line(error: ValidationError) -> str:
 
 
 def _closest(location: list[str]) -> str | None:
-    names = {field for model in _sections() for field in model.model_fields}
+    names = {field for section in Section.__subclasses__() for field in section.model_fields}
     match = difflib.get_close_matches(location[-1], sorted(names), n=1, cutoff=0.7)
     return ".".join([*location[:-1], match[0]]) if match else None
-
-
-def _sections() -> list[type[BaseModel]]:
-    return [StudyConfig, *(model for model in Section.__subclasses__() if model is not StudyConfig)]

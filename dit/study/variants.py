@@ -1,6 +1,6 @@
-"""The one table of model sizes: the paper's 12 models and a family small enough for a CPU. A new size is one row.
+"""The table of model sizes: the paper's 12 models, and a family small enough for a CPU. A new size is one row.
 
-Torch-free, so that planning, submission and reporting can name models without loading a framework.
+Torch-free: planning, submission and the report name models without loading a framework.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ MLP_RATIO = 4
 
 @dataclass(frozen=True, slots=True)
 class InputSpec:
-    """What a model denoises: latents of `channels` x `size` x `size`, labelled with one of `classes`."""
+    """A model's input: latents of shape [channels, size, size], with labels below `classes`."""
 
     channels: int
     size: int
@@ -46,7 +46,7 @@ class ModelSpec:
 
     @property
     def size_share(self) -> float:
-        """Where that is between the family's smallest size, 0, and its largest, 1."""
+        """`size_index` scaled to [0, 1]: 0 is the family's smallest size, 1 its largest."""
         return self.size_index / max(1, len(FAMILIES[self.family]) - 1)
 
     @property
@@ -56,22 +56,26 @@ class ModelSpec:
 
     @property
     def slug(self) -> str:
-        """The name that addresses and Kubernetes objects use, such as `dit-xl-2` (a DNS-1035 label)."""
+        """The name in addresses and Kubernetes objects, such as `dit-xl-2` (a DNS-1035 label)."""
         return f"{self.family}-{self.size}-{self.patch}".lower()
 
     def tokens(self, inputs: InputSpec) -> int:
-        """Sequence length for one latent; ConfigError where the patch does not divide the latent's side."""
+        """Sequence length T for one latent: (size / patch)^2 (Peebles & Xie 2023, section 3.2).
+
+        Raises ConfigError when the patch does not divide the latent's side.
+        """
         if inputs.size % self.patch:
             raise ConfigError(
-                f"variants: {self.name} cuts patches of {self.patch} from a latent of side {inputs.size},"
+                f"variants: {self.name} has patches of {self.patch} and a latent of side {inputs.size},"
                 f" which {self.patch} does not divide; choose another variant or dataset.image_size"
             )
         return (inputs.size // self.patch) ** 2
 
     def parameters(self, inputs: InputSpec) -> int:
-        """All parameters, the frozen position embedding included, as the paper counts them (Table 4)."""
+        """Number of parameters, with the frozen position embedding, as in the paper's Table 4."""
         d = self.hidden
         patch_values = self.patch**2 * inputs.channels
+        # Patches, timestep MLP, labels with the null class, positions.
         embedders = (
             (patch_values * d + d)
             + (FREQUENCY_EMBEDDING_SIZE * d + d + d * d + d)
@@ -80,26 +84,28 @@ class ModelSpec:
         )
         attention = 3 * d * d + 3 * d + d * d + d
         mlp = 2 * MLP_RATIO * d * d + (MLP_RATIO + 1) * d
+        # adaLN-Zero (section 3.2): shift, scale and gate for attention and for the MLP.
         block = attention + mlp + 6 * (d * d + d)
-        # The head predicts noise and variance, hence twice the channels.
+        # adaLN's shift and scale; then noise and variance for each value, hence twice the channels.
         final = 2 * (d * d + d) + 2 * patch_values * (d + 1)
         return embedders + self.depth * block + final
 
     def macs(self, inputs: InputSpec) -> int:
         """Multiply-accumulates of one forward pass on one latent, without guidance.
 
-        This is the paper's "Gflops" (times 1e9): linear and convolution layers and both attention products;
-        norms, activations and biases are left out, 0.02 % of the whole.
+        This is the paper's "Gflops" (Table 4) times 1e9: linear and convolution layers and both attention products.
+        Norms, activations and biases are left out: 0.02 % of the whole.
         """
         d, t = self.hidden, self.tokens(inputs)
         patch_values = self.patch**2 * inputs.channels
+        # Per token q, k, v, the output projection and the MLP; the two T x T products; adaLN once per image.
         block = t * (4 + 2 * MLP_RATIO) * d * d + 2 * t * t * d + 6 * d * d
         conditioning = FREQUENCY_EMBEDDING_SIZE * d + d * d
         final = 2 * d * d + 2 * t * d * patch_values
         return t * patch_values * d + conditioning + self.depth * block + final
 
     def gflops(self, inputs: InputSpec) -> float:
-        """Forward cost in the paper's convention: one multiply-accumulate counts as one flop."""
+        """Cost of one forward pass in the paper's unit: a multiply-accumulate counts as one flop."""
         return self.macs(inputs) / 1e9
 
 
@@ -113,8 +119,8 @@ class Size:
     heads: int
 
 
-# From the smallest to the largest: claims and charts take the order from here. DiT: the paper's Table 1. mini: the same
-# progression at a size that two CPU cores train in minutes; docs/digits.md says how its rows were chosen.
+# From the smallest to the largest: claims and charts use this order. DiT: the paper's Table 1. mini: the same
+# progression, small enough for two CPU cores to train in minutes; docs/digits.md explains the choice.
 FAMILIES: dict[str, tuple[Size, ...]] = {
     "DiT": (
         Size("S", 12, 384, 6),
@@ -133,7 +139,7 @@ PATCHES = (2, 4, 8)
 
 
 def variants_of(family: str) -> dict[str, ModelSpec]:
-    """Every size of a family at every patch size, by name."""
+    """Name -> variant, for every size of a family at every patch size."""
     specs = [
         ModelSpec(family, size.name, patch, size.depth, size.hidden, size.heads)
         for size in FAMILIES[family]
@@ -146,11 +152,12 @@ VARIANTS: dict[str, ModelSpec] = {name: spec for family in FAMILIES for name, sp
 
 
 def resolve(name: str) -> ModelSpec:
-    """The variant called `name`, or by its slug; ConfigError with the known names otherwise."""
-    if name in VARIANTS:
-        return VARIANTS[name]
+    """The variant with this name or slug.
+
+    Raises ConfigError, with the known names, if there is none.
+    """
     for spec in VARIANTS.values():
-        if spec.slug == name:
+        if name in (spec.name, spec.slug):
             return spec
     family = re.split(r"[-/]", name)[0]
     known = [known for known in VARIANTS if known.startswith(f"{family}-")] or list(VARIANTS)

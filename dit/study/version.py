@@ -1,4 +1,4 @@
-"""The version of this code, with the commit it was built from."""
+"""The version of this code, with the commit that it was built from."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from dit import __version__
 
 VARIABLE = "DIT_REVISION"
-"""Environment variable that holds the commit in an image, which has no repository."""
+"""Environment variable with the commit; images set it, because they have no repository."""
 
 _CHECKOUT = Path(__file__).parents[2]
 _GIT_SECONDS = 10
@@ -18,13 +18,13 @@ _GIT_SECONDS = 10
 
 @cache
 def code_version() -> str:
-    """`0.1.0+69f7c94`; with `.dirty` if the checkout has changes; `0.1.0` alone if the commit is unknown."""
+    """Such as `0.1.0+69f7c94`: with `.dirty` if the checkout has changes, without a commit if it is unknown."""
     revision = os.environ.get(VARIABLE) or _described()
     return f"{__version__}+{revision.replace('-', '.')}" if revision not in ("", "unknown") else __version__
 
 
 def _described() -> str:
-    # Installed elsewhere, the package may lie in the repository of another project.
+    # An installed package may be inside another project's repository: only a checkout of this one counts.
     if not (_CHECKOUT / ".git").exists():
         return ""
     command = ["git", "-C", str(_CHECKOUT), "describe", "--always", "--dirty", "--exclude", "*"]

@@ -21,19 +21,19 @@ RATES = {0: [1.0, 4.0, 2.0], 1: [3.0, 4.0, 5.0], 3: [6.0, 24.0, 12.0]}
 
 
 def measured(row: Row = ROW, rounds: int = 3) -> tuple[Outcome, list[int]]:
-    asked: list[int] = []
+    launched: list[int] = []
 
     def launch(_: str, arguments: dict[str, Any]) -> dict[str, Any]:
         side = arguments["side"]
-        asked.append(side)
+        launched.append(side)
         if side == 2:
             return {"skipped": "no such device"}
-        return {"rate": RATES[side][asked.count(side) - 1], "share_of_peak": 0.5, "beside": {"batch": 8}}
+        return {"rate": RATES[side][launched.count(side) - 1], "share_of_peak": 0.5, "beside": {"batch": 8}}
 
-    return run(row, rounds, lambda _: None, launch), asked
+    return run(row, rounds, lambda _: None, launch), launched
 
 
-def test_sides_take_turns_and_an_absent_one_is_asked_once() -> None:
+def test_sides_take_turns_and_a_skipped_side_is_launched_once() -> None:
     assert measured()[1] == [0, 1, 2, 0, 1, 0, 1]
 
 
@@ -70,7 +70,7 @@ def test_another_machines_rows_are_not_mixed_in(tmp_path: Path) -> None:
         Results("cpu", {**MACHINE, "torch": "3"}, "second", tmp_path)
 
 
-def test_the_table_says_aim_ceiling_and_what_is_absent(tmp_path: Path) -> None:
+def test_the_table_has_the_aim_the_ceiling_and_skipped_sides(tmp_path: Path) -> None:
     results = Results("cpu", MACHINE, "make bench", tmp_path)
     results.add(measured()[0])
     page = results.markdown.read_text()
@@ -80,7 +80,7 @@ def test_the_table_says_aim_ceiling_and_what_is_absent(tmp_path: Path) -> None:
     assert "no such device" in page
 
 
-def test_the_ceiling_is_no_speed_that_was_reached(tmp_path: Path) -> None:
+def test_the_ceiling_does_not_count_as_reached(tmp_path: Path) -> None:
     row = Row("step", "steps/s", "module", {"plain": {"side": 0}, "ours": {"side": 1}, "bare": {"side": 3}}, target=2)
     results = Results("cpu", MACHINE, "make bench", tmp_path)
     results.add(measured(replace(row, ceiling="bare"))[0])
@@ -88,7 +88,7 @@ def test_the_ceiling_is_no_speed_that_was_reached(tmp_path: Path) -> None:
     assert "Aim 2, reached 2.50; 2.00 if all but the products took no time, 6.00 if they took what they take" in page
 
 
-def test_a_part_adds_what_leaving_it_out_takes_away(tmp_path: Path) -> None:
+def test_the_gain_of_a_part_is_what_is_lost_without_it(tmp_path: Path) -> None:
     row = Row("parts", "steps/s", "module", {"all": {"side": 1}, "without average": {"side": 0}}, parts=True)
     results = Results("cpu", MACHINE, "make bench", tmp_path)
     results.add(measured(row)[0])

@@ -1,4 +1,4 @@
-"""The images install nothing but hashed versions of constraints.txt, and hold what every stage imports."""
+"""The images install only hashed versions of constraints.txt, and every package that a stage imports."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def canonical(name: str) -> str:
 
 
 def locked(file: str) -> dict[tuple[str, str], set[str]]:
-    """Hashes by (name, version)."""
-    found: dict[tuple[str, str], set[str]] = {}
+    """(Name, version) -> hashes."""
+    hashes: dict[tuple[str, str], set[str]] = {}
     for block in re.split(r"\n(?=\S)", (ROOT / file).read_text()):
         if match := re.match(r"([\w.-]+)==([^\s;]+)", block):
-            found[canonical(match[1]), match[2]] = set(re.findall(r"sha256:[0-9a-f]{64}", block))
-    return found
+            hashes[canonical(match[1]), match[2]] = set(re.findall(r"sha256:[0-9a-f]{64}", block))
+    return hashes
 
 
 @pytest.mark.parametrize("file", LOCKS)
@@ -51,7 +51,7 @@ def test_the_stages_image_holds_every_dependency_of_the_project_and_no_tool() ->
 
 
 @pytest.mark.parametrize("image", ["docker/stages.txt", "mlflow/requirements.txt"])
-def test_an_image_holds_nothing_that_it_is_said_not_to_use(image: str) -> None:
+def test_an_image_holds_no_package_of_its_list_of_unused_ones(image: str) -> None:
     unused = (ROOT / image).with_name("unused.txt").read_text().splitlines()
     names = {line for line in unused if not line.startswith("#")}
     assert len(names) > 10
@@ -65,7 +65,7 @@ def test_torch_has_a_layer_of_its_own_below_the_packages_and_the_code() -> None:
     assert {name for name, _ in locked("docker/torch.txt")} < {name for name, _ in locked("docker/stages.txt")}
 
 
-def test_stages_and_launcher_import_nothing_that_the_image_leaves_out() -> None:
+def test_stages_and_launcher_import_no_package_that_their_image_leaves_out() -> None:
     modules = {"docker", "flask", "flask_cors", "graphene", "gunicorn", "huey", "matplotlib", "pandas", "pyarrow"}
     modules |= {"skops", "waitress"}
     imports = ["pipelines.step.step", "pipelines.definition.pipeline", "kubeflow.training"]
@@ -74,7 +74,7 @@ def test_stages_and_launcher_import_nothing_that_the_image_leaves_out() -> None:
     import_without(modules, imports)
 
 
-def test_the_server_imports_nothing_that_its_image_leaves_out() -> None:
+def test_the_server_imports_no_package_that_its_image_leaves_out() -> None:
     modules = {"contourpy", "docker", "fontTools", "gunicorn", "huey", "joblib", "kiwisolver", "matplotlib", "narwhals"}
     modules |= {"PIL", "prettytable", "pyarrow", "pyparsing", "scipy", "skops", "sklearn", "threadpoolctl", "wcwidth"}
     imports = ["mlflow.server.fastapi_app", "mlflow.server.auth.entities", "mlflow.server.auth.sqlalchemy_store"]
@@ -90,7 +90,7 @@ def import_without(modules: set[str], imports: list[str]) -> None:
 
 
 @pytest.mark.parametrize("file", DOCKERFILES)
-def test_an_image_runs_as_a_number_and_keeps_no_secret(file: str) -> None:
+def test_an_image_runs_as_a_numeric_user_and_keeps_no_secret(file: str) -> None:
     text = (ROOT / file).read_text()
     final = text.rpartition("\nFROM ")[2]
     assert re.findall(r"^USER (.*)$", final, re.MULTILINE) == ["65532:65532"]
@@ -102,7 +102,7 @@ def test_an_image_runs_as_a_number_and_keeps_no_secret(file: str) -> None:
     assert all(line.count("--require-hashes") for line in final.splitlines() if "-r /requirements.txt" in line)
 
 
-def test_the_server_image_says_whether_it_is_healthy() -> None:
+def test_the_server_image_has_a_health_check() -> None:
     assert re.search(r"^HEALTHCHECK .*\\\n\s+CMD \[", (ROOT / "mlflow/Dockerfile").read_text(), re.MULTILINE)
 
 
@@ -129,13 +129,13 @@ OURS, OTHER = "sha256:" + "1" * 64, "sha256:" + "2" * 64
 
 
 def push(folder: Path, registry: str, digests: list[str]) -> subprocess.CompletedProcess[str]:
-    """`make push` with an engine that has these digests afterwards; no engine is at hand where tests run."""
+    """Run `make push` with a fake engine that has these digests afterwards."""
     docker = folder / "docker"
     docker.write_text(DOCKER)
     docker.chmod(0o755)
     return subprocess.run(
         [str(ROOT / "docker/push"), "dit-scaling:0.1.0", registry, str(folder / "image.digest")],
-        env={**os.environ, "DOCKER": str(docker), "REPO_DIGESTS": "".join(f"{one}\n" for one in digests)},
+        env={**os.environ, "DOCKER": str(docker), "REPO_DIGESTS": "".join(f"{digest}\n" for digest in digests)},
         capture_output=True,
         text=True,
         check=False,
@@ -146,7 +146,7 @@ def push(folder: Path, registry: str, digests: list[str]) -> subprocess.Complete
     ("registry", "digests"),
     [
         ("localhost:5000", [f"localhost:5000/dit-scaling@{OURS}"]),
-        # Pushed before, and elsewhere; of two repositories one's name may end the other's.
+        # Pushed to several repositories, whose names may end alike.
         ("r.example/team", [f"r.example/team/dit-scaling@{OTHER}", f"r.example/team/dit-scaling@{OURS}"]),
         ("team", [f"team/dit-scaling@{OURS}", f"r.example/team/dit-scaling@{OTHER}"]),
         ("docker.io/team", [f"team/dit-scaling@{OURS}", f"r.example/team/dit-scaling@{OTHER}"]),

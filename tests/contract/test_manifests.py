@@ -1,4 +1,4 @@
-"""Every overlay, as it would be applied: valid, restricted, bounded, and without a secret in it."""
+"""The rendered overlays are valid, restricted and bounded, and contain no secret."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = needs_kubectl
 
 KUBERNETES = "1.34"
 WITHOUT_SCHEMA = {"ResourceFlavor", "ClusterQueue", "LocalQueue"}
-"""Kueue's kinds: nothing here knows their fields; a cluster does."""
+"""Kueue's kinds, whose schema is not available here."""
 CLUSTER_SCOPED = {"Namespace", "PriorityClass", "ResourceFlavor", "ClusterQueue"}
 ROOT = Path(__file__).parents[2]
 
@@ -33,13 +33,18 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("build")
 
 
+def of_kind(manifests: list[Manifest], kind: str) -> dict[str, Manifest]:
+    """Name -> object."""
+    return {item["metadata"]["name"]: item for item in manifests if item["kind"] == kind}
+
+
 def find(manifests: list[Manifest], kind: str, name: str) -> Manifest:
-    return next(one for one in manifests if (one["kind"], one["metadata"]["name"]) == (kind, name))
+    return of_kind(manifests, kind)[name]
 
 
 @every_overlay
-def test_every_object_is_valid_to_the_last_field(overlay: str, build: Path) -> None:
-    checked = [one for one in rendered(overlay, build) if one["kind"] not in WITHOUT_SCHEMA]
+def test_every_object_is_valid_under_a_strict_schema(overlay: str, build: Path) -> None:
+    checked = [item for item in rendered(overlay, build) if item["kind"] not in WITHOUT_SCHEMA]
     assert checked
     for manifest in checked:
         kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
@@ -68,7 +73,7 @@ def test_every_pod_is_restricted_read_only_and_bounded(overlay: str, build: Path
             assert {"cpu", "memory"} <= resources["requests"].keys() & resources["limits"].keys(), name
 
 
-def test_what_restricted_refuses_is_found(build: Path) -> None:
+def test_a_pod_that_breaks_the_restricted_standard_is_found(build: Path) -> None:
     (_, good), *_ = pod_templates(rendered("kind", build))
     for change in (
         {"hostNetwork": True},
@@ -91,15 +96,14 @@ def test_every_image_has_a_tag_or_a_digest_and_ours_a_digest(overlay: str, build
 @every_overlay
 def test_secrets_are_named_and_never_written(overlay: str, build: Path) -> None:
     manifests = rendered(overlay, build)
-    assert not [one for one in manifests if one["kind"] == "Secret"]
+    assert not of_kind(manifests, "Secret")
     suspicious = re.compile(r"PASSWORD|TOKEN|SECRET|ACCESS_KEY")
     for name, pod in pod_templates(manifests):
         variables = [variable for item in containers(pod) for variable in item.get("env", [])]
-        assert not [one for one in variables if suspicious.search(one["name"]) and "value" in one], name
-    for manifest in manifests:
-        if manifest["kind"] == "ConfigMap":
-            assert not [key for key in manifest["data"] if suspicious.search(key)]
-            assert not re.search(r"(?i)password *=|://[^/\s]*:[^/\s]*@", str(manifest["data"]))
+        assert not [item for item in variables if suspicious.search(item["name"]) and "value" in item], name
+    for manifest in of_kind(manifests, "ConfigMap").values():
+        assert not [key for key in manifest["data"] if suspicious.search(key)]
+        assert not re.search(r"(?i)password *=|://[^/\s]*:[^/\s]*@", str(manifest["data"]))
 
 
 @every_overlay
@@ -114,11 +118,11 @@ def test_the_documentation_says_how_to_create_each_secret(overlay: str, build: P
 @every_overlay
 def test_every_object_is_labelled_and_in_the_overlays_namespace(overlay: str, build: Path) -> None:
     manifests = rendered(overlay, build)
-    assert {one["metadata"]["labels"][LABEL] for one in manifests} == {overlay}
-    assert {one["metadata"]["labels"]["app.kubernetes.io/part-of"] for one in manifests} == {"dit-scaling"}
-    namespaces = {one["metadata"].get("namespace") for one in manifests if one["kind"] not in CLUSTER_SCOPED}
+    assert {item["metadata"]["labels"][LABEL] for item in manifests} == {overlay}
+    assert {item["metadata"]["labels"]["app.kubernetes.io/part-of"] for item in manifests} == {"dit-scaling"}
+    namespaces = {item["metadata"].get("namespace") for item in manifests if item["kind"] not in CLUSTER_SCOPED}
     assert namespaces == ({"kubeflow", "dit-scaling"} if overlay == "pipelines" else {"dit-scaling"})
-    assert not [one for one in manifests if one["kind"] in CLUSTER_SCOPED and "namespace" in one["metadata"]]
+    assert not [item for item in manifests if item["kind"] in CLUSTER_SCOPED and "namespace" in item["metadata"]]
     assert "set-by-overlay" not in str(manifests)
 
 
@@ -128,9 +132,9 @@ def there_with(overlay: str, build: Path) -> list[dict[str, Any]]:
 
 
 @every_overlay
-def test_what_an_object_names_is_there(overlay: str, build: Path) -> None:
+def test_every_object_that_is_named_exists(overlay: str, build: Path) -> None:
     manifests = there_with(overlay, build)
-    names = {(one["kind"], one["metadata"]["name"]) for one in manifests}
+    names = {(item["kind"], item["metadata"]["name"]) for item in manifests}
     for name, pod in pod_templates(manifests):
         assert ("ServiceAccount", pod["serviceAccountName"]) in names, name
         for volume in pod.get("volumes", []):
@@ -143,7 +147,7 @@ def test_what_an_object_names_is_there(overlay: str, build: Path) -> None:
                 assert "secretRef" in source or ("ConfigMap", source["configMapRef"]["name"]) in names, name
         if priority := pod.get("priorityClassName"):
             assert ("PriorityClass", priority) in names
-    for binding in (one for one in manifests if one["kind"] == "RoleBinding"):
+    for binding in of_kind(manifests, "RoleBinding").values():
         assert ("Role", binding["roleRef"]["name"]) in names
         for subject in binding["subjects"]:
             assert subject["namespace"]
@@ -151,11 +155,11 @@ def test_what_an_object_names_is_there(overlay: str, build: Path) -> None:
             assert subject["name"] == "pipeline-runner" or ("ServiceAccount", subject["name"]) in names
 
 
-def test_the_queue_is_for_one_node_of_eight_gpus(build: Path) -> None:
-    """More than there are would start jobs whose pods take the GPUs from each other."""
+def test_the_queue_has_the_eight_gpus_of_one_node(build: Path) -> None:
+    """With a larger quota, two jobs could each hold some of the GPUs that the other needs."""
     for overlay in ("kind-queue", "a100"):
         (group,) = find(rendered(overlay, build), "ClusterQueue", "dit-scaling")["spec"]["resourceGroups"]
-        quotas = {one["name"]: one["nominalQuota"] for one in group["flavors"][0]["resources"]}
+        quotas = {item["name"]: item["nominalQuota"] for item in group["flavors"][0]["resources"]}
         assert quotas["nvidia.com/gpu"] == "8"
         for study in ("imagenet256", "imagenet256-52k"):
             cluster = load(ROOT / "configs" / f"{study}.yaml").cluster
@@ -168,19 +172,19 @@ def test_the_namespace_of_jobs_enforces_restricted(build: Path) -> None:
         assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
 
 
-# Argo's own, in the pods of a run: how a step's result reaches its workflow.
+# Argo's executor in a step's pod reports the step's result with these rights.
 EXECUTOR = {"apiGroups": ["argoproj.io"], "resources": ["workflowtaskresults"], "verbs": ["create", "patch"]}
 
-# The reaper's, for the pods of the jobs that it deletes.
+# The reaper deletes the pods of a job with these rights.
 PODS_THAT_GO = {"apiGroups": [""], "resources": ["pods"], "verbs": ["deletecollection"]}
 
 
 @every_overlay
 def test_no_role_reaches_secrets_other_pods_or_other_namespaces(overlay: str, build: Path) -> None:
     manifests = rendered(overlay, build)
-    assert not [one for one in manifests if one["kind"].startswith("Cluster") and "Role" in one["kind"]]
+    assert not [item for item in manifests if item["kind"].startswith("Cluster") and "Role" in item["kind"]]
     reading = {"get", "list", "watch"}
-    for role in (one for one in manifests if one["kind"] == "Role"):
+    for role in of_kind(manifests, "Role").values():
         for rule in role["rules"]:
             assert "*" not in rule["verbs"] + rule["resources"] + rule["apiGroups"]
             assert not {"pods/exec", "pods/attach", "roles", "rolebindings"} & set(rule["resources"])
@@ -204,22 +208,22 @@ def test_every_account_can_be_given_a_pull_secret_as_documented(overlay: str, bu
     patched.mkdir()
     (patched / "kustomization.yaml").write_text(yaml.safe_dump({"resources": [f"../{overlay}"], **documented}))
     manifests = list(yaml.safe_load_all(kubectl("kustomize", str(patched))))
-    accounts = {one["metadata"]["name"]: one for one in manifests if one["kind"] == "ServiceAccount"}
+    accounts = of_kind(manifests, "ServiceAccount")
     assert {pod["serviceAccountName"] for _, pod in pod_templates(manifests)} <= accounts.keys()
-    assert all(one["imagePullSecrets"] == [{"name": "registry"}] for one in accounts.values())
+    assert all(item["imagePullSecrets"] == [{"name": "registry"}] for item in accounts.values())
     assert accounts.keys() >= ({"dit-launcher"} if overlay == "pipelines" else {"dit-worker", "dit-reaper", "mlflow"})
 
 
-def test_only_launcher_and_reaper_have_a_token(build: Path) -> None:
-    accounts = [one for one in rendered("kind", build) if one["kind"] == "ServiceAccount"]
-    tokens = {one["metadata"]["name"] for one in accounts if one.get("automountServiceAccountToken") is not False}
+def test_only_launcher_and_reaper_get_a_token(build: Path) -> None:
+    accounts = of_kind(rendered("kind", build), "ServiceAccount")
+    tokens = {name for name, item in accounts.items() if item.get("automountServiceAccountToken") is not False}
     assert tokens == {"dit-launcher", "dit-reaper"}
 
 
-def test_the_server_takes_its_names_and_no_other_and_has_time_to_start(build: Path) -> None:
+def test_mlflow_accepts_only_its_own_host_names_and_has_time_to_start(build: Path) -> None:
     pod = find(rendered("kind", build), "Deployment", "mlflow")["spec"]["template"]["spec"]
     container = pod["containers"][0]
-    values = {one["name"]: one.get("value", "") for one in container["env"]}
+    values = {item["name"]: item.get("value", "") for item in container["env"]}
     hosts = values["MLFLOW_SERVER_ALLOWED_HOSTS"].replace("$(NAMESPACE)", "dit-scaling").split(",")
     for name in ("mlflow", "mlflow.dit-scaling", "mlflow.dit-scaling.svc", "mlflow.dit-scaling.svc.cluster.local"):
         assert {name, f"{name}:*"} <= set(hosts)
@@ -229,7 +233,7 @@ def test_the_server_takes_its_names_and_no_other_and_has_time_to_start(build: Pa
     assert probe["periodSeconds"] * probe["failureThreshold"] >= 120
 
 
-def test_nothing_may_talk_but_what_a_policy_allows(build: Path) -> None:
+def test_network_traffic_is_denied_by_default(build: Path) -> None:
     for overlay in ("kind", "a100"):
         deny = find(rendered(overlay, build), "NetworkPolicy", "default-deny")["spec"]
         assert deny == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}

@@ -1,4 +1,4 @@
-"""The tables that grow by a row: each row can be named in a study file, and is computed and shown."""
+"""Every row of a table can be named in a study file, and is computed and shown."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from dit.report.plots import HUES
 from dit.study.config import DIFFUSION_STEPS, EvaluationConfig, PlanConfig, TrainConfig
 
 
-def test_the_study_file_names_the_schedules_that_there_are() -> None:
+def test_the_study_file_accepts_exactly_the_schedules_of_the_table() -> None:
     assert set(get_args(TrainConfig.model_fields["schedule"].annotation)) == SCHEDULES.keys()
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_a_schedule_is_a_whole_chain_of_growing_noise(name: str) -> None:
+def test_a_schedule_has_all_steps_and_ends_in_noise(name: str) -> None:
     chain = SCHEDULES[name]()
     assert chain.timestep_map.tolist() == list(range(DIFFUSION_STEPS))
     assert (chain.betas > 0).all()
@@ -38,7 +38,7 @@ def test_a_metric_has_a_label_and_a_function_that_computes_it(name: str) -> None
 
 
 @pytest.mark.parametrize("extractor", get_args(EvaluationConfig.model_fields["extractor"].annotation))
-def test_the_metric_that_a_study_is_judged_by_falls_as_models_get_better(extractor: str) -> None:
+def test_the_primary_metric_of_a_study_is_better_when_lower(extractor: str) -> None:
     metric = METRICS[EvaluationConfig.model_validate({"at_steps": (1,), "extractor": extractor}).metric]
     assert metric.lower_is_better
     assert metric.extractor == extractor

@@ -163,7 +163,7 @@ def test_it_ends_with_the_table_the_verdict_and_where_to_look(finished: tuple[St
     study, output = finished
     assert [line for line in output.splitlines() if line.startswith(f"{STEPS}/{STEPS} ")] == [f"{STEPS}/{STEPS} report"]
     _, _, end = output.partition(f"{STEPS}/{STEPS} report")
-    for named in ("mini-S/2", "mini-B/2", "1.", "2.", "3.", "make ui"):
+    for named in ("mini-S/2", "mini-B/2", "1.", "2.", "3.", f"dit ui --root {study.root}"):
         assert named in end
     report = study.root / "studies/digits/report"
     for name in ("report.html", "runs.csv"):

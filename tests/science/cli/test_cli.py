@@ -1,4 +1,4 @@
-"""The command line: what a user gets wrong is one line on stderr and exit code 2, before any work."""
+"""The command line: a mistake of the user is one line on stderr and exit code 2, before any work."""
 
 from __future__ import annotations
 
@@ -12,14 +12,12 @@ import time
 from pathlib import Path
 
 import pytest
+from study_records import fill_dataset, train_record
 
-from dit import __version__
 from dit.cli.commands import run
 from dit.storage import open_store, write_record
 from dit.study import layout
-from dit.study.records import TrainRecord
 from dit.study.study_file import load
-from dit.study.version import code_version
 
 DIGITS = "configs/digits.yaml"
 IMAGENET = "configs/imagenet256.yaml"
@@ -70,28 +68,40 @@ def test_every_command_refuses_a_bad_study(
     ("variant", "named"),
     [("DiT-XL/2", "DiT-XL/2 is not in study digits, which has mini-S/2"), ("mini-M/2", "not a known variant")],
 )
-def test_a_variant_that_the_study_does_not_have(
+def test_a_variant_that_the_study_does_not_have_is_refused(
     command: str, variant: str, named: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert named in refused([command, DIGITS, "--variant", variant], capsys)
 
 
 @pytest.mark.parametrize("part", ["0/0", "0/4", "5/4", "1/0", "-1/4", "1", "a/b", "1/4/2", "", "1.5/2", "1/2\n"])
-def test_a_part_that_is_none(part: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_part_that_is_not_valid_is_refused(part: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "such as --part 3/16" in refused(["prepare", DIGITS, "--part", part], capsys)
 
 
-def test_part_and_merge_are_two_steps(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "--merge" in refused(["prepare", DIGITS, "--part", "1/2", "--merge"], capsys)
-
-
-@pytest.mark.parametrize("more", [[], ["--variant", "mini-S/2"], ["--step", "1000"]])
-def test_an_export_names_one_sample_set(more: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert "--export-adm" in refused(["sample", DIGITS, "--export-adm", "a.npz", *more], capsys)
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["prepare", DIGITS, "--part", "1/2", "--merge"], "--merge"),
+        (["sample", DIGITS, "--export-adm", "a.npz"], "--export-adm"),
+        (["sample", DIGITS, "--export-adm", "a.npz", "--variant", "mini-S/2"], "--export-adm"),
+        (["sample", DIGITS, "--export-adm", "a.npz", "--step", "1000"], "--export-adm"),
+        (["sample", DIGITS, "--step", "0"], "--step"),
+        (["sample", DIGITS, "--step", "-5"], "--step"),
+        (["sample", DIGITS, "--step", "many"], "--step"),
+        (["study", DIGITS, "--runner", "kind"], "'kind' is not one of 'local', 'docker'"),
+        (["study", DIGITS, "--image", "x"], "add --runner docker"),
+        (["trian", DIGITS], "No such command 'trian'"),
+    ],
+)
+def test_an_option_that_is_not_valid_is_refused_by_name(
+    arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert named in refused(arguments, capsys)
 
 
 @pytest.mark.parametrize("place", ["/dev/null/a.npz", "/proc/none/a.npz", "docs"])
-def test_an_export_that_cannot_be_written_shows_before_any_work(
+def test_an_export_that_cannot_be_written_is_refused_before_any_work(
     place: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     named = ["--variant", "mini-S/2", "--step", "1500", "--export-adm", place]
@@ -99,53 +109,34 @@ def test_an_export_that_cannot_be_written_shows_before_any_work(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("step", ["0", "-5", "many"])
-def test_a_step_that_is_none(step: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "--step" in refused(["sample", DIGITS, "--step", step], capsys)
-
-
-@pytest.mark.parametrize(
-    ("option", "named"),
-    [(["--runner", "kind"], "'kind' is not one of 'local', 'docker'"), (["--image", "x"], "add --runner docker")],
-)
-def test_a_runner_that_does_not_exist_or_takes_no_image(
-    option: list[str], named: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert named in refused(["study", DIGITS, *option], capsys)
-
-
-def test_an_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "No such command 'trian'" in refused(["trian", DIGITS], capsys)
-
-
 @pytest.mark.parametrize("command", STAGES)
 @pytest.mark.parametrize("root", ["ftp://host/x", "s3://"])
-def test_a_root_that_is_no_store(command: str, root: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert f"{root}: not a store address" in refused([command, DIGITS, "--root", root], capsys)
+def test_a_root_that_is_not_a_store_is_refused(command: str, root: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert f"{root}: is not a store address" in refused([command, DIGITS, "--root", root], capsys)
 
 
 @pytest.mark.parametrize("command", ["prepare", "study"])
-@pytest.mark.parametrize("root", ["/dev/null/x", "/proc/none"])
-def test_a_root_that_cannot_be_written(command: str, root: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert f"{root}: not writable" in refused([command, DIGITS, "--root", root], capsys)
-
-
-def test_a_root_that_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "file").write_text("")
-    assert "is a file" in refused(["study", DIGITS, "--root", str(tmp_path / "file")], capsys)
-
-
 @pytest.mark.parametrize(
-    ("command", "before"), [("train", "prepare"), ("sample", "train"), ("evaluate", "sample"), ("report", "train")]
+    ("root", "named"), [("/dev/null/x", "not writable"), ("/proc/none", "not writable"), ("Makefile", "is a file")]
 )
-def test_a_stage_before_its_input_says_what_to_run(
-    command: str, before: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+def test_a_root_that_cannot_be_written_is_refused(
+    command: str, root: str, named: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert f"dit {before}" in refused([command, DIGITS], capsys)
+    assert f"{root}: {named}" in refused([command, DIGITS, "--root", root], capsys)
+
+
+@pytest.mark.parametrize("command", ["train", "sample", "evaluate", "report"])
+def test_a_stage_without_its_input_names_the_command_to_run(
+    command: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert "dit prepare" in refused([command, DIGITS], capsys)
     assert list(tmp_path.iterdir()) == []
+    fill_dataset(open_store(tmp_path / "runs"), load(DIGITS))
+    if command != "train":
+        assert "dit train" in refused([command, DIGITS], capsys)
 
 
-def test_an_autoencoder_that_is_missing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_missing_autoencoder_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     absent = tmp_path / "none"
     line = refused(["prepare", IMAGENET, "--set", f"dataset.codec.weights={absent}"], capsys)
     assert f"{absent}: no such folder; put it there" in line
@@ -153,7 +144,7 @@ def test_an_autoencoder_that_is_missing(capsys: pytest.CaptureFixture[str], tmp_
 
 
 @pytest.mark.parametrize("key", ["evaluation.extractor_weights", "evaluation.reference.path"])
-def test_a_study_asks_for_an_evaluations_files_before_it_prepares_or_trains(
+def test_a_study_checks_the_files_of_its_evaluation_before_it_prepares_or_trains(
     key: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     weights, absent = tmp_path / "weights.pth", tmp_path / "none"
@@ -168,7 +159,7 @@ def test_a_study_asks_for_an_evaluations_files_before_it_prepares_or_trains(
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["weights.pth"]
 
 
-def test_a_batch_that_processes_or_devices_cannot_share(
+def test_a_batch_that_processes_or_devices_cannot_share_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     uneven = [DIGITS, "--set", "train.global_batch=64", "--set", "plan.count=3"]
@@ -177,7 +168,7 @@ def test_a_batch_that_processes_or_devices_cannot_share(
     assert "train.global_batch=64 is not divisible by world_size=3" in refused(["train", *uneven], capsys)
 
 
-def test_a_record_of_another_schema_version(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_record_of_another_schema_version_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store, config = open_store(tmp_path / "runs"), load(DIGITS)
     key = f"{layout.dataset(config)}/{layout.MANIFEST}"
     store.write(key, b'{"schema_version": 99}')
@@ -190,56 +181,14 @@ def test_a_training_of_another_configuration_names_both_hashes(
 ) -> None:
     store, config = open_store(tmp_path / "runs"), load(DIGITS)
     spec = config.specs[0]
-    record = TrainRecord(
-        study="digits",
-        variant=spec.name,
-        steps=800,
-        config_hash="0123456789ab",
-        science_hash="",
-        dataset_content="",
-        parameters=1,
-        gflops=1.0,
-        checkpoints=(),
-        final_loss=0.1,
-        images_per_second=1.0,
-        train_seconds=1.0,
-        peak_memory_bytes=1,
-        device="cpu",
-        world_size=1,
-    )
+    record = train_record(config, spec, config_hash="0123456789ab")
     write_record(store, layout.train_record(config, spec), record)
     line = refused(["train", DIGITS, "--variant", spec.name], capsys)
     assert "0123456789ab" in line
     assert config.training_hash(spec) in line
 
 
-@pytest.mark.parametrize(
-    ("revision", "shown"),
-    [
-        ("69f7c94", r"\+69f7c94"),
-        ("69f7c94-dirty", r"\+69f7c94\.dirty"),
-        ("unknown", ""),
-        ("", r"(\+[0-9a-f]+(\.dirty)?)?"),
-    ],
-)
-def test_the_version_names_the_commit_that_an_image_was_built_from(
-    revision: str, shown: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("DIT_REVISION", revision)
-    code_version.cache_clear()
-    assert run(["--version"]) == 0
-    assert re.fullmatch(rf"dit {re.escape(__version__)}{shown}\n", capsys.readouterr().out)
-    code_version.cache_clear()
-
-
-def test_the_version_is_known_without_git(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "")
-    code_version.cache_clear()
-    assert code_version() == __version__
-    code_version.cache_clear()
-
-
-def test_help_is_shown_where_no_command_is_given(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_command_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert run([]) == 0
     assert "Stages" in capsys.readouterr().out
 
@@ -258,7 +207,7 @@ def test_plan_names_every_variant_and_writes_nothing(tmp_path: Path, capsys: pyt
     assert list(tmp_path.iterdir()) == []
 
 
-def test_every_rank_signs_its_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_error_names_its_rank(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("WORLD_SIZE", "8")
     monkeypatch.setenv("RANK", "3")
     assert refused(["show", "none.yaml"], capsys).endswith(" (rank 3)\n")
@@ -302,8 +251,8 @@ def test_ctrl_c_is_one_line_and_130(tmp_path: Path) -> None:
     assert re.fullmatch(r"dit: interrupted[^\n]+\n", errors)
 
 
-def test_no_work_is_begun_before_the_study_is_known_to_be_right() -> None:
-    """torch takes seconds to load; a mistake must not wait for it."""
+def test_help_and_mistakes_load_no_framework() -> None:
+    """torch takes seconds to load."""
     code = (
         "import sys, dit.cli.commands; code = dit.cli.commands.run(sys.argv[1:]);"
         "heavy = {'torch', 'kfp', 'kubernetes', 'mlflow', 'boto3', 'diffusers', 'webdataset'} & set(sys.modules);"

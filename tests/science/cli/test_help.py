@@ -1,4 +1,4 @@
-"""What --help promises is there: every command has examples, and the examples use options that exist."""
+"""Help: every command has examples, and examples and documentation use commands and options that exist."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def help_text(capsys: pytest.CaptureFixture[str], *command: str) -> str:
 
 def panels(text: str) -> dict[str, list[str]]:
     """Title of a panel of `dit --help` -> the commands in it."""
-    found = re.findall(r"^╭─ (.+?) ─+╮$(.*?)^╰", text, re.MULTILINE | re.DOTALL)
-    return {title: re.findall(r"^│ ([a-z-]+) ", body, re.MULTILINE) for title, body in found if title != "Options"}
+    boxes = re.findall(r"^╭─ (.+?) ─+╮$(.*?)^╰", text, re.MULTILINE | re.DOTALL)
+    return {title: re.findall(r"^│ ([a-z-]+) ", body, re.MULTILINE) for title, body in boxes if title != "Options"}
 
 
 def test_the_commands_are_the_documented_ones(capsys: pytest.CaptureFixture[str]) -> None:
@@ -38,8 +38,8 @@ def test_the_commands_are_the_documented_ones(capsys: pytest.CaptureFixture[str]
     }
 
 
-def test_the_science_has_its_commands_where_no_platform_is_installed() -> None:
-    code = "import sys, dit.cli.plugins; dit.cli.plugins.GROUP = 'none'; import dit.cli.commands as cli;"
+def test_without_the_platform_the_commands_of_the_science_work() -> None:
+    code = "import sys, dit.cli.commands as cli; cli.PLATFORM_COMMANDS = 'none';"
     code += "cli.main() if 'pipelines' not in sys.modules else sys.exit('imported')"
     done = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=True)
     assert [name for names in panels(done.stdout).values() for name in names] == [*SCIENCE]
@@ -61,7 +61,7 @@ def test_help_has_examples_that_parse(command: str, capsys: pytest.CaptureFixtur
             assert (ROOT / name).is_file()
 
 
-def test_both_ways_to_start_are_the_same() -> None:
+def test_dit_and_python_m_dit_are_the_same() -> None:
     commands = ([sys.executable, "-m", "dit"], [str(Path(sys.executable).parent / "dit")])
     outputs = {subprocess.run([*command, "--help"], capture_output=True, check=True).stdout for command in commands}
     assert len(outputs) == 1

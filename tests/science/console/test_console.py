@@ -1,4 +1,4 @@
-"""What people see: bars on a terminal, plain lines elsewhere, and work that goes on when nobody looks any more."""
+"""Output: bars on a terminal, plain lines elsewhere, and work that continues after the terminal has closed."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from processes import python
 from terminals import Terminal, terminal
 
 from dit.console import output
@@ -70,7 +71,7 @@ def test_without_a_terminal_a_long_task_is_a_line_for_every_tenth(
     assert all("left" in line for line in lines[:9])
 
 
-def test_without_a_terminal_silence_does_not_last(
+def test_without_a_terminal_a_slow_task_still_prints_a_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(output, "_SILENCE_SECONDS", 0.0)
@@ -80,14 +81,16 @@ def test_without_a_terminal_silence_does_not_last(
 
 
 @pytest.mark.parametrize(("completed", "enabled"), [(5, True), (0, False)])
-def test_nothing_is_said_of_nothing(completed: int, enabled: bool, capsys: pytest.CaptureFixture[str]) -> None:
+def test_complete_or_disabled_progress_prints_nothing(
+    completed: int, enabled: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
     with output.progress("train", 5, "steps", completed, enabled=enabled) as bar:
         if not enabled:
             bar.advance(5, loss=0.5)
     assert capsys.readouterr() == ("", "")
 
 
-def test_work_that_fails_is_not_reported_as_done(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_task_that_fails_has_no_last_line(capsys: pytest.CaptureFixture[str]) -> None:
     def fail() -> None:
         with output.progress("train", 5, "steps") as bar:
             bar.advance()
@@ -98,7 +101,7 @@ def test_work_that_fails_is_not_reported_as_done(capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().err == ""
 
 
-def test_threads_count_together(capsys: pytest.CaptureFixture[str]) -> None:
+def test_threads_share_a_count(capsys: pytest.CaptureFixture[str]) -> None:
     with output.progress("encode", 4000, "images") as bar:
         threads = [threading.Thread(target=lambda: [bar.advance(codec="vae") for _ in range(1000)]) for _ in range(4)]
         for thread in threads:
@@ -123,7 +126,7 @@ def test_a_bar_shows_rate_time_left_and_loss(terminal: Terminal, tmp_path: Path)
     with open(tmp_path / "out", "w") as out:
         subprocess.run(command(WORK), stdin=terminal.slave, stdout=out, stderr=terminal.slave, check=True)
     drawn = terminal.text()
-    assert (tmp_path / "out").read_text() == "before\nwithin\nafter\n", "results that are redirected stay whole"
+    assert (tmp_path / "out").read_text() == "before\nwithin\nafter\n", "redirected results are complete"
     assert re.search(r"train S/2 .* \d+/100 [\d.]+ steps/s .* left .*loss 0\.1250", drawn)
     assert re.search(r"100/100 .*took", drawn)
     assert "?25l" not in drawn, "a hidden cursor would stay hidden after a kill"
@@ -148,25 +151,25 @@ def test_lines_go_above_the_bar_on_the_same_terminal(terminal: Terminal) -> None
     assert any(re.search(r"x +1,234,567", line) for line in drawn)
 
 
-def test_progress_can_be_shown_by_another(capsys: pytest.CaptureFixture[str]) -> None:
-    seen: list[tuple[object, ...]] = []
+def test_progress_can_be_shown_by_an_orchestrator(capsys: pytest.CaptureFixture[str]) -> None:
+    calls: list[tuple[object, ...]] = []
 
     class Bar:
         def advance(self, n: int = 1, **info: float | str) -> None:
-            seen.append((n, info))
+            calls.append((n, info))
 
     @contextmanager
     def open_bar(*bar: object) -> Iterator[Bar]:
-        seen.append(bar)
+        calls.append(bar)
         yield Bar()
-        seen.append(("closed",))
+        calls.append(("closed",))
 
     with output.progress_shown_by(open_bar):
         with output.progress("train", 5, "steps", completed=2) as bar:
             bar.advance(3, loss=0.5)
         with output.progress("train", 5, "steps", enabled=False) as bar:
             bar.advance()
-    assert seen == [("train", 5, "steps", 2), (3, {"loss": 0.5}), ("closed",)]
+    assert calls == [("train", 5, "steps", 2), (3, {"loss": 0.5}), ("closed",)]
     assert capsys.readouterr() == ("", "")
     with output.progress("train", 5, "steps") as bar:
         bar.advance(5)
@@ -211,7 +214,7 @@ def test_a_dumb_terminal_gives_plain_lines(terminal: Terminal) -> None:
     assert re.fullmatch(r"train S/2: 100/100 steps .*\n+", terminal.text())
 
 
-def test_work_goes_on_when_the_terminal_goes_away(tmp_path: Path) -> None:
+def test_work_continues_after_the_terminal_has_closed(tmp_path: Path) -> None:
     code = f"""
         import sys
         from pathlib import Path
@@ -239,20 +242,20 @@ def test_work_goes_on_when_the_terminal_goes_away(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_work_goes_on_when_nobody_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unbuffered: str) -> None:
+def test_work_continues_after_the_pipe_has_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unbuffered: str
+) -> None:
     monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
     code = f"""
         import sys
         from pathlib import Path
         from dit.console import say, table
         sys.stdin.readline()
-        say("to nobody")
+        say("unread")
         table(["a"], [[1]])
         Path({str(tmp_path / "result")!r}).write_text("done")
     """
-    process = subprocess.Popen(
-        command(code), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    process = python(code)
     assert process.stdout is not None
     assert process.stdin is not None
     assert process.stderr is not None
@@ -266,7 +269,7 @@ def test_work_goes_on_when_nobody_reads(tmp_path: Path, monkeypatch: pytest.Monk
     assert (tmp_path / "result").read_text() == "done"
 
 
-def test_work_goes_on_with_closed_streams_and_poor_encodings(tmp_path: Path) -> None:
+def test_work_continues_with_closed_streams_and_poor_encodings(tmp_path: Path) -> None:
     code = f"""
         from dit.console import progress, say, table
         with progress("Fréchet", 1, "images") as bar:

@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Formats of numbers."""
 
 from __future__ import annotations
 
@@ -35,5 +35,5 @@ from dit.console.formatting import format_bytes, format_count, format_duration, 
         (format_rate(0.08131, "steps"), "0.0813 steps/s"),
     ],
 )
-def test_numbers_read_well(text: str, expected: str) -> None:
+def test_a_number_has_its_format(text: str, expected: str) -> None:
     assert text == expected

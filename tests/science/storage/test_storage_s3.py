@@ -1,61 +1,33 @@
-"""The store on S3, over real HTTP: the same behaviour as on files, copies made once, many keys, many processes."""
+"""The store on S3, over real HTTP: large files, many keys, local copies, several processes."""
 
 from __future__ import annotations
 
-import hashlib
 import multiprocessing
 import os
-import pickle
-import subprocess
-import sys
-import textwrap
 import time
 from pathlib import Path
 
 import pytest
 from moto.core import DEFAULT_ACCOUNT_ID
 from moto.s3.models import s3_backends
+from processes import python
 from s3_proxy import BUCKET, Proxy, raw
 
-from dit.errors import DitError, InputError, MissingError
+from dit.errors import InputError, MissingError
 from dit.storage import fetch_file, fetch_folder, open_store, sha256_file
 from dit.storage.s3 import S3Store
 
 pytestmark = pytest.mark.usefixtures("s3_environment")
 
 
-def test_what_is_written_is_read_listed_and_deleted() -> None:
-    s3_store = open_store(f"s3://{BUCKET}/root")
-    entry = s3_store.write("a/b/part.bin", b"content")
-    s3_store.write("a/c.json", b"{}")
-    s3_store.write("ab/other", b"")
-    assert (entry.name, entry.bytes, entry.sha256) == ("part.bin", 7, hashlib.sha256(b"content").hexdigest())
-    assert s3_store.read("a/b/part.bin") == b"content"
-    assert s3_store.size("a/b/part.bin") == 7
-    assert s3_store.exists("a/c.json")
-    assert not s3_store.exists("a")
-    raw().put_object(Bucket=BUCKET, Key="root/a/")
+def test_objects_of_other_programs_and_prefixes_are_left_alone(s3_store: S3Store) -> None:
+    s3_store.write("a/part.bin", b"content")
+    raw().put_object(Bucket=BUCKET, Key="root/a/")  # an empty folder, as some tools write it
     raw().put_object(Bucket=BUCKET, Key="outside")
-    assert s3_store.list() == ["a/b/part.bin", "a/c.json", "ab/other"]
-    assert s3_store.list("a") == s3_store.list("a/") == ["a/b/part.bin", "a/c.json"]
-    assert s3_store.list("none") == []
+    assert s3_store.list() == ["a/part.bin"]
     s3_store.delete("a")
-    s3_store.delete("a")
-    assert s3_store.list() == ["ab/other"]
-    s3_store.delete("ab/other")
-    assert s3_store.list() == []
     assert open_store(f"s3://{BUCKET}").list() == ["outside"]
-    for use in (s3_store.read, s3_store.size, s3_store.local, s3_store.local_folder):
-        with pytest.raises(MissingError, match="a/none"):
-            use("a/none")
-
-
-@pytest.mark.parametrize("key", ["", "/etc/passwd", "../x", "a/../../x", "a//b"])
-def test_a_key_cannot_lead_out_of_the_store(s3_store: S3Store, key: str) -> None:
-    for use in (s3_store.read, s3_store.exists, s3_store.local, lambda key: s3_store.write(key, b"")):
-        with pytest.raises(InputError, match="is no key"):
-            use(key)
-    with pytest.raises(InputError, match="is no key"):
+    with pytest.raises(InputError, match="is not a valid key"):
         open_store(f"s3://{BUCKET}/x/../y")
 
 
@@ -69,7 +41,7 @@ def test_a_large_file_goes_in_parts_and_carries_its_checksum(s3_store: S3Store, 
     assert (tmp_path / "back").read_bytes() == large.read_bytes()
 
 
-def test_more_keys_than_one_answer_holds(s3_store: S3Store, s3_proxy: Proxy) -> None:
+def test_a_listing_of_several_pages_is_whole(s3_store: S3Store, s3_proxy: Proxy) -> None:
     names = [f"part-{i:05d}" for i in range(2100)]
     for name in names:
         # Into the server's memory: over HTTP they would take longer than all other tests together.
@@ -103,15 +75,7 @@ def test_many_processes_that_need_one_file_download_it_once(s3_store: S3Store, s
         sys.stdin.readline()
         print(store.local("shard.tar"))
     """
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(code), BUCKET],
-            text=True,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        for _ in range(4)
-    ]
+    processes = [python(code, BUCKET) for _ in range(4)]
     for process in processes:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
@@ -160,16 +124,6 @@ def test_a_forked_process_uses_its_own_connections(s3_store: S3Store, s3_proxy: 
     assert s3_store.read("key") == b"value"
 
 
-def test_stores_and_errors_pass_between_processes(s3_store: S3Store) -> None:
-    s3_store.write("key", b"value")
-    assert pickle.loads(pickle.dumps(s3_store)).read("key") == b"value"
-    with pytest.raises(DitError) as caught:
-        s3_store.read("none")
-    copy = pickle.loads(pickle.dumps(caught.value))
-    assert type(copy) is MissingError
-    assert str(copy) == str(caught.value)
-
-
 def test_completion_marks_are_deleted_first(s3_store: S3Store, s3_proxy: Proxy) -> None:
     for name in ("a.bin", "meta.json", "z.bin", "below/manifest.json"):
         s3_store.write(f"step/{name}", b"")
@@ -180,7 +134,7 @@ def test_completion_marks_are_deleted_first(s3_store: S3Store, s3_proxy: Proxy) 
     assert sorted(deleted[2:]) == ["a.bin", "z.bin"]
 
 
-def test_servers_without_the_newer_checksums_are_spared_them(
+def test_newer_checksums_are_sent_only_on_request(
     s3_store: S3Store, s3_proxy: Proxy, large: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     s3_store.upload(large, "big.bin")

@@ -1,4 +1,4 @@
-"""The cluster section: what it fills in, what it refuses, and that no result depends on it."""
+"""The cluster section: its defaults, its mistakes, and that no result depends on it."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def test_a_quantity_is_read_as_kubernetes_reads_it(text: str, value: Decimal | i
 
 
 @pytest.mark.parametrize("text", ["", "0", "0Gi", "-1", "4 Gi", "4gi", "4KB", "many"])
-def test_what_is_no_quantity_is_refused(text: str) -> None:
+def test_a_text_that_is_not_a_quantity_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="quantity above 0"):
         quantity(text)
 
 
 @pytest.mark.parametrize(
-    ("override", "words"),
+    ("override", "message"),
     [
         ("cluster.replica=4", "did you mean cluster.replicas"),
         ("cluster.replicas=0", "cluster.replicas=0"),
@@ -53,15 +53,15 @@ def test_what_is_no_quantity_is_refused(text: str) -> None:
         ("cluster.secrets=[Upper]", "cluster.secrets"),
         ("cluster.tolerations=[{key: a, operator: Equal}]", "needs a value"),
         ("cluster.tolerations=[{key: a, value: b}]", "takes none"),
-        ("cluster.gpus_per_pod=0", "gpus_per_pod=0 for none"),
+        ("cluster.gpus_per_pod=0", "but gpus_per_pod=0"),
         ("cluster.node_selector={nvidia.com/gpu.product: T4}", "remove one"),
         ("cluster.patience.hopeless=100000", "longer than start"),
     ],
 )
-def test_an_impossible_value_is_refused_in_one_line(override: str, words: str) -> None:
+def test_an_impossible_value_is_refused_in_one_line(override: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load(CONFIGS / "imagenet256.yaml", [override])
-    assert words in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

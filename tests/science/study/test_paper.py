@@ -1,4 +1,4 @@
-"""The paper's numbers as data: whole, consistent with our own table of models, and typed."""
+"""The paper's numbers as data are complete and agree with our table of models."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_our_models_have_the_papers_size_and_cost(name: str) -> None:
     assert spec.gflops(LATENT) == pytest.approx(published.gflops, rel=1e-3, abs=0.005)
 
 
-def test_curves_fall_and_end_beside_the_table() -> None:
+def test_curves_fall_and_end_at_the_values_of_the_table() -> None:
     for name, curve in paper().curves.items():
         values = [curve[step] for step in sorted(curve)]
         assert values == sorted(values, reverse=True)
@@ -40,6 +40,6 @@ def test_loss_gates_fall_with_training() -> None:
     assert [gate.loss for gate in gates] == sorted((gate.loss for gate in gates), reverse=True)
 
 
-def test_guidance_scales_and_seeds_are_there() -> None:
+def test_guidance_scales_and_repeated_trainings_are_included() -> None:
     assert paper().xl2_7m[1.5].fid == 2.27
     assert "DiT-XL/2 19.5, 18.1" in seed_note()

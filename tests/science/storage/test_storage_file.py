@@ -1,24 +1,20 @@
-"""Files of a store are complete or absent, whatever kills their writer or fills the disk."""
+"""Files of a local store are complete or absent, even if their writer is killed or the disk is full."""
 
 from __future__ import annotations
 
 import os
 import signal
 import subprocess
-import sys
-import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from processes import partial_files, python
 
 from dit.errors import InputError, StoreError
-from dit.storage import (
-    Store,
-    open_store,
-)
+from dit.storage import Store, open_store
 
 
 @pytest.fixture
@@ -38,25 +34,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", place], check=True)
 
 
-def python(code: str, *arguments: object) -> subprocess.Popen[str]:
-    """Start a Python process on this code."""
-    return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-
-
 def wait_until(condition: Callable[[], bool]) -> None:
     end = time.monotonic() + 240
     while not condition():
-        assert time.monotonic() < end, "waited in vain"
+        assert time.monotonic() < end, "timeout"
         time.sleep(0.01)
-
-
-def partial_files(root: Path) -> list[Path]:
-    return list(root.rglob(".*.partial"))
 
 
 def test_a_reader_never_sees_a_file_half_written(store: Store) -> None:
@@ -103,7 +85,7 @@ def half_uploaded(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], int]]
     process.communicate()
 
 
-def test_a_killed_upload_leaves_nothing_to_see_and_the_next_one_succeeds(
+def test_a_killed_upload_is_invisible_and_the_next_one_succeeds(
     store: Store, tmp_path: Path, half_uploaded: tuple[subprocess.Popen[str], int]
 ) -> None:
     process, pipe = half_uploaded
@@ -114,7 +96,7 @@ def test_a_killed_upload_leaves_nothing_to_see_and_the_next_one_succeeds(
     assert not store.exists("checkpoints/model.bin")
     store.write("checkpoints/model.bin", b"whole")
     assert store.read("checkpoints/model.bin") == b"whole"
-    assert partial_files(tmp_path) == [], "what the killed process left takes no room for ever"
+    assert partial_files(tmp_path) == [], "the next writer removes what the killed one left"
 
 
 def test_two_writers_of_one_key_do_not_disturb_each_other(

@@ -1,4 +1,4 @@
-"""The store on S3 when something breaks: nothing half done is seen, and what cannot be mended is one clear line."""
+"""The store on S3 under failures: no incomplete object is visible, and every error is one line."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
-import textwrap
 import threading
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -16,6 +13,7 @@ from pathlib import Path
 import boto3
 import pytest
 from ports import reserved_port
+from processes import python
 from s3_proxy import BUCKET, Address, Proxy, control, raw
 
 from dit.cli.commands import run
@@ -26,21 +24,12 @@ from dit.storage.s3 import S3Store
 pytestmark = pytest.mark.usefixtures("s3_environment")
 
 
-def python(code: str, *arguments: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-
-
 def one_line(error: pytest.ExceptionInfo[DitError]) -> str:
     assert "\n" not in str(error.value)
     return str(error.value)
 
 
-def test_an_upload_killed_on_the_way_is_not_seen_and_the_next_one_succeeds(
+def test_a_killed_upload_is_invisible_and_the_next_one_succeeds(
     s3_store: S3Store, s3_proxy: Proxy, large: Path
 ) -> None:
     s3_store.write("model.bin", b"the one before")
@@ -89,7 +78,7 @@ def test_a_damaged_object_is_named_and_kept_out_of_the_cache(s3_store: S3Store, 
 
 
 @pytest.mark.parametrize("status", [500, 503])
-def test_a_passing_failure_of_the_server_is_not_noticed(
+def test_a_request_that_fails_once_is_retried(
     s3_store: S3Store, s3_proxy: Proxy, large: Path, tmp_path: Path, status: int
 ) -> None:
     for method, part in (("PUT", "partNumber=2"), ("POST", "uploads"), ("HEAD", "big.bin"), ("GET", "big.bin")):
@@ -105,7 +94,7 @@ def test_a_passing_failure_of_the_server_is_not_noticed(
     assert s3_proxy.faults == []
 
 
-def test_an_answer_that_breaks_off_is_asked_for_again(s3_store: S3Store, s3_proxy: Proxy, tmp_path: Path) -> None:
+def test_a_request_whose_answer_breaks_off_is_retried(s3_store: S3Store, s3_proxy: Proxy, tmp_path: Path) -> None:
     content = os.urandom(100_000)
     s3_store.write("part.bin", content)
     s3_proxy.break_off_once("GET", "part.bin")
@@ -116,9 +105,7 @@ def test_an_answer_that_breaks_off_is_asked_for_again(s3_store: S3Store, s3_prox
     assert s3_proxy.broken is None
 
 
-def test_a_server_that_goes_on_failing_is_one_line(
-    s3_store: S3Store, s3_proxy: Proxy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_retries_end_with_one_line(s3_store: S3Store, s3_proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
     for _ in range(2):
         s3_proxy.answer_once(503, "PUT", "record.json")
@@ -128,7 +115,7 @@ def test_a_server_that_goes_on_failing_is_one_line(
     assert caught.value.exit_code == 1
 
 
-def test_a_missing_bucket() -> None:
+def test_a_missing_bucket_is_one_line() -> None:
     with pytest.raises(MissingError, match=r"s3://no-such-bucket/x at http://.*: the bucket does not exist") as caught:
         open_store("s3://no-such-bucket/x")
     assert caught.value.exit_code == 2
@@ -143,7 +130,7 @@ def test_a_missing_bucket() -> None:
         ("endpoint", 1, "cannot be reached"),
     ],
 )
-def test_a_command_says_it_in_one_line(
+def test_a_command_fails_with_one_line(
     what: str, code: int, named: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(Path(__file__).parents[3])
@@ -159,7 +146,7 @@ def test_a_command_says_it_in_one_line(
     assert re.fullmatch(rf"dit: [^\n]*{named}[^\n]*\n", errors)
 
 
-def test_a_bucket_that_vanishes_is_not_taken_for_a_missing_object(s3_store: S3Store) -> None:
+def test_a_bucket_that_is_deleted_later_is_not_reported_as_a_missing_object(s3_store: S3Store) -> None:
     s3_store.write("x", b"")
     s3_store.delete("x")
     raw().delete_bucket(Bucket=BUCKET)
@@ -167,7 +154,7 @@ def test_a_bucket_that_vanishes_is_not_taken_for_a_missing_object(s3_store: S3St
         s3_store.read("x")
 
 
-def test_wrong_credentials(s3_server: Address) -> None:
+def test_wrong_credentials_are_refused(s3_server: Address) -> None:
     control(s3_server, "reset-auth", b"0")
     try:
         with pytest.raises(InputError, match=r"refused \(InvalidAccessKeyId\); set AWS_ACCESS_KEY_ID") as caught:
@@ -179,7 +166,7 @@ def test_wrong_credentials(s3_server: Address) -> None:
         control(s3_server, "reset-auth", b"inf")
 
 
-def test_credentials_without_permission(s3_server: Address, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_credentials_without_permission_are_refused(s3_server: Address, monkeypatch: pytest.MonkeyPatch) -> None:
     iam = boto3.client("iam", endpoint_url="http://{}:{}".format(*s3_server))
     iam.create_user(UserName="nobody")
     key = iam.create_access_key(UserName="nobody")["AccessKey"]
@@ -198,7 +185,7 @@ def test_credentials_without_permission(s3_server: Address, monkeypatch: pytest.
         control(s3_server, "reset-auth", b"inf")
 
 
-def test_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_credentials_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     with pytest.raises(InputError, match=r"no usable credentials .*; set AWS_ACCESS_KEY_ID") as caught:
@@ -210,13 +197,13 @@ def test_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("bucket", ["Not_A_Bucket!", "x"])
-def test_an_impossible_bucket_name(bucket: str) -> None:
+def test_an_impossible_bucket_name_is_one_line(bucket: str) -> None:
     with pytest.raises(InputError, match=bucket) as caught:
         open_store(f"s3://{bucket}")
     one_line(caught)
 
 
-def test_a_silent_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endpoint_that_does_not_answer_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", address)
@@ -227,7 +214,7 @@ def test_a_silent_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     assert caught.value.exit_code == 1
 
 
-def test_an_endpoint_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endpoint_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     with reserved_port() as port:
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{port}")
         with pytest.raises(StoreError, match=rf"at http://127.0.0.1:{port}: cannot be reached \(Connection refused\)"):
@@ -242,7 +229,7 @@ def test_an_endpoint_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> 
     ("name", "value"),
     [("AWS_ENDPOINT_URL_S3", "nonsense"), ("DIT_S3_TIMEOUT", "soon"), ("AWS_MAX_ATTEMPTS", "many")],
 )
-def test_a_setting_that_makes_no_sense(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_setting_that_is_not_valid_is_one_line(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match=f"{name}.*{value}") as caught:
         open_store(f"s3://{BUCKET}").list()
@@ -256,7 +243,7 @@ def test_a_file_that_changes_while_it_is_uploaded_is_noticed(s3_store: S3Store, 
         return False
 
     s3_proxy.faults.append(change)
-    with pytest.raises(StoreError, match=r"big\.bin: is not what .*large held"):
+    with pytest.raises(StoreError, match=r"big\.bin: differs from .*large"):
         s3_store.upload(large, "big.bin")
 
 
