@@ -21,7 +21,7 @@ from dit.study import layout, study_file
 from dit.study.config import StudyConfig
 from dit.tracking import flush, reconcile, start_shipping
 from pipelines.local.display import StudyLog
-from pipelines.local.parallelism import share
+from pipelines.local.parallelism import available_cores, has_gpu, share
 from pipelines.local.workers import WorkerError, WorkerPool, WorkItem
 from pipelines.step.parent_watch import ChildLifeline
 
@@ -48,7 +48,7 @@ def run(study: Path | str, root: str, overrides: list[str], image: str | None = 
 
 def _run_pipeline(config: StudyConfig, store: Store, image: str | None) -> None:
     log_path, left = _log_path(config, store), unfinished(Work(config, store))
-    machine = share(config.fit, len(left))
+    machine = share(config.fit, len(left), available_cores(), has_gpu())
     say(
         f"{config.study}: {len(left)} of {len(config.specs)} variants to do, {machine.workers} at a time;"
         f" results in {address(store, '')}, log in {log_path}"

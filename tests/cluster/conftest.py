@@ -9,7 +9,6 @@ from collections.abc import Iterator
 
 import pytest
 from hand import Hand
-from hopeless import launched
 from kube import (
     NAMESPACE,
     SELECTOR,
@@ -26,6 +25,7 @@ from kube import (
     until,
 )
 from studies import CONFIG_MAP, EARLY, EARLY_LABEL, Running, Site, study_config_map
+from unrecoverable import launched
 
 from dit.errors import DitError
 from pipelines.deploy import ROOT

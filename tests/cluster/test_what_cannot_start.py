@@ -7,9 +7,9 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
-from hopeless import NO_IMAGE, POWERLESS
 from kube import NAMESPACE, delete, has_crd
 from studies import Running, Site
+from unrecoverable import NO_IMAGE, POWERLESS
 
 pytestmark = [pytest.mark.cluster, pytest.mark.alone, pytest.mark.timeout(1200)]
 SECONDS = 120.0

@@ -1,0 +1,31 @@
+"""Lines of pod logs: their time stamps, and which of torchrun's are hidden."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipelines.jobs.logs import of_torchrun, split_stamp
+
+
+def test_time_stamps_of_log_lines_sort_as_times_do() -> None:
+    lines = ["2026-01-01T10:00:00Z a", "2026-01-01T10:00:00.12Z b", "2026-01-01T10:00:00.123456789Z c d"]
+    stamps = [split_stamp(line)[0] for line in lines]
+    assert stamps == sorted(stamps)
+    assert split_stamp(lines[2])[1] == "c d"
+
+
+@pytest.mark.parametrize(
+    ("line", "hidden"),
+    [
+        ("I1125 10:59:28.915000 1 torch/distributed/elastic/agent/server/api.py:553]   global_ranks=[1]", True),
+        ("I1125 10:59:28.915000 1 torch/distributed/launcher/api.py:254] ", True),
+        ("[W1125 10:59:32.112736095 socket.cpp:207] [c10d] The hostname of the client socket cannot be", True),
+        ("[W1125 10:59:32.112736095 socket.cpp:464] [c10d] Timed out", False),
+        ("E1125 10:59:28.915000 1 torch/distributed/elastic/multiprocessing/api.py:1010] failed (exitcode: 1)", False),
+        ("W1125 10:59:28.915000 1 torch/distributed/elastic/agent/server/api.py:739] Received 15 death signal", False),
+        ("train mini-S/2: 1,272/5,200 step (24 %), 32.4 step/s", False),
+        ("dit: mini-S/2: step 3: loss is not finite (rank 1)", False),
+    ],
+)
+def test_of_what_torchrun_says_only_trouble_is_printed(line: str, hidden: bool) -> None:
+    assert of_torchrun(line) is hidden
