@@ -69,7 +69,7 @@ def test_the_second_study_waits_for_the_first(site: Site) -> None:
     waiting = second.launch()
     line = waiting.says("waits in queue dit-scaling", 120)
     assert "insufficient unused quota for nvidia.com/gpu" in line
-    assert "it starts by itself" in line
+    assert "it starts when quota becomes free" in line
     assert not second.workers()
     assert running.end(600).code == 0
     waiting.says("all 2 pods run", 120)

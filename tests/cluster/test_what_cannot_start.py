@@ -56,5 +56,5 @@ def no_trainjobs() -> Iterator[None]:
 def test_a_kind_that_the_cluster_does_not_know(site: Site) -> None:
     ended = site.study("crd", "cluster.job=trainjob").launch().end(SECONDS)
     assert ended.code == 2, ended.log
-    assert "the cluster knows no TrainJob" in ended.last_line
+    assert "the cluster does not serve TrainJob" in ended.last_line
     assert f"kubectl get crd {TRAINJOB}" in ended.last_line

@@ -111,7 +111,7 @@ def test_a_job_of_8_pods_goes_on_with_4(site: Site) -> None:
     smaller = Study(site, (*study.overrides, "cluster.replicas=4"))
     refused = smaller.launch().end(60)
     assert refused.code == 2
-    assert "works on something else" in refused.last_line
+    assert "runs another spec" in refused.last_line
     delete(PYTORCHJOB, study.job())
     ended = smaller.launch().end(600)
     assert ended.code == 0, ended.log

@@ -252,16 +252,16 @@ READY = {"type": "Ready", "status": "True"}
         (
             pod("a", conditions=[NO_ROOM]),
             "pod dit-scaling/a finds no node: 0/1 nodes: Insufficient memory.;"
-            " it waits for room: kubectl describe nodes",
+            " it waits for a free node: kubectl describe nodes",
         ),
-        (pod("a", {"running": {}}), "pod dit-scaling/a runs and is not ready; kubectl logs -n dit-scaling a -c mlflow"),
+        (pod("a", {"running": {}}), "pod dit-scaling/a runs but is not ready; kubectl logs -n dit-scaling a -c mlflow"),
         (
             pod(
                 "a",
                 {"waiting": {"reason": "PodInitializing"}},
                 initContainerStatuses=[{"name": "first", "ready": False, "state": {"running": {}}}],
             ),
-            "pod dit-scaling/a runs and is not ready; kubectl logs -n dit-scaling a -c first",
+            "pod dit-scaling/a runs but is not ready; kubectl logs -n dit-scaling a -c first",
         ),
     ],
 )
@@ -298,7 +298,7 @@ def test_a_deployment_without_a_pod_says_why(
     add(state, {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata, "status": status})
     assert run(state, "deploy", "kind") == 1
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.endswith("no pod is made: exceeded quota: pods; kubectl describe deployment -n dit-scaling mlflow")
+    assert error.endswith("no pod was created: exceeded quota: pods; kubectl describe deployment -n dit-scaling mlflow")
 
 
 def test_secrets_of_services_that_exist_are_not_invented(state: Path, capsys: pytest.CaptureFixture[str]) -> None:

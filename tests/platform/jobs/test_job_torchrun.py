@@ -49,7 +49,7 @@ def test_a_pod_begins_when_the_one_that_holds_the_rendezvous_answers(
     number = port.getsockname()[1]
     with begin(environment, f"127.0.0.1:{number}") as process:
         assert process.stdout is not None
-        assert process.stdout.readline().startswith(f"waits for 127.0.0.1:{number}, where the pods meet: ")
+        assert process.stdout.readline().startswith(f"waiting for the rendezvous at 127.0.0.1:{number}: ")
         port.listen()
         assert process.stdout.read() == " ".join(ARGUMENTS) + "\n"
     assert process.returncode == 0

@@ -48,11 +48,11 @@ REASONS = [
     ),
     pytest.param(
         snapshot(SUSPENDED, workload=workload(FULL)),
-        f"waits in queue gpus: {FULL}", "starts by itself", False, id="queue is full",
+        f"waits in queue gpus: {FULL}", "when quota becomes free", False, id="queue is full",
     ),
     pytest.param(
         snapshot(SUSPENDED, workload=workload(SMALL)),
-        "maximum capacity (9 > 8)", "ask for less", True, id="queue is too small",
+        "maximum capacity (9 > 8)", "request less", True, id="queue is too small",
     ),
     pytest.param(
         snapshot(SUSPENDED, workload=workload("LocalQueue gpus doesn't exist", "Inadmissible")),

@@ -101,7 +101,7 @@ def test_success_is_the_controllers_word() -> None:
 
 @pytest.mark.parametrize(
     ("seen", "words"),
-    [(Snapshot(None, Phase.NEW), "it was deleted"), (snapshot(job(uid="job-2")), "another of its name")],
+    [(Snapshot(None, Phase.NEW), "it was deleted"), (snapshot(job(uid="job-2")), "another job has its name")],
 )
 def test_a_job_that_is_gone_is_a_failure_that_says_so(seen: Snapshot, words: str) -> None:
     verdict = supervisor().look(seen, 0.0)

@@ -37,7 +37,7 @@ def test_pods_that_do_not_run_say_why() -> None:
         ],
     )
     assert found == {
-        TRAIN: "pod kubeflow/a finds no node: 0/3 nodes are available; it waits for room: kubectl describe nodes",
+        TRAIN: "pod kubeflow/a finds no node: 0/3 nodes are available; it waits for a free node: kubectl describe nodes",
         "train mini-B/2": "pod kubeflow/b cannot pull its image: no such image; push the image, or correct its name or"
         " pull secret (docs/cluster.md, Private registries)",
     }
