@@ -1,4 +1,4 @@
-"""Commands for what runs on a cluster beside the studies: servers, secrets, the reaper, MLflow's pages."""
+"""Commands for the services on a cluster: deployments, secrets, the reaper, MLflow's pages."""
 
 from __future__ import annotations
 

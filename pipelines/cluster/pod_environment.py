@@ -76,7 +76,7 @@ def store_as_pods_see_it(variables: Mapping[str, str], namespace: str) -> Iterat
             del os.environ[key]
         os.environ.update(given)
         try:
-            yield how(endpoint, local) if endpoint and local else "with our own settings"
+            yield how(endpoint, local) if endpoint and local else "with this machine's settings"
         finally:
             for key in given:
                 del os.environ[key]
@@ -102,7 +102,7 @@ def reached(address: str, namespace: str) -> Iterator[str]:
         yield address
         return
     if parts.scheme != "http":
-        raise InputError(f"{address} resolves only inside the cluster, where kubectl can forward http alone; use http")
+        raise InputError(f"{address}: its certificate is not valid for a forwarded port; use http inside the cluster")
     with forwarded(*service, parts.port or 80) as forwarding:
         yield f"http://{HOST}:{forwarding.port}"
 

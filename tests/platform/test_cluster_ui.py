@@ -104,7 +104,7 @@ def test_a_study_that_is_not_there_yet_is_said(cluster: Cluster) -> None:
         ("kind", "--raw", "no cluster answers .* set KUBECONFIG"),
         ("kind", "service/mlflow", "service/mlflow not found; deploy it first: dit deploy kind"),
         ("kind", "dit-mlflow", "dit-mlflow not found"),
-        ("pipelines", "", "overlay pipelines has no MLflow server; one that has: dit ui-cluster kind STUDY"),
+        ("pipelines", "", "overlay pipelines has no MLflow server; choose another, such as: dit ui-cluster kind STUDY"),
         ("kind-of", "", "overlay kind-of does not exist; choose from a100, kind"),
     ],
 )

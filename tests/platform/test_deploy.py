@@ -337,6 +337,6 @@ def test_a_field_that_somebody_else_has_set_is_named_and_overwritten_on_request(
     capsys.readouterr()
     assert run(state, "deploy", "kind") == 2
     error = capsys.readouterr().err
-    assert error.endswith('conflict with "somebody" using v1: .data.K; to overwrite it: make deploy FORCE=1\n')
+    assert error.endswith('conflict with "somebody" using v1: .data.K; to overwrite it, add --force\n')
     assert error.count("\n") == 1
     assert run(state, "deploy", "kind", "--force") == 0

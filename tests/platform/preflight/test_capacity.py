@@ -82,10 +82,10 @@ def test_one_pod_may_have_all_gpus_of_a_node() -> None:
     ("parts", "scratch", "disk", "said"),
     [
         (16, "200Gi", "2Ti", None),
-        (16, "300Gi", "2Ti", "8 pods of prepare may meet on node one, whose disk has room for 6 of 300Gi"),
+        (16, "300Gi", "2Ti", "8 pods of prepare may share node one, whose disk has room for 6 of 300Gi"),
         # So few cannot fill it, and more than the node's GPUs do not meet there.
         (6, "300Gi", "2Ti", None),
-        (16, "200Gi", "1Ti", "8 pods of prepare may meet on node one, whose disk has room for 5 of 200Gi"),
+        (16, "200Gi", "1Ti", "8 pods of prepare may share node one, whose disk has room for 5 of 200Gi"),
     ],
 )
 def test_parts_of_the_preparation_share_a_nodes_disk(parts: int, scratch: str, disk: str, said: str | None) -> None:
@@ -129,8 +129,8 @@ def test_a_resource_that_the_queue_does_not_cover_is_named() -> None:
     ("quotas", "gpus", "said"),
     [
         (["32"], [8, 8, 8, 8], None),
-        (["32"], [8], f"its quota is 32 nvidia.com/gpu, and nodes with {A100} have 8"),
-        (["8"], [], f"its quota is 8 nvidia.com/gpu, and nodes with {A100} have 0"),
+        (["32"], [8], f"its quota is 32 nvidia.com/gpu, but nodes with {A100} have 8"),
+        (["8"], [], f"its quota is 8 nvidia.com/gpu, but nodes with {A100} have 0"),
         # One of these has other nodes.
         (["8", "32"], [8], None),
     ],

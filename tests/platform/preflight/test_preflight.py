@@ -176,7 +176,7 @@ def change(path: str, value: Any = None) -> Break:
             "has no MLFLOW_TRACKING_PASSWORD; kubectl describe secret -n dit-scaling dit-mlflow",
         ),
         (change(REAPER), "reaper", "dit deploy"),
-        (change(REAPER, {"status": {}}), "reaper", "does not run; kubectl describe deployment"),
+        (change(REAPER, {"status": {}}), "reaper", "is not available; kubectl describe deployment"),
         (change("/api/v1/nodes", {"items": [node("one", gpus=7)]}), "GPUs", "room for 7 pods"),
         (
             lambda place: place.kubernetes.denied.add("create pytorchjobs"),
@@ -213,7 +213,7 @@ def test_what_is_missing_is_a_cross_with_the_next_command(
 def test_another_version_of_the_kind_of_job_is_named(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     place.objects["/apis/trainer.kubeflow.org"] = {"versions": [{"version": "v1"}, {"version": "v2"}]}
     assert place.check("digits", "cluster.job=trainjob") == 2
-    assert "served as v1, v2 only" in marks(capsys.readouterr().out)["TrainJob"]
+    assert "served only as v1, v2" in marks(capsys.readouterr().out)["TrainJob"]
 
 
 def test_a_bucket_that_does_not_exist_is_a_cross(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
@@ -320,7 +320,7 @@ def test_a_quota_above_what_nodes_have_is_a_question(place: Place, capsys: pytes
     imagenet(place)
     said = marks(capsys.readouterr().out)["queue dit-scaling"]
     assert said.startswith("? ")
-    assert f"quota is 32 nvidia.com/gpu, and nodes with {A100} have 8; lower it" in said
+    assert f"quota is 32 nvidia.com/gpu, but nodes with {A100} have 8; lower the quota" in said
     place.kubernetes.forbidden.add("/api/v1/nodes")
     imagenet(place)
     assert marks(capsys.readouterr().out)["queue dit-scaling"].startswith("✓")
@@ -332,7 +332,7 @@ def test_steps_need_disk_for_what_they_download(place: Place, capsys: pytest.Cap
     assert "no node has room for evaluate" in said
     assert "3Ti ephemeral-storage" in said
     place.check("imagenet256", "cluster.steps.prepare.scratch=500Gi")
-    assert marks(capsys.readouterr().out)["steps"].startswith("? 8 pods of prepare may meet on node one")
+    assert marks(capsys.readouterr().out)["steps"].startswith("? 8 pods of prepare may share node one")
 
 
 def test_behind_a_queue_nodes_may_still_come(place: Place, capsys: pytest.CaptureFixture[str]) -> None:

@@ -228,8 +228,8 @@ def test_a_run_is_terminated_by_its_id(
     [
         ((200, "<html>sign in</html>"), "not as Kubeflow Pipelines 2 does"),
         ((404, "no"), "not as Kubeflow Pipelines 2 does"),
-        ((302, ""), "wants you to sign in"),
-        ((401, {"message": "who"}), "wants you to sign in"),
+        ((302, ""), "requires you to sign in"),
+        ((401, {"message": "who"}), "requires you to sign in"),
         ((500, {"message": "broken"}), "broken; see its log"),
         ((400, {"message": "never"}), "refused: never"),
     ],
