@@ -100,8 +100,8 @@ def dataset(site: Site) -> None:
 @pytest.fixture(scope="session")
 def hand(image: str) -> Iterator[Hand]:
     """Something that kills processes on the node, as the kernel or an operator would."""
-    with Hand.on_node(image) as found:
-        yield found
+    with Hand.on_node(image) as hand:
+        yield hand
 
 
 @pytest.fixture(scope="session")
@@ -137,6 +137,6 @@ def _clean(*, early: bool = False) -> None:
 
 
 def _of_tests(kind: str, early: bool) -> list[Object]:
-    studies = ((one, one["metadata"]["labels"][names.STUDY]) for one in find(kind, names.STUDY))
-    ours = [(one, study) for one, study in studies if study.endswith(SESSION)]
-    return [one for one, study in ours if study.startswith(f"{EARLY}-") is early]
+    studies = ((entry, entry["metadata"]["labels"][names.STUDY]) for entry in find(kind, names.STUDY))
+    ours = [(entry, study) for entry, study in studies if study.endswith(SESSION)]
+    return [entry for entry, study in ours if study.startswith(f"{EARLY}-") is early]

@@ -122,8 +122,8 @@ def until(what: str, look: Callable[[], T], seconds: float, pause: float = 1.0) 
     trouble = ""
     while True:
         try:
-            if found := look():
-                return found
+            if result := look():
+                return result
         except (Refused, StoreError) as error:
             trouble = f" ({error})"
         if time.monotonic() > end:

@@ -128,8 +128,8 @@ class Running:
 
         return until(f"pod {self.name} says {text!r}", look, seconds)
 
-    def said(self, text: str, seconds: float) -> tuple[str, float]:
-        """The first line with this text, and when it came, in seconds since the pod was made; waited for."""
+    def wait_for_line(self, text: str, seconds: float) -> tuple[str, float]:
+        """Wait for a log line with this text; returns the line and the seconds since the pod was created."""
 
         def look() -> str:
             log = kubectl("logs", "--timestamps", "-n", self.namespace, self.name)
@@ -145,8 +145,8 @@ class Running:
         """Wait until it has ended."""
 
         def look() -> Any:
-            found = get("pod", self.name, self.namespace)
-            statuses = (found or {}).get("status", {}).get("containerStatuses") or [{}]
+            result = get("pod", self.name, self.namespace)
+            statuses = (result or {}).get("status", {}).get("containerStatuses") or [{}]
             return statuses[0].get("state", {}).get("terminated")
 
         end = until(f"pod {self.name} ends", look, seconds)
@@ -279,17 +279,17 @@ class Study:
 
     def reference(self, variant: str = "mini-S/2") -> list[tuple[int, float]]:
         """(step, loss) of the same training in one process on this machine, and of steps beyond its end."""
-        recipe = (one for one in self.overrides if one.startswith("train.") and not one.startswith("train.steps="))
+        recipe = (item for item in self.overrides if item.startswith("train.") and not item.startswith("train.steps="))
         steps = max(self.config.train.steps, _REFERENCE_STEPS.get(variant, 0))
         return self.site.reference(variant, f"train.steps={steps}", *recipe)
 
     def check_losses(self, variant: str = "mini-S/2") -> None:
         """Every step was logged once, with the losses of the same training in one process."""
-        found, wanted = self.losses(variant), self.reference(variant)
-        steps = [step for step, _ in found]
+        result, wanted = self.losses(variant), self.reference(variant)
+        steps = [step for step, _ in result]
         assert steps == sorted(set(steps))
         assert steps[-1] == self.config.train.steps
-        means = _means(found, self.config.fit.log_every)
+        means = _means(result, self.config.fit.log_every)
         assert list(means) == [step for step, _ in wanted if step <= steps[-1]]
         for step, loss in wanted[: len(means)]:
             assert means[step] == pytest.approx(loss, rel=TOLERANCE), f"step {step}"

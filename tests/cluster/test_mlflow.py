@@ -95,13 +95,13 @@ def deployed() -> Iterator[Server]:
         yield server
 
 
-def test_a_password_is_asked_for(deployed: Server) -> None:
+def test_mlflow_requires_a_password(deployed: Server) -> None:
     assert deployed.status() == 401
     assert deployed.status(password="not the password") == 401
     assert deployed.status(password=deployed.login[PASSWORD]) == 200
 
 
-def test_only_the_services_names_are_answered(deployed: Server) -> None:
+def test_mlflow_accepts_only_its_service_names(deployed: Server) -> None:
     password = deployed.login[PASSWORD]
     assert deployed.status(host="mlflow.example.com", password=password) == 403
     for name in ("mlflow", "mlflow.dit-scaling", "mlflow.dit-scaling.svc", "mlflow.dit-scaling.svc.cluster.local"):
@@ -184,7 +184,7 @@ def new_database(admin: dict[str, str]) -> Iterator[dict[str, str]]:
 
 def query(server: dict[str, str], *statements: str) -> str:
     settings = {f"PG{key}": value for key, value in {"DATABASE": "postgres", **server}.items()}
-    command = ["psql", "--no-psqlrc", "-At", *(word for one in statements for word in ("-c", one))]
+    command = ["psql", "--no-psqlrc", "-At", *(word for item in statements for word in ("-c", item))]
     done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
@@ -199,8 +199,8 @@ def bucket() -> Iterator[tuple[Any, str]]:
     name = f"test-mlflow-{secrets.token_hex(4)}"
     client.create_bucket(Bucket=name)
     yield client, name
-    for found in client.list_objects_v2(Bucket=name).get("Contents", []):
-        client.delete_object(Bucket=name, Key=found["Key"])
+    for item in client.list_objects_v2(Bucket=name).get("Contents", []):
+        client.delete_object(Bucket=name, Key=item["Key"])
     client.delete_bucket(Bucket=name)
 
 
@@ -293,7 +293,7 @@ def test_runs_of_pods_outlive_the_server_in_postgres_and_s3(
     assert content == "kept"
     assert query(postgres, f"select name, status from runs where run_uuid = '{run}'") == "from a pod|FINISHED"
     client, name = bucket
-    keys = [found["Key"] for found in client.list_objects_v2(Bucket=name)["Contents"]]
+    keys = [item["Key"] for item in client.list_objects_v2(Bucket=name)["Contents"]]
     assert [key for key in keys if run in key and key.startswith("mlflow/") and key.endswith("/note.txt")]
     kubectl("delete", "pod", "-n", on_postgres, "-l", "app.kubernetes.io/name=mlflow", "--wait")
     wait_for_server(on_postgres)

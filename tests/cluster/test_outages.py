@@ -78,7 +78,7 @@ def long_enough(site: Site) -> Study:
 
 
 @pytest.mark.usefixtures("half_a_core")
-def test_servers_that_are_away_cost_no_point(site: Site) -> None:
+def test_outages_of_servers_lose_no_point(site: Site) -> None:
     study = long_enough(site)
     launcher = study.launch()
     every = study.config.fit.checkpoint_every

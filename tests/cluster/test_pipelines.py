@@ -163,7 +163,7 @@ def worked_on(run: Run) -> set[str]:
     return {title for pod in own if (title := title_of(run, pod))}
 
 
-def test_a_run_under_way_is_watched(submitter: Submitter, under_way: UnderWay) -> None:
+def test_status_shows_a_running_run(submitter: Submitter, under_way: UnderWay) -> None:
     study = under_way.whole
     until("its training is a job", lambda: study.workers(), 600)
     command = [*submitter.command(study, "status"), "--experiment", submitter.experiment]
@@ -201,7 +201,7 @@ def test_a_study_is_submitted_and_succeeds(submitter: Submitter, under_way: Unde
     assert b"mini-S/2" in study.site.store.read(f"{layout.report(study.config)}/{layout.REPORT_PAGE}")
 
 
-def test_a_step_that_fails_says_why(submitter: Submitter, under_way: UnderWay) -> None:
+def test_a_failed_step_has_a_reason(submitter: Submitter, under_way: UnderWay) -> None:
     study = under_way.failing
     output, _ = under_way.failing_submission.communicate(timeout=RUN_SECONDS)
     assert under_way.failing_submission.returncode != 0
@@ -217,7 +217,7 @@ def test_a_step_that_fails_says_why(submitter: Submitter, under_way: UnderWay) -
     assert any("not finite" in message for message in messages), messages
 
 
-def test_kfp_itself_submits_with_other_parameters_and_takes_the_preparation_over(
+def test_kfp_submits_with_other_parameters_and_reuses_the_preparation(
     submitter: Submitter, under_way: UnderWay, later: Later
 ) -> None:
     worked = worked_on(check_succeeded(submitter, under_way.changed, later.changed_run, 40))
@@ -232,7 +232,7 @@ def check_succeeded(submitter: Submitter, study: Study, run: Run, length: int) -
     return run
 
 
-def test_a_step_that_fails_in_a_run_too_large_for_the_pipelines_server_says_why(
+def test_a_failed_step_of_a_run_too_large_for_the_pipelines_server_has_a_reason(
     submitter: Submitter, later: Later
 ) -> None:
     output, _ = later.large_submission.communicate(timeout=RUN_SECONDS)

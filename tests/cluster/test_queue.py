@@ -44,12 +44,12 @@ def another_like_it() -> list[Object]:
     """The same queue under another name."""
     queues = []
     for folder in MANIFESTS:
-        for one in yaml.safe_load_all(kubectl("kustomize", str(folder))):
-            if one["kind"] in ("ClusterQueue", "LocalQueue"):
-                one["metadata"]["name"] = ANOTHER
-                queues.append(one)
-            if one["kind"] == "LocalQueue":
-                one["spec"]["clusterQueue"] = ANOTHER
+        for item in yaml.safe_load_all(kubectl("kustomize", str(folder))):
+            if item["kind"] in ("ClusterQueue", "LocalQueue"):
+                item["metadata"]["name"] = ANOTHER
+                queues.append(item)
+            if item["kind"] == "LocalQueue":
+                item["spec"]["clusterQueue"] = ANOTHER
     return queues
 
 
@@ -79,8 +79,8 @@ def test_the_second_study_waits_for_the_first(site: Site) -> None:
         study.check_losses()
 
 
-def test_a_queue_that_has_no_room_ever_says_so(nine: Running) -> None:
-    _, seconds = nine.said("maximum capacity (9 > 8)", 120)
+def test_a_queue_that_is_too_small_is_unrecoverable(nine: Running) -> None:
+    _, seconds = nine.wait_for_line("maximum capacity (9 > 8)", 120)
     assert seconds <= 120
     ended = nine.end(300)
     assert ended.code == 1

@@ -30,7 +30,7 @@ def launched(site: Site, trainer: None) -> dict[str, tuple[Study, Running]]:  # 
     return {name: (study, study.launch()) for name, study in studies.items()}
 
 
-def test_same_losses(launched: dict[str, tuple[Study, Running]]) -> None:
+def test_a_trainjob_has_the_losses_of_an_undisturbed_run(launched: dict[str, tuple[Study, Running]]) -> None:
     study, launcher = launched["well"]
     ended = launcher.end(600)
     assert ended.code == 0, ended.log

@@ -27,14 +27,16 @@ TRAINJOB = "trainjobs.trainer.kubeflow.org"
         ("rights", f'{POWERLESS}" cannot get resource "pytorchjobs"', "kubectl auth can-i --list"),
     ],
 )
-def test_why(cannot_start: dict[str, Running], what: str, why: str, remedy: str) -> None:
-    line, seconds = cannot_start[what].said(why, SECONDS)
+def test_a_job_that_cannot_start_has_a_reason(
+    cannot_start: dict[str, Running], what: str, why: str, remedy: str
+) -> None:
+    line, seconds = cannot_start[what].wait_for_line(why, SECONDS)
     assert remedy in line
     assert seconds <= SECONDS
 
 
 @pytest.mark.parametrize("what", ["image", "secret", "account", "restricted", "rights"])
-def test_what_waiting_cannot_mend_ends_the_step(cannot_start: dict[str, Running], what: str) -> None:
+def test_an_unrecoverable_reason_ends_the_step(cannot_start: dict[str, Running], what: str) -> None:
     ended = cannot_start[what].end(SECONDS + 30.0)
     assert ended.code in (1, 2), ended.log
 
@@ -53,7 +55,7 @@ def no_trainjobs() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("no_trainjobs")
-def test_a_kind_that_the_cluster_does_not_know(site: Site) -> None:
+def test_a_missing_job_kind_is_named(site: Site) -> None:
     ended = site.study("crd", "cluster.job=trainjob").launch().end(SECONDS)
     assert ended.code == 2, ended.log
     assert "the cluster does not serve TrainJob" in ended.last_line

@@ -104,7 +104,7 @@ def test_a_worker_is_deleted(disturbed: dict[str, Disturbed]) -> None:
 
 
 @pytest.mark.alone
-def test_a_job_of_8_pods_goes_on_with_4(site: Site) -> None:
+def test_a_job_of_8_pods_resumes_with_4(site: Site) -> None:
     study = site.study("smaller", *RECIPE, "cluster.replicas=8")
     study.launch()
     at_random_moment_after(study, 20)

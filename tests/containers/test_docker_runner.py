@@ -88,7 +88,7 @@ def test_a_failing_step_fails_every_time(engine: Any, image: str, tmp_path: Path
     assert engine.containers.list(all=True, filters={"volume": str(tmp_path / "kfp")}) == []
 
 
-def test_a_study_ends_with_its_report_and_a_step_that_fails_says_why(image: str, tmp_path: Path) -> None:
+def test_a_study_ends_with_its_report_and_a_failed_step_has_a_reason(image: str, tmp_path: Path) -> None:
     root = tmp_path / "runs"
     code, output, errors = run(root, image)
     assert code == 0, errors
@@ -101,9 +101,7 @@ def test_a_study_ends_with_its_report_and_a_step_that_fails_says_why(image: str,
     assert errors.splitlines()[-1].startswith("dit: evaluate mini-S/2: ")
 
 
-def test_containers_end_with_a_starter_that_is_killed_and_leave_a_checkpoint(
-    engine: Any, image: str, tmp_path: Path
-) -> None:
+def test_containers_end_with_a_killed_parent_and_write_a_checkpoint(engine: Any, image: str, tmp_path: Path) -> None:
     root = tmp_path / "runs"
     checkpoints = root / "studies/digits/mini-s-2/checkpoints"
     endless = ("train.steps=1000000", "evaluation.at_steps=[5]", "fit.checkpoint_every=1000000")

@@ -16,7 +16,7 @@ def death(name: str, minutes: float, code: int = 1) -> Death:
 
 
 @pytest.mark.parametrize(
-    ("seen", "first"),
+    ("observed", "first"),
     [
         ([], None),
         ([death("a", 5), death("b", 4), death("c", 6)], death("b", 4)),
@@ -25,19 +25,19 @@ def death(name: str, minutes: float, code: int = 1) -> Death:
     ],
     ids=["nothing seen", "one round", "the last of two rounds", "an old loss is another story"],
 )
-def test_the_first_of_the_last_round(seen: list[Death], first: Death | None) -> None:
-    assert cause_of(seen) == first
+def test_the_cause_is_the_first_exit_of_the_last_failure(observed: list[Death], first: Death | None) -> None:
+    assert cause_of(observed) == first
 
 
 @pytest.mark.parametrize("code", [PeerError.exit_code, 143], ids=["lost its peers", "told to end"])
-def test_a_pod_that_ended_because_of_another_is_not_the_cause_although_it_ended_first(code: int) -> None:
+def test_a_pod_that_lost_its_peer_is_not_the_cause_even_if_it_ended_first(code: int) -> None:
     follower, cause = death("follower", 1.0, code), death("cause", 1.5)
     assert cause_of([follower, cause]) == cause
     assert cause_of([killed := replace(follower, exit_code=137), cause]) == killed
     assert cause_of([follower]) == follower
 
 
-def test_logs_tell_the_rank_and_the_programs_own_message() -> None:
+def test_the_log_has_the_rank_and_the_error_message() -> None:
     lines = ["  role_ranks=[3]", "  global_ranks=[3]", "dit: loss is not finite at step 12 (rank 3)", "Traceback"]
     assert rank_of(lines) == rank_of(lines[2:3]) == "3"
     assert own_message(lines) == "loss is not finite at step 12 (rank 3)"

@@ -38,8 +38,8 @@ UNKNOWN: Answer = (401, {"message": "Unauthorized"})
 
 def spec(*overrides: str, **changes: Any) -> JobSpec:
     config = load(CONFIG, ["cluster.replicas=2", *overrides])
-    found = job_spec(config, "mini-S/2", "train", "s3://bucket/dit", "registry.example/dit:1")
-    return replace(found, **changes)
+    made = job_spec(config, "mini-S/2", "train", "s3://bucket/dit", "registry.example/dit:1")
+    return replace(made, **changes)
 
 
 JOB = spec().name
@@ -78,14 +78,14 @@ class Api:
         if instead is not None:
             return instead
         if "/workflows/" in request.path:
-            found = {"metadata": {"uid": kind}, "status": {"phase": "Running"}} if kind in self.alive else None
-            return (200, found) if found else _missing(request)
+            workflow = {"metadata": {"uid": kind}, "status": {"phase": "Running"}} if kind in self.alive else None
+            return (200, workflow) if workflow else _missing(request)
         if kind == "log":
-            uids = [one["metadata"]["uid"] for one in self.pods if one["metadata"]["name"] in request.path]
+            uids = [item["metadata"]["uid"] for item in self.pods if item["metadata"]["name"] in request.path]
             return (200, self.logs[uids[0]]) if uids else _missing(request)
         if kind == "pods" and method == "GET":
             name = request.query.get("fieldSelector", "").removeprefix("metadata.name=")
-            return 200, {"items": [one for one in self.pods if name in ("", one["metadata"]["name"])]}
+            return 200, {"items": [item for item in self.pods if name in ("", item["metadata"]["name"])]}
         if kind == JOB or kind == "pytorchjobs":
             return self._jobs(request, kind)
         return 200, {"items": []}
@@ -130,7 +130,7 @@ def cluster(server: str, monkeypatch: pytest.MonkeyPatch) -> Cluster:
     return Cluster(k8s.ApiClient(settings), "dit-scaling")
 
 
-def test_an_api_that_restarts_and_refuses_for_a_moment_ends_no_wait(api: Api, cluster: Cluster) -> None:
+def test_a_launcher_survives_refusals_of_a_restarting_api_server(api: Api, cluster: Cluster) -> None:
     api.job, api.pods = job(RUNNING), [pod(0, "a"), pod(1, "b")]
     api.logs = {"a": "", "b": ""}
 
@@ -143,14 +143,14 @@ def test_an_api_that_restarts_and_refuses_for_a_moment_ends_no_wait(api: Api, cl
 
 
 @pytest.mark.parametrize("what", [JOB, "pods", "events", "workloads"])
-def test_a_right_that_was_never_there_is_said_at_once(what: str, api: Api, cluster: Cluster) -> None:
+def test_a_missing_permission_fails_at_once(what: str, api: Api, cluster: Cluster) -> None:
     api.job = job()
     api.before["GET", what] = [lambda: DENIED]
     with pytest.raises(ApiRefused, match="RBAC"):
         watch.wait(cluster, spec("cluster.queue=gpus"), "job-1")
 
 
-def test_a_pod_that_is_made_again_under_its_name_has_its_own_lines(
+def test_a_restarted_pod_of_the_same_name_has_its_own_log(
     api: Api, cluster: Cluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
     old, new = pod(0, "old"), pod(0, "new")
@@ -164,8 +164,8 @@ def test_a_pod_that_is_made_again_under_its_name_has_its_own_lines(
     _until(lambda: logs.last_lines("new") == ["second", "third"])
     logs.close()
     assert logs.last_lines("old") == ["first"]
-    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("worker-0: ")]
-    assert said == ["worker-0: first", "worker-0: second", "worker-0: third"]
+    message = [line for line in capsys.readouterr().out.splitlines() if line.startswith("worker-0: ")]
+    assert message == ["worker-0: first", "worker-0: second", "worker-0: third"]
 
 
 def _until(true: Callable[[], bool]) -> None:
@@ -176,7 +176,7 @@ def _until(true: Callable[[], bool]) -> None:
     raise AssertionError("never so")
 
 
-def test_a_failure_is_told_to_tracking_once_pods_that_still_run_have_ended(
+def test_the_mlflow_run_is_set_to_failed_after_running_pods_have_ended(
     api: Api, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, last = load(CONFIG, ["cluster.replicas=2"]), pod(0, "a")
@@ -198,7 +198,7 @@ def test_a_failure_is_told_to_tracking_once_pods_that_still_run_have_ended(
     assert phases == ["Failed"]
 
 
-def test_a_webhook_that_has_not_seen_the_runtime_yet_is_asked_again(
+def test_a_webhook_that_does_not_see_the_new_runtime_is_retried(
     api: Api, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Trainer's looks it up in its cache, and denies what it does not find there."""
@@ -221,7 +221,7 @@ def orphan(*workflows: str, version: int = 1) -> dict[str, Any]:
     )
 
 
-def test_the_reaper_leaves_a_job_that_is_adopted_as_it_looks(api: Api, cluster: Cluster) -> None:
+def test_the_reaper_keeps_a_job_that_is_adopted_during_the_sweep(api: Api, cluster: Cluster) -> None:
     api.job, api.alive = orphan("ended"), {"other"}
 
     def adopted() -> None:
@@ -233,7 +233,7 @@ def test_the_reaper_leaves_a_job_that_is_adopted_as_it_looks(api: Api, cluster: 
     assert ("DELETE", JOB) in api.asked
 
 
-def test_the_reaper_deletes_a_job_whose_status_changes_as_its_pods_go(api: Api, cluster: Cluster) -> None:
+def test_the_reaper_deletes_a_job_whose_status_changes_during_the_sweep(api: Api, cluster: Cluster) -> None:
     api.job = orphan("ended")
 
     def changed() -> None:
@@ -244,7 +244,7 @@ def test_the_reaper_deletes_a_job_whose_status_changes_as_its_pods_go(api: Api, 
     assert api.job is None
 
 
-def test_a_job_that_is_deleted_as_it_is_adopted_is_made_anew(api: Api, cluster: Cluster) -> None:
+def test_a_job_that_is_deleted_during_its_adoption_is_created_again(api: Api, cluster: Cluster) -> None:
     wanted = spec(workflow=Workflow("kubeflow", "mine", "mine"))
     api.job = orphan("ended")
     api.job["metadata"]["annotations"] |= {
@@ -282,7 +282,7 @@ def away(proxy: Proxy, attempts: set[int]) -> None:
 
 
 @pytest.mark.usefixtures("s3_environment", "in_a_pod")
-def test_a_step_waits_for_a_store_that_is_away_before_its_job_and_after(s3_proxy: Proxy) -> None:
+def test_a_step_retries_an_unavailable_store_before_and_after_its_job(s3_proxy: Proxy) -> None:
     config, root = study(), f"s3://{BUCKET}/dit"
     fill(open_store(root), config)
     away(s3_proxy, {0, 1, 2, 4, 5, 6})
@@ -291,14 +291,14 @@ def test_a_step_waits_for_a_store_that_is_away_before_its_job_and_after(s3_proxy
 
 
 @pytest.mark.usefixtures("s3_environment", "in_a_pod")
-def test_a_bucket_that_is_not_there_is_said_at_once() -> None:
+def test_a_missing_bucket_is_not_retried() -> None:
     with pytest.raises(SystemExit) as caught:
         step.run_job("sample", step.Run(study().to_yaml(), "s3://no-such-bucket/dit"), "DiT-XL/2", "image")
     assert caught.value.code == 2
 
 
 @pytest.mark.usefixtures("s3_environment")
-def test_beside_a_person_no_step_waits(s3_proxy: Proxy, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_step_on_this_machine_does_not_retry_the_store(s3_proxy: Proxy, capsys: pytest.CaptureFixture[str]) -> None:
     away(s3_proxy, {0, 1, 2})
     with pytest.raises(SystemExit) as caught:
         step.run_step("sample", step.Run(study().to_yaml(), f"s3://{BUCKET}/dit"), "DiT-XL/2")

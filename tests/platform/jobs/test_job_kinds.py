@@ -8,5 +8,5 @@ from dit.study.cluster import ClusterConfig
 from pipelines.jobs.registry import KINDS
 
 
-def test_a_study_can_choose_every_kind_of_job_and_no_other() -> None:
+def test_the_study_file_accepts_exactly_the_registered_job_kinds() -> None:
     assert set(get_args(ClusterConfig.model_fields["job"].annotation)) == set(KINDS)

@@ -27,5 +27,5 @@ def test_time_stamps_of_log_lines_sort_as_times_do() -> None:
         ("dit: mini-S/2: step 3: loss is not finite (rank 1)", False),
     ],
 )
-def test_of_what_torchrun_says_only_trouble_is_printed(line: str, hidden: bool) -> None:
+def test_of_torchruns_messages_only_errors_and_warnings_are_printed(line: str, hidden: bool) -> None:
     assert of_torchrun(line) is hidden

@@ -62,9 +62,11 @@ REASONS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("seen", "text", "remedy", "unrecoverable"), REASONS)
-def test_why_nothing_starts(seen: Snapshot, text: str, remedy: str, unrecoverable: bool) -> None:
-    reason = explain(spec(), kind_of(spec()), seen)
+@pytest.mark.parametrize(("observed", "text", "remedy", "unrecoverable"), REASONS)
+def test_a_reason_names_the_object_the_message_and_the_remedy(
+    observed: Snapshot, text: str, remedy: str, unrecoverable: bool
+) -> None:
+    reason = explain(spec(), kind_of(spec()), observed)
     assert reason is not None
     assert text in reason.text
     assert remedy in reason.remedy
@@ -80,11 +82,11 @@ def test_why_nothing_starts(seen: Snapshot, text: str, remedy: str, unrecoverabl
         snapshot(job(condition("Failed")), [pod(0, "Failed")]),
     ],
 )
-def test_what_takes_its_time_is_no_reason(seen: Snapshot) -> None:
-    assert explain(spec(), kind_of(spec()), seen) is None
+def test_starting_pods_and_ended_jobs_have_no_reason(observed: Snapshot) -> None:
+    assert explain(spec(), kind_of(spec()), observed) is None
 
 
-def test_what_waiting_cannot_mend_is_named_first() -> None:
+def test_an_unrecoverable_reason_comes_first() -> None:
     unscheduled = pod(0, "Pending", conditions=[condition("PodScheduled", "no room", status="False")])
     broken = pod(1, "Pending", **container(state={"waiting": {"reason": "InvalidImageName"}}))
     reason = explain(spec(), kind_of(spec()), snapshot(CREATED, [unscheduled, broken]))

@@ -7,7 +7,7 @@ from job_objects import BORN, CREATED
 from pipelines.jobs.snapshot import of_this_job
 
 
-def test_what_an_earlier_job_of_the_same_name_left_does_not_count() -> None:
+def test_objects_of_an_earlier_job_of_the_same_name_are_ignored() -> None:
     old = {"metadata": {"creationTimestamp": "2026-01-01T09:00:00Z"}}
     new = {"metadata": {"creationTimestamp": BORN}}
     assert of_this_job(CREATED, [old, new], "creationTimestamp") == (new,)

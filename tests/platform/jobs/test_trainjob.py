@@ -22,5 +22,5 @@ from pipelines.jobs.registry import kind_of
         (trainjob(conditions=[condition("Failed", reason="FailedJobs")]), Phase.FAILED),
     ],
 )
-def test_a_trainjob_that_runs_has_no_condition(manifest: dict[str, Any], phase: Phase) -> None:
+def test_the_phase_of_a_trainjob(manifest: dict[str, Any], phase: Phase) -> None:
     assert kind_of(spec("cluster.job=trainjob")).phase(manifest) is phase

@@ -39,7 +39,7 @@ def shown(lines: list[tuple[int, str | Event]], capsys: pytest.CaptureFixture[st
     return Shown(log, captured.out, captured.err, kept.getvalue())
 
 
-def test_only_what_a_step_says_is_shown_and_all_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_the_lines_of_steps_are_printed_and_all_output_is_logged(capsys: pytest.CaptureFixture[str]) -> None:
     noise = "[KFP Executor 2026-01-01 00:00:00,000 INFO]: Got executor_input:"
     lines = [noise, Event("begin", "prepare"), "from a library", Event("line", "1797 images [4 shards]"), Event("end")]
     result = shown([(1, line) for line in lines], capsys)
@@ -65,9 +65,9 @@ def test_lines_of_two_workers_name_their_steps(capsys: pytest.CaptureFixture[str
         (1, Event("end", "evaluate mini-S/2")),
     ]
     result = shown(lines, capsys)
-    begun_first, begun_second, said, done_second, done_first = result.screen.splitlines()
+    begun_first, begun_second, line, done_second, done_first = result.screen.splitlines()
     assert (begun_first, begun_second) == (" 1/12 evaluate mini-S/2", " 2/12 train mini-B/2")
-    assert said == "      train mini-B/2: a word"
+    assert line == "      train mini-B/2: a word"
     assert done_second.startswith("      train mini-B/2: done in ")
     assert done_first.startswith("      evaluate mini-S/2: done in ")
     second, first = result.progress.splitlines()
@@ -114,7 +114,7 @@ def test_on_a_terminal_steps_have_a_bar_each_and_leave_a_line(terminal: Terminal
     assert not any(line.startswith("train mini-S/2 ") for line in drawn[drawn.index(done[0]) + 1 :])
 
 
-def test_a_failure_is_the_steps_own_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failure_has_the_steps_own_message(capsys: pytest.CaptureFixture[str]) -> None:
     lines: list[tuple[int, str | Event]] = [
         (1, Event("begin", "train")),
         (2, Event("begin", "sample")),
@@ -126,7 +126,7 @@ def test_a_failure_is_the_steps_own_line(capsys: pytest.CaptureFixture[str]) -> 
     assert (type(log.failure(1, "a.log")), str(log.failure(1, "a.log"))) == (DitError, "train: stopped by a signal")
 
 
-def test_a_step_that_dies_without_a_word_names_its_last_output_and_the_log(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failure_without_a_message_has_the_last_output_and_the_log(capsys: pytest.CaptureFixture[str]) -> None:
     lines = [Event("begin", "train mini-S/2"), "Traceback", "RuntimeError: out of memory", ""]
     log = shown([(1, line) for line in lines], capsys).log
     message = str(log.failure(1, "/runs/logs/a.log"))

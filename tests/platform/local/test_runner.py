@@ -25,7 +25,7 @@ def test_samples_of_another_decoder_are_refused_before_any_step(tmp_path: Path) 
         unfinished(Work(other, store))
 
 
-def test_a_step_in_a_container_says_why_it_fails_on_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_step_without_events_prints_its_error_on_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study = (Path(__file__).parents[3] / "configs/digits.yaml").read_text()
     with pytest.raises(SystemExit) as caught:
         run_step("train", Run(study, str(tmp_path)), "mini-s-2")

@@ -130,7 +130,7 @@ def row(text: str, step: str) -> str:
     return next(" ".join(line.split()) for line in text.splitlines() if line.startswith(step))
 
 
-def test_one_table_joins_pipeline_jobs_and_store(place: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_joins_pipeline_jobs_and_store(place: str, capsys: pytest.CaptureFixture[str]) -> None:
     show()
     text = capsys.readouterr().out
     assert "run r-1 (first) running" in text
@@ -164,7 +164,7 @@ def test_steps_of_a_run_too_large_for_the_pipelines_server_are_shown_by_its_work
 
 
 @pytest.mark.usefixtures("place")
-def test_the_run_that_is_asked_for_is_shown(pipelines: PipelinesServer, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_can_be_selected_by_its_id(pipelines: PipelinesServer, capsys: pytest.CaptureFixture[str]) -> None:
     old = {**pipelines.runs["r-1"][0], "run_id": "r-0", "display_name": "old", "state": "FAILED"}
     pipelines.runs["r-0"] = [old]
     show(run_id="r-0")
@@ -185,7 +185,7 @@ def test_without_pipelines_jobs_and_store_are_shown(
 
 
 @pytest.mark.usefixtures("place")
-def test_what_is_away_is_said_and_the_rest_is_shown(
+def test_unreachable_servers_are_named_and_the_rest_is_shown(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], s3_proxy: Proxy, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("KFP_ENDPOINT", "http://127.0.0.1:9")
@@ -201,7 +201,7 @@ def test_what_is_away_is_said_and_the_rest_is_shown(
 
 
 @pytest.mark.usefixtures("place")
-def test_nothing_in_reach_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_it_is_an_error_if_nothing_can_be_reached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("KFP_ENDPOINT")
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     with pytest.raises(
@@ -223,7 +223,7 @@ def test_a_study_of_this_machine_is_shown_from_its_folder(
     assert yaml.safe_load(STUDY_FILE.read_text())["variants"][-1] in text
 
 
-def test_jobs_are_looked_for_by_labels_that_they_carry(config: StudyConfig) -> None:
+def test_jobs_have_the_labels_by_which_status_finds_them(config: StudyConfig) -> None:
     from pipelines.jobs.spec import job_spec
 
     labels = job_spec(config, "mini-S/2", "train", ROOT, "image").job_labels

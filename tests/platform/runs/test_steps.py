@@ -15,19 +15,19 @@ def pod(task: str, phase: str, name: str = "p", **status: Any) -> dict[str, Any]
     return {"metadata": metadata, "status": {"phase": phase, **status}}
 
 
-def test_a_driver_stands_for_its_step_until_that_begins() -> None:
-    found = {step.name: step.state for step in steps(run(train_driver="FAILED", train_2="RUNNING", merge="SUCCEEDED"))}
-    assert found[TRAIN] == "FAILED"
-    assert found["train mini-B/2"] == "RUNNING"
-    assert found["report"] == ""
+def test_a_step_has_the_state_of_its_driver_until_it_starts() -> None:
+    result = {step.name: step.state for step in steps(run(train_driver="FAILED", train_2="RUNNING", merge="SUCCEEDED"))}
+    assert result[TRAIN] == "FAILED"
+    assert result["train mini-B/2"] == "RUNNING"
+    assert result["report"] == ""
     assert {step.name: step.state for step in steps(run(train_driver="SUCCEEDED"))}[TRAIN] == ""
 
 
-def test_pods_that_do_not_run_say_why() -> None:
+def test_pending_pods_have_a_reason_and_a_remedy() -> None:
     unscheduled = [{"type": "PodScheduled", "status": "False", "message": "0/3 nodes are available"}]
     pulling = {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}
     starting = {"waiting": {"reason": "ContainerCreating"}}
-    found = waiting(
+    result = waiting(
         run(),
         [
             pod("train(0).executor(0)", "Pending", "a", conditions=unscheduled),
@@ -36,14 +36,15 @@ def test_pods_that_do_not_run_say_why() -> None:
             pod("merge(0).executor(0)", "Running", "d"),
         ],
     )
-    assert found == {
-        TRAIN: "pod kubeflow/a finds no node: 0/3 nodes are available; it waits for a free node: kubectl describe nodes",
+    assert result == {
+        TRAIN: "pod kubeflow/a finds no node: 0/3 nodes are available; it waits for a free node: kubectl describe"
+        " nodes",
         "train mini-B/2": "pod kubeflow/b cannot pull its image: no such image; push the image, or correct its name or"
         " pull secret (docs/cluster.md, Private registries)",
     }
 
 
-def test_the_newest_pod_that_failed_tells_why() -> None:
+def test_the_reason_is_that_of_the_newest_failed_pod() -> None:
     def dead(name: str, **ended: str) -> dict[str, Any]:
         status = [{"name": "wait", "state": {"terminated": {"reason": "Completed"}}}]
         status += [{"name": "main", "state": {"terminated": ended}}]
@@ -62,7 +63,7 @@ def test_the_newest_pod_that_failed_tells_why() -> None:
     assert last_death(run(), TRAIN, [evicted]) == ("04", "The node was low on memory")
 
 
-def test_a_step_tells_why_it_fails_in_a_line_of_its_own() -> None:
+def test_the_reason_in_a_log_is_the_last_line_of_the_program() -> None:
     assert reason_in("dit: first\nx\ndit: second\nlauncher: exit status 1\n") == "second"
     around = [
         "I1125 07:44:26.019770 15 launcher_v2.go:206] publish",

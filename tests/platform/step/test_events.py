@@ -16,14 +16,14 @@ from pipelines.step.events import Event, from_line, spoken
 
 
 @given(st.text(), st.integers(0, 255), st.dictionaries(st.text(), st.floats(allow_nan=False) | st.text()))
-def test_an_event_survives_the_line_that_carries_it(text: str, number: int, info: dict[str, float | str]) -> None:
+def test_an_event_is_read_back_from_its_line(text: str, number: int, info: dict[str, float | str]) -> None:
     event = Event("error", text, code=number, count=number, info=info)
     line = event.to_line()
     assert line.count("\n") == 1
     assert from_line(f"    {line.rstrip()}") == event
 
 
-def test_what_a_step_prints_becomes_events() -> None:
+def test_output_of_a_step_becomes_events() -> None:
     output = io.StringIO()
     with redirect_stdout(output), spoken("train mini-S/2") as speaker:
         sys.stdout.write("one\n\ntwo, ")
@@ -38,7 +38,7 @@ def test_what_a_step_prints_becomes_events() -> None:
     ]
 
 
-def test_what_a_step_counts_becomes_events_that_add_up() -> None:
+def test_progress_of_a_step_becomes_events_that_add_up() -> None:
     output = io.StringIO()
     with redirect_stdout(output), spoken("train mini-S/2"), progress("train", 50, "steps", completed=10) as bar:
         for _ in range(39):
@@ -53,7 +53,7 @@ def test_what_a_step_counts_becomes_events_that_add_up() -> None:
     assert (begin, closed, end) == (Event("begin", "train mini-S/2"), Event("close"), Event("end", "train mini-S/2"))
 
 
-def test_a_step_works_on_when_its_starter_is_gone() -> None:
+def test_a_step_continues_when_its_parent_is_gone() -> None:
     """What it would say must not keep it from writing its checkpoint."""
     code = """
         import sys

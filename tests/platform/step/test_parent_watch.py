@@ -39,7 +39,7 @@ def start_step(*arguments: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize(("arguments", "number"), [([], signal.SIGTERM), (["deaf"], signal.SIGKILL)])
-def test_a_pulled_lifeline_ends_the_step(arguments: list[str], number: int) -> None:
+def test_pulling_the_lifeline_ends_the_step(arguments: list[str], number: int) -> None:
     with ChildLifeline() as lifeline:
         process = start_step(*arguments)
         lifeline.pull()
@@ -47,7 +47,7 @@ def test_a_pulled_lifeline_ends_the_step(arguments: list[str], number: int) -> N
     assert process.returncode == -number
 
 
-def test_ctrl_c_on_the_terminal_leaves_the_step_to_its_starter() -> None:
+def test_a_step_ignores_ctrl_c_until_its_parent_ends_it() -> None:
     with ChildLifeline():
         process = start_step()
         process.send_signal(signal.SIGINT)
@@ -57,7 +57,7 @@ def test_ctrl_c_on_the_terminal_leaves_the_step_to_its_starter() -> None:
     assert process.returncode == -signal.SIGTERM
 
 
-def test_a_step_does_not_outlive_a_starter_that_is_killed() -> None:
+def test_a_step_does_not_outlive_a_killed_parent() -> None:
     starter = subprocess.Popen([sys.executable, "-c", STARTER], stdout=subprocess.PIPE, text=True)
     assert starter.stdout is not None
     assert starter.stdout.readline() == "ready\n"
@@ -66,7 +66,7 @@ def test_a_step_does_not_outlive_a_starter_that_is_killed() -> None:
     assert starter.communicate(timeout=30) == ("", None)
 
 
-def test_a_lifeline_leaves_standard_input_and_environment_as_they_were() -> None:
+def test_a_lifeline_restores_standard_input_and_environment() -> None:
     before = os.fstat(0)
     with ChildLifeline():
         assert os.environ[VARIABLE] == "1"
@@ -74,5 +74,5 @@ def test_a_lifeline_leaves_standard_input_and_environment_as_they_were() -> None
     assert VARIABLE not in os.environ
 
 
-def test_a_process_without_a_lifeline_is_left_alone() -> None:
+def test_without_a_lifeline_nothing_is_watched() -> None:
     assert end_with_parent() is False
