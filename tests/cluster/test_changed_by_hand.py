@@ -1,4 +1,4 @@
-"""What was changed by hand since it was deployed is named and left, until one says otherwise."""
+"""Manual changes of deployed objects are named, and overwritten only with FORCE=1."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def value() -> str:
 
 @pytest.fixture
 def changed(site: Site) -> Iterator[str]:
-    """A setting that somebody changes; what it was before."""
+    """Change a setting; yields its previous value."""
     assert site.store
     before = value()
     patch = f'{{"data": {{"{KEY}": "http://elsewhere:5000"}}}}'

@@ -1,4 +1,4 @@
-"""Scenario 3: a job outlives its launcher, and does not outlive its run."""
+"""Scenario 3: a job outlives its launcher, but not its run."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_retried_launcher_adopts_the_job(site: Site) -> None:
     ended = study.launch().end(600)
     assert ended.code == 0, ended.log
     assert f"adopted, created {job['metadata']['creationTimestamp']}" in ended.log
-    # One job, whose pods ran through: no step was trained twice.
+    # The same job, without restarts: no step was trained twice.
     left = get(PYTORCHJOB, study.job())
     assert left is not None
     assert left["metadata"]["uid"] == job["metadata"]["uid"]
@@ -53,7 +53,7 @@ def test_a_run_that_is_terminated_leaves_no_job_and_touches_no_other(site: Site)
     steps = [run.launch(study) for run, study in zip(runs, (first, second), strict=True)]
     first.past(40)
     runs[0].terminate()
-    # A step that is terminated ends at once; here nobody else does that.
+    # Kubeflow Pipelines would end the step; here the test does.
     steps[0].delete()
 
     def gone() -> bool:

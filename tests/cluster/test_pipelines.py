@@ -1,4 +1,4 @@
-"""The digits study on Kubeflow Pipelines, submitted as a person does it: `make test-pipelines`."""
+"""The digits study on Kubeflow Pipelines, with the commands of a user: `make test-pipelines`."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ pytestmark = [pytest.mark.pipelines, pytest.mark.timeout(1800)]
 
 @dataclass(frozen=True)
 class Submitter:
-    """Commands of a person at a terminal, and the server they talk to."""
+    """Commands of a user, and the server that they use."""
 
     site: Site
     server: Pipelines
@@ -67,7 +67,7 @@ class Submitter:
         return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
     def submitted(self, study: Study, *options: str) -> Run:
-        """Submit without waiting; the run."""
+        """Submit without waiting; returns the run."""
         process = self.submit(study, *options)
         output, _ = process.communicate(timeout=180)
         assert process.returncode == 0, output
@@ -82,13 +82,13 @@ class Submitter:
         return run
 
     def by_kfp(self, verb: str, package: Path, length: int) -> None:
-        """`kfp run`, under its name of today or the old one, with another number of steps."""
+        """`kfp run create`, or the old name `submit`, with another number of steps."""
         kfp = [str(Path(sys.executable).parent / "kfp"), "--endpoint", os.environ["KFP_ENDPOINT"]]
         arguments = ["-e", self.experiment, "-r", f"by-{verb}", "-f", str(package), f"steps={length}"]
         subprocess.run([*kfp, "run", verb, *arguments], check=True, capture_output=True, text=True)
 
     def ended(self, run: Run) -> Run:
-        """The run when it is over."""
+        """Wait until the run has ended, and return it."""
 
         def look() -> Run | None:
             now = self.server.run(run.uid)
@@ -105,7 +105,7 @@ def submitter(site: Site) -> Iterator[Submitter]:
 
 @dataclass(frozen=True)
 class UnderWay:
-    """Runs that work at the same time, each waited for in its own test."""
+    """Runs in parallel; each test waits for one of them."""
 
     whole: Study
     whole_submission: subprocess.Popen[str]
@@ -134,10 +134,10 @@ def under_way(submitter: Submitter, tmp_path_factory: pytest.TempPathFactory) ->
 
 @dataclass(frozen=True)
 class Later:
-    """Runs that work at the same time, after the first ones: all together would need more GPUs than there are."""
+    """Runs in parallel, after the first ones: all together would need too many GPUs."""
 
     changed_run: Run
-    """Of the same study as before, with another number of steps."""
+    """Run of `UnderWay.changed` with another number of steps."""
     large: Study
     large_submission: subprocess.Popen[str]
 
@@ -157,7 +157,7 @@ def states(run: Run) -> dict[str, str]:
 
 
 def worked_on(run: Run) -> set[str]:
-    """The steps that had a pod of their own: what comes from the cache has none."""
+    """Steps that had a pod; cached steps have none."""
     pods = find("pods", f"{KFP_RUN}={run.uid}", "kubeflow")
     own = [pod for pod in pods if ".executor" in pod["metadata"]["annotations"][NODE]]
     return {title for pod in own if (title := title_of(run, pod))}

@@ -1,4 +1,4 @@
-"""Scenario 7: pods run under `restricted`, and the launcher's account can do what it needs and nothing else."""
+"""Scenario 7: the launcher's account has exactly the permissions it needs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_the_launcher_has_exactly_these_permissions() -> None:
         for rule in answer["status"]["resourceRules"]
         for group in rule["apiGroups"]
         for resource in rule["resources"]
-        # What Kubernetes lets everybody do: ask who one is, and what one may do.
+        # Kubernetes permits everybody to review their own permissions.
         if not resource.startswith("selfsubject")
     }
     assert result == RIGHTS

@@ -1,4 +1,4 @@
-"""Scenario 5: what cannot start says why within two minutes, in one line."""
+"""Scenario 5: a job that cannot start has a one-line reason within two minutes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_an_unrecoverable_reason_ends_the_step(cannot_start: dict[str, Running],
 
 @pytest.fixture
 def no_trainjobs() -> Iterator[None]:
-    """A cluster without the kind TrainJob; where it has one, INSTALL_TRAINER is the command that brings it back."""
+    """A cluster without TrainJobs; INSTALL_TRAINER is the command that installs them again."""
     if not has_crd(TRAINJOB):
         yield
         return

@@ -1,4 +1,4 @@
-"""`dit ui-cluster` against a kubectl that renders as the real one, and forwards to an MLflow that knows one study."""
+"""`dit ui-cluster` with a fake kubectl, which forwards to an MLflow server with one study."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ if arguments[0] == "port-forward":
 
 
 class Cluster:
-    """A folder with that kubectl."""
+    """A folder with the fake kubectl."""
 
     def __init__(self, folder: Path) -> None:
         self._program = folder / "kubectl"

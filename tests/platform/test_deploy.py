@@ -1,4 +1,4 @@
-"""`dit deploy` and `dit undeploy` against a kubectl that renders as the real one, and keeps a cluster in a file."""
+"""`dit deploy` and `dit undeploy` with a fake kubectl, which keeps its cluster in a file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Cluster = list[dict[str, Any]]
 
 @pytest.fixture
 def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file of an empty cluster, which kubectl on PATH reads and writes."""
+    """The file of an empty cluster of the fake kubectl."""
     state = tmp_path / "cluster.json"
     fake_kubectl.install(tmp_path / "bin", state, monkeypatch)
     state.write_text("[]")
@@ -66,7 +66,7 @@ def add(state: Path, *objects: dict[str, Any]) -> None:
 
 
 def settings_of_jobs(kind: str, name: str) -> dict[str, Any]:
-    """What overlay kind or a100 makes."""
+    """An object of overlay kind or a100."""
     return {
         "apiVersion": "v1",
         "kind": kind,
@@ -76,7 +76,7 @@ def settings_of_jobs(kind: str, name: str) -> dict[str, Any]:
 
 
 def settings_of_runs(overlay: str) -> set[tuple[str, str, str]]:
-    """What overlay pipelines copies to where runs are."""
+    """Copies of the settings in the namespace of runs."""
     return {(kind, "kubeflow", name) for kind, name in deploy.SETTINGS} if overlay == "pipelines" else set()
 
 
@@ -100,7 +100,7 @@ def test_undeploy_removes_exactly_the_deployed_objects(overlay: str, state: Path
 
 
 def test_undeploy_removes_objects_of_an_earlier_deployment(state: Path) -> None:
-    """Config maps carry a hash of their content in their names; a changed setting leaves the old one behind."""
+    """A changed config map has another hash in its name, so the old one remains."""
     deploy.create_secrets("kind", build(state))
     deploy.deploy("kind", build=build(state))
     cluster = read(state)
@@ -206,7 +206,7 @@ def test_a_key_that_a_secret_lacks_is_named(state: Path, capsys: pytest.CaptureF
 
 
 def pod(name: str, state: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
-    """One of mlflow's, whose container is in this state."""
+    """A pod of MLflow with a container in this state."""
     containers = (
         [{"name": "mlflow", "image": "r.example/x", "ready": False, "state": state, **more.pop("container", {})}]
         if state

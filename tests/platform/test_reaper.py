@@ -1,15 +1,18 @@
-"""Which jobs the reaper deletes, and that it deletes no other."""
+"""Which jobs the reaper deletes."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
+from job_api import JOB, Api
+from job_api import orphan as orphaned_job
 
+from pipelines.cluster.client import Cluster
 from pipelines.jobs import names
 from pipelines.jobs.registry import all_kinds
 from pipelines.jobs.spec import Workflow
-from pipelines.reaper import has_ended, is_orphan
+from pipelines.reaper import has_ended, is_orphan, sweep
 
 PYTORCHJOB, TRAINJOB = all_kinds()
 RUNNING = {"type": "Running", "status": "True"}
@@ -82,3 +85,26 @@ def test_other_jobs_are_not_orphans(candidate: dict[str, Any]) -> None:
 def test_a_trainjob_is_an_orphan_when_its_run_has_ended() -> None:
     running = {"metadata": job("kubeflow/w/w-1")["metadata"], "status": {"jobsStatus": [{"name": "node", "active": 1}]}}
     assert orphan(running, alive=set(), kind=TRAINJOB)
+
+
+def test_the_reaper_keeps_a_job_that_is_adopted_during_the_sweep(api: Api, cluster: Cluster) -> None:
+    api.job, api.alive = orphaned_job("ended"), {"other"}
+
+    def adopted() -> None:
+        api.job = orphaned_job("ended", "other", version=2)
+
+    api.before["DELETE", JOB] = [adopted]
+    assert list(sweep(cluster)) == []
+    assert api.job is not None
+    assert ("DELETE", JOB) in api.asked
+
+
+def test_the_reaper_deletes_a_job_whose_status_changes_during_the_sweep(api: Api, cluster: Cluster) -> None:
+    api.job = orphaned_job("ended")
+
+    def changed() -> None:
+        api.job = orphaned_job("ended", version=2)
+
+    api.before["DELETE", "pods"] = [changed]
+    assert list(sweep(cluster)) == [f"PyTorchJob dit-scaling/{JOB}"]
+    assert api.job is None

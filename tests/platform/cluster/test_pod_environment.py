@@ -1,4 +1,4 @@
-"""Services inside a cluster, reached through a kubectl that forwards as the real one does."""
+"""Services of a cluster, reached through a fake kubectl that forwards ports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The study file names the kinds of jobs, and the platform has one for each name."""
+"""The table of job kinds, and their names in study files."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The manifests of jobs: against the published CRDs, against Pod Security, and as a file for review.
+"""The manifests of jobs: compared with the published CRDs, Pod Security and a golden file.
 
-python tests/platform/jobs/test_job_manifests.py   writes the golden file anew
+python tests/platform/jobs/test_job_manifests.py   writes the golden file
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ def rendered(study: str, *overrides: str, variant: str | None = None, stage: Any
 
 @cache
 def strict_schema(kind: str) -> dict[str, Any]:
-    """The CRD's schema, refusing keys that Kubernetes would silently drop."""
+    """The CRD's schema, strict about unknown keys, which Kubernetes would drop silently."""
     if CRDS is None:
         pytest.skip("no shared/crds beside the project: manifests are not checked against the published CRDs")
     file = next(path for path in CRDS.glob("*.yaml") if path.stem.split("_")[1] == f"{kind.lower()}s")
     version = yaml.safe_load(file.read_text())["spec"]["versions"][0]
     schema: dict[str, Any] = version["schema"]["openAPIV3Schema"]
-    # Kubernetes checks metadata itself; a CRD says only that it is an object.
+    # A CRD does not describe metadata, which Kubernetes checks itself.
     schema["properties"]["metadata"] = {"type": "object"}
     return tighten(schema)
 
@@ -167,7 +167,7 @@ def test_the_documented_overrides_give_one_pod_per_node(study: str) -> None:
 
 @pytest.mark.parametrize(("replicas", "limit"), [(8, 24), (32, 96)])
 def test_the_backoff_limit_counts_incidents_not_pods(replicas: int, limit: int) -> None:
-    """The operator adds up the restarts of all pods."""
+    """The operator counts the restarts of all pods."""
     job = rendered("imagenet256", f"cluster.replicas={replicas}", "cluster.backoff_limit=3").job
     assert job["spec"]["runPolicy"]["backoffLimit"] == limit
 
@@ -181,7 +181,7 @@ def test_the_grace_period_leaves_time_for_a_checkpoint() -> None:
 
 
 def test_pods_wait_for_missing_pods_longer_than_the_launcher() -> None:
-    """But torchrun's wait for a word of another pod (`read_timeout`), which may have died, stays as it is."""
+    """`read_timeout` keeps its default: it would also lengthen the wait for a pod that has died."""
     job, patience = rendered("imagenet256").job, load(ROOT / "configs" / "imagenet256.yaml").cluster.patience
     conf = {item["key"]: int(item["value"]) for item in job["spec"]["elasticPolicy"]["rdzvConf"]}
     assert conf.keys() == {"join_timeout"}

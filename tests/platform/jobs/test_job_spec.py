@@ -1,4 +1,4 @@
-"""A study's stage as a job: its name, its hash, and what makes two jobs the same."""
+"""A job's name, labels, owner and hash."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""torchrun in a pod of a job: its start with a stand-in for torch's own program, its end with the real one."""
+"""torchrun in a pod: its start with a fake torchrun, its exit codes with the real one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ARGUMENTS = ["-m", "dit", "train", "/etc/dit/study.yaml"]
 
 @pytest.fixture
 def port() -> Iterator[socket.socket]:
-    """One that nobody listens on yet."""
+    """A port on which nothing listens yet."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         yield free

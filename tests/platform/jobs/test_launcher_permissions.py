@@ -1,4 +1,4 @@
-"""What the manifests grant is what the launcher asks for, and preflight asks about: neither less nor, of ours, more."""
+"""The manifests grant exactly the permissions that launcher and reaper need and preflight checks."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def role(manifests: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def granted_by(role: dict[str, Any]) -> set[str]:
-    """As `Right` spells them."""
+    """Permissions of a role, in the format of `Right`."""
     return {
         f"{verb} {resource}{f'.{group}' if group else ''}"
         for rule in role["rules"]
@@ -64,7 +64,7 @@ def test_the_role_of_steps_has_the_permissions_they_need() -> None:
 
 
 def test_steps_of_either_account_may_start_jobs() -> None:
-    """`kfp run create` names no account, so that Kubeflow Pipelines' own is taken."""
+    """`kfp run create` cannot set an account and uses the one of Kubeflow Pipelines."""
     (binding,) = documents("overlays", "pipelines", "jobs", "launcher.yaml")
     subjects = {(item["namespace"], item["name"]) for item in binding["subjects"]}
     assert subjects == {(names.RUNS_NAMESPACE, names.LAUNCHER), (names.RUNS_NAMESPACE, "pipeline-runner")}

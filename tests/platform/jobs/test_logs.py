@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
+import time
+from collections.abc import Callable
 
-from pipelines.jobs.logs import of_torchrun, split_stamp
+import pytest
+from job_api import BORN, JOB, Api, pod
+
+from pipelines.cluster.client import Cluster
+from pipelines.jobs.logs import PodLogs, of_torchrun, split_stamp
 
 
 def test_time_stamps_of_log_lines_sort_as_times_do() -> None:
@@ -29,3 +34,29 @@ def test_time_stamps_of_log_lines_sort_as_times_do() -> None:
 )
 def test_of_torchruns_messages_only_errors_and_warnings_are_printed(line: str, hidden: bool) -> None:
     assert of_torchrun(line) is hidden
+
+
+def test_a_restarted_pod_of_the_same_name_has_its_own_log(
+    api: Api, cluster: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, new = pod(0, "old"), pod(0, "new")
+    api.logs = {"old": f"{BORN} first\n", "new": "2026-01-01T10:05:00Z second\n2026-01-01T10:05:01Z third\n"}
+    api.pods = [old]
+    logs = PodLogs(cluster, JOB)
+    logs.follow([old])
+    _until(lambda: logs.last_lines("old") == ["first"])
+    api.pods = [new]
+    logs.follow([new])
+    _until(lambda: logs.last_lines("new") == ["second", "third"])
+    logs.close()
+    assert logs.last_lines("old") == ["first"]
+    message = [line for line in capsys.readouterr().out.splitlines() if line.startswith("worker-0: ")]
+    assert message == ["worker-0: first", "worker-0: second", "worker-0: third"]
+
+
+def _until(true: Callable[[], bool]) -> None:
+    for _ in range(2000):
+        if true():
+            return
+        time.sleep(0.01)
+    raise AssertionError("never so")

@@ -22,7 +22,7 @@ __all__ = ["terminal"]
 
 @dataclass
 class Shown:
-    """What became of lines from workers."""
+    """Output for lines of the workers."""
 
     log: StudyLog
     screen: str

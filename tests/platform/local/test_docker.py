@@ -1,4 +1,4 @@
-"""What a step in a container is shown of this machine, and what is said where there is no engine."""
+"""The mounts of a step's container, and the error without a Docker engine."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_container_mounts_the_store_and_the_inputs_of_the_study(
     reference.touch()
     config = load(STUDY, ["evaluation.extractor_weights=s3://bucket/weights/inception.pth"])
     mounts = container_mounts(config, (tmp_path / "the runs").as_uri())
-    # Where a path is the same inside, addresses in the study and in messages mean the same.
+    # Paths in the study and in messages are valid inside and outside of the container.
     assert all(mount["Source"] == mount["Target"] for mount in mounts)
     assert {mount["Source"] for mount in mounts if not mount["ReadOnly"]} == {
         str(tmp_path / "the runs"),

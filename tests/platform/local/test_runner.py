@@ -1,4 +1,4 @@
-"""What stops a study before or in its first step."""
+"""Errors before and in the steps of a study on this machine."""
 
 from __future__ import annotations
 

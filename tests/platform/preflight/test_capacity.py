@@ -1,4 +1,4 @@
-"""Which nodes a job's pods may run on, how many fit, and what a queue's quota lacks, or has too much."""
+"""Which nodes are usable, how many pods fit on them, and whether a queue's quota is too small or too large."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_node_is_usable_if_it_is_schedulable_and_its_labels_match() -> None:
 def test_pods_need_tolerations_for_taints(taint: str, toleration: dict[str, str] | None, usable_: bool) -> None:
     own = cluster(tolerations=[toleration] if toleration else [])
     assert usable(own, node(taint=taint), gpus=True) is usable_
-    # Only the pods with GPUs carry the study's tolerations.
+    # Only pods with GPUs have the study's tolerations.
     assert usable(own, node(taint=taint), gpus=False) is (taint == "PreferNoSchedule")
 
 
@@ -81,7 +81,7 @@ def test_one_pod_may_have_all_gpus_of_a_node() -> None:
     [
         (16, "200Gi", "2Ti", None),
         (16, "300Gi", "2Ti", "8 pods of prepare may share node one, whose disk has room for 6 of 300Gi"),
-        # So few cannot fill it, and more than the node's GPUs do not meet there.
+        # Six fit, and no more than the node's GPUs can share it.
         (6, "300Gi", "2Ti", None),
         (16, "200Gi", "1Ti", "8 pods of prepare may share node one, whose disk has room for 5 of 200Gi"),
     ],
@@ -107,7 +107,7 @@ def queue(gpus: list[dict[str, str]], **spec: Any) -> dict[str, Any]:
     [
         (queue([{"nominalQuota": "8"}]), []),
         (queue([{"nominalQuota": "7"}]), ["nvidia.com/gpu: 8 x 1 of 7"]),
-        # One job takes one flavor.
+        # A job gets one flavor.
         (queue([{"nominalQuota": "4"}, {"nominalQuota": "6"}]), ["nvidia.com/gpu: 8 x 1 of 6"]),
         (queue([{"nominalQuota": "0"}], cohort="all"), []),
         (queue([{"nominalQuota": "4", "borrowingLimit": "4"}], cohort="all"), []),
@@ -115,7 +115,7 @@ def queue(gpus: list[dict[str, str]], **spec: Any) -> dict[str, Any]:
     ],
 )
 def test_the_shortage_of_a_queue_for_one_job(result: dict[str, Any], lacks: list[str]) -> None:
-    # The other resources' quota has no limit to borrow, and is enough.
+    # The quota of the other resources is large enough.
     assert list(shortage(cluster(), result)) == lacks
 
 
@@ -129,7 +129,7 @@ def test_a_resource_that_the_queue_does_not_cover_is_named() -> None:
         (["32"], [8, 8, 8, 8], None),
         (["32"], [8], f"its quota is 32 nvidia.com/gpu, but nodes with {A100} have 8"),
         (["8"], [], f"its quota is 8 nvidia.com/gpu, but nodes with {A100} have 0"),
-        # One of these has other nodes.
+        # With two flavors, one has other nodes.
         (["8", "32"], [8], None),
     ],
 )

@@ -1,4 +1,4 @@
-"""The preflight, and submitting after it: an S3 server, and a cluster, MLflow and pipelines that answer as such do."""
+"""`dit preflight` and `dit submit`, with an S3 server and fake servers for the cluster, MLflow and pipelines."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ A100 = "NVIDIA-A100-SXM4-80GB"
 
 @dataclass
 class MLflow:
-    """A server that checks names and passwords."""
+    """A server that checks host name and password."""
 
     name: str = ""
 
@@ -41,7 +41,7 @@ class MLflow:
 
 @dataclass
 class Place:
-    """A cluster on which everything is as it should be."""
+    """A cluster on which all checks pass."""
 
     kubernetes: Kubernetes
     mlflow: MLflow
@@ -119,7 +119,7 @@ def place(
 
 
 def marks(text: str) -> dict[str, str]:
-    """Subject -> mark, and the text behind it."""
+    """Subject -> mark and text."""
     result = {}
     for line in text.splitlines():
         if match := re.match(r"^([✓?✗])  (\S.*?)  +(.*)$", line):

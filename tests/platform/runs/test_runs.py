@@ -1,4 +1,4 @@
-"""Runs of Kubeflow Pipelines: what is sent, how a run is waited for, and what is said when the server fails."""
+"""Runs of Kubeflow Pipelines: requests, waiting, and errors of the server."""
 
 from __future__ import annotations
 

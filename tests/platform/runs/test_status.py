@@ -1,4 +1,4 @@
-"""`dit status` against an S3 server, and a cluster and pipelines that answer as such do."""
+"""`dit status`, with an S3 server and fake servers for the cluster and pipelines."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def config() -> StudyConfig:
 
 @pytest.fixture(scope="module")
 def package(config: StudyConfig, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The study as it is compiled."""
+    """The compiled study."""
     output = tmp_path_factory.mktemp("build") / "study.yaml"
     return load_package(compile_study(config, ROOT, f"registry.example/dit@sha256:{'0' * 64}", output))
 
 
 @pytest.fixture
 def kubernetes() -> Kubernetes:
-    """A job of which one pod finds no node."""
+    """A job with one pod that cannot be scheduled."""
     labels = {"dit-scaling/study": "digits", "dit-scaling/variant": "mini-s-2", "dit-scaling/stage": "train"}
     metadata = {"name": NAME, "uid": "j", "creationTimestamp": BORN, "labels": labels}
     job = {"metadata": metadata, "status": {"conditions": [{"type": "Running", "status": "True"}]}}
@@ -69,7 +69,7 @@ def kubernetes() -> Kubernetes:
 
 @pytest.fixture
 def pipelines(package: dict[str, Any]) -> PipelinesServer:
-    """A run of the compiled study, of half the length, that trains."""
+    """A run of the compiled study, with half its steps, during training."""
     states = {"prepare-part": "SUCCEEDED", "prepare-part-2": "SUCCEEDED", "merge": "SUCCEEDED", "train": "RUNNING"}
     run = {
         "run_id": "r-1",
@@ -98,7 +98,7 @@ def place(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[str]:
-    """All three are there; yields the endpoint of the pipelines."""
+    """All three servers; yields the endpoint of the pipelines."""
     losses = [Entry("run", {"id": "r", "name": "n", "hash": "h", "tags": {}}), Entry("metrics", {"loss": 0.5}, 120)]
     key = layout.journal(config, config.specs[0])
     open_store(ROOT).write(key, b"".join(line.to_line() for line in losses))
@@ -113,7 +113,7 @@ def place(
             "data": {"MLFLOW_TRACKING_USERNAME": "eA==", "MLFLOW_TRACKING_PASSWORD": "eA=="}
         },
     }
-    # Whoever asks has no S3 settings of their own.
+    # The caller has no S3 settings.
     for name in ("AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     with serve(kubernetes.answer) as api, serve(pipelines.answer) as endpoint:
@@ -134,7 +134,7 @@ def test_the_table_joins_pipeline_jobs_and_store(place: str, capsys: pytest.Capt
     show()
     text = capsys.readouterr().out
     assert "run r-1 (first) running" in text
-    # As long as the run was submitted for, with the variants that it has, whatever the file says now.
+    # Steps and variants are those of the run, not of the file.
     assert row(text, "train mini-S/2").startswith(
         "train mini-S/2 running PyTorchJob running 7/8 120/750 steps (16 %) loss 0.5000 at 120"
     )

@@ -1,4 +1,4 @@
-"""The events of a step, among its output."""
+"""The events in the output of a step."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_progress_of_a_step_becomes_events_that_add_up() -> None:
 
 
 def test_a_step_continues_when_its_parent_is_gone() -> None:
-    """What it would say must not keep it from writing its checkpoint."""
+    """A broken pipe must not keep a step from writing its checkpoint."""
     code = """
         import sys
         from dit.console import progress, say

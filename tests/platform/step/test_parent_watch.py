@@ -1,4 +1,4 @@
-"""A step ends with its parent, with real processes."""
+"""A step ends with its parent; tested with real processes."""
 
 from __future__ import annotations
 
