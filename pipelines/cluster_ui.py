@@ -72,7 +72,7 @@ def show(overlay: str, config: StudyConfig, port: int) -> None:
     """Forward the port, print the address of the study's view and the login, and wait for Ctrl-C."""
     # Also SIGINT: shells ignore it in background processes.
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
+        signal.signal(number, signal.default_int_handler)
     with suppress(KeyboardInterrupt):
         _show(overlay, config, port)
 
@@ -98,7 +98,3 @@ def _show(overlay: str, config: StudyConfig, port: int) -> None:
 
 def _say(text: str) -> None:
     sys.stderr.write(f"{text}\n")
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt

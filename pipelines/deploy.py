@@ -18,7 +18,7 @@ from pipelines.cluster import rollout
 from pipelines.cluster.kubectl import check_cluster, kubectl
 from pipelines.cluster.secrets import check_secrets, create_secret, missing_secrets, required_secrets
 from pipelines.jobs import names
-from pipelines.jobs.registry import all_kinds
+from pipelines.jobs.registry import KINDS
 
 Manifest = dict[str, Any]
 
@@ -111,7 +111,7 @@ def undeploy(overlay: str, build: Path = BUILD) -> None:
 
 def _check_idle(namespace: str) -> None:
     working: dict[str, list[str]] = {}
-    for kind in all_kinds():
+    for kind in KINDS.values():
         resource = f"{kind.resource.plural}.{kind.resource.group}"
         try:
             text = kubectl("get", resource, "-n", namespace, "-l", names.SELECTOR, "-o", "json")

@@ -21,7 +21,7 @@ from pipelines.cluster.objects import Object
 from pipelines.cluster.retry import pauses
 from pipelines.jobs import names
 from pipelines.jobs.kind import JobKind
-from pipelines.jobs.registry import all_kinds
+from pipelines.jobs.registry import KINDS
 from pipelines.jobs.spec import Workflow, workflows_of
 
 INTERVAL_SECONDS = 2.0
@@ -84,7 +84,7 @@ def _deleted(cluster: Cluster, kind: JobKind, job: Object, find: Callable[[Workf
 
 
 def _jobs(cluster: Cluster) -> Iterator[tuple[JobKind, dict[str, Any]]]:
-    for kind in all_kinds():
+    for kind in KINDS.values():
         for job in cluster.find(kind.resource, names.SELECTOR):
             yield kind, job
 

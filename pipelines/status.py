@@ -26,7 +26,7 @@ from pipelines.jobs import names
 from pipelines.jobs.kind import JobKind
 from pipelines.jobs.names import JobStage
 from pipelines.jobs.pending_reason import explain
-from pipelines.jobs.registry import all_kinds
+from pipelines.jobs.registry import KINDS
 from pipelines.jobs.spec import job_spec
 from pipelines.jobs.watch import look
 from pipelines.runs.model import Run
@@ -159,7 +159,7 @@ def _waiting_steps(run: Run, cluster: Cluster) -> list[str]:
 
 def _jobs(config: StudyConfig, root: str, cluster: Cluster, view: _View) -> list[JobView]:
     selector = f"{names.SELECTOR},{names.STUDY}={config.study}"
-    jobs = [(kind, job) for kind in all_kinds() for job in cluster.find(kind.resource, selector)]
+    jobs = [(kind, job) for kind in KINDS.values() for job in cluster.find(kind.resource, selector)]
     return [_job(config, root, cluster, kind, job, view) for kind, job in jobs]
 
 

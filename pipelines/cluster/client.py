@@ -96,6 +96,10 @@ class Cluster:
             _return_http_data_only=True,
         )
 
+    def ask_for(self, path: str) -> dict[str, Any] | None:
+        """The JSON response to a GET of an API path; None if nothing is there."""
+        return _absent_as_none(lambda: self.ask(path))
+
     def create(self, resource: Resource, manifest: Object) -> dict[str, Any]:
         """Create an object and return it.
 
@@ -162,34 +166,23 @@ class Cluster:
     def last_log(self, pod: str, container: str, lines: int) -> str:
         """The last lines of a container's log."""
         with _translated():
-            answer = self._core.read_namespaced_pod_log(
-                pod,
-                self.namespace,
-                container=container,
-                tail_lines=lines,
-                _preload_content=False,
-                _request_timeout=_TIMEOUT,
-            )
+            answer = self._read_log(pod, container, _TIMEOUT, tail_lines=lines)
             return str(answer.data.decode(errors="replace"))
 
     @contextmanager
     def log(self, pod: str, container: str, since_seconds: int | None) -> Iterator[Iterator[bytes]]:
         """Follow a container's log until the container or the connection ends; each line begins with its time stamp."""
         with _translated():
-            response = self._core.read_namespaced_pod_log(
-                pod,
-                self.namespace,
-                container=container,
-                follow=True,
-                timestamps=True,
-                since_seconds=since_seconds,
-                _preload_content=False,
-                _request_timeout=_LOG_TIMEOUT,
-            )
+            options = {"follow": True, "timestamps": True, "since_seconds": since_seconds}
+            response = self._read_log(pod, container, _LOG_TIMEOUT, **options)
             try:
                 yield response.stream()
             finally:
                 response.close()
+
+    def _read_log(self, pod: str, container: str, timeout: tuple[int, int], **options: Any) -> Any:
+        options |= {"container": container, "_preload_content": False, "_request_timeout": timeout}
+        return self._core.read_namespaced_pod_log(pod, self.namespace, **options)
 
     def _of(self, resource: Resource) -> Sequence[str]:
         return resource.group, resource.version, self.namespace, resource.plural

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from dit.errors import InputError, MissingError
 from dit.study.cluster import ClusterConfig
-from pipelines.cluster.client import NOT_FOUND, ApiRefused, Cluster
+from pipelines.cluster.client import Cluster
 from pipelines.cluster.port_forward import HOST, forwarded
 
 S3_ENDPOINT = "AWS_ENDPOINT_URL_S3"
@@ -43,12 +43,10 @@ def data_of(cluster: Cluster, kind: str, namespace: str, name: str) -> dict[str,
 
     Raises MissingError when it does not exist.
     """
-    try:
-        data: Mapping[str, str] = cluster.ask(f"/api/v1/namespaces/{namespace}/{kind}s/{name}").get("data") or {}
-    except ApiRefused as error:
-        if error.status != NOT_FOUND:
-            raise
-        raise MissingError(f"there is no {kind} {namespace}/{name}; {see(kind, namespace)}") from None
+    manifest = cluster.ask_for(f"/api/v1/namespaces/{namespace}/{kind}s/{name}")
+    if manifest is None:
+        raise MissingError(f"{kind} {namespace}/{name} does not exist; {see(kind, namespace)}")
+    data: Mapping[str, str] = manifest.get("data") or {}
     if kind == "secret":
         return {key: base64.b64decode(value).decode(errors="replace") for key, value in data.items()}
     return dict(data)

@@ -41,7 +41,7 @@ class Reason:
 
 def why_pending(pod: Object, events: Sequence[Object] = ()) -> Reason | None:
     """Why a pod has not started; None while it is starting. `events` are its warnings, latest first."""
-    place, describe = _place(pod), _describe(pod)
+    place, describe = _place(pod), _command("describe pod", pod)
     scheduled = condition(pod, "PodScheduled")
     if scheduled is not None and scheduled["status"] == "False":
         message = one_line(scheduled.get("message") or scheduled.get("reason") or "")
@@ -78,7 +78,7 @@ def why_unready(pod: Object) -> Reason | None:
 
 
 def _unready(pod: Object) -> Iterator[Reason]:
-    place, describe = _place(pod), _describe(pod)
+    place, describe = _place(pod), _command("describe pod", pod)
     if lost := pod["status"].get("reason"):
         yield Reason(f"{place}: {lost}: {one_line(pod['status'].get('message', ''))}", describe)
     for status in _statuses(pod):
@@ -106,10 +106,6 @@ def _statuses(pod: Object) -> list[dict[str, Any]]:
 
 def _place(pod: Object) -> str:
     return f"pod {pod['metadata']['namespace']}/{pod_name(pod)}"
-
-
-def _describe(pod: Object) -> str:
-    return _command("describe pod", pod)
 
 
 def _command(verb: str, pod: Object) -> str:

@@ -63,16 +63,12 @@ def create_secret(place: Place, keys: set[str]) -> None:
         "apiVersion": "v1",
         "kind": "Secret",
         "metadata": {"name": name, "namespace": namespace, "labels": {"app.kubernetes.io/part-of": "dit-scaling"}},
-        "stringData": {key: _value(key) for key in sorted(keys)},
+        # MLflow always calls its first user admin.
+        "stringData": {key: "admin" if key == _USER else secrets.token_hex(20) for key in sorted(keys)},
     }
     # On standard input: command lines are visible to every user of the machine.
     kubectl("create", "-f", "-", stdin=yaml.safe_dump(secret))
     sys.stderr.write(f"created secret {name} in namespace {namespace}\n")
-
-
-def _value(key: str) -> str:
-    # MLflow always calls its first user admin.
-    return "admin" if key == _USER else secrets.token_hex(20)
 
 
 def _data(place: Place) -> dict[str, str] | None:

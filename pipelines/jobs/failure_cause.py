@@ -49,11 +49,11 @@ def deaths(pods: Iterable[Object]) -> Iterator[Death]:
         states = [status.get(key, {}) for status in container_statuses(pod) for key in ("state", "lastState")]
         ends = [end for state in states if (end := state.get("terminated")) and end.get("exitCode")]
         for end in ends:
-            finished = _time(end.get("finishedAt") or _last_change(pod))
+            finished = datetime.fromisoformat(end.get("finishedAt") or _last_change(pod))
             yield Death(name, uid, finished, int(end["exitCode"]), evicted or str(end.get("reason") or ""))
         if pod_phase(pod) == "Failed" and not ends:
             reason = one_line(f"{evicted or 'failed'} {pod['status'].get('message') or ''}")
-            yield Death(name, uid, _time(_last_change(pod)), None, reason)
+            yield Death(name, uid, datetime.fromisoformat(_last_change(pod)), None, reason)
 
 
 def cause_of(ends: Iterable[Death]) -> Death | None:
@@ -97,7 +97,3 @@ def own_message(lines: Sequence[str]) -> str | None:
 def _last_change(pod: Object) -> str:
     changes = [str(change["lastTransitionTime"]) for change in pod.get("status", {}).get("conditions") or []]
     return max(changes, default=str(pod["metadata"]["creationTimestamp"]))
-
-
-def _time(text: str) -> datetime:
-    return datetime.fromisoformat(text)

@@ -83,14 +83,12 @@ def _remedy(spec: JobSpec, message: str) -> str:
 
 def _stuck_pods(snapshot: Snapshot) -> Iterator[Reason]:
     """Pods that exist and do not run."""
+    events = _latest_first(snapshot.events)
     for pod in sorted(snapshot.pods, key=pod_name):
-        reason = why_pending(pod, _events_of(snapshot, pod_name(pod))) if pod_phase(pod) == "Pending" else None
+        own = [event for event in events if event.get("involvedObject", {}).get("name") == pod_name(pod)]
+        reason = why_pending(pod, own) if pod_phase(pod) == "Pending" else None
         if reason is not None:
             yield reason
-
-
-def _events_of(snapshot: Snapshot, pod: str) -> list[Object]:
-    return [event for event in _latest_first(snapshot.events) if event.get("involvedObject", {}).get("name") == pod]
 
 
 def _latest_first(events: tuple[Object, ...]) -> list[Object]:

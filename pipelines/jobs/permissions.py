@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from dit.study.cluster import ClusterConfig
 from pipelines.cluster.client import WORKLOADS, Cluster
@@ -13,7 +13,7 @@ _MANAGED = ("get", "create", "patch", "delete")
 
 @dataclass(frozen=True)
 class Right:
-    """One verb on one kind of object in one namespace."""
+    """One verb on one kind of object in one namespace: the fields of an access review."""
 
     namespace: str
     group: str
@@ -24,17 +24,6 @@ class Right:
     def __str__(self) -> str:
         path = f"{self.resource}/{self.subresource}" if self.subresource else self.resource
         return f"{self.verb} {path}{f'.{self.group}' if self.group else ''}"
-
-    @property
-    def attributes(self) -> dict[str, str]:
-        """The fields of an access review."""
-        return {
-            "namespace": self.namespace,
-            "group": self.group,
-            "resource": self.resource,
-            "subresource": self.subresource,
-            "verb": self.verb,
-        }
 
 
 @dataclass(frozen=True)
@@ -80,7 +69,7 @@ def allowed(cluster: Cluster, right: Right, account: Account | None) -> bool:
     Raises ApiRefused when the caller may not ask about that account.
     """
     review = "SubjectAccessReview" if account else "SelfSubjectAccessReview"
-    spec: dict[str, object] = {"resourceAttributes": right.attributes}
+    spec: dict[str, object] = {"resourceAttributes": asdict(right)}
     if account:
         spec |= {"user": str(account), "groups": account.groups}
     answer = cluster.ask(

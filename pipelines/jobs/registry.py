@@ -19,11 +19,6 @@ def kind_of(spec: JobSpec) -> JobKind:
     return KINDS[spec.cluster.job]
 
 
-def all_kinds() -> tuple[JobKind, ...]:
-    """Every kind."""
-    return tuple(KINDS.values())
-
-
 def render_job(spec: JobSpec) -> Rendered:
     """The manifests of a job, each with a hash of the job's content that does not depend on the pipeline run."""
     kind = kind_of(spec)

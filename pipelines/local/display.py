@@ -6,7 +6,7 @@ import time
 from collections import deque
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from dit.console import Progress, console, progress
 from dit.console.formatting import format_duration
@@ -21,16 +21,6 @@ _TAIL = 5
 _KINDS: dict[int, type[DitError]] = {kind.exit_code: kind for kind in (InputError, FinalError)}
 
 
-class Bars(Protocol):
-    """Progress bars of one step."""
-
-    def show(self, event: Event) -> None:
-        """Open, advance or close a bar."""
-
-    def end(self) -> None:
-        """Remove the bars: the step has ended."""
-
-
 @dataclass
 class _Step:
     """The step that a worker runs."""
@@ -40,7 +30,7 @@ class _Step:
     message: str = ""
     error: Event | None = None
     tail: deque[str] = field(default_factory=lambda: deque(maxlen=_TAIL))
-    bars: Bars | None = None
+    bars: _Row | _PlainBars | None = None
 
 
 class StudyLog:

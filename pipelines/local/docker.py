@@ -64,9 +64,10 @@ def use_containers(config: StudyConfig, root: str, folder: str) -> None:
     # kfp's own function lets the engine remove a container when it ends, and reports success if the container is
     # already gone: a third of the failed steps were reported as successful.
     docker_task_handler.run_docker_container = run_container
+    forwarded = {name: value for name, value in os.environ.items() if name.startswith(_FORWARDED)}
     runner = local.DockerRunner(
         entrypoint=[],
-        environment=_environment(),
+        environment={**forwarded, "DIT_CACHE": str(cache_dir())},
         mounts=container_mounts(config, root),
         network_mode="host",
         shm_size=_SHARED_MEMORY,
@@ -121,11 +122,6 @@ def _lifeline_of(container: Any, bound: bool) -> Iterator[None]:
         watcher.join()
         os.close(over)
         attached.close()
-
-
-def _environment() -> dict[str, str]:
-    passed = {name: value for name, value in os.environ.items() if name.startswith(_FORWARDED)}
-    return {**passed, "DIT_CACHE": str(cache_dir())}
 
 
 def container_mounts(config: StudyConfig, root: str) -> list[Any]:

@@ -59,7 +59,7 @@ def _run_pipeline(config: StudyConfig, store: Store, image: str | None) -> None:
     with (
         open(log_path, "w") as log,
         tempfile.TemporaryDirectory(prefix="dit-study-", ignore_cleanup_errors=True) as work,
-        StudyLog(log, total=_step_count(len(left))) as shown,
+        StudyLog(log, total=len(STAGES) + len(VARIANT_STAGES) * (len(left) - 1)) as shown,
         ChildLifeline() as lifeline,
         _interrupts(lifeline) as caught,
     ):
@@ -79,10 +79,6 @@ def _run_pipeline(config: StudyConfig, store: Store, image: str | None) -> None:
         finally:
             # A killed step could not set the status of its MLflow run.
             reconcile(config, store)
-
-
-def _step_count(variants: int) -> int:
-    return len(STAGES) - len(VARIANT_STAGES) + len(VARIANT_STAGES) * variants
 
 
 def _end_by(number: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from dit.results.stages import STAGES
 from dit.study.cluster import PRODUCT_LABEL, ClusterConfig, StepConfig, Toleration, quantity
-from pipelines.cluster.client import NOT_FOUND, ApiRefused
+from pipelines.cluster.client import ApiRefused
 from pipelines.cluster.objects import Object, condition
 from pipelines.preflight.finding import Finding, Site, failed, ok, unknown
 
@@ -118,11 +118,8 @@ def queue(site: Site) -> Iterator[Finding]:
     if not cluster.queue:
         return
     subject, place = f"queue {cluster.queue}", f"LocalQueue {site.namespace}/{cluster.queue}"
-    try:
-        local = site.cluster.ask(f"{_KUEUE}/namespaces/{site.namespace}/localqueues/{cluster.queue}")
-    except ApiRefused as error:
-        if error.status != NOT_FOUND:
-            raise
+    local = site.cluster.ask_for(f"{_KUEUE}/namespaces/{site.namespace}/localqueues/{cluster.queue}")
+    if local is None:
         yield failed(subject, f"there is no {place}; dit deploy kind-queue, or a100, or clear cluster.queue")
         return
     name = local["spec"]["clusterQueue"]

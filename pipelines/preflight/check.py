@@ -58,7 +58,8 @@ def examine(config: StudyConfig, root: str, endpoint: str | None, runs: str) -> 
     except InputError as error:
         yield failed("Kubernetes", str(error))
         return
-    site = Site(config, root, cluster.within(config.cluster.namespace), endpoint, runs, _inside())
+    inside = "KUBERNETES_SERVICE_HOST" in os.environ
+    site = Site(config, root, cluster.within(config.cluster.namespace), endpoint, runs, inside)
     reachable = list(_made("Kubernetes", objects.api_server, site))
     yield from reachable
     if reachable[-1].mark is not Mark.FAILED:
@@ -84,7 +85,3 @@ def _server(endpoint: str | None) -> Iterator[Finding]:
         yield ok(subject, f"{endpoint} answers, version {Pipelines(endpoint).version()}")
     except DitError as error:
         yield failed(subject, str(error))
-
-
-def _inside() -> bool:
-    return "KUBERNETES_SERVICE_HOST" in os.environ

@@ -6,7 +6,6 @@ import base64
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 from dit.errors import DitError, MissingError, StoreError, one_line
@@ -26,40 +25,26 @@ _USER, _PASSWORD = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
 
 def store(site: Site) -> Iterator[Finding]:
     """Whether the bucket is writable with the study's credentials, and the study's input files are in the store."""
-    variables = _variables(site)
-    if isinstance(variables, Finding):
-        yield variables
-        return
-    with _opened(site, variables) as result:
-        if isinstance(result, Finding):
-            yield result
-            return
-        place, way = result
-        place.check_writable()
-        yield ok("bucket", f"{site.root} exists and is writable, {way}")
-        yield from _files(site.config, place)
-
-
-@contextmanager
-def _opened(site: Site, variables: Mapping[str, str]) -> Iterator[Finding | tuple[Store, str]]:
-    with store_as_pods_see_it(variables, site.namespace) as way:
-        try:
-            result: Finding | tuple[Store, str] = (open_store(site.root), way)
-        except StoreError as error:
-            # Pods may reach a server that this machine does not.
-            result = failed("bucket", str(error)) if site.inside else unknown("bucket", f"checked from here: {error}")
-        yield result
-
-
-def _variables(site: Site) -> dict[str, str] | Finding:
     try:
-        return settings(site.cluster, site.config.cluster, site.namespace)
+        variables = settings(site.cluster, site.config.cluster, site.namespace)
     except MissingError as error:
-        return failed("bucket", f"not checked: {error}")
+        yield failed("bucket", f"not checked: {error}")
+        return
     except ApiRefused as error:
         if error.status != FORBIDDEN:
             raise
-        return unknown("bucket", f"not checked: we may not read its address and credentials: {error}")
+        yield unknown("bucket", f"not checked: we may not read its address and credentials: {error}")
+        return
+    with store_as_pods_see_it(variables, site.namespace) as way:
+        try:
+            place = open_store(site.root)
+        except StoreError as error:
+            # Pods may reach a server that this machine does not.
+            yield failed("bucket", str(error)) if site.inside else unknown("bucket", f"checked from here: {error}")
+            return
+        place.check_writable()
+        yield ok("bucket", f"{site.root} exists and is writable, {way}")
+        yield from _files(site.config, place)
 
 
 def _files(config: StudyConfig, store: Store) -> Iterator[Finding]:

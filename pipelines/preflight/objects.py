@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from dit.errors import MissingError
-from pipelines.cluster.client import FORBIDDEN, NOT_FOUND, ApiRefused
+from pipelines.cluster.client import FORBIDDEN, ApiRefused
 from pipelines.cluster.pod_environment import data_of, see
 from pipelines.jobs.names import REAPER, RUNS_NAMESPACE
 from pipelines.jobs.registry import KINDS
@@ -27,11 +26,11 @@ def job_kind(site: Site) -> Iterator[Finding]:
     kind = KINDS[site.config.cluster.job]
     resource = kind.resource
     crd = f"{resource.plural}.{resource.group}"
-    served = _get(site, f"/apis/{resource.group}/{resource.version}")
+    served = site.cluster.ask_for(f"/apis/{resource.group}/{resource.version}")
     if served is not None and any(item["name"] == resource.plural for item in served["resources"]):
         yield ok(resource.kind, f"{resource.api_version} is served")
         return
-    group = _get(site, f"/apis/{resource.group}")
+    group = site.cluster.ask_for(f"/apis/{resource.group}")
     others = ", ".join(item["version"] for item in group["versions"]) if group else ""
     result = f"{resource.group} is served only as {others}" if others else f"{crd} does not exist"
     yield failed(
@@ -102,7 +101,7 @@ def pull_secrets(site: Site) -> Iterator[Finding]:
 def reaper(site: Site) -> Iterator[Finding]:
     """Whether the reaper, which deletes the jobs of ended runs, is running."""
     subject, where = "reaper", f"deployment {site.namespace}/{REAPER}"
-    result = _get(site, f"/apis/apps/v1/namespaces/{site.namespace}/deployments/{REAPER}")
+    result = site.cluster.ask_for(f"/apis/apps/v1/namespaces/{site.namespace}/deployments/{REAPER}")
     if result is None:
         yield failed(subject, f"{where} does not exist: a terminated run would leave its jobs behind; {_DEPLOY}")
     elif not result.get("status", {}).get("availableReplicas"):
@@ -113,18 +112,9 @@ def reaper(site: Site) -> Iterator[Finding]:
 
 def _there(site: Site, subject: str, path: str, remedy: str) -> Finding:
     try:
-        result = _get(site, path)
+        result = site.cluster.ask_for(path)
     except ApiRefused as error:
         if error.status != FORBIDDEN:
             raise
         return unknown(subject, f"we may not read it: {error}")
     return ok(subject, "exists") if result is not None else failed(subject, f"does not exist; {remedy}")
-
-
-def _get(site: Site, path: str) -> dict[str, Any] | None:
-    try:
-        return site.cluster.ask(path)
-    except ApiRefused as error:
-        if error.status != NOT_FOUND:
-            raise
-        return None

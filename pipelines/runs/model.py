@@ -79,7 +79,7 @@ def run_of(answer: Any) -> Run:
         state=str(answer.state or ""),
         created=_time(answer.created_at),
         ended=_time(answer.finished_at),
-        message=_error_message(answer.error),
+        message=one_line(answer.error.message) if answer.error and answer.error.message else "",
         tasks=tuple(_task(item) for item in details or []),
         titles={name: task.get("taskInfo", {}).get("name", name) for name, task in _tasks(spec).items()},
         study=next((text for task in _tasks(spec).values() if (text := _constant(task, "study"))), ""),
@@ -125,7 +125,3 @@ def _time(moment: datetime | None) -> datetime | None:
         return None
     aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     return aware if aware.year > 1970 else None
-
-
-def _error_message(error: Any) -> str:
-    return one_line(error.message) if error is not None and error.message else ""

@@ -10,11 +10,11 @@ from job_api import orphan as orphaned_job
 
 from pipelines.cluster.client import Cluster
 from pipelines.jobs import names
-from pipelines.jobs.registry import all_kinds
+from pipelines.jobs.registry import KINDS
 from pipelines.jobs.spec import Workflow
 from pipelines.reaper import has_ended, is_orphan, sweep
 
-PYTORCHJOB, TRAINJOB = all_kinds()
+PYTORCHJOB, TRAINJOB = KINDS.values()
 RUNNING = {"type": "Running", "status": "True"}
 
 

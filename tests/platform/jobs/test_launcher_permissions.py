@@ -10,7 +10,7 @@ import yaml
 from dit.study.cluster import ClusterConfig
 from pipelines.jobs import names, permissions
 from pipelines.jobs.permissions import Right
-from pipelines.jobs.registry import all_kinds
+from pipelines.jobs.registry import KINDS
 
 K8S = Path(__file__).parents[3] / "k8s"
 REAPS = ("get", "list", "delete")
@@ -47,14 +47,14 @@ def test_the_launchers_role_has_exactly_the_permissions_it_needs() -> None:
     studies = [ClusterConfig.model_validate({"job": job, "queue": "gpus"}) for job in ("pytorchjob", "trainjob")]
     needed = {str(right) for study in studies for right in permissions.of_launcher(study)}
     # `dit status`, in a pod of this account, lists a study's jobs.
-    needed |= {f"list {kind.resource.plural}.{kind.resource.group}" for kind in all_kinds()}
+    needed |= {f"list {kind.resource.plural}.{kind.resource.group}" for kind in KINDS.values()}
     assert granted_by(role(documents("base", "jobs", "launcher.yaml"))) == needed
 
 
 def test_the_reapers_role_has_exactly_the_permissions_it_needs() -> None:
     result = documents("base", "jobs", "reaper.yaml")
     (own,) = (item for item in result if item["kind"] == "Role")
-    needed = {f"{verb} {item.resource.plural}.{item.resource.group}" for item in all_kinds() for verb in REAPS}
+    needed = {f"{verb} {item.resource.plural}.{item.resource.group}" for item in KINDS.values() for verb in REAPS}
     assert granted_by(own) == needed | {"deletecollection pods"}
 
 
