@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from http_fakes import serve
-from job_api import Api
+from job_objects import Api
 from kubernetes import client as k8s
 
 from pipelines.cluster.client import Cluster

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from job_api import JOB, Api
-from job_api import orphan as orphaned_job
+from job_objects import NAME, Api
+from job_objects import orphan as orphaned_job
 
 from pipelines.cluster.client import Cluster
 from pipelines.jobs import names
@@ -93,10 +93,10 @@ def test_the_reaper_keeps_a_job_that_is_adopted_during_the_sweep(api: Api, clust
     def adopted() -> None:
         api.job = orphaned_job("ended", "other", version=2)
 
-    api.before["DELETE", JOB] = [adopted]
+    api.before["DELETE", NAME] = [adopted]
     assert list(sweep(cluster)) == []
     assert api.job is not None
-    assert ("DELETE", JOB) in api.asked
+    assert ("DELETE", NAME) in api.asked
 
 
 def test_the_reaper_deletes_a_job_whose_status_changes_during_the_sweep(api: Api, cluster: Cluster) -> None:
@@ -106,5 +106,5 @@ def test_the_reaper_deletes_a_job_whose_status_changes_during_the_sweep(api: Api
         api.job = orphaned_job("ended", version=2)
 
     api.before["DELETE", "pods"] = [changed]
-    assert list(sweep(cluster)) == [f"PyTorchJob dit-scaling/{JOB}"]
+    assert list(sweep(cluster)) == [f"PyTorchJob dit-scaling/{NAME}"]
     assert api.job is None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from http_fakes import kubeconfig
-from job_api import CONFIG, Api, pod, spec
+from job_objects import CONFIG, Api, running_pod, spec
 from s3_proxy import BUCKET, Proxy
 from study_records import fill, study
 
@@ -23,7 +23,7 @@ from pipelines.step import step
 def test_the_mlflow_run_is_set_to_failed_after_running_pods_have_ended(
     api: Api, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, last = load(CONFIG, ["cluster.replicas=2"]), pod(0, "a")
+    config, last = load(CONFIG, ["cluster.replicas=2"]), running_pod(0, "a")
     api.pods = [last]
     phases: list[str] = []
 

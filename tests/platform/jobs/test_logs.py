@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 import pytest
-from job_api import BORN, JOB, Api, pod
+from job_objects import BORN, NAME, Api, running_pod
 
 from pipelines.cluster.client import Cluster
 from pipelines.jobs.logs import PodLogs, of_torchrun, split_stamp
@@ -39,10 +39,10 @@ def test_of_torchruns_messages_only_errors_and_warnings_are_printed(line: str, h
 def test_a_restarted_pod_of_the_same_name_has_its_own_log(
     api: Api, cluster: Cluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    old, new = pod(0, "old"), pod(0, "new")
+    old, new = running_pod(0, "old"), running_pod(0, "new")
     api.logs = {"old": f"{BORN} first\n", "new": "2026-01-01T10:05:00Z second\n2026-01-01T10:05:01Z third\n"}
     api.pods = [old]
-    logs = PodLogs(cluster, JOB)
+    logs = PodLogs(cluster, NAME)
     logs.follow([old])
     _until(lambda: logs.last_lines("old") == ["first"])
     api.pods = [new]

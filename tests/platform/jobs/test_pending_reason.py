@@ -74,7 +74,7 @@ def test_a_reason_names_the_object_the_message_and_the_remedy(
 
 
 @pytest.mark.parametrize(
-    "seen",
+    "observed",
     [
         snapshot(CREATED),
         snapshot(CREATED, [pod(0), pod(1, "Pending", **container(state={"waiting": {"reason": "ContainerCreating"}}))]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from http_fakes import Answer
-from job_api import DENIED, JOB, Api, orphan, spec
+from job_objects import DENIED, NAME, Api, orphan, spec
 
 from dit.errors import InputError
 from pipelines.cluster.client import Cluster
@@ -19,10 +19,10 @@ def test_a_webhook_that_does_not_see_the_new_runtime_is_retried(
 ) -> None:
     """Trainer's webhook reads from a cache, and denies a job whose runtime is not in it yet."""
     monkeypatch.setattr("pipelines.cluster.retry._FIRST", 0.01)
-    unseen: Answer = (403, {"message": f'TrainingRuntime.trainer.kubeflow.org "{JOB}" not found: create it before'})
-    created: Answer = (201, {"metadata": {"name": JOB, "uid": "job-3"}})
+    unseen: Answer = (403, {"message": f'TrainingRuntime.trainer.kubeflow.org "{NAME}" not found: create it before'})
+    created: Answer = (201, {"metadata": {"name": NAME, "uid": "job-3"}})
     api.before["POST", "trainjobs"] = [lambda: unseen, lambda: unseen, lambda: created]
-    api.before["PATCH", JOB] = [lambda: (200, {})]
+    api.before["PATCH", NAME] = [lambda: (200, {})]
     assert submit(cluster, spec("cluster.job=trainjob")) == "job-3"
     assert api.asked.count(("POST", "trainingruntimes")) == 1
     # Other refusals are not retried.
@@ -41,5 +41,5 @@ def test_a_job_that_is_deleted_during_its_adoption_is_created_again(api: Api, cl
     def gone() -> None:
         api.job = None
 
-    api.before["PATCH", JOB] = [gone]
+    api.before["PATCH", NAME] = [gone]
     assert submit(cluster, wanted) == "job-2"

@@ -1,8 +1,8 @@
-"""An API server with one job, which can fail, or change the job between two requests."""
+"""Jobs, pods, containers and events in the format of a real cluster, and an API server with one job."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,32 +11,73 @@ from http_fakes import Answer, Request
 
 from dit.study.study_file import load
 from pipelines.jobs import names
+from pipelines.jobs.registry import kind_of
+from pipelines.jobs.snapshot import Snapshot
 from pipelines.jobs.spec import JobSpec, job_spec
 
-CONFIG = Path(__file__).parents[2] / "configs" / "digits.yaml"
 BORN = "2026-01-01T10:00:00Z"
-RUNNING, SUCCEEDED = ({"type": kind, "status": "True"} for kind in ("Running", "Succeeded"))
-DENIED: Answer = (403, {"message": "RBAC: roles are not known yet"})
+CONFIG = Path(__file__).parents[2] / "configs" / "digits.yaml"
+NAME = "dit-digits-mini-s-2"
+IMAGE = "registry.example/dit:1"
 
 
 def spec(*overrides: str, **changes: Any) -> JobSpec:
-    config = load(CONFIG, ["cluster.replicas=2", *overrides])
-    made = job_spec(config, "mini-S/2", "train", "s3://bucket/dit", "registry.example/dit:1")
-    return replace(made, **changes)
+    config = load(CONFIG, ["cluster.replicas=2", "cluster.queue=gpus", *overrides])
+    return replace(job_spec(config, "mini-S/2", "train", "s3://bucket/dit", IMAGE), **changes)
 
 
-JOB = spec().name
+def condition(kind: str, message: str = "", reason: str = "", status: str = "True") -> dict[str, Any]:
+    return {"type": kind, "status": status, "message": message, "reason": reason, "lastTransitionTime": BORN}
 
 
-def job(*conditions: dict[str, str], version: int = 1, **metadata: Any) -> dict[str, Any]:
-    own = {"name": JOB, "uid": "job-1", "creationTimestamp": BORN, "resourceVersion": str(version)}
-    return {"metadata": own | metadata, "status": {"conditions": list(conditions)}}
+def job(*conditions: dict[str, Any], version: int = 1, **metadata: Any) -> dict[str, Any]:
+    own = {"name": NAME, "uid": "job-1", "creationTimestamp": BORN, "resourceVersion": str(version), **metadata}
+    return {"metadata": own, "status": {"conditions": list(conditions)}}
 
 
-def pod(index: int, uid: str) -> dict[str, Any]:
-    metadata = {"name": f"{JOB}-worker-{index}", "namespace": "dit-scaling", "uid": uid, "creationTimestamp": BORN}
-    container = {"name": "pytorch", "state": {"running": {}}}
-    return {"metadata": metadata, "status": {"phase": "Running", "containerStatuses": [container]}}
+def pod(index: int, phase: str = "Running", uid: str = "", **status: Any) -> dict[str, Any]:
+    own = {"name": f"{NAME}-worker-{index}", "namespace": "dit-scaling", "uid": uid or f"pod-{index}"}
+    return {"metadata": {**own, "creationTimestamp": BORN}, "status": {"phase": phase, **status}}
+
+
+def running_pod(index: int, uid: str) -> dict[str, Any]:
+    return pod(index, uid=uid, **container(state={"running": {}}))
+
+
+def container(**states: Any) -> dict[str, Any]:
+    return {"containerStatuses": [{"name": "pytorch", "image": IMAGE, "state": {}, "lastState": {}, **states}]}
+
+
+def terminated(code: int, second: int, reason: str = "Error") -> dict[str, Any]:
+    return {"terminated": {"exitCode": code, "reason": reason, "finishedAt": f"2026-01-01T10:05:{second:02}Z"}}
+
+
+def event(reason: str, message: str, kind: str = "PyTorchJob", name: str = NAME) -> dict[str, Any]:
+    subject = {"kind": kind, "name": name}
+    return {"type": "Warning", "reason": reason, "message": message, "involvedObject": subject, "lastTimestamp": BORN}
+
+
+def snapshot(
+    manifest: dict[str, Any], pods: Sequence[Any] = (), events: Sequence[Any] = (), workload: Any = None
+) -> Snapshot:
+    return Snapshot(manifest, kind_of(spec()).phase(manifest), tuple(pods), tuple(events), workload)
+
+
+CREATED = job(condition("Created"))
+RUNNING, SUCCEEDED = condition("Running"), condition("Succeeded")
+DENIED: Answer = (403, {"message": "RBAC: roles are not known yet"})
+
+
+def workload(message: str, reason: str = "Pending") -> dict[str, Any]:
+    waiting = condition("QuotaReserved", message, reason, status="False")
+    return {"metadata": {"name": "pytorchjob-x"}, "status": {"conditions": [waiting]}}
+
+
+SUSPENDED = job(condition("Suspended", f"PyTorchJob {NAME} is suspended."))
+
+
+def trainjob(**status: Any) -> dict[str, Any]:
+    return {"metadata": {"name": NAME, "uid": "job-1", "creationTimestamp": BORN}, "status": status}
 
 
 class Api:
@@ -69,7 +110,7 @@ class Api:
         if kind == "pods" and method == "GET":
             name = request.query.get("fieldSelector", "").removeprefix("metadata.name=")
             return 200, {"items": [item for item in self.pods if name in ("", item["metadata"]["name"])]}
-        if kind == JOB or kind == "pytorchjobs":
+        if kind == NAME or kind == "pytorchjobs":
             return self._jobs(request, kind)
         return 200, {"items": []}
 
