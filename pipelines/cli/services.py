@@ -74,7 +74,7 @@ def reap(
     ] = None,
     once: Annotated[bool, typer.Option("--once", help="Sweep once and print what was deleted.")] = False,
 ) -> None:
-    """Delete the jobs of runs that have ended, again and again.
+    """Delete the jobs of runs that have ended, until stopped.
 
     [bold]Examples[/]
 

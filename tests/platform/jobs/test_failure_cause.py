@@ -29,7 +29,7 @@ def test_the_cause_is_the_first_exit_of_the_last_failure(observed: list[Death], 
     assert cause_of(observed) == first
 
 
-@pytest.mark.parametrize("code", [PeerError.exit_code, 143], ids=["lost its peers", "told to end"])
+@pytest.mark.parametrize("code", [PeerError.exit_code, 143], ids=["lost its peers", "SIGTERM"])
 def test_a_pod_that_lost_its_peer_is_not_the_cause_even_if_it_ended_first(code: int) -> None:
     follower, cause = death("follower", 1.0, code), death("cause", 1.5)
     assert cause_of([follower, cause]) == cause
