@@ -1,8 +1,8 @@
-# The image that all stages and the launcher run in: `make build`. Built from slow to quick: what changes most often, the
-# code, is the last and smallest layer, and torch with CUDA has one of its own.
+# The image of all stages and the launcher: `make build`. Layers are ordered by how often they change: torch with CUDA is a
+# layer of its own, and the code is the last and smallest.
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 
-# What builds, and is not in the image.
+# Build tools; not part of the image.
 FROM ${BASE_IMAGE} AS tools
 ARG INDEX_URL=https://pypi.org/simple
 COPY .ci/tools.txt /tools.txt
@@ -22,8 +22,8 @@ COPY pipelines pipelines
 RUN /tools/bin/pip wheel --no-deps --no-build-isolation --no-index --wheel-dir /wheel .
 
 FROM ${BASE_IMAGE} AS stages
-# torch.compile builds its kernels with a C++ compiler when a training starts on a GPU. A base whose Python comes from
-# Debian has its headers in python3-dev; an empty SYSTEM_PACKAGES leaves torch.compile off.
+# torch.compile needs a C++ compiler when a training starts on a GPU; an empty SYSTEM_PACKAGES turns it off. For a base with
+# Debian's Python, add python3-dev for the headers.
 ARG SYSTEM_PACKAGES="g++"
 RUN test -z "$SYSTEM_PACKAGES" \
     || { apt-get update && apt-get install --yes --no-install-recommends $SYSTEM_PACKAGES && rm -rf /var/lib/apt/lists/*; }
@@ -46,8 +46,8 @@ RUN --mount=type=bind,from=tools,source=/tools,target=/tools \
     --mount=type=bind,from=wheel,source=/wheel,target=/wheel \
     /tools/bin/install-into-image --offline /wheel/*.whl
 
-# The user has no entry in /etc/passwd, and the root file system is read-only on a cluster: a name for those who ask for
-# one, and /tmp as the one place where caches go.
+# The user has no entry in /etc/passwd, so USER gives programs a name. On a cluster the root file system is read-only, so
+# caches go to /tmp.
 ENV PATH=/opt/venv/bin:$PATH USER=dit HOME=/tmp PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 USER 65532:65532
 WORKDIR /tmp
@@ -56,7 +56,7 @@ CMD ["--help"]
 
 ARG VERSION=unknown
 ARG REVISION=unknown
-# `dit --version` and the records show it.
+# Shown by `dit --version` and stored in records.
 ENV DIT_REVISION="$REVISION"
 LABEL org.opencontainers.image.title="dit-scaling" \
     org.opencontainers.image.description="The stages of a scaling study of diffusion transformers" \

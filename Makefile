@@ -1,17 +1,17 @@
-# Everything a person types. Each target builds the environment first; a second time that takes no time.
+# The commands of the project. Each target builds the environment first, if it has changed.
 
 STUDY ?= configs/digits.yaml
 ROOT ?= runs
-# What a step is: `local`, a process; or `docker`, a container of the image that `make build` made.
+# `local` runs each step as a process, `docker` in a container of the image from `make build`.
 RUNNER ?= local
-# Overrides of the study file, such as SET="train.steps=400 sampling.num_samples=200".
+# Overrides of the study, such as SET="train.steps=400 sampling.num_samples=200".
 SET ?=
 # Arguments for pytest, such as TESTS=tests/science/training.
 TESTS ?=
 PORT ?= 5000
 # Images and the cluster: docs/cluster.md. REGISTRY has no default; DOCKER_FLAGS are for `docker build`.
 OVERLAY ?= kind
-# The store that a cluster's pods reach, and the image that they run, by its digest: unset, the one last pushed.
+# The store and the image of pods on a cluster. IMAGE is NAME@DIGEST; unset, it is the image last pushed.
 S3_ROOT ?= s3://dit-scaling
 IMAGE ?=
 REGISTRY ?=
@@ -20,15 +20,15 @@ DOCKER_FLAGS ?=
 BASE_IMAGE ?= python:3.11-slim-bookworm
 SYSTEM_PACKAGES ?= g++
 INDEX_URL ?= $(or $(PIP_INDEX_URL),https://pypi.org/simple)
-# Runs on a cluster: WAIT=1, CACHE=off, WATCH=1; RUN names a run when it is submitted, later it is the run's id.
+# Runs on a cluster: WAIT=1, CACHE=off, WATCH=1. RUN is the name of a new run, or the id of an existing one.
 EXPERIMENT ?= dit
 RUN ?=
 CACHE ?= on
 NAMESPACE ?= dit-scaling
-# Certificates and a password of the index are build secrets: they stay out of the image.
+# Certificates and password of the package index are build secrets, which do not get into the image.
 CA ?= $(or $(PIP_CERT),$(SSL_CERT_FILE))
 NETRC ?=
-# Without compiled files every step and every test would compile torch's sources again: seconds a process.
+# Without .pyc files each step and test would compile torch's sources again, which takes seconds.
 unexport PYTHONDONTWRITEBYTECODE
 OVERRIDES = $(foreach override,$(SET),--set '$(override)')
 VENV := .venv
@@ -43,7 +43,7 @@ BIN := $(VENV)/bin
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-study: env ## Run STUDY to its verdict, or what is left of it: minutes for the default, on two CPU cores.
+study: env ## Run STUDY to its verdict, or resume it: minutes for the default, on two CPU cores.
 	@$(BIN)/dit study $(STUDY) --root $(ROOT) --runner $(RUNNER) $(OVERRIDES)
 
 plan: env ## Print what STUDY costs: parameters, Gflops, memory and hours. Writes nothing.
@@ -58,21 +58,21 @@ ui: env ## Open MLflow on the results below ROOT, at PORT or the next free one.
 ui-cluster: env ## Open the MLflow that OVERLAY deployed, through a forwarded PORT, on the view of STUDY.
 	@$(BIN)/dit ui-cluster $(OVERLAY) $(STUDY) --port $(PORT)
 
-# A worker a core, one thread a process: many tests start several processes, which would get into each other's way.
-# A file's tests stay together, because they share what is dear to make; tests/conftest.py puts long files first.
+# One worker per core and one thread per process, because many tests start several processes. The tests of a file share
+# expensive fixtures, so they run in one worker; tests/conftest.py starts long files first.
 test: lint ## Check the code and run all tests, or those of TESTS.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(TESTS)
 
-test-gpu: env ## Show that a GPU computes what a CPU does; on a machine that has one.
+test-gpu: env ## Test that results on a GPU equal those on a CPU; needs a GPU.
 	$(BIN)/python -m pytest -m gpu tests/gpu
 
-lint: env ## Check style, types and who imports whom.
+lint: env ## Check style, types and import rules.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-format: env ## Bring the code into its standard form.
+format: env ## Format the code.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -90,7 +90,7 @@ build: ## Build the images of the stages and of the MLflow server.
 	$(BUILD) --build-arg SYSTEM_PACKAGES="$(SYSTEM_PACKAGES)" --tag dit-scaling:$(VERSION) .
 	$(BUILD) --file mlflow/Dockerfile --tag dit-scaling-mlflow:$(VERSION) .
 
-push: ## Push both images to REGISTRY; writes their digests, which all else names, below build/.
+push: ## Push both images to REGISTRY; writes their digests to build/.
 	@test -n "$(REGISTRY)" || { echo "make: give REGISTRY, such as 'make push REGISTRY=registry.example.com/team'" >&2; exit 2; }
 	@mkdir -p build
 	@DOCKER=$(DOCKER) docker/push dit-scaling:$(VERSION) $(REGISTRY) build/image.digest
@@ -102,47 +102,47 @@ image-size: ## Print the size of the stages' image, its layers and its largest p
 secrets: env ## Create the secrets that OVERLAY=kind lacks, with random values.
 	@$(BIN)/dit secrets $(OVERLAY)
 
-# Only the overlays of one's own node invent secrets: elsewhere they belong to services that are there already.
-deploy: env $(if $(filter kind%,$(OVERLAY)),secrets) ## Deploy OVERLAY of k8s/overlays with the images last pushed, and wait until it is up.
+# Only kind overlays get random secrets: other overlays use the secrets of existing services.
+deploy: env $(if $(filter kind%,$(OVERLAY)),secrets) ## Deploy OVERLAY of k8s/overlays with the images last pushed, and wait until it is ready.
 	@$(BIN)/dit deploy $(OVERLAY) $(if $(FORCE),--force)
 
-undeploy: env ## Remove what deploy made; volume claims and secrets stay.
+undeploy: env ## Remove the objects of OVERLAY; volume claims and secrets stay.
 	@$(BIN)/dit undeploy $(OVERLAY)
 
 ON_CLUSTER = $(STUDY) --root $(S3_ROOT) $(OVERRIDES)
 
-preflight: env ## Check whether STUDY can run on the cluster, with its results at ROOT, s3://bucket/prefix.
+preflight: env ## Check whether STUDY can run on the cluster, with its results at S3_ROOT, s3://bucket/prefix.
 	@$(BIN)/dit preflight $(ON_CLUSTER)
 
 submit: env ## Submit STUDY to Kubeflow Pipelines at KFP_ENDPOINT, after a preflight; WAIT=1 waits for its end.
 	@$(BIN)/dit submit $(ON_CLUSTER) --experiment '$(EXPERIMENT)' --cache $(CACHE) \
 		$(if $(IMAGE),--image $(IMAGE)) $(if $(RUN),--run '$(RUN)') $(if $(WAIT),--wait)
 
-status: env ## Show how far STUDY is: pipeline steps, jobs, pods, training steps, metrics; WATCH=1 goes on.
+status: env ## Show the progress of STUDY: pipeline steps, jobs, pods, training steps, metrics; WATCH=1 refreshes.
 	@$(BIN)/dit status $(ON_CLUSTER) --experiment '$(EXPERIMENT)' $(if $(RUN),--run '$(RUN)') $(if $(WATCH),--watch)
 
-terminate: env ## End the run of this id, RUN=...; its jobs go with it.
+terminate: env ## End the run with the id RUN=...; the reaper deletes its jobs.
 	@test -n "$(RUN)" || { echo "make: give the run's id, RUN=...; 'make status' shows it" >&2; exit 2; }
 	@$(BIN)/dit terminate '$(RUN)'
 
-clean-jobs: env ## Delete the jobs in NAMESPACE whose runs have ended, as the reaper does, once.
+clean-jobs: env ## Delete the jobs in NAMESPACE whose runs have ended, once; the reaper does so all the time.
 	@$(BIN)/dit reap --once --namespace $(NAMESPACE)
 
-test-containers: env ## Show that the study runs in containers of the image last built; needs a Docker engine, no cluster.
+test-containers: env ## Test studies in containers of the image last built; needs a Docker engine, no cluster.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m containers tests/containers
 
-# Variables that let them show more: docs/cluster.md, Tests.
-test-cluster: env ## Show on the cluster of KUBECONFIG, with the images last pushed to REGISTRY, that all of it holds.
+# docs/cluster.md, Tests, lists variables that enable more tests.
+test-cluster: env ## Test on the cluster of KUBECONFIG, with the images last pushed to REGISTRY.
 	@test -n "$$KUBECONFIG" || { echo "make: KUBECONFIG is not set; without a cluster: kind create cluster --kubeconfig kind.conf" \
-		"(https://kind.sigs.k8s.io), then KUBECONFIG=kind.conf; docs/cluster.md, Prerequisites, says what else" >&2; exit 2; }
+		"(https://kind.sigs.k8s.io), then KUBECONFIG=kind.conf; for the rest see docs/cluster.md, Prerequisites" >&2; exit 2; }
 	@test -n "$(REGISTRY)" || { echo "make: REGISTRY is not set; name one that the nodes can pull from, then make build push" >&2; exit 2; }
 	@$(MAKE) --no-print-directory deploy OVERLAY=kind
 	REGISTRY=$(REGISTRY) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster tests/cluster
 
-test-pipelines: env ## Show on the Kubeflow Pipelines of KFP_ENDPOINT, and its cluster, that studies are submitted and end well.
+test-pipelines: env ## Test runs on the Kubeflow Pipelines of KFP_ENDPOINT and its cluster.
 	@test -n "$$KUBECONFIG" -a -n "$$KFP_ENDPOINT" || { echo "make: set KUBECONFIG and KFP_ENDPOINT, such as" \
 		"KFP_ENDPOINT=http://localhost:8888 after kubectl port-forward -n kubeflow service/ml-pipeline 8888:8888;" \
-		"docs/cluster.md, Prerequisites, says how to get both" >&2; exit 2; }
+		"see docs/cluster.md, Prerequisites" >&2; exit 2; }
 	@$(MAKE) --no-print-directory deploy OVERLAY=kind
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m pipelines tests/cluster
 
@@ -153,14 +153,14 @@ $(STAMP): constraints.txt pyproject.toml
 	@touch $@
 
 COMPILE = $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate
-constraints: env ## Resolve the dependencies anew; rewrites constraints.txt and what the images install of it.
+constraints: env ## Resolve the dependencies again; rewrites constraints.txt and the images' subsets of it.
 	$(COMPILE) --extra dev pyproject.toml mlflow/requirements.in -o constraints.txt
 	$(COMPILE) -c constraints.txt docker/torch.in -o docker/torch.txt
 	$(COMPILE) -c constraints.txt --excludes docker/unused.txt pyproject.toml -o docker/stages.txt
 	$(COMPILE) -c constraints.txt --excludes mlflow/unused.txt mlflow/requirements.in -o mlflow/requirements.txt
 	$(COMPILE) .ci/tools.in -o .ci/tools.txt
 
-apt: ## Debian and Ubuntu, where `python3 -m venv` is missing: install it with the system's package manager.
+apt: ## Install `python3 -m venv` on Debian and Ubuntu, with the system's package manager.
 	$(if $(filter 0,$(shell id -u)),,sudo) apt-get update
 	$(if $(filter 0,$(shell id -u)),,sudo) apt-get install --yes --no-install-recommends python3 python3-venv
 

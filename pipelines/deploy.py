@@ -1,7 +1,7 @@
-"""The manifests of k8s/ onto a cluster and off it again, by kubectl: `dit deploy`, `dit undeploy`, `dit secrets`.
+"""Applies the manifests of k8s/ to a cluster and removes them: `dit deploy`, `dit undeploy`, `dit secrets`.
 
-Deploying labels what it makes; undeploying removes what carries the label, except for what holds data. Works in a
-checkout of the project, where the manifests are.
+Deploying labels its objects; undeploying deletes the objects with that label, except those that hold data. Needs a
+checkout of the project, which has the manifests.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from pipelines.cluster import rollout
 from pipelines.cluster.kubectl import check_cluster, kubectl
 from pipelines.cluster.secrets import check_secrets, create_secret, missing_secrets, required_secrets
 from pipelines.jobs import names
-from pipelines.jobs.registry import all_kinds
+from pipelines.jobs.registry import KINDS
 
 Manifest = dict[str, Any]
 
 ROOT = Path(__file__).parents[1]
 IMAGES = {"dit-scaling": "image.digest", "dit-scaling-mlflow": "mlflow.digest"}
-"""Names of our images in the manifests, and the files below build/ with the references that `make push` wrote."""
+"""Name of an image in the manifests -> the file in build/ with its reference, written by `make push`."""
 
 KEPT = frozenset({"Namespace", "PersistentVolumeClaim"})
-"""Kinds that stay when the rest is removed: claims hold data, and the namespace holds claims and secrets."""
+"""Kinds that undeploying keeps: claims hold data, and the namespace holds claims and secrets."""
 
 SETTINGS = (("ConfigMap", "dit-services"), ("Secret", "dit-s3"), ("Secret", "dit-mlflow"))
-"""What steps and jobs read, by kind and name; the rest is the servers' own."""
+"""Kind and name of the objects that steps and jobs read."""
 
 SETTINGS_FROM = "dit-scaling/settings-from"
-"""Annotation of an account in another namespace: where the settings that its pods read are copied from."""
+"""Annotation of a service account: the namespace from which its pods' settings are copied."""
 
 INVENTED = "kind"
-"""Overlays of this prefix bring all their services with them, so that any secret will do."""
+"""Overlays with this prefix deploy all their services, so random secrets work."""
 
 LABEL = "dit-scaling/deployed-as"
 DELETE_SECONDS = 120
@@ -44,15 +44,16 @@ BUILD = ROOT / "build"
 
 
 def overlays() -> list[str]:
-    """Names of the overlays that can be deployed."""
+    """Names of all overlays."""
     return sorted(path.parent.name for path in (ROOT / "k8s" / "overlays").glob("*/kustomization.yaml"))
 
 
 def render(overlay: str, build: Path = BUILD, *, images: bool = True) -> list[Manifest]:
-    """An overlay's objects, labelled, with our images by digest; without `images` with names that no node can pull.
+    """The labelled objects of an overlay, with images by digest; without `images`, with names that no node can pull.
 
-    Writes the kustomization that makes them into build/deploy/OVERLAY. Raises InputError for an unknown overlay or
-    images that were not pushed.
+    Writes their kustomization to build/deploy/OVERLAY.
+
+    Raises InputError when the overlay does not exist or the images were not pushed.
     """
     if overlay not in overlays():
         raise InputError(f"overlay {overlay} does not exist; choose from {', '.join(overlays())}")
@@ -72,9 +73,10 @@ def render(overlay: str, build: Path = BUILD, *, images: bool = True) -> list[Ma
 
 
 def deploy(overlay: str, force: bool = False, build: Path = BUILD) -> None:
-    """Apply an overlay and wait until its deployments are up.
+    """Apply an overlay and wait until its deployments are ready.
 
-    Raises InputError for fields that somebody else has set since, with `kubectl edit` for example; `force` sets them.
+    Raises InputError when someone has changed fields since, with `kubectl edit` for example; `force` overwrites them.
+    Raises DitError when a deployment does not become ready.
     """
     manifests = render(overlay, build)
     check_cluster()
@@ -91,9 +93,9 @@ def deploy(overlay: str, force: bool = False, build: Path = BUILD) -> None:
 
 
 def undeploy(overlay: str, build: Path = BUILD) -> None:
-    """Remove what `deploy` made of an overlay; claims, secrets and the namespace stay.
+    """Remove the objects that `deploy` created; claims, secrets and the namespace stay.
 
-    Raises InputError while jobs work there: they need what goes, and Kueue lets no queue go before the jobs in it.
+    Raises InputError while jobs run there: they need the objects, and Kueue keeps a queue while it has jobs.
     """
     manifests = render(overlay, build, images=False)
     check_cluster()
@@ -109,7 +111,7 @@ def undeploy(overlay: str, build: Path = BUILD) -> None:
 
 def _check_idle(namespace: str) -> None:
     working: dict[str, list[str]] = {}
-    for kind in all_kinds():
+    for kind in KINDS.values():
         resource = f"{kind.resource.plural}.{kind.resource.group}"
         try:
             text = kubectl("get", resource, "-n", namespace, "-l", names.SELECTOR, "-o", "json")
@@ -128,20 +130,23 @@ def _check_idle(namespace: str) -> None:
 
 
 def _delete(kinds: list[str], overlay: str, namespace: str) -> str:
-    """What kubectl says of the objects that it deleted; DitError for one that does not go."""
+    """The output of `kubectl delete`.
+
+    Raises DitError when an object is not gone in time.
+    """
     place = [",".join(kinds), "-l", f"{LABEL}={overlay}", *(["-n", namespace] if namespace else [])]
     try:
         return kubectl("delete", *place, "--ignore-not-found", f"--timeout={DELETE_SECONDS}s")
     except DitError as error:
         if "timed out" not in str(error):
             raise
-        queue = "; a queue goes when the jobs in it have ended, of any namespace: kubectl get workloads -A"
-        see = f"metadata.finalizers says what holds it: kubectl get {' '.join(place)} -o yaml"
+        queue = "; a queue is deleted when its jobs in all namespaces have ended: kubectl get workloads -A"
+        see = f"metadata.finalizers names what keeps it: kubectl get {' '.join(place)} -o yaml"
         raise DitError(f"{error}; {see}{queue if any('queue' in kind for kind in kinds) else ''}") from None
 
 
 def removable(manifests: list[Manifest]) -> dict[str, list[str]]:
-    """What undeploying asks to delete: kinds, as kubectl tells them apart, by namespace; "" is the whole cluster."""
+    """Namespace -> kinds to delete, as kubectl arguments; "" has the kinds without a namespace."""
     kinds: dict[str, list[str]] = {}
     for manifest in manifests:
         if manifest["kind"] in KEPT:
@@ -155,9 +160,9 @@ def removable(manifests: list[Manifest]) -> dict[str, list[str]]:
 
 
 def create_secrets(overlay: str, build: Path = BUILD) -> None:
-    """Create an overlay's missing secrets with random values.
+    """Create the missing secrets of an overlay with random values; existing ones are not changed.
 
-    What is there is never changed. Raises InputError for an overlay whose secrets belong to services that exist.
+    Raises InputError when secrets are missing that belong to existing services.
     """
     manifests = render(overlay, build)
     check_cluster()
@@ -171,14 +176,17 @@ def create_secrets(overlay: str, build: Path = BUILD) -> None:
 
 
 def _readers(manifests: list[Manifest]) -> list[tuple[str, str]]:
-    """(from, to): the namespaces that have settings, and those of accounts whose pods read them, too."""
+    """(source, target): namespaces with settings, and namespaces to which they are copied."""
     accounts = [manifest["metadata"] for manifest in manifests if manifest["kind"] == "ServiceAccount"]
     sources = [(account.get("annotations", {}).get(SETTINGS_FROM), account["namespace"]) for account in accounts]
     return [(source, namespace) for source, namespace in sources if source]
 
 
 def _settings(manifests: list[Manifest], overlay: str) -> list[Manifest]:
-    """Copies of the settings; InputError where there are none yet."""
+    """Copies of the settings for other namespaces.
+
+    Raises InputError when the settings do not exist yet.
+    """
     labels = {"app.kubernetes.io/part-of": "dit-scaling", LABEL: overlay}
     copies = []
     for source, namespace in _readers(manifests):
@@ -186,7 +194,7 @@ def _settings(manifests: list[Manifest], overlay: str) -> list[Manifest]:
         try:
             originals = json.loads(kubectl("get", *objects, "-n", source, "-o", "json"))["items"]
         except DitError as error:
-            raise InputError(f"{error}; deploy what makes it first: dit deploy kind") from None
+            raise InputError(f"{error}; deploy the services first: dit deploy kind") from None
         for original in originals:
             metadata = {"name": original["metadata"]["name"], "namespace": namespace, "labels": labels}
             copies.append(
@@ -197,10 +205,10 @@ def _settings(manifests: list[Manifest], overlay: str) -> list[Manifest]:
 
 def _pushed(name: str, file: Path) -> dict[str, str]:
     if not file.is_file():
-        raise InputError(f"no build/{file.name}; run 'make build push REGISTRY=...' first")
+        raise InputError(f"build/{file.name} does not exist; run 'make build push REGISTRY=...' first")
     remote, at, digest = file.read_text().strip().partition("@")
     if not at:
-        raise InputError(f"build/{file.name} holds no NAME@DIGEST; run 'make push REGISTRY=...' again")
+        raise InputError(f"build/{file.name} is not NAME@DIGEST; run 'make push REGISTRY=...' again")
     return {"name": name, "newName": remote, "digest": digest}
 
 
@@ -210,7 +218,7 @@ def _apply(manifests: list[Manifest], force: bool = False) -> None:
     try:
         kubectl("apply", *options, "-f", "-", stdin=yaml.safe_dump_all(manifests))
     except DitError as error:
-        # kubectl names who set which fields, and goes on with advice for its own options.
+        # kubectl lists the conflicting fields, then explains its own options.
         conflicts, advice, _ = str(error).partition(" Please review the fields above")
         if not advice:
             raise

@@ -1,11 +1,11 @@
-"""Delete the jobs of pipeline runs that have ended: a step that is terminated has no time to do so itself.
+"""Deletes the jobs of pipeline runs that have ended: a step that is terminated has no time to do so itself.
 
-    dit reap           in the cluster, for ever
+    dit reap           in the cluster, until it is stopped
     dit reap --once    by hand
 
-It looks at our jobs again and again, and at the workflows that wait for them, wherever these are. A job goes when it
-still works, and each workflow that waited for it has ended, is told to end or is gone. A job that never had one is
-somebody's own, and one that has ended takes no room and is kept for its logs: both are left alone.
+It polls the jobs and the workflows that wait for them, in any namespace. A running job is deleted when each workflow
+that waited for it has ended, is shutting down or is gone. Jobs that were started by hand have no workflow, and ended
+jobs are kept for their logs: neither is deleted.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from pipelines.cluster.objects import Object
 from pipelines.cluster.retry import pauses
 from pipelines.jobs import names
 from pipelines.jobs.kind import JobKind
-from pipelines.jobs.registry import all_kinds
+from pipelines.jobs.registry import KINDS
 from pipelines.jobs.spec import Workflow, workflows_of
 
 INTERVAL_SECONDS = 2.0
-# For a last checkpoint. Left to themselves pods may take half a minute, with GPUs that somebody else waits for.
+# Time for a last checkpoint. The default of 30 seconds would hold GPUs that other jobs wait for.
 GRACE_SECONDS = 5
 _ENDED = ("Succeeded", "Failed", "Error")
 
 
 def has_ended(workflow: Object | None, uid: str) -> bool:
-    """Whether a run is over: its workflow ended, is told to end, or was deleted, maybe for another of its name."""
+    """True if the workflow with this uid has ended, is shutting down, or was deleted or replaced."""
     if workflow is None or workflow["metadata"]["uid"] != uid or "deletionTimestamp" in workflow["metadata"]:
         return True
     spec = workflow.get("spec", {})
-    # The pipelines' server terminates a run by taking away all of its time; Argo's own way is `shutdown`.
+    # Kubeflow Pipelines terminates a run with a deadline of 0 seconds, Argo with `shutdown`.
     stopped = spec.get("activeDeadlineSeconds") == 0 or bool(spec.get("shutdown"))
     return stopped or workflow.get("status", {}).get("phase") in _ENDED
 
 
 def is_orphan(kind: JobKind, job: Object, find: Callable[[Workflow], Object | None]) -> bool:
-    """Whether nobody waits any more for a job that still works; `find` looks a workflow up by its name."""
+    """True if a job is running but all its workflows have ended; `find` reads a workflow."""
     if kind.phase(job).ended or "deletionTimestamp" in job["metadata"]:
         return False
     waiting = workflows_of(job)
@@ -49,9 +49,10 @@ def is_orphan(kind: JobKind, job: Object, find: Callable[[Workflow], Object | No
 
 
 def sweep(cluster: Cluster) -> Iterator[str]:
-    """Delete the orphans there are now in a namespace, and yield each that was deleted.
+    """Delete the orphans in a namespace, and yield a description of each.
 
-    Raises ApiUnavailable; ApiRefused once all is done, so that one job in trouble keeps no other.
+    Raises ApiUnavailable when the API cannot be reached.
+    Raises ApiRefused for a job that cannot be deleted, after all the others.
     """
 
     @cache
@@ -70,11 +71,11 @@ def sweep(cluster: Cluster) -> Iterator[str]:
 
 
 def _deleted(cluster: Cluster, kind: JobKind, job: Object, find: Callable[[Workflow], Object | None]) -> bool:
-    """Whether this was an orphan, and is deleted; one that changes in between may have been adopted: look again."""
+    """Delete the job if it is an orphan. A job that changes meanwhile may have been adopted, so it is read again."""
     name = job["metadata"]["name"]
     current: Object | None = job
     while current is not None and is_orphan(kind, current, find):
-        # The pods first: once a node has begun to end one in its own time, it can no longer be hurried.
+        # Pods first: the grace period of a pod that is terminating cannot be shortened.
         cluster.delete_pods(f"{kind.pod_label}={name}", GRACE_SECONDS)
         if cluster.delete(kind.resource, name, current["metadata"]["uid"], current["metadata"]["resourceVersion"]):
             return True
@@ -83,14 +84,14 @@ def _deleted(cluster: Cluster, kind: JobKind, job: Object, find: Callable[[Workf
 
 
 def _jobs(cluster: Cluster) -> Iterator[tuple[JobKind, dict[str, Any]]]:
-    for kind in all_kinds():
+    for kind in KINDS.values():
         for job in cluster.find(kind.resource, names.SELECTOR):
             yield kind, job
 
 
 def watch(cluster: Cluster) -> Never:
-    """Sweep for ever; an API that is away, or refuses, is asked again after growing pauses."""
-    say(f"reaper: watches the jobs of namespace {cluster.namespace}")
+    """Sweep until the process is stopped; errors of the API are retried with exponential backoff."""
+    say(f"reaper: watching the jobs of namespace {cluster.namespace}")
     waits = pauses()
     while True:
         try:

@@ -1,4 +1,4 @@
-"""How far a study is: `dit status`. What cannot be reached is said, and the rest is shown."""
+"""`dit status`: shows the progress of a study, and names what could not be reached."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pipelines.jobs import names
 from pipelines.jobs.kind import JobKind
 from pipelines.jobs.names import JobStage
 from pipelines.jobs.pending_reason import explain
-from pipelines.jobs.registry import all_kinds
+from pipelines.jobs.registry import KINDS
 from pipelines.jobs.spec import job_spec
 from pipelines.jobs.watch import look
 from pipelines.runs.model import Run
@@ -37,13 +37,13 @@ from pipelines.step.submitted import StudyInputs
 
 _PAUSE_SECONDS = 10.0
 _CHANGEABLE = ("steps", "cfg", "samples", "seed", "overrides")
-"""Parameters of a run, besides its root and image."""
+"""Parameters of a run, without its root and image."""
 T = TypeVar("T")
 
 
 @dataclass
 class _View:
-    """All that could be found out."""
+    """The state of a study, as far as it could be read."""
 
     config: StudyConfig
     root: str
@@ -59,9 +59,9 @@ class _View:
 def run(
     study: Path | str, root: str, overrides: list[str], run_id: str | None, experiment: str, watch: bool = False
 ) -> None:
-    """Show a study's table once, or with `watch` until nothing is under way; of this run, or the newest.
+    """Show the table of a study's run, by default the newest; with `watch`, refresh it until the run has ended.
 
-    DitError where nothing at all could be reached.
+    Raises DitError when nothing could be reached.
     """
     config = study_file.load(study, overrides)
     while True:
@@ -77,14 +77,14 @@ def run(
 def _look(config: StudyConfig, root: str, run_id: str | None, experiment: str) -> _View:
     view = _View(config, root)
     if not root.startswith("s3://"):
-        # A folder of this machine: nothing of it runs elsewhere.
+        # A folder on this machine: its study does not run on a cluster.
         view.stages = progress(Work(config, open_store(root), compare_decoder=False))
         return view
     if run_id or os.environ.get(names.KFP_ENDPOINT):
         view.run = _try(view, lambda: _find_run(config, run_id, experiment, view))
         config, root = view.config, view.root
     else:
-        view.remarks.append(f"Kubeflow Pipelines was not asked: {names.KFP_ENDPOINT} is not set")
+        view.remarks.append(f"Kubeflow Pipelines is not shown: {names.KFP_ENDPOINT} is not set")
     cluster = _try(view, lambda: Cluster.connect().within(config.cluster.namespace))
     if cluster is not None:
         view.jobs = _try(view, lambda: _jobs(config, root, cluster, view)) or []
@@ -109,7 +109,7 @@ def _try(view: _View, call: Callable[[], T]) -> T | None:
 
 
 def _find_run(config: StudyConfig, run_id: str | None, name: str, view: _View) -> Run | None:
-    from pipelines.runs.api import Pipelines, endpoint_of  # loads kfp, which a study without a run does not need
+    from pipelines.runs.api import Pipelines, endpoint_of  # loads kfp, needed only for a run
 
     pipelines = Pipelines(endpoint_of(None))
     run: Run | None = None
@@ -119,7 +119,7 @@ def _find_run(config: StudyConfig, run_id: str | None, name: str, view: _View) -
         experiment = pipelines.experiment(name)
         run = pipelines.latest(experiment, f"dit-{config.study}") if experiment else None
         if run is None:
-            view.remarks.append(f"no run of {config.study} is in experiment {name}; dit submit")
+            view.remarks.append(f"experiment {name} has no run of {config.study}; dit submit")
     if run is not None:
         view.remarks.insert(0, pipelines.url(run.uid))
         _as_submitted(run, view)
@@ -127,7 +127,7 @@ def _find_run(config: StudyConfig, run_id: str | None, name: str, view: _View) -
 
 
 def _as_submitted(run: Run, view: _View) -> None:
-    """Look at what the run works on, whatever has become of the study file since."""
+    """Show the study as it was submitted: the file may have changed since."""
     if not run.study:
         return
     given = {key: value for key, value in run.parameters.items() if key in _CHANGEABLE}
@@ -142,7 +142,7 @@ def _look_at_steps(view: _View, run: Run, cluster: Cluster) -> None:
 
 
 def _waiting_steps(run: Run, cluster: Cluster) -> list[str]:
-    """Why pods of steps do not run, and why earlier ones failed that are tried again."""
+    """Why pods of steps do not run, and why steps that are retried have failed."""
     pods = cluster.pods(f"{names.KFP_RUN}={run.uid}")
     lines = [f"{step}: {why}" for step, why in waiting(run, pods).items()]
     for step in steps(run):
@@ -150,7 +150,7 @@ def _waiting_steps(run: Run, cluster: Cluster) -> list[str]:
         if death is not None:
             message = f": {death[1]}" if death[1] else ""
             lines.append(
-                f"{step.name}: is tried again, since pod {death[0]} failed{message};"
+                f"{step.name}: retry after pod {death[0]} failed{message};"
                 f" kubectl logs -n {names.RUNS_NAMESPACE} {death[0]} -c main"
             )
     return lines
@@ -158,7 +158,7 @@ def _waiting_steps(run: Run, cluster: Cluster) -> list[str]:
 
 def _jobs(config: StudyConfig, root: str, cluster: Cluster, view: _View) -> list[JobView]:
     selector = f"{names.SELECTOR},{names.STUDY}={config.study}"
-    jobs = [(kind, job) for kind in all_kinds() for job in cluster.find(kind.resource, selector)]
+    jobs = [(kind, job) for kind in KINDS.values() for job in cluster.find(kind.resource, selector)]
     return [_job(config, root, cluster, kind, job, view) for kind, job in jobs]
 
 
@@ -180,7 +180,7 @@ def _stages(config: StudyConfig, root: str, cluster: Cluster | None, view: _View
         try:
             variables = settings(cluster, config.cluster, cluster.namespace)
         except DitError as error:
-            view.remarks.append(f"the store is read with our own settings: {error}")
+            view.remarks.append(f"the store is read with this machine's settings: {error}")
     with store_as_pods_see_it(variables, config.cluster.namespace):
         return progress(Work(config, open_store(root), compare_decoder=False))
 

@@ -1,1 +1,1 @@
-"""The commands that the platform adds to `dit`."""
+"""Commands of the platform, added to `dit`."""

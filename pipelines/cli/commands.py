@@ -1,7 +1,7 @@
-"""What the platform adds to `dit`: whole studies on this machine, and runs and jobs of them on a cluster.
+"""Commands of the platform: studies on this machine, runs and jobs on a cluster.
 
-Found by the entry point group `dit.commands`. Commands import what they run when they run: help loads neither kfp nor
-Kubernetes.
+`dit` loads them through the entry point group `dit.commands`. Each command imports its code when it runs, so that help
+loads neither kfp nor Kubernetes.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def run_study(
 
         image = find_image(image or LOCAL_IMAGE)
     elif image:
-        raise ConfigError(f"--image {image}: only containers have an image; add --runner docker")
+        raise ConfigError(f"--image {image} is used only with --runner docker; add it")
     from pipelines.local.runner import run
 
     run(study, root, overrides or [], image)
@@ -159,11 +159,11 @@ def submit(
     from pipelines.submit import Submission
     from pipelines.submit import submit as start
 
-    with _when_interrupted("what was submitted goes on; see dit status, end it with dit terminate RUN_ID"):
+    with _when_interrupted("the run continues; see dit status, end it with dit terminate RUN_ID"):
         options = Submission(endpoint, runs_namespace, experiment, run, cache == "on", wait)
         uid = start(config, root, image or pushed_image(), options)
         if not wait:
-            say(f"see how it goes: dit status {study} --root {root} --run {uid}")
+            say(f"to see its progress: dit status {study} --root {root} --run {uid}")
 
 
 @commands.command(rich_help_panel=CLUSTER)
@@ -225,7 +225,7 @@ def launch(
     from pipelines.jobs.launch import launch as run
     from pipelines.jobs.spec import job_spec
 
-    with _when_interrupted("the job goes on, and the same command adopts it"):
+    with _when_interrupted("the job continues; run the same command to adopt it"):
         run(config, open_store(root), job_spec(config, variant, stage, root, image), Cluster.connect())
 
 
@@ -258,7 +258,7 @@ def render(
 
 @contextmanager
 def _when_interrupted(effect: str) -> Iterator[None]:
-    """While the body runs, Ctrl-C raises StoppedError with what becomes of the work."""
+    """Turn Ctrl-C in the body into StoppedError with its effect."""
     try:
         yield
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""Commands for what runs on a cluster beside the studies: servers, secrets, the reaper, MLflow's pages."""
+"""Commands for the services on a cluster: deployments, secrets, the reaper, MLflow's pages."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def reap(
     ] = None,
     once: Annotated[bool, typer.Option("--once", help="Sweep once and print what was deleted.")] = False,
 ) -> None:
-    """Delete the jobs of runs that have ended, again and again.
+    """Delete the jobs of runs that have ended, until stopped.
 
     [bold]Examples[/]
 

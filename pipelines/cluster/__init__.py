@@ -1,1 +1,1 @@
-"""The cluster's API, secrets and addresses."""
+"""The cluster: its API, secrets, services, and why its pods do not run."""

@@ -1,4 +1,4 @@
-"""The cluster's API, as thin as can be: calls, and their two ways to fail."""
+"""A thin client of the Kubernetes API: its calls, and two errors."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ T = TypeVar("T")
 
 
 class ApiUnavailable(DitError):
-    """The API server cannot be reached or cannot serve at the moment; the same call may succeed later."""
+    """The API server cannot be reached or is overloaded; a retry may succeed."""
 
 
 class ApiRefused(DitError):
-    """The API server answered, and its answer is no."""
+    """The API server refused the call."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -40,7 +40,10 @@ class ApiRefused(DitError):
 
 
 class Cluster:
-    """One namespace of a cluster. Every call raises ApiUnavailable or ApiRefused."""
+    """One namespace of a cluster.
+
+    Raises ApiUnavailable or ApiRefused from every call.
+    """
 
     def __init__(self, api: k8s.ApiClient, namespace: str) -> None:
         self.namespace = namespace
@@ -49,22 +52,22 @@ class Cluster:
 
     @classmethod
     def connect(cls) -> Cluster:
-        """The cluster and namespace this pod runs in, else those of KUBECONFIG.
+        """The cluster and namespace that this pod runs in; outside a pod, those of KUBECONFIG.
 
-        InputError where there is neither.
+        Raises InputError when there is neither.
         """
         try:
             if "KUBERNETES_SERVICE_HOST" in os.environ and _NAMESPACE_FILE.is_file():
                 k8s_config.load_incluster_config()
                 own = _NAMESPACE_FILE.read_text().strip()
             else:
-                # As it is now: the client has read the variable when it was imported.
+                # Read now: the client read the variable when it was imported.
                 file = os.environ.get("KUBECONFIG") or None
                 k8s_config.load_kube_config(file)
                 own = k8s_config.list_kube_config_contexts(file)[1]["context"].get("namespace", "default")
         except (k8s_config.ConfigException, OSError) as error:
             raise InputError(
-                f"no cluster: {one_line(error)}; set KUBECONFIG to the file of a cluster; kubectl get namespaces"
+                f"no cluster: {one_line(error)}; set KUBECONFIG to a cluster's file; kubectl get namespaces"
             ) from None
         settings = k8s.Configuration.get_default_copy()
         settings.connection_pool_maxsize = _CONNECTIONS
@@ -77,11 +80,11 @@ class Cluster:
         return str(self._api.configuration.host)
 
     def within(self, namespace: str) -> Cluster:
-        """Another namespace of the same cluster."""
+        """The same cluster, in another namespace."""
         return Cluster(self._api, namespace)
 
     def ask(self, path: str, body: Object | None = None) -> dict[str, Any]:
-        """The JSON answer at a path of the API, such as `/version`; with `body` that to a POST of it."""
+        """The JSON response to a GET of an API path such as `/version`, or to a POST of `body`."""
         return self._call(
             self._api.call_api,
             path,
@@ -93,29 +96,36 @@ class Cluster:
             _return_http_data_only=True,
         )
 
+    def ask_for(self, path: str) -> dict[str, Any] | None:
+        """The JSON response to a GET of an API path; None if nothing is there."""
+        return _absent_as_none(lambda: self.ask(path))
+
     def create(self, resource: Resource, manifest: Object) -> dict[str, Any]:
-        """Create an object; refused with CONFLICT when there is one of its name."""
+        """Create an object and return it.
+
+        Raises ApiRefused with CONFLICT when the name is taken.
+        """
         return self._call(self._custom.create_namespaced_custom_object, *self._of(resource), dict(manifest))
 
     def get(self, resource: Resource, name: str) -> dict[str, Any] | None:
-        """The object, None where there is none."""
+        """The object; None if it does not exist."""
         return _absent_as_none(lambda: self._call(self._custom.get_namespaced_custom_object, *self._of(resource), name))
 
     def find(self, resource: Resource, selector: str) -> list[dict[str, Any]]:
-        """Objects with these labels; none where the cluster does not know the kind."""
+        """Objects with these labels; an empty list if the cluster does not serve the kind."""
         answer = _absent_as_none(
             lambda: self._call(self._custom.list_namespaced_custom_object, *self._of(resource), label_selector=selector)
         )
         return answer["items"] if answer else []
 
     def patch(self, resource: Resource, name: str, change: Object) -> dict[str, Any]:
-        """Merge `change` into an object."""
+        """Merge `change` into an object and return the result."""
         return self._call(self._custom.patch_namespaced_custom_object, *self._of(resource), name, dict(change))
 
     def delete(self, resource: Resource, name: str, uid: str, version: str | None = None) -> bool:
-        """Delete this very object with all that it owns, with `version` only while it is as it was then.
+        """Delete the object with this uid, and all that it owns; with `version`, only if it has not changed since.
 
-        False where it is gone, another has its name, or it has changed.
+        Returns False if it is gone, was replaced by another of the same name, or has changed.
         """
         condition = k8s.V1Preconditions(uid=uid, resource_version=version)
         options = k8s.V1DeleteOptions(propagation_policy="Background", preconditions=condition)
@@ -128,7 +138,7 @@ class Cluster:
         return True
 
     def delete_pods(self, selector: str, grace_seconds: int) -> None:
-        """Have the pods with these labels end, and end them after so long; also those that are at it already."""
+        """Delete the pods with these labels, also terminating ones; they are killed after the grace period."""
         self._call(
             self._core.delete_collection_namespaced_pod,
             self.namespace,
@@ -142,7 +152,7 @@ class Cluster:
         return self._items(self._core.list_namespaced_pod, label_selector=selector)
 
     def pod(self, name: str) -> dict[str, Any] | None:
-        """One pod, None where there is none."""
+        """One pod; None if it does not exist."""
         answer = self._items(self._core.list_namespaced_pod, field_selector=f"metadata.name={name}")
         return answer[0] if answer else None
 
@@ -156,40 +166,29 @@ class Cluster:
     def last_log(self, pod: str, container: str, lines: int) -> str:
         """The last lines of a container's log."""
         with _translated():
-            answer = self._core.read_namespaced_pod_log(
-                pod,
-                self.namespace,
-                container=container,
-                tail_lines=lines,
-                _preload_content=False,
-                _request_timeout=_TIMEOUT,
-            )
+            answer = self._read_log(pod, container, _TIMEOUT, tail_lines=lines)
             return str(answer.data.decode(errors="replace"))
 
     @contextmanager
     def log(self, pod: str, container: str, since_seconds: int | None) -> Iterator[Iterator[bytes]]:
-        """Follow a container's log, each line after its time stamp; ends with the container or the connection."""
+        """Follow a container's log until the container or the connection ends; each line begins with its time stamp."""
         with _translated():
-            response = self._core.read_namespaced_pod_log(
-                pod,
-                self.namespace,
-                container=container,
-                follow=True,
-                timestamps=True,
-                since_seconds=since_seconds,
-                _preload_content=False,
-                _request_timeout=_LOG_TIMEOUT,
-            )
+            options = {"follow": True, "timestamps": True, "since_seconds": since_seconds}
+            response = self._read_log(pod, container, _LOG_TIMEOUT, **options)
             try:
                 yield response.stream()
             finally:
                 response.close()
 
+    def _read_log(self, pod: str, container: str, timeout: tuple[int, int], **options: Any) -> Any:
+        options |= {"container": container, "_preload_content": False, "_request_timeout": timeout}
+        return self._core.read_namespaced_pod_log(pod, self.namespace, **options)
+
     def _of(self, resource: Resource) -> Sequence[str]:
         return resource.group, resource.version, self.namespace, resource.plural
 
     def _items(self, method: Callable[..., Any], **selectors: str) -> list[dict[str, Any]]:
-        # As plain JSON: typed models refuse whole lists over one field that a newer server fills otherwise.
+        # Plain JSON: the typed models reject a whole list if a newer server fills one field in another way.
         with _translated():
             answer = method(self.namespace, _preload_content=False, _request_timeout=_TIMEOUT, **selectors)
             items: list[dict[str, Any]] = json.loads(answer.data)["items"]

@@ -1,4 +1,4 @@
-"""Kubernetes objects as the API gives them, and how to read them. Pure."""
+"""Readers of Kubernetes objects. Pure."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 Object = Mapping[str, Any]
-"""A Kubernetes object as the API gives it."""
+"""A Kubernetes object, as the API returns it."""
 
 
 @dataclass(frozen=True)
 class Resource:
-    """Where the API keeps objects of one kind."""
+    """Group, version and names of one kind of object in the API."""
 
     group: str
     version: str
@@ -21,12 +21,12 @@ class Resource:
 
     @property
     def api_version(self) -> str:
-        """As manifests spell it."""
+        """The value of `apiVersion` in manifests."""
         return f"{self.group}/{self.version}"
 
 
 def condition(obj: Object, kind: str) -> dict[str, Any] | None:
-    """The status condition of this type, whatever its value."""
+    """The status condition of this type; None if the object does not have it."""
     conditions: list[dict[str, Any]] = obj.get("status", {}).get("conditions") or []
     return next((item for item in conditions if item["type"] == kind), None)
 
@@ -38,7 +38,7 @@ def holds(obj: Object, kind: str) -> bool:
 
 
 def pod_name(pod: Object) -> str:
-    """Its name."""
+    """Name of a pod."""
     return str(pod["metadata"]["name"])
 
 
@@ -48,6 +48,6 @@ def pod_phase(pod: Object) -> str:
 
 
 def container_statuses(pod: Object) -> list[dict[str, Any]]:
-    """State of the pod's containers; empty before a node has taken it up."""
+    """Status of each container; empty until the pod is scheduled."""
     statuses: list[dict[str, Any]] = pod.get("status", {}).get("containerStatuses") or []
     return statuses

@@ -1,4 +1,4 @@
-"""What the pods of a study use, reached from where we are: their settings, the store, services inside the cluster."""
+"""The settings, store and services that a study's pods use, reached from this machine."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from urllib.parse import urlsplit
 
 from dit.errors import InputError, MissingError
 from dit.study.cluster import ClusterConfig
-from pipelines.cluster.client import NOT_FOUND, ApiRefused, Cluster
+from pipelines.cluster.client import Cluster
 from pipelines.cluster.port_forward import HOST, forwarded
 
 S3_ENDPOINT = "AWS_ENDPOINT_URL_S3"
 _S3_KEY = "AWS_ACCESS_KEY_ID"
-# What would take the place of a study's own settings.
+# Variables of the caller that would override the study's.
 _OURS = (S3_ENDPOINT, "AWS_ENDPOINT_URL", _S3_KEY, "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE")
 _SERVICE = re.compile(r"^([a-z0-9-]+)(?:\.([a-z0-9-]+)(?:\.svc(?:\.[a-z0-9.-]+)?)?)?$")
 
 
 def settings(cluster: Cluster, config: ClusterConfig, namespace: str) -> dict[str, str]:
-    """The variables that pods of a namespace are given from config maps and secrets, and the study's own.
+    """The variables of pods in a namespace: from config maps, secrets and `cluster.env`.
 
-    Raises MissingError for one that is not there, ApiRefused where we may not read it.
+    Raises MissingError when an object or a key does not exist, ApiRefused when we may not read it.
     """
     variables: dict[str, str] = {}
     for kind, sources in (("configmap", config.config_maps), ("secret", config.secrets)):
@@ -39,28 +39,29 @@ def settings(cluster: Cluster, config: ClusterConfig, namespace: str) -> dict[st
 
 
 def data_of(cluster: Cluster, kind: str, namespace: str, name: str) -> dict[str, str]:
-    """The content of a `configmap` or a `secret`, in plain text; MissingError where there is none."""
-    try:
-        data: Mapping[str, str] = cluster.ask(f"/api/v1/namespaces/{namespace}/{kind}s/{name}").get("data") or {}
-    except ApiRefused as error:
-        if error.status != NOT_FOUND:
-            raise
-        raise MissingError(f"there is no {kind} {namespace}/{name}; {see(kind, namespace)}") from None
+    """The content of a `configmap` or a `secret`, decoded.
+
+    Raises MissingError when it does not exist.
+    """
+    manifest = cluster.ask_for(f"/api/v1/namespaces/{namespace}/{kind}s/{name}")
+    if manifest is None:
+        raise MissingError(f"{kind} {namespace}/{name} does not exist; {see(kind, namespace)}")
+    data: Mapping[str, str] = manifest.get("data") or {}
     if kind == "secret":
         return {key: base64.b64decode(value).decode(errors="replace") for key, value in data.items()}
     return dict(data)
 
 
 def see(kind: str, namespace: str, name: str = "") -> str:
-    """The command that shows what there is."""
+    """The kubectl command that shows an object, or without a name all of its kind."""
     return f"kubectl describe {kind} -n {namespace} {name}" if name else f"kubectl get {kind}s -n {namespace}"
 
 
 @contextmanager
 def store_as_pods_see_it(variables: Mapping[str, str], namespace: str) -> Iterator[str]:
-    """While the body runs, `open_store` finds the S3 server and the credentials that these variables name.
+    """While the body runs, `open_store` uses the S3 server and credentials of these variables.
 
-    Where they name neither, ours stay. Yields how the server is reached.
+    The caller's own stay in use if the variables have none. Yields a description of the connection.
     """
     endpoint = variables.get(S3_ENDPOINT)
     with reached(endpoint, namespace) if endpoint else nullcontext(None) as local:
@@ -73,7 +74,7 @@ def store_as_pods_see_it(variables: Mapping[str, str], namespace: str) -> Iterat
             del os.environ[key]
         os.environ.update(given)
         try:
-            yield how(endpoint, local) if endpoint and local else "with our own settings"
+            yield how(endpoint, local) if endpoint and local else "with this machine's settings"
         finally:
             for key in given:
                 del os.environ[key]
@@ -81,16 +82,17 @@ def store_as_pods_see_it(variables: Mapping[str, str], namespace: str) -> Iterat
 
 
 def how(address: str, local: str) -> str:
-    """In words, how an address is reached."""
+    """A description of how an address is reached."""
     return f"at {address}" + ("" if local == address else ", through kubectl port-forward")
 
 
 @contextmanager
 def reached(address: str, namespace: str) -> Iterator[str]:
-    """An address by which this machine reaches what pods of the namespace find at `address`.
+    """An address on this machine for what the pods of a namespace reach at `address`.
 
-    A name that only the cluster knows leads through kubectl port-forward. Raises DitError where that fails, InputError
-    where it cannot work.
+    Names that only the cluster resolves go through kubectl port-forward.
+
+    Raises DitError when forwarding fails, InputError for such a name with https.
     """
     parts = urlsplit(address)
     service = _service(parts.hostname or "", namespace)
@@ -98,13 +100,13 @@ def reached(address: str, namespace: str) -> Iterator[str]:
         yield address
         return
     if parts.scheme != "http":
-        raise InputError(f"{address} is a name that only the cluster knows, and its certificate is for no other")
+        raise InputError(f"{address}: its certificate is not valid for a forwarded port; use http inside the cluster")
     with forwarded(*service, parts.port or 80) as forwarding:
         yield f"http://{HOST}:{forwarding.port}"
 
 
 def _service(host: str, namespace: str) -> tuple[str, str] | None:
-    """Namespace and name of the service behind a host name; None for one that can be looked up from here."""
+    """Namespace and name of the service behind a host name; None if this machine resolves the name."""
     match = _SERVICE.match(host)
     try:
         socket.getaddrinfo(host, None)

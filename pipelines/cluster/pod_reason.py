@@ -1,4 +1,4 @@
-"""Why a pod does not run, as the scheduler, the kubelet and its containers report it. Pure."""
+"""Why a pod does not run, from its status and events. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _CONTAINER = {"CreateContainerConfigError", "CreateContainerError", "RunContaine
 _VOLUME = {"FailedMount", "FailedAttachVolume"}
 _STARTING = {None, "PodInitializing", "ContainerCreating"}
 _RESTARTED = "CrashLoopBackOff"
-# Kubernetes repeats a message with changing numbers; it is still the same reason.
+# Kubernetes repeats a message with other numbers: still the same reason.
 _CHANGING = re.compile(r"\d+")
 
 
@@ -24,28 +24,28 @@ class Reason:
     """Why pods do not run, and what to do about it."""
 
     text: str
-    """The object, and the message of the component that refuses it."""
+    """The object, and the message of the component that rejects it."""
     remedy: str
-    """The next thing to do, or command to type."""
+    """What to do next, or the command to type."""
     unrecoverable: bool = False
-    """Whether waiting alone cannot mend it."""
+    """True if waiting does not resolve it."""
 
     def __str__(self) -> str:
         return f"{self.text}; {self.remedy}"
 
     @property
     def same(self) -> str:
-        """Equal for reasons that differ in counts and times only."""
+        """The text without its numbers: equal for reasons that differ only in counts and times."""
         return _CHANGING.sub("#", self.text)
 
 
 def why_pending(pod: Object, events: Sequence[Object] = ()) -> Reason | None:
-    """Why a pod has not started; None while it takes its time. `events` are the warnings about it, latest first."""
-    place, describe = _place(pod), _describe(pod)
+    """Why a pod has not started; None while it is starting. `events` are its warnings, latest first."""
+    place, describe = _place(pod), _command("describe pod", pod)
     scheduled = condition(pod, "PodScheduled")
     if scheduled is not None and scheduled["status"] == "False":
         message = one_line(scheduled.get("message") or scheduled.get("reason") or "")
-        return Reason(f"{place} finds no node: {message}", "it waits for room: kubectl describe nodes")
+        return Reason(f"{place} finds no node: {message}", "it waits for a free node: kubectl describe nodes")
     for status in _statuses(pod):
         waiting = status.get("state", {}).get("waiting") or {}
         cause, message = waiting.get("reason"), one_line(waiting.get("message") or "")
@@ -65,20 +65,20 @@ def why_pending(pod: Object, events: Sequence[Object] = ()) -> Reason | None:
             return Reason(f"{place} does not start: {': '.join(filter(None, (cause, message)))}", describe)
     for event in events:
         if event.get("reason") in _VOLUME:
-            text = f"{place} gets no volume: {one_line(event.get('message', ''))}"
+            text = f"{place} cannot mount its volume: {one_line(event.get('message', ''))}"
             return Reason(text, describe, unrecoverable=True)
     return None
 
 
 def why_unready(pod: Object) -> Reason | None:
-    """Why a pod is not ready; None for one that is ready or is being deleted."""
+    """Why a pod is not ready; None if it is ready or being deleted."""
     if "deletionTimestamp" in pod["metadata"] or holds(pod, "Ready"):
         return None
     return why_pending(pod) or next(_unready(pod))
 
 
 def _unready(pod: Object) -> Iterator[Reason]:
-    place, describe = _place(pod), _describe(pod)
+    place, describe = _place(pod), _command("describe pod", pod)
     if lost := pod["status"].get("reason"):
         yield Reason(f"{place}: {lost}: {one_line(pod['status'].get('message', ''))}", describe)
     for status in _statuses(pod):
@@ -95,21 +95,17 @@ def _unready(pod: Object) -> Iterator[Reason]:
         elif waiting:
             yield Reason(f"{place} does not start: {waiting['reason']}", describe)
         else:
-            yield Reason(f"{place} runs and is not ready", logs)
+            yield Reason(f"{place} runs but is not ready", logs)
     yield Reason(f"{place} is not ready", describe)
 
 
 def _statuses(pod: Object) -> list[dict[str, Any]]:
-    """Those of init containers first, since the others wait for them."""
+    # Init containers first: the others wait for them.
     return [*(pod.get("status", {}).get("initContainerStatuses") or []), *container_statuses(pod)]
 
 
 def _place(pod: Object) -> str:
     return f"pod {pod['metadata']['namespace']}/{pod_name(pod)}"
-
-
-def _describe(pod: Object) -> str:
-    return _command("describe pod", pod)
 
 
 def _command(verb: str, pod: Object) -> str:

@@ -1,4 +1,4 @@
-"""Services inside the cluster, reached from this machine by kubectl port-forward."""
+"""Services of the cluster on ports of this machine, by kubectl port-forward."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _SECONDS = 20.0
 
 @dataclass(frozen=True)
 class Forwarding:
-    """A port of this machine that leads to a service."""
+    """A port of this machine, forwarded to a service."""
 
     port: int
     process: subprocess.Popen[str]
 
     def wait(self) -> str:
-        """Why it ended, once it has: it does when the pod goes."""
+        """Wait until forwarding ends, for example because the pod was deleted; returns the reason."""
         return _reason(self.process)
 
 
@@ -32,16 +32,16 @@ class Forwarding:
 def forwarded(
     namespace: str, service: str, port: int, local: int | None = None, remedy: str = ""
 ) -> Iterator[Forwarding]:
-    """A port of a service, at a local port, any free one unless given, for as long as the body runs.
+    """Forward a port of a service while the body runs, to the port `local` or to any free one.
 
-    Raises DitError with the remedy where the service cannot be reached, InputError without kubectl.
+    Raises DitError with `remedy` when the service cannot be reached, InputError when kubectl is not installed.
     """
     command = ["kubectl", "port-forward", f"--address={HOST}", "--pod-running-timeout=10s", "-n", namespace]
     command += [f"service/{service}", f"{local or ''}:{port}"]
     try:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     except FileNotFoundError:
-        raise InputError("kubectl is not on PATH; it leads to services inside the cluster") from None
+        raise InputError("kubectl is not on PATH; install it") from None
     with process:
         try:
             local = _port(process)
@@ -56,15 +56,14 @@ def forwarded(
 
 
 def _port(process: subprocess.Popen[str]) -> int | None:
-    """The local port, once kubectl listens there; None where it ends before, or does not answer."""
+    """The local port, once kubectl listens there; None if kubectl exits or times out first."""
     if process.stdout is None:
-        raise AssertionError("it is a pipe")
+        raise AssertionError("stdout is a pipe")
     answered, _, _ = select.select([process.stdout], [], [], _SECONDS)
     match = _FORWARDING.match(process.stdout.readline()) if answered else None
     return int(match[1]) if match else None
 
 
 def _reason(process: subprocess.Popen[str]) -> str:
-    """What it complains of, once it has ended."""
     _, errors = process.communicate()
     return one_line(errors).removeprefix("error: ")

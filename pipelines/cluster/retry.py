@@ -1,4 +1,4 @@
-"""Retries, with growing pauses, of calls to a server that is away for a while."""
+"""Retries with exponential backoff, for calls to a server."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _FIRST, _LONGEST = 1.0, 30.0
 
 
 def pauses() -> Iterator[float]:
-    """Seconds to wait before each further try: 1, 2, 4 ... 30, 30."""
+    """Seconds to wait before each retry: 1, 2, 4 ... 30, 30."""
     pause = _FIRST
     while True:
         yield pause
@@ -23,7 +23,10 @@ def pauses() -> Iterator[float]:
 
 
 def retry(call: Callable[[], T], transient: type[DitError], limit: float) -> T:
-    """The result of `call`, which is retried while it raises `transient`, for `limit` seconds; then that error."""
+    """The result of `call`, retried for up to `limit` seconds while it raises `transient`.
+
+    Raises the last `transient` error when the time is up.
+    """
     started = time.monotonic()
     for pause in pauses():
         try:
@@ -32,6 +35,6 @@ def retry(call: Callable[[], T], transient: type[DitError], limit: float) -> T:
             waited = time.monotonic() - started
             if waited + pause > limit:
                 raise
-            say(f"{error}; tried again in {format_duration(pause)}")
+            say(f"{error}; retry in {format_duration(pause)}")
             time.sleep(pause)
     raise AssertionError("pauses never end")

@@ -1,4 +1,4 @@
-"""Whether a deployment comes up, and where it does not, why: as its pods report it."""
+"""Waits for a deployment, and collects the reasons when its pods do not become ready."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from pipelines.cluster.pod_reason import Reason, why_unready
 
 TIMEOUT_SECONDS = 420
 UNRECOVERABLE_SECONDS = 90
-"""As `cluster.patience.hopeless`: for what waiting alone cannot mend."""
+"""Timeout for reasons that waiting does not resolve, like `cluster.patience.hopeless`."""
 
 
 def wait(name: str, namespace: str) -> None:
-    """Return when a deployment is up.
+    """Return when a deployment is ready.
 
-    Raises DitError, with the reason of each pod that is not ready, when it is not.
+    Raises DitError with the reason of each pod that is not ready.
     """
     end = time.monotonic() + TIMEOUT_SECONDS
     while True:
         limit = max(1, round(min(UNRECOVERABLE_SECONDS, end - time.monotonic())))
         try:
-            # `kubectl wait` would be content with the pods of an earlier version.
+            # `kubectl wait` would accept the pods of the previous version.
             kubectl("rollout", "status", f"deployment/{name}", "-n", namespace, f"--timeout={limit}s")
             return
         except DitError as error:
@@ -36,7 +36,7 @@ def wait(name: str, namespace: str) -> None:
 
 
 def _reasons(name: str, namespace: str) -> list[Reason]:
-    """Why it is not up; empty where the cluster does not say."""
+    """Why the deployment is not ready; empty if the cluster cannot be asked."""
     try:
         deployment = json.loads(kubectl("get", "deployment", name, "-n", namespace, "-o", "json"))
         selector = ",".join(f"{key}={value}" for key, value in deployment["spec"]["selector"]["matchLabels"].items())
@@ -46,7 +46,7 @@ def _reasons(name: str, namespace: str) -> list[Reason]:
     reasons = [reason for pod in pods if (reason := why_unready(pod))]
     refused = condition(deployment, "ReplicaFailure")
     if refused and not reasons:
-        return [Reason(f"no pod is made: {refused.get('message', '')}", _describe(name, namespace))]
+        return [Reason(f"no pod was created: {refused.get('message', '')}", _describe(name, namespace))]
     return reasons
 
 

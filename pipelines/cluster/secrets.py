@@ -1,4 +1,4 @@
-"""The secrets that deployed pods read: which keys, whether they are there, and values where any will do."""
+"""The secrets that deployed pods read: the keys they need, the missing ones, and random values for new ones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _USER = "MLFLOW_TRACKING_USERNAME"
 
 
 def required_secrets(manifests: Sequence[dict[str, Any]]) -> dict[Place, set[str]]:
-    """Keys that pods read; a secret that a pod reads as a whole may have none here."""
+    """Secret -> keys that pods read; empty for a secret that is only read as a whole (`envFrom`)."""
     needed: dict[Place, set[str]] = {}
     for manifest in manifests:
         if manifest["kind"] != "Deployment":
@@ -36,12 +36,12 @@ def required_secrets(manifests: Sequence[dict[str, Any]]) -> dict[Place, set[str
 
 
 def missing_secrets(manifests: Sequence[dict[str, Any]]) -> list[Place]:
-    """Secrets that pods read and the cluster does not have."""
+    """Secrets that pods read but the cluster does not have."""
     return [place for place in required_secrets(manifests) if _data(place) is None]
 
 
 def check_secrets(manifests: Sequence[dict[str, Any]]) -> None:
-    """Raise InputError that names what pods read and the cluster does not have: secrets, or keys of them."""
+    """Raises InputError with the secrets and keys that pods read but the cluster does not have."""
     if lacking := list(_lacking(manifests)):
         raise InputError(f"missing {', '.join(lacking)}; the commands that create it are in docs/cluster.md, Secrets")
 
@@ -63,20 +63,16 @@ def create_secret(place: Place, keys: set[str]) -> None:
         "apiVersion": "v1",
         "kind": "Secret",
         "metadata": {"name": name, "namespace": namespace, "labels": {"app.kubernetes.io/part-of": "dit-scaling"}},
-        "stringData": {key: _value(key) for key in sorted(keys)},
+        # MLflow always calls its first user admin.
+        "stringData": {key: "admin" if key == _USER else secrets.token_hex(20) for key in sorted(keys)},
     }
-    # By standard input: a command line can be read by everyone on the machine.
+    # On standard input: command lines are visible to every user of the machine.
     kubectl("create", "-f", "-", stdin=yaml.safe_dump(secret))
     sys.stderr.write(f"created secret {name} in namespace {namespace}\n")
 
 
-def _value(key: str) -> str:
-    """A value for a key that is up to us: MLflow's first user is always admin."""
-    return "admin" if key == _USER else secrets.token_hex(20)
-
-
 def _data(place: Place) -> dict[str, str] | None:
-    """What a secret holds, encoded; None where there is none."""
+    """Content of a secret in base64; None if it does not exist."""
     namespace, name = place
     text = kubectl("get", "secret", name, "-n", namespace, "--ignore-not-found", "-o", "yaml")
     return yaml.safe_load(text).get("data") or {} if text else None

@@ -1,4 +1,4 @@
-"""Which pod brought a job down, and how: from the ends of containers observed while it ran. Pure."""
+"""Which pod caused the failure of a job, from the containers that exited while it ran. Pure."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from pipelines.cluster.objects import Object, container_statuses, pod_name, pod_
 from pipelines.jobs.torchrun import FOLLOWING
 
 _SIGNALS = {129: "SIGHUP", 130: "SIGINT", 134: "SIGABRT", 135: "SIGBUS", 137: "SIGKILL", 139: "SIGSEGV", 143: "SIGTERM"}
-# Longer than the ranks wait for one that is lost (DIT_COLLECTIVE_TIMEOUT): later ends belong to another failure.
+# Longer than ranks wait for a lost one (DIT_COLLECTIVE_TIMEOUT): exits further apart are separate failures.
 _ROUND = timedelta(minutes=15)
 _RANKS = (re.compile(r"\bglobal_ranks=\[([\d, ]+)\]"), re.compile(r"\(rank (\d+)\)$"))
 _OWN_MESSAGE = re.compile(r"\bdit: (.+)$")
 OUT_OF_MEMORY = "OOMKilled"
-_ENOUGH = 2
+_OUT_OF_MEMORY_LIMIT = 2
 
 
 @dataclass(frozen=True)
 class Death:
-    """The end of a pod's container with something else than success."""
+    """A container that ended without success."""
 
     pod: str
     uid: str
     finished: datetime
     exit_code: int | None
-    """None for a pod that was evicted before its container had a chance to end."""
+    """None for a pod that was evicted before its container exited."""
     reason: str
 
     def __str__(self) -> str:
@@ -41,26 +41,27 @@ class Death:
 
 
 def deaths(pods: Iterable[Object]) -> Iterator[Death]:
-    """The ends that the pods' status shows: Kubernetes remembers the last one of each container."""
+    """The failed exits in the status of the pods; Kubernetes keeps the last one of each container."""
     for pod in pods:
         name, uid = pod_name(pod), str(pod["metadata"]["uid"])
-        # A pod that its node threw out says so itself; its containers know of a signal only.
+        # Eviction is a reason of the pod; its containers only have the exit code of a signal.
         evicted = str(pod.get("status", {}).get("reason") or "")
         states = [status.get(key, {}) for status in container_statuses(pod) for key in ("state", "lastState")]
         ends = [end for state in states if (end := state.get("terminated")) and end.get("exitCode")]
         for end in ends:
-            finished = _time(end.get("finishedAt") or _last_change(pod))
+            finished = datetime.fromisoformat(end.get("finishedAt") or _last_change(pod))
             yield Death(name, uid, finished, int(end["exitCode"]), evicted or str(end.get("reason") or ""))
         if pod_phase(pod) == "Failed" and not ends:
             reason = one_line(f"{evicted or 'failed'} {pod['status'].get('message') or ''}")
-            yield Death(name, uid, _time(_last_change(pod)), None, reason)
+            yield Death(name, uid, datetime.fromisoformat(_last_change(pod)), None, reason)
 
 
 def cause_of(ends: Iterable[Death]) -> Death | None:
-    """The end that began the last failure: one lost pod takes the others down, and all may have been restarted before.
+    """The exit that began the last failure; None if there is none.
 
-    Looking back from the last end, a failure goes as far as no pod occurs twice and no long pause lies between. A pod
-    whose processes lost another one may have been faster to end, and is not the cause.
+    One lost pod takes the others down, and all may have been restarted before. So the last failure is the longest run
+    of exits, from the last one backwards, in which no pod occurs twice and no pause exceeds 15 minutes. A pod whose
+    processes only lost a peer is not the cause, even if it exited first.
     """
     last: list[Death] = []
     for death in sorted(ends, key=lambda end: end.finished, reverse=True):
@@ -72,14 +73,15 @@ def cause_of(ends: Iterable[Death]) -> Death | None:
 
 
 def final(ends: Iterable[Death]) -> Death | None:
-    """An end after which every further try would end alike: by its exit code, or a pod's second lack of memory."""
+    """The first exit that a retry would repeat: a final exit code, or the second time that a pod ran out of memory."""
     in_order = sorted(ends, key=lambda end: end.finished)
-    short = Counter(end.pod for end in in_order if end.reason == OUT_OF_MEMORY)
-    return next((end for end in in_order if short[end.pod] >= _ENOUGH or end.exit_code in FINAL_EXIT_CODES), None)
+    out_of_memory = Counter(end.pod for end in in_order if end.reason == OUT_OF_MEMORY)
+    too_small = {pod for pod, count in out_of_memory.items() if count >= _OUT_OF_MEMORY_LIMIT}
+    return next((end for end in in_order if end.pod in too_small or end.exit_code in FINAL_EXIT_CODES), None)
 
 
 def rank_of(lines: Sequence[str]) -> str | None:
-    """The pod's rank, or ranks, in its last lines; None where they name none."""
+    """The rank or ranks of a pod, from the last lines of its log; None if they have none."""
     for pattern in _RANKS:
         for line in reversed(lines):
             if match := pattern.search(line.strip()):
@@ -88,14 +90,10 @@ def rank_of(lines: Sequence[str]) -> str | None:
 
 
 def own_message(lines: Sequence[str]) -> str | None:
-    """The line in which the program itself gives the reason for its end."""
+    """The program's own error message, the last line that begins with `dit: `; None if there is none."""
     return next((match[1] for line in reversed(lines) if (match := _OWN_MESSAGE.search(line))), None)
 
 
 def _last_change(pod: Object) -> str:
     changes = [str(change["lastTransitionTime"]) for change in pod.get("status", {}).get("conditions") or []]
     return max(changes, default=str(pod["metadata"]["creationTimestamp"]))
-
-
-def _time(text: str) -> datetime:
-    return datetime.fromisoformat(text)

@@ -1,4 +1,4 @@
-"""The interface of a kind of job, and what their manifests share."""
+"""The interface of a job kind, and the metadata that all kinds share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipelines.jobs.spec import JobSpec, Workflow
 
 
 class Phase(Enum):
-    """How far a job is, as its controller says."""
+    """State of a job, from the status that its controller writes."""
 
     NEW = "not taken up by its controller"
     PENDING = "pending"
@@ -24,13 +24,13 @@ class Phase(Enum):
 
     @property
     def ended(self) -> bool:
-        """Whether it stays so."""
+        """True for a state that does not change any more."""
         return self in (Phase.SUCCEEDED, Phase.FAILED)
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """A job, and what must be there before it."""
+    """A job, and the objects that must exist before it."""
 
     job: dict[str, Any]
     companions: tuple[tuple[Resource, dict[str, Any]], ...] = ()
@@ -41,22 +41,22 @@ class JobKind(Protocol):
 
     resource: Resource
     companion_resources: tuple[Resource, ...]
-    """Kinds of objects that `render` puts beside a job."""
+    """Kinds of the companion objects that `render` returns."""
     controller: str
-    """Who runs such jobs, for people."""
+    """Name of the controller in messages."""
     pod_label: str
-    """Label that all pods of a job carry, with the job's name as its value."""
+    """Label of all pods of a job; its value is the job's name."""
     restarts: bool
-    """Whether pods that failed are tried again, so that a job which cannot go on does not end by itself."""
+    """True if the controller restarts failed pods, so that a job which cannot succeed does not end by itself."""
 
     def render(self, spec: JobSpec) -> Rendered:
-        """The manifests, without a spec hash."""
+        """The manifests of a job, without the spec hash."""
 
     def phase(self, job: Object) -> Phase:
-        """What the job's status says."""
+        """The phase in the job's status."""
 
     def event_subjects(self, name: str) -> tuple[tuple[str, str], ...]:
-        """(kind, name) of the objects on whose events the controllers say why there are no pods."""
+        """(kind, name) of the objects whose events explain missing pods."""
 
 
 def metadata(spec: JobSpec) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def metadata(spec: JobSpec) -> dict[str, Any]:
 
 
 def ownership(workflows: Sequence[Workflow], namespace: str) -> dict[str, Any]:
-    """The part of a job's metadata that says who waits for it."""
+    """Annotations and owner references of a job: the workflows that wait for it."""
     fields: dict[str, Any] = {"annotations": {names.WORKFLOWS: " ".join(map(str, workflows))}}
     references = [workflow.reference for workflow in workflows if workflow.namespace == namespace]
     return {**fields, "ownerReferences": references} if references else fields

@@ -1,4 +1,7 @@
-"""Run a stage of one variant as a job, from its submission to its result in the store."""
+"""Runs a stage of one variant as a job, from the submission to the records in the store.
+
+launch(config, open_store(root), job_spec(config, "DiT-S/2", "train", root, image), Cluster.connect())
+"""
 
 from __future__ import annotations
 
@@ -29,18 +32,19 @@ _PODS_END_SECONDS = 60.0
 
 
 def launch(config: StudyConfig, store: Store, spec: JobSpec, cluster: Cluster) -> list[Record]:
-    """The records of the spec's stage: at once where it is complete, else after a job has made them.
+    """The records of the spec's stage; a job makes them if the stage is not complete.
 
-    A job that an earlier launcher left is adopted. Raises InputError for what the cluster or the study does not allow,
-    DitError when the job fails, cannot start or leaves no result; each in one line. What fails fails on the tracking
-    server, too.
+    Adopts the job of an earlier launcher. A failure also sets the MLflow run to FAILED.
+
+    Raises InputError when the cluster or the study does not allow the job.
+    Raises DitError when the job fails, cannot start or leaves no result.
     """
     api = config.cluster.patience.api
     cluster = cluster.within(spec.namespace)
     try:
         return retry(lambda: _records(config, store, spec), StoreError, api)
     except MissingError as missing:
-        say(f"{spec.name}: {missing}; a job makes it")
+        say(f"{spec.name}: {missing}; starting a job")
     uid = retry(lambda: submit(cluster, spec), ApiUnavailable, api)
     try:
         wait(cluster, spec, uid)
@@ -52,22 +56,22 @@ def launch(config: StudyConfig, store: Store, spec: JobSpec, cluster: Cluster) -
     except MissingError as missing:
         kind = kind_of(spec).resource.kind
         raise DitError(
-            f"{kind} {spec.namespace}/{spec.name} ended well and left no result: {missing};"
+            f"{kind} {spec.namespace}/{spec.name} succeeded but left no result: {missing};"
             f" kubectl logs -n {spec.namespace} -l {names.JOB}={spec.name}"
         ) from None
 
 
 def _records(config: StudyConfig, store: Store, spec: JobSpec) -> list[Record]:
     stage = next(stage for stage in STAGES if stage.name == spec.stage)
-    # The job compares the decoder: its weights are many times larger than all that a launcher reads.
+    # The job itself compares the decoder: hashing its weights here would cost more than all else a launcher reads.
     return require_stage(stage, Work(config, store, compare_decoder=False), spec.variant)
 
 
 def _track(config: StudyConfig, store: Store, spec: JobSpec, cluster: Cluster, error: JobFailed) -> None:
-    """Have the tracking server show the failure: pods that were killed, or are deleted now, may have told nothing."""
+    """Set the MLflow run to FAILED: a pod that was killed could not do so itself."""
     selector, deadline = f"{kind_of(spec).pod_label}={spec.name}", time.monotonic() + _PODS_END_SECONDS
     try:
-        # What still runs may be telling it.
+        # A pod that still runs may be writing the status itself.
         while time.monotonic() < deadline and any(pod_phase(pod) == "Running" for pod in cluster.pods(selector)):
             time.sleep(POLL_SECONDS)
         end_failed(config, store, spec.variant, error)
@@ -76,7 +80,7 @@ def _track(config: StudyConfig, store: Store, spec: JobSpec, cluster: Cluster, e
 
 
 def run(stage: JobStage, study: str, root: str, overrides: list[str], variant: str, image: str) -> list[Record]:
-    """`launch` for a study given as YAML text, on the cluster at hand, as part of this pod's pipeline run if any."""
+    """`launch` for a study as YAML text, in this cluster, and as part of this pod's pipeline run if there is one."""
     config = study_file.load_text(study, overrides)
     cluster = Cluster.connect()
     spec = job_spec(config, variant, stage, root, image)
@@ -86,7 +90,7 @@ def run(stage: JobStage, study: str, root: str, overrides: list[str], variant: s
 
 
 def in_run(spec: JobSpec, cluster: Cluster) -> JobSpec:
-    """The spec with the pipeline run that this process is a step of; unchanged where it is none.
+    """The spec with the pipeline run of this pod added; unchanged if this process is not a pipeline step.
 
     `cluster` is the namespace of this pod.
     """

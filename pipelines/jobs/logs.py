@@ -1,6 +1,6 @@
-"""The logs of a job's pods, followed at once: lines are printed with their pod, and the last ones are kept.
+"""Follows the logs of all pods of a job: prints each line with its pod, and keeps the last lines.
 
-What torchrun logs about itself, forty lines a pod, is kept and not printed.
+torchrun's messages about itself, forty lines per pod, are kept but not printed.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from pipelines.cluster.objects import Object, container_statuses, pod_name, pod_
 from pipelines.cluster.retry import pauses
 
 KEPT_LINES = 200
-# A reconnection asks for a little more than was missed; known lines are skipped by their time stamps.
+# A reconnection requests a little more than was missed; time stamps identify the lines that are already known.
 _OVERLAP_SECONDS = 10
 Stamp = tuple[str, str]
-# Its settings and each state of its agent, at the level at which it names a pod's ranks; and a warning of its store's
-# sockets that means nothing where a pod's address has no name.
-_OF_TORCHRUN = re.compile(
+# At INFO, the level needed to learn a pod's ranks, torchrun also logs its settings and each state of its agent. The
+# socket warning is harmless: the address of a pod has no DNS name.
+_TORCHRUN_NOISE = re.compile(
     r"I\d{4} [\d:.]+ +\d+ torch/distributed/|\[W[\d]+ [\d:.]+ socket\.cpp:\d+\] \[c10d\] The hostname of the client"
 )
 
 
 class PodLogs:
-    """Follows every pod's log in a thread of its own, over lost connections and restarts of the container."""
+    """Follows the log of each pod in its own thread, across lost connections and container restarts."""
 
     def __init__(self, cluster: Cluster, job: str) -> None:
         self._cluster, self._job = cluster, job
         self._tails: dict[str, _Tail] = {}
 
     def follow(self, pods: Iterable[Object]) -> None:
-        """Begin with pods that have started since; let go of those that ended or are gone, once their logs are read."""
+        """Start to follow new pods; stop following pods that ended or are gone, once their logs have been read."""
         alive = set()
         for pod in pods:
             uid = str(pod["metadata"]["uid"])
@@ -50,7 +50,7 @@ class PodLogs:
                 tail.ending.set()
 
     def close(self, seconds: float = 5.0) -> None:
-        """Read what is left, for so long at most."""
+        """Read the rest of the logs, for at most `seconds`."""
         until = time.monotonic() + seconds
         for tail in self._tails.values():
             tail.ending.set()
@@ -73,9 +73,9 @@ class _Tail(threading.Thread):
         super().__init__(name=f"log of {self._pod}", daemon=True)
         self.lines: deque[str] = deque(maxlen=KEPT_LINES)
         self.ending = threading.Event()
-        """Set: the log's end is the end, no further one comes."""
+        """Set when the pod has ended: stop at the end of the log."""
         self.silent = threading.Event()
-        """Set: nobody reads any more."""
+        """Set on close: print nothing more."""
         self._title = self._pod.removeprefix(f"{job}-")
         self._last: Stamp = ("", "")
         self._latest = 0.0
@@ -88,14 +88,14 @@ class _Tail(threading.Thread):
             ending = self.ending.is_set()
             before = self._last
             try:
-                if not self._is_there():
+                if not self._exists():
                     return
                 self._read()
                 complete = True
             except ApiUnavailable:
                 complete = False
             except ApiRefused as error:
-                # The container is being started again, or the pod has been removed.
+                # The container is restarting, or the pod was deleted (404).
                 complete = ending or error.status == 404
                 ending |= error.status == 404
             if ending and complete:
@@ -104,8 +104,8 @@ class _Tail(threading.Thread):
                 waits = pauses()
             self.ending.wait(next(waits))
 
-    def _is_there(self) -> bool:
-        """Whether the name still is this pod's: after it another one bears it, which has a tail of its own."""
+    def _exists(self) -> bool:
+        # A restarted pod has the same name and another uid; it gets its own tail.
         pod = self._cluster.pod(self._pod)
         return pod is not None and pod["metadata"]["uid"] == self._uid
 
@@ -126,15 +126,15 @@ class _Tail(threading.Thread):
 
 
 def of_torchrun(line: str) -> bool:
-    """Whether torchrun logs this about itself while all goes well."""
-    return _OF_TORCHRUN.match(line) is not None
+    """True for a routine message of torchrun about itself."""
+    return _TORCHRUN_NOISE.match(line) is not None
 
 
 def split_stamp(line: str) -> tuple[Stamp, str]:
-    """The time stamp of a log line, in a form that sorts, and the rest of the line."""
+    """The time stamp of a log line, as a key that sorts by time, and the rest of the line."""
     stamp, _, text = line.partition(" ")
     seconds, _, rest = stamp.partition(".")
-    # Trailing zeros of the fraction are left out, so that as text 0.5 would follow 0.51.
+    # Kubernetes drops trailing zeros of the fraction; without padding, "5Z" sorts after "51Z".
     fraction = rest.rstrip("Z").partition("+")[0]
     return (seconds.rstrip("Z"), fraction.ljust(9, "0")), text
 

@@ -1,4 +1,4 @@
-"""How our objects on a cluster are named and labelled."""
+"""Names and labels of this project's objects on a cluster."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 from dit.study.variants import ModelSpec
 
 JobStage = Literal["train", "sample"]
-"""Stages that run as jobs: those rows of `dit.results.stages` that say so."""
+"""The stages that `dit.results.stages` runs as jobs."""
 
 DOMAIN = "dit-scaling"
 APP = "app.kubernetes.io/name"
@@ -22,30 +22,30 @@ SPEC_HASH = f"{DOMAIN}/spec-hash"
 WORKFLOWS = f"{DOMAIN}/workflows"
 STUDY_FILE = f"{DOMAIN}/study-file"
 SELECTOR = f"{APP}={DOMAIN},{COMPONENT}=job"
-"""Finds the jobs, and nothing else of ours."""
+"""Selects the jobs, and no other objects."""
 
 KFP_ENDPOINT = "KFP_ENDPOINT"
 """Variable with the address of the server of Kubeflow Pipelines."""
 KFP_POD = "KFP_POD_NAME"
-"""Variable that Kubeflow Pipelines sets in a step's pod, and nothing else sets."""
+"""Variable that only Kubeflow Pipelines sets, in the pod of a step."""
 KFP_RUN = "pipeline/runid"
-"""Label with the id of a run, on its workflow and on its pods."""
+"""Label of a run's workflow and pods; its value is the run's id."""
 RUNS_NAMESPACE = "kubeflow"
-"""Where Kubeflow Pipelines runs steps."""
+"""Namespace in which Kubeflow Pipelines runs steps."""
 LAUNCHER = "dit-launcher"
-"""Account that steps run as, there and, for a launcher without a pipeline, beside the jobs."""
+"""Service account of pipeline steps, and of launchers without a pipeline in the namespace of the jobs."""
 REAPER = "dit-reaper"
 
-# Controllers add up to 17 characters (`-node-0-511-x7k2p`) to make the names of pods, whose limit is 63.
+# Pod names are limited to 63 characters; controllers append up to 17 (`-node-0-511-x7k2p`).
 MAX_LENGTH = 46
 _HASH_DIGITS = 6
 
 
 def job_name(study: str, spec: ModelSpec, stage: JobStage) -> str:
-    """`dit-<study>-<variant>`, and `-sample` for sampling: a DNS-1035 label, the same at every try.
+    """Name of a job: `dit-<study>-<variant>`, plus `-sample` for sampling. A DNS-1035 label, the same for each attempt.
 
-    Where that is too long, the study's part is cut and a hash of the whole study name takes its end's place, so that
-    variant and stage can still be read.
+    If it is too long, the study's part is cut and ends with a hash of the study's name; variant and stage stay
+    readable.
     """
     tail = f"-{spec.slug}" + ("-sample" if stage == "sample" else "")
     name = f"dit-{study}{tail}"

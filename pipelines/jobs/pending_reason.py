@@ -1,4 +1,4 @@
-"""Why a job's pods do not all run: from what the controllers, the scheduler, the kubelet and Kueue say. Pure."""
+"""Why a job's pods do not run, from events, pod status and Kueue's workload. Pure."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pipelines.jobs.kind import JobKind, Phase
 from pipelines.jobs.snapshot import Snapshot
 from pipelines.jobs.spec import JobSpec
 
-# Of Kueue's reasons to wait, those that no other job's end removes.
+# Kueue's reasons that do not go away when other jobs end.
 _NO_ROOM_EVER = re.compile(
     r"maximum capacity|unavailable in ClusterQueue|doesn't exist|inactive|not found|didn't match"
 )
 
 
 def explain(spec: JobSpec, kind: JobKind, snapshot: Snapshot) -> Reason | None:
-    """The most telling reason; None while there is none but that things take their time."""
+    """The most important reason; None if all pods run or are starting."""
     if snapshot.phase.ended or snapshot.running >= spec.cluster.replicas:
         return None
     if snapshot.phase is Phase.SUSPENDED:
@@ -28,10 +28,10 @@ def explain(spec: JobSpec, kind: JobKind, snapshot: Snapshot) -> Reason | None:
     if not reasons and not snapshot.pods and snapshot.phase is Phase.NEW:
         return Reason(
             f"no controller has taken up {kind.resource.kind} {spec.namespace}/{spec.name}",
-            f"see that {kind.controller} runs: kubectl get deployments -A",
+            f"check that {kind.controller} runs: kubectl get deployments -A",
             unrecoverable=True,
         )
-    # What waiting cannot mend is worth more than what it can.
+    # Reasons that waiting does not resolve come first.
     return min(reasons, key=lambda reason: not reason.unrecoverable, default=None)
 
 
@@ -40,16 +40,14 @@ def _suspended(spec: JobSpec, kind: JobKind, snapshot: Snapshot) -> Reason:
     workload = snapshot.workload
     reserved = condition(workload, "QuotaReserved") if workload is not None else None
     if workload is None or reserved is None:
-        queue = f"queue {spec.cluster.queue}" if spec.cluster.queue else "whoever suspended it"
+        queue = f"queue {spec.cluster.queue}" if spec.cluster.queue else "someone to resume it"
         return Reason(
             f"{place} is suspended and waits for {queue}",
-            f"see why: kubectl describe {kind.resource.plural} -n {spec.namespace} {spec.name}",
+            f"kubectl describe {kind.resource.plural} -n {spec.namespace} {spec.name}",
         )
     message = one_line(reserved.get("message") or reserved.get("reason") or "")
     unrecoverable = reserved.get("reason") == "Inadmissible" or bool(_NO_ROOM_EVER.search(message))
-    remedy = (
-        "ask for less, or for another cluster.queue" if unrecoverable else "it starts by itself when quota becomes free"
-    )
+    remedy = "request less, or another cluster.queue" if unrecoverable else "it starts when quota becomes free"
     return Reason(
         f"{place} waits in queue {spec.cluster.queue}: {message}",
         f"{remedy}; kubectl describe workload -n {spec.namespace} {workload['metadata']['name']}",
@@ -58,7 +56,7 @@ def _suspended(spec: JobSpec, kind: JobKind, snapshot: Snapshot) -> Reason:
 
 
 def _refused_pods(spec: JobSpec, snapshot: Snapshot) -> Iterator[Reason]:
-    """Pods that the API server would not have."""
+    """Pods that the API server refused to create."""
     if len(snapshot.pods) >= spec.cluster.replicas:
         return
     for event in _latest_first(snapshot.events):
@@ -77,22 +75,20 @@ def _refused_pods(spec: JobSpec, snapshot: Snapshot) -> Iterator[Reason]:
 
 def _remedy(spec: JobSpec, message: str) -> str:
     if "violates PodSecurity" in message:
-        return f"see what the namespace enforces: kubectl get ns {spec.namespace} --show-labels"
+        return f"check the namespace's security level: kubectl get ns {spec.namespace} --show-labels"
     if "service account" in message or "serviceaccount" in message:
-        return f"make it, or correct cluster.service_account: kubectl get serviceaccounts -n {spec.namespace}"
+        return f"create it, or correct cluster.service_account: kubectl get serviceaccounts -n {spec.namespace}"
     return f"kubectl get events -n {spec.namespace} --field-selector type=Warning"
 
 
 def _stuck_pods(snapshot: Snapshot) -> Iterator[Reason]:
     """Pods that exist and do not run."""
+    events = _latest_first(snapshot.events)
     for pod in sorted(snapshot.pods, key=pod_name):
-        reason = why_pending(pod, _events_of(snapshot, pod_name(pod))) if pod_phase(pod) == "Pending" else None
+        own = [event for event in events if event.get("involvedObject", {}).get("name") == pod_name(pod)]
+        reason = why_pending(pod, own) if pod_phase(pod) == "Pending" else None
         if reason is not None:
             yield reason
-
-
-def _events_of(snapshot: Snapshot, pod: str) -> list[Object]:
-    return [event for event in _latest_first(snapshot.events) if event.get("involvedObject", {}).get("name") == pod]
 
 
 def _latest_first(events: tuple[Object, ...]) -> list[Object]:

@@ -1,8 +1,8 @@
-"""What a launcher asks of the cluster's API, and whether it may. k8s/base/jobs/launcher.yaml grants it."""
+"""The permissions that a launcher needs, granted by k8s/base/jobs/launcher.yaml, and whether it has them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from dit.study.cluster import ClusterConfig
 from pipelines.cluster.client import WORKLOADS, Cluster
@@ -13,7 +13,7 @@ _MANAGED = ("get", "create", "patch", "delete")
 
 @dataclass(frozen=True)
 class Right:
-    """One verb on one kind of object in one namespace."""
+    """One verb on one kind of object in one namespace: the fields of an access review."""
 
     namespace: str
     group: str
@@ -24,17 +24,6 @@ class Right:
     def __str__(self) -> str:
         path = f"{self.resource}/{self.subresource}" if self.subresource else self.resource
         return f"{self.verb} {path}{f'.{self.group}' if self.group else ''}"
-
-    @property
-    def attributes(self) -> dict[str, str]:
-        """As an access review takes it."""
-        return {
-            "namespace": self.namespace,
-            "group": self.group,
-            "resource": self.resource,
-            "subresource": self.subresource,
-            "verb": self.verb,
-        }
 
 
 @dataclass(frozen=True)
@@ -49,12 +38,12 @@ class Account:
 
     @property
     def groups(self) -> list[str]:
-        """Those that every such account is in."""
+        """Groups of every service account in this namespace."""
         return ["system:serviceaccounts", f"system:serviceaccounts:{self.namespace}", "system:authenticated"]
 
 
 def of_launcher(cluster: ClusterConfig) -> tuple[Right, ...]:
-    """What it takes to start, adopt, watch, explain and delete the jobs of a study."""
+    """Permissions to start, adopt, watch, explain and delete the jobs of a study."""
     own, kind = cluster.namespace, KINDS[cluster.job]
     managed = [kind.resource, *kind.companion_resources]
     rights = [Right(own, resource.group, resource.plural, verb) for resource in managed for verb in _MANAGED]
@@ -65,7 +54,7 @@ def of_launcher(cluster: ClusterConfig) -> tuple[Right, ...]:
 
 
 def of_steps(namespace: str) -> tuple[Right, ...]:
-    """What a step of a pipeline needs where the run is: to find its run, and Argo's executor to report."""
+    """Permissions of a pipeline step in the namespace of the run: to find its own pod, and to report to Argo."""
     reported = "workflowtaskresults"
     return (
         Right(namespace, "", "pods", "list"),
@@ -75,9 +64,12 @@ def of_steps(namespace: str) -> tuple[Right, ...]:
 
 
 def allowed(cluster: Cluster, right: Right, account: Account | None) -> bool:
-    """Whether an account has a right, or with None whoever asks; ApiRefused where it is not ours to ask."""
+    """Whether an account has a permission; None is the caller.
+
+    Raises ApiRefused when the caller may not ask about that account.
+    """
     review = "SubjectAccessReview" if account else "SelfSubjectAccessReview"
-    spec: dict[str, object] = {"resourceAttributes": right.attributes}
+    spec: dict[str, object] = {"resourceAttributes": asdict(right)}
     if account:
         spec |= {"user": str(account), "groups": account.groups}
     answer = cluster.ask(

@@ -1,4 +1,4 @@
-"""The pod that every kind of job is made of, as the Pod Security standard `restricted` wants it."""
+"""The pod of every job kind; it meets the Pod Security standard `restricted`."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pipelines.jobs.spec import STUDY_PATH, JobSpec
 
 _SCRATCH = "/tmp"
 _LAST_SECONDS = 5
-"""Of a pod's grace, what is left to torchrun itself, once its processes have ended or are ended."""
+"""Part of the grace period that torchrun itself keeps, after its processes have ended."""
 
 
 def template(spec: JobSpec, container: str, restart_policy: str | None = None) -> k8s.V1PodTemplateSpec:
-    """Pod of a job; `container` is the name that the job's controller looks for."""
+    """The pod template of a job; `container` is the container name that the job's controller expects."""
     cluster = spec.cluster
     return k8s.V1PodTemplateSpec(
         metadata=k8s.V1ObjectMeta(
@@ -31,13 +31,12 @@ def template(spec: JobSpec, container: str, restart_policy: str | None = None) -
             security_context=k8s.V1PodSecurityContext(
                 run_as_non_root=True, seccomp_profile=k8s.V1SeccompProfile(type="RuntimeDefault")
             ),
-            # As the first process of a namespace of its own torchrun would ignore that it is told to end for as long as
-            # it has no processes: while it loads, and while it waits for the other pods.
+            # As PID 1, torchrun would ignore SIGTERM while it has no handler: until its processes have started.
             share_process_namespace=True,
             termination_grace_period_seconds=cluster.pod.grace_seconds,
             service_account_name=cluster.service_account,
             automount_service_account_token=False,
-            # Services would put variables such as MLFLOW_PORT into the pod.
+            # Service links would set variables such as MLFLOW_PORT.
             enable_service_links=False,
             priority_class_name=cluster.priority_class,
             node_selector=_node_selector(spec),
@@ -52,26 +51,26 @@ def template(spec: JobSpec, container: str, restart_policy: str | None = None) -
 
 
 def plain(model: Any) -> Any:
-    """A typed model as the JSON that the API takes."""
+    """A typed model of the Kubernetes client as plain JSON."""
     return k8s.ApiClient().sanitize_for_serialization(model)
 
 
 def environment(spec: JobSpec) -> dict[str, str]:
-    """All variables but those of config maps and secrets: nothing is taken over from the process that submits."""
+    """The variables of a pod, except those of config maps and secrets; none come from the submitting process."""
     return {
         "PYTHONUNBUFFERED": "1",
         "HOME": _SCRATCH,
         "TMPDIR": _SCRATCH,
         "DIT_CACHE": f"{_SCRATCH}/dit-cache",
         "OMP_NUM_THREADS": str(max(1, math.floor(quantity(spec.cluster.pod.cpu) / spec.cluster.processes_per_pod))),
-        # At this level torchrun prints which ranks a pod has been given.
+        # At this level torchrun logs the ranks of a pod.
         "LOGLEVEL": "INFO",
-        # Agents that share the rendezvous' store publish its address in the first round only: a pod that is started
-        # again beside others that still run would wait a minute for it, fail, and take them along.
+        # With a shared store, agents publish its address only in the first round: a restarted pod would wait a minute
+        # for the address, fail, and take the running pods down.
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
-        # Left to itself torchrun kills its processes half a minute after it was told to end.
+        # torchrun's default kills its processes 30 seconds after SIGTERM.
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(max(1, spec.cluster.pod.grace_seconds - _LAST_SECONDS)),
-        # A store that is away for two minutes costs less than all pods' way back to their last checkpoint.
+        # Waiting two minutes for the store is cheaper than to restart all pods from the last checkpoint.
         "AWS_MAX_ATTEMPTS": "20",
         **spec.cluster.env,
     }
@@ -99,7 +98,7 @@ def _container(spec: JobSpec, name: str) -> k8s.V1Container:
 
 
 def _variables(spec: JobSpec) -> list[k8s.V1EnvVar]:
-    """Key by key, so that one that is missing keeps the pod from starting, and is named."""
+    """Each key by its own reference: a missing key then keeps the pod from starting, and Kubernetes names it."""
     plain = environment(spec)
     variables = [k8s.V1EnvVar(name=name, value=value) for name, value in plain.items()]
     for source, kind, reference in (
@@ -117,7 +116,7 @@ def _variables(spec: JobSpec) -> list[k8s.V1EnvVar]:
 def _resources(spec: JobSpec) -> k8s.V1ResourceRequirements:
     pod = spec.cluster.pod
     gpus = {spec.cluster.gpu_resource: str(spec.cluster.gpus_per_pod)} if spec.cluster.gpus_per_pod else {}
-    # No limit of CPU: a pod that is held back at a busy moment holds back all the others.
+    # No CPU limit: all pods wait for one that is throttled.
     return k8s.V1ResourceRequirements(
         requests={"cpu": pod.cpu, "memory": pod.memory, "ephemeral-storage": pod.scratch, **gpus},
         limits={"memory": pod.memory, **gpus},

@@ -10,7 +10,7 @@ from pipelines.jobs.kind import Phase, Rendered, metadata
 from pipelines.jobs.spec import GATHER_SECONDS, JobSpec
 
 _PORT = 23456
-_CONTAINER = "pytorch"  # the operator looks for this name
+_CONTAINER = "pytorch"  # the operator requires this name
 
 
 class PyTorchJob:
@@ -30,13 +30,13 @@ class PyTorchJob:
             kind=self.resource.kind,
             metadata=metadata(spec),
             spec=kubeflow.KubeflowOrgV1PyTorchJobSpec(
-                # Left to itself torchrun counts CPUs where it sees no GPU.
+                # By default torchrun counts CPUs if there is no GPU.
                 nproc_per_node=str(cluster.processes_per_pod),
                 elastic_policy=kubeflow.KubeflowOrgV1ElasticPolicy(
                     rdzv_backend="c10d",
                     rdzv_port=_PORT,
                     rdzv_id=spec.name,
-                    # Only for pods that are still to come: one that is lost is noticed by its heartbeat.
+                    # Applies only to pods that have not joined yet; a lost pod is detected by its heartbeat.
                     rdzv_conf=[kubeflow.KubeflowOrgV1RDZVConf(key="join_timeout", value=str(GATHER_SECONDS))],
                     min_replicas=cluster.replicas,
                     max_replicas=cluster.replicas,
@@ -50,7 +50,7 @@ class PyTorchJob:
                     )
                 },
                 run_policy=kubeflow.KubeflowOrgV1RunPolicy(
-                    # The operator adds up the restarts of all pods, and one lost pod restarts the others.
+                    # One lost pod restarts all pods, and the operator counts restarts per pod.
                     backoff_limit=cluster.backoff_limit * cluster.replicas,
                     clean_pod_policy="Running",
                     ttl_seconds_after_finished=cluster.ttl_seconds,

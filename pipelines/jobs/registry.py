@@ -11,21 +11,16 @@ from pipelines.jobs.spec import JobSpec
 from pipelines.jobs.trainjob import TrainJob
 
 KINDS: dict[str, JobKind] = {"pytorchjob": PyTorchJob(), "trainjob": TrainJob()}
-"""By their names in study files, `cluster.job`."""
+"""Value of `cluster.job` -> kind."""
 
 
 def kind_of(spec: JobSpec) -> JobKind:
-    """The kind that the study chose."""
+    """The job kind that `cluster.job` selects."""
     return KINDS[spec.cluster.job]
 
 
-def all_kinds() -> tuple[JobKind, ...]:
-    """Every kind."""
-    return tuple(KINDS.values())
-
-
 def render_job(spec: JobSpec) -> Rendered:
-    """The manifests; the job carries a hash of all that makes it what it is, whichever run submits it."""
+    """The manifests of a job, each with a hash of the job's content that does not depend on the pipeline run."""
     kind = kind_of(spec)
     bare = kind.render(spec.without_run())
     rendered = kind.render(spec)
@@ -36,5 +31,5 @@ def render_job(spec: JobSpec) -> Rendered:
 
 
 def spec_hash(manifest: Object) -> str:
-    """The hash that `render_job` left; empty on an object of another origin."""
+    """The hash that `render_job` added; empty if the object has none."""
     return str((manifest["metadata"].get("annotations") or {}).get(names.SPEC_HASH, ""))

@@ -1,4 +1,4 @@
-"""What is known of a job at one moment, and how to read it. Pure."""
+"""A job, its pods and events at one moment. Pure."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ from pipelines.jobs.kind import Phase
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A job with its pods, the events about both, and Kueue's view of it. `job` is None when it is gone."""
+    """A job with its pods, their events, and Kueue's workload. `job` is None if it does not exist."""
 
     job: Object | None
     phase: Phase
     pods: tuple[Object, ...] = ()
     events: tuple[Object, ...] = ()
-    """Warnings about the job and about those of its pods that do not run."""
+    """Events of the job and of its pending pods."""
     workload: Object | None = None
 
     @property
     def running(self) -> int:
-        """Pods that run or have ended well."""
+        """Number of pods that run or have succeeded."""
         return sum(pod_phase(pod) in ("Running", "Succeeded") for pod in self.pods)
 
 
 def of_this_job(job: Object, objects: list[dict[str, Any]], time_key: str) -> tuple[Object, ...]:
-    """Those that are not left from an earlier job of the same name: Kubernetes' times sort as text."""
+    """The objects that are not older than the job, so not of an earlier job of the same name."""
+    # Kubernetes' time stamps sort as text.
     born = job["metadata"]["creationTimestamp"]
     return tuple(obj for obj in objects if (_time(obj, time_key) or born) >= born)
 

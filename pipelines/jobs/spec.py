@@ -1,4 +1,4 @@
-"""What a job is, whatever runs it."""
+"""What a job is, independent of its kind."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from pipelines.jobs.names import JobStage
 
 STUDY_PATH = "/etc/dit/study.yaml"
 GATHER_SECONDS = 7 * 86_400
-"""How long pods that run wait for those that do not yet: longer than a launcher, whose patience decides."""
-# An object's annotations may take 256 KiB, all together; the study travels in one.
+"""Timeout of running pods for the missing ones: longer than the launcher's timeout, which decides."""
+# Kubernetes limits the annotations of an object to 256 KiB; the study is one of them.
 _MAX_STUDY_BYTES = 200_000
 
 
@@ -35,19 +35,19 @@ class Workflow:
 
     @property
     def reference(self) -> dict[str, str]:
-        """As an ownerReference; Kubernetes knows such only inside a namespace."""
+        """An ownerReference; valid only inside the workflow's namespace."""
         return {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "name": self.name, "uid": self.uid}
 
 
 def workflows_of(manifest: Mapping[str, Any]) -> tuple[Workflow, ...]:
-    """Whose job this is: the workflows that wait for it, none for a job that was started by hand."""
+    """The workflows that wait for a job; empty for a job that was started by hand."""
     texts = str((manifest["metadata"].get("annotations") or {}).get(names.WORKFLOWS, "")).split()
     return tuple(Workflow(*text.split("/")) for text in texts if text.count("/") == 2)
 
 
 @dataclass(frozen=True)
 class JobSpec:
-    """One stage of one variant, for a number of pods that work together."""
+    """One stage of one variant, run by several pods together."""
 
     name: str
     namespace: str
@@ -56,23 +56,23 @@ class JobSpec:
     study: str
     variant: ModelSpec
     study_file: str
-    """The study as YAML, overrides applied, without what only the launcher needs."""
+    """The study as YAML with overrides applied, without the sections that only the launcher needs."""
     root: str
     cluster: ClusterConfig
     run_id: str | None = None
-    """Of the pipeline run that submitted the job first."""
+    """Id of the pipeline run that created the job."""
     workflow: Workflow | None = None
-    """Behind that run: when it ends, nobody waits for the job any more."""
+    """Workflow of that run; the reaper deletes the job when all its workflows have ended."""
 
     @property
     def arguments(self) -> list[str]:
-        """What follows `python` in a pod: the command that a person would type, under torchrun; see torchrun.py."""
+        """Arguments of `python` in a pod: the same `dit` command as on a terminal, under torchrun; see torchrun.py."""
         launcher = ["-m", "pipelines.jobs.torchrun", "-m", "dit"]
         return [*launcher, self.stage, STUDY_PATH, "--variant", self.variant.name, "--root", self.root]
 
     @property
     def labels(self) -> dict[str, str]:
-        """For the job and its pods: the same for every run of the study."""
+        """Labels of the job and its pods, the same for every run of the study."""
         return {
             names.APP: names.DOMAIN,
             names.STUDY: self.study,
@@ -83,24 +83,25 @@ class JobSpec:
 
     @property
     def job_labels(self) -> dict[str, str]:
-        """For the job alone."""
+        """Labels of the job itself."""
         run = {names.RUN: self.run_id} if self.run_id else {}
         queue = {"kueue.x-k8s.io/queue-name": self.cluster.queue} if self.cluster.queue else {}
         return {**self.labels, names.COMPONENT: "job", **run, **queue}
 
     def without_run(self) -> JobSpec:
-        """The same work, whoever asked for it."""
+        """The spec without the pipeline run that submitted it."""
         return replace(self, run_id=None, workflow=None)
 
 
 def job_spec(config: StudyConfig, variant: str, stage: JobStage, root: str, image: str) -> JobSpec:
     """The job of one stage of one variant.
 
-    Raises ConfigError for a study whose batch its pods cannot share, InputError for a root that pods cannot reach.
+    Raises ConfigError when the global batch is not divisible by the number of processes, or the study is too long.
+    Raises InputError when pods cannot reach the root.
     """
     spec, cluster = config.spec(variant), config.cluster
     if not root.startswith("s3://"):
-        raise InputError(f"root {root}: pods of a job reach no folder of this machine; give s3://bucket/prefix")
+        raise InputError(f"root {root}: pods cannot reach a folder of this machine; give s3://bucket/prefix")
     if stage == "train" and config.train.global_batch % cluster.world_size:
         raise ConfigError(
             f"train.global_batch={config.train.global_batch} is not divisible by the {cluster.world_size} processes of"
@@ -111,7 +112,7 @@ def job_spec(config: StudyConfig, variant: str, stage: JobStage, root: str, imag
     )
     if len(study_file.encode()) > _MAX_STUDY_BYTES:
         raise ConfigError(
-            f"study {config.study}: {len(study_file.encode()):,} bytes, a job takes {_MAX_STUDY_BYTES:,};"
+            f"study {config.study}: {len(study_file.encode()):,} bytes, a job accepts {_MAX_STUDY_BYTES:,};"
             " shorten description"
         )
     return JobSpec(

@@ -1,4 +1,4 @@
-"""Put a job onto the cluster, or take over the one that is there already."""
+"""Creates a job, or adopts the one that exists."""
 
 from __future__ import annotations
 
@@ -15,18 +15,20 @@ from pipelines.jobs.registry import kind_of, render_job, spec_hash
 from pipelines.jobs.spec import JobSpec, workflows_of
 
 _REMOVAL_SECONDS = 600.0
-_UNSEEN_SECONDS = 60.0
+_CACHE_SECONDS = 60.0
 
 
-class _Unseen(ApiRefused):
-    """A webhook looks into a memory of its own, which does not hold yet what was created a moment ago."""
+class _NotYetCached(ApiRefused):
+    """A webhook does not see an object that was just created, because it reads from a cache."""
 
 
 def submit(cluster: Cluster, spec: JobSpec) -> str:
-    """Create the job, or adopt it where an earlier try did; its uid.
+    """Create the job, or adopt the one that an earlier attempt created; returns its uid.
 
-    A job that ended is replaced: it is asked for again because its result is not there. Raises InputError where one of
-    the same name and another content still works, or where the cluster refuses; ApiUnavailable.
+    A job that has ended is replaced, because its result is missing.
+
+    Raises InputError when a job of the same name with another spec still runs, or the cluster refuses the job.
+    Raises ApiUnavailable when the API cannot be reached.
     """
     kind, rendered = kind_of(spec), render_job(spec)
     place = f"{kind.resource.kind} {spec.namespace}/{spec.name}"
@@ -42,16 +44,16 @@ def submit(cluster: Cluster, spec: JobSpec) -> str:
                 uid = _adopt(cluster, kind, spec, rendered, existing)
                 say(f"{place}: adopted, created {existing['metadata']['creationTimestamp']}")
                 return uid
-            say(f"{place}: removed an earlier one, {kind.phase(existing).value}")
+            say(f"{place}: replacing an earlier job, {kind.phase(existing).value}")
             _remove(cluster, kind.resource, existing)
         except ApiRefused as error:
-            # Another launcher was faster, or the job changed or went under our hands: look again.
+            # Another launcher was faster, or the job changed or was deleted meanwhile: look again.
             if error.status != CONFLICT and not (existing and error.status == NOT_FOUND):
                 raise refusal(error, kind, spec) from error
 
 
 def refusal(error: ApiRefused, kind: JobKind, spec: JobSpec) -> InputError:
-    """Why the cluster does not take a job, in one line with what to do."""
+    """The error for a job that the cluster refused, with the remedy."""
     resource, namespace = kind.resource, spec.namespace
     place = f"{resource.kind} {namespace}/{spec.name}"
     if error.status == NOT_FOUND and "namespaces" in str(error):
@@ -59,7 +61,7 @@ def refusal(error: ApiRefused, kind: JobKind, spec: JobSpec) -> InputError:
     if error.status == NOT_FOUND:
         crd = f"{resource.plural}.{resource.group}"
         return InputError(
-            f"{place}: the cluster knows no {resource.kind} ({resource.api_version}), which {kind.controller} brings;"
+            f"{place}: the cluster does not serve {resource.kind} ({resource.api_version}), part of {kind.controller};"
             f" install it, or choose another cluster.job; kubectl get crd {crd}"
         )
     if error.status == FORBIDDEN:
@@ -69,13 +71,13 @@ def refusal(error: ApiRefused, kind: JobKind, spec: JobSpec) -> InputError:
 
 
 def _create(cluster: Cluster, kind: JobKind, rendered: Rendered) -> str:
-    """Create what the job needs, the job, and tie the one to the other, so that they go together."""
+    """Create the companions, then the job as their owner, so that they are deleted together; returns the job's uid."""
     for resource, manifest in rendered.companions:
         left = cluster.get(resource, manifest["metadata"]["name"])
         if left is not None:
             _remove(cluster, resource, left)
         cluster.create(resource, manifest)
-    job = retry(lambda: _create_job(cluster, kind, rendered), _Unseen, _UNSEEN_SECONDS)
+    job = retry(lambda: _create_job(cluster, kind, rendered), _NotYetCached, _CACHE_SECONDS)
     uid = str(job["metadata"]["uid"])
     owner = {
         "apiVersion": kind.resource.api_version,
@@ -94,23 +96,23 @@ def _create_job(cluster: Cluster, kind: JobKind, rendered: Rendered) -> dict[str
     except ApiRefused as error:
         needed = (manifest["metadata"]["name"] for _, manifest in rendered.companions)
         if any(f'"{name}" not found' in str(error) for name in needed):
-            raise _Unseen(str(error), error.status) from error
+            raise _NotYetCached(str(error), error.status) from error
         raise
 
 
 def _adopt(cluster: Cluster, kind: JobKind, spec: JobSpec, rendered: Rendered, existing: dict[str, Any]) -> str:
-    """Join those who wait for a job; one that was started by hand stays its starter's."""
+    """Add this workflow to those that wait for the job; a job that was started by hand stays without one."""
     metadata = existing["metadata"]
     wanted, existing_hash = spec_hash(rendered.job), spec_hash(existing)
     if existing_hash != wanted:
         raise InputError(
-            f"{kind.resource.kind} {spec.namespace}/{spec.name} works on something else: its spec is"
-            f" {existing_hash or 'not ours'}, this study's is {wanted}; wait for its end, or"
+            f"{kind.resource.kind} {spec.namespace}/{spec.name} runs another spec: its hash is"
+            f" {existing_hash or 'missing'}, this study's is {wanted}; wait until it ends, or"
             f" kubectl delete {kind.resource.plural} -n {spec.namespace} {spec.name}"
         )
     waiting = workflows_of(existing)
     if spec.workflow is not None and waiting and spec.workflow not in waiting:
-        # The version makes a change by somebody else in this moment a conflict.
+        # With the version, a concurrent change makes this patch a conflict.
         change = {"resourceVersion": metadata["resourceVersion"]}
         change |= ownership([*waiting, spec.workflow], spec.namespace)
         cluster.patch(kind.resource, spec.name, {"metadata": change})
@@ -122,7 +124,10 @@ def _is_over(kind: JobKind, job: dict[str, Any]) -> bool:
 
 
 def _remove(cluster: Cluster, resource: Resource, existing: dict[str, Any]) -> None:
-    """Delete an object and wait until it is gone; DitError when it stays."""
+    """Delete an object and wait until it is gone.
+
+    Raises DitError when it is not gone in time.
+    """
     name, uid = existing["metadata"]["name"], existing["metadata"]["uid"]
     cluster.delete(resource, name, uid)
     until = time.monotonic() + _REMOVAL_SECONDS
@@ -134,6 +139,6 @@ def _remove(cluster: Cluster, resource: Resource, existing: dict[str, Any]) -> N
             break
         time.sleep(pause)
     raise DitError(
-        f"{resource.kind} {cluster.namespace}/{name} was deleted and does not go; see its finalizers:"
+        f"{resource.kind} {cluster.namespace}/{name} was deleted and still exists; see its finalizers:"
         f" kubectl get {resource.plural} -n {cluster.namespace} {name} -o yaml"
     )

@@ -1,4 +1,4 @@
-"""From one look at a job to the next: what to report, and whether to go on waiting. Knows no API and no clock."""
+"""Decides from snapshots of a job what to report and whether to keep waiting. Uses neither API nor clock."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from pipelines.jobs.pending_reason import explain
 from pipelines.jobs.snapshot import Snapshot
 from pipelines.jobs.spec import JobSpec
 
-# At a start things are missing for some seconds that come by themselves.
+# When a job starts, objects are missing for a few seconds: reasons are reported only if they last.
 _SETTLE_SECONDS = 10.0
 _REPEAT_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What follows from a look. `over` is None while the job is to be waited for."""
+    """The result of one look at the job. `over` is None while the job should be waited for."""
 
     updates: tuple[str, ...] = ()
     over: Phase | None = None
     error: str = ""
-    """Why the wait is over without success."""
+    """Why the job failed."""
     cause: Death | None = None
-    """The end of a container that began the failure; None when none was seen."""
+    """The container exit that began the failure; None if none was observed."""
     abandoned: bool = False
     """True if the job still exists, cannot succeed, and must be deleted."""
 
@@ -48,16 +48,16 @@ class Supervisor:
         self._reported: dict[str, float] = {}
 
     def look(self, snapshot: Snapshot, now: float) -> Decision:
-        """What to make of the job as it is `now`, in seconds of any clock that does not jump."""
+        """Evaluate a snapshot; `now` is in seconds of a monotonic clock."""
         job = snapshot.job
         if job is None or job["metadata"]["uid"] != self._uid:
-            whose = "it was deleted" if job is None else "another of its name took its place"
+            why = "it was deleted" if job is None else "another job has its name now"
             return Decision(
                 over=Phase.FAILED,
-                error=f"{self.place} is gone: {whose}; the same step, run again, goes on from the last checkpoint",
+                error=f"{self.place} is gone: {why}; run the step again to resume from the last checkpoint",
             )
         if self._has_run is None:
-            # What a launcher adopts may have run for days; a job that it has just made has no such condition.
+            # An adopted job may have run for days; a new job does not have this condition.
             self._has_run = any(condition(job, kind) is not None for kind in ("Running", "Restarting"))
         fresh = set(deaths(snapshot.pods)) - self._deaths
         self._deaths |= fresh
@@ -113,7 +113,7 @@ class Supervisor:
             if reason
             else f"kubectl get pods -n {self._spec.namespace} -l {self._kind.pod_label}={self._spec.name}"
         )
-        # Of a job that has run, a worker that lost its node, or a queue that somebody holds, may come back.
+        # In a job that has run, a lost node or a held queue may come back.
         stuck_since = None if self._has_run else self._unrecoverable_since
         if stuck_since is not None and now - stuck_since >= limits.hopeless:
             return Decision(updates, Phase.FAILED, f"{self.place} cannot start: {why}", abandoned=True)

@@ -1,10 +1,9 @@
-"""torchrun in a pod of a job: it starts once the rendezvous answers, and ends with the exit code of its worst process.
+"""Runs torchrun in a pod: starts it when the rendezvous answers, and exits with the code of the worst process.
 
-torchrun itself tries for a minute to connect, and then ends. Each such end is a restart of the pod, and a job has only
-so many; to try for longer (`read_timeout`) would also be to wait for longer for a pod that died while all of them met.
+torchrun gives up connecting after a minute. Each time the pod restarts, and a job allows only a few restarts. A longer
+`read_timeout` would also wait longer for a pod that dies during the rendezvous.
 
-torchrun itself exits with 1 whatever happens. The launcher of a job decides by the exit codes of pods whether to go on:
-see `dit.errors` for those of the processes.
+torchrun always exits with 1. The launcher needs the exit codes of the processes (`dit.errors`) to decide on a retry.
 """
 
 from __future__ import annotations
@@ -22,17 +21,17 @@ from dit.errors import FINAL_EXIT_CODES, PeerError
 
 TORCHRUN = "torch.distributed.run"
 _ENDPOINT = "PET_RDZV_ENDPOINT"
-"""Variable in which the Training Operator says where the rendezvous is; a TrainJob has none."""
+"""Variable of the Training Operator with the address of the rendezvous; a TrainJob does not have it."""
 FOLLOWING = frozenset({PeerError.exit_code, 128 + signal.SIGTERM})
-"""Exit codes of processes, and pods, that ended because of another."""
+"""Exit codes of processes and pods that ended because another one failed."""
 _CONNECT_SECONDS = 5.0
 _PAUSE_SECONDS = 1.0
 
 
 def main(arguments: list[str]) -> int:
-    """Run torchrun with these arguments; its exit code."""
+    """Run torchrun with these arguments; returns the exit code."""
     host, _, port = os.environ.get(_ENDPOINT, "").rpartition(":")
-    # A pod has its own name as the host's; the one that holds the rendezvous does so as torchrun.
+    # The pod whose host name is in the address hosts the rendezvous itself, inside torchrun.
     if host and host != socket.gethostname():
         _wait_for(host, int(port))
     try:
@@ -47,23 +46,23 @@ def main(arguments: list[str]) -> int:
 
 
 def worst(codes: Iterable[int]) -> int:
-    """The exit code, as a shell has it, of the process that is the reason why the others of a pod ended.
+    """The exit code of the process that caused the others to end, in the shell's convention (128 + signal).
 
-    `codes` are Popen's, negative for a process that a signal ended. A code that forbids a further try counts most; one
-    of a process that lost its peers, or that torchrun ended for another's failure, counts least.
+    `codes` are in Popen's convention, negative for a signal. A final code, after which a retry is useless, has
+    priority; codes of processes that lost a peer or were ended by torchrun come last.
     """
     shells = [128 - code if code < 0 else code for code in codes]
     return max(shells, key=lambda code: (code in FINAL_EXIT_CODES, code not in FOLLOWING))
 
 
 def _exit_code(error: Exception) -> int | None:
-    """What an exception of torchrun stands for; None for a fault of its own."""
+    """The exit code for an exception of torchrun; None if torchrun itself is at fault."""
     elastic = "torch.distributed.elastic"
     if isinstance(error, importlib.import_module(f"{elastic}.multiprocessing.errors").ChildFailedError):
         return worst(failure.exitcode for failure in error.failures.values())
     if isinstance(error, importlib.import_module(f"{elastic}.multiprocessing.api").SignalException):
         return 128 + int(error.sigval)
-    # The pod that holds the rendezvous is gone.
+    # The pod that hosts the rendezvous is gone.
     if isinstance(error, importlib.import_module(f"{elastic}.rendezvous.api").RendezvousConnectionError):
         return PeerError.exit_code
     return None
@@ -77,7 +76,7 @@ def _wait_for(host: str, port: int) -> None:
             return
         except OSError as error:
             if not reported:
-                say(f"waits for {host}:{port}, where the pods meet: {error}")
+                say(f"waiting for the rendezvous at {host}:{port}: {error}")
                 reported = True
         time.sleep(_PAUSE_SECONDS)
 

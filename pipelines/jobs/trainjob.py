@@ -1,7 +1,7 @@
-"""A job as Trainer v2's TrainJob, with a TrainingRuntime of its own.
+"""A job as Trainer v2's TrainJob, with its own TrainingRuntime.
 
-Trainer's own runtime restarts a pod that always fails for minutes and then removes it with its log. Ours keeps the
-failed pod, and fails at once: the launcher's next try goes on from the last checkpoint.
+Trainer's default runtime restarts a failing pod for minutes, then deletes it with its log. This runtime fails at once
+and keeps the failed pod; the launcher's retry resumes from the last checkpoint.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pipelines.jobs.kind import Phase, Rendered, metadata
 from pipelines.jobs.spec import GATHER_SECONDS, JobSpec
 
 RUNTIME = Resource("trainer.kubeflow.org", "v1alpha1", "trainingruntimes", "TrainingRuntime")
-_NODE = "node"  # Trainer looks for this name, of the replicated job and of its container
+_NODE = "node"  # Trainer requires this name for the replicated job and its container
 
 
 class TrainJob:
@@ -51,7 +51,7 @@ class TrainJob:
         ):
             if holds(job, condition):
                 return phase
-        # A TrainJob that runs has no condition.
+        # A running TrainJob has no condition.
         children: list[dict[str, Any]] = job.get("status", {}).get("jobsStatus") or []
         if any(child.get("active") for child in children):
             return Phase.RUNNING
@@ -64,7 +64,7 @@ class TrainJob:
 
 def _runtime(spec: JobSpec) -> dict[str, Any]:
     template = pod_template.plain(pod_template.template(spec, _NODE, restart_policy="Never"))
-    # Left to itself torchrun waits a quarter of an hour for the other pods, and its end would be the job's.
+    # By default torchrun waits only 15 minutes for the other pods, and its exit would fail the job.
     template["spec"]["containers"][0]["env"].append({"name": "PET_RDZV_CONF", "value": f"timeout={GATHER_SECONDS}"})
     node = {
         "name": _NODE,

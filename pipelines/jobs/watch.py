@@ -1,4 +1,4 @@
-"""Wait for a job, for days where need be: look, report what is new, look again."""
+"""Waits for a job, for days if necessary: polls it, and prints what has changed."""
 
 from __future__ import annotations
 
@@ -20,19 +20,20 @@ from pipelines.jobs.supervisor import Decision, Supervisor
 
 POLL_SECONDS = 3.0
 _LAST_LINES = 20
-# Of the pods that do not run, all wait for much the same.
+# Pending pods of a job usually have the same reason: the events of a few suffice.
 _ASKED_PODS = 3
 
 
 class JobFailed(DitError):
-    """A job has come to an end without success."""
+    """The job ended without success, or was given up."""
 
 
 def wait(cluster: Cluster, spec: JobSpec, uid: str) -> None:
-    """Return when the job has succeeded, as its controller sees it; JobFailed with the reason when it has not.
+    """Return when the job's controller reports success. A job that cannot succeed is deleted.
 
-    A job of which nothing will come is deleted. Raises ApiUnavailable when the API is away, or refuses what it allowed
-    at the first look, for cluster.patience.api; ApiRefused for what it does not allow at all.
+    Raises JobFailed with the reason when the job failed.
+    Raises ApiUnavailable when the API is down, or refuses calls that it allowed at first, for cluster.patience.api.
+    Raises ApiRefused when the API does not allow the first look.
     """
     kind = kind_of(spec)
     logs = PodLogs(cluster, spec.name)
@@ -45,12 +46,12 @@ def wait(cluster: Cluster, spec: JobSpec, uid: str) -> None:
         error = _failure(spec, decision, logs)
         if decision.abandoned:
             retry(lambda: cluster.delete(kind.resource, spec.name, uid), ApiUnavailable, spec.cluster.patience.api)
-            error += "; the job was removed"
+            error += "; the job was deleted"
         raise JobFailed(error)
 
 
 def look(cluster: Cluster, kind: JobKind, spec: JobSpec) -> Snapshot:
-    """The job as it is now, with what explains it where its pods do not run."""
+    """A snapshot of the job, with events and workload if pods do not run."""
     job = cluster.get(kind.resource, spec.name)
     if job is None:
         return Snapshot(None, Phase.NEW)
@@ -60,7 +61,7 @@ def look(cluster: Cluster, kind: JobKind, spec: JobSpec) -> Snapshot:
     workload = None
     if not phase.ended and Snapshot(job, phase, pods).running < spec.cluster.replicas:
         events = _events(cluster, kind, job, pods)
-    # Of a new job, too: a right that is missing shows at the first look.
+    # Also for a new job: a missing permission then shows at the first look.
     if phase in (Phase.NEW, Phase.SUSPENDED) and spec.cluster.queue:
         workloads = cluster.find(WORKLOADS, f"kueue.x-k8s.io/job-uid={job['metadata']['uid']}")
         workload = workloads[0] if workloads else None
@@ -82,7 +83,7 @@ def _until_over(cluster: Cluster, spec: JobSpec, kind: JobKind, supervisor: Supe
 
 
 def _look_again(cluster: Cluster, kind: JobKind, spec: JobSpec) -> Snapshot:
-    """`look` after one that was allowed: an API server that has just started refuses all until it knows the rights."""
+    """`look`, with refusals as outages: an API server that has just started refuses calls until it has loaded RBAC."""
     try:
         return look(cluster, kind, spec)
     except ApiRefused as error:
@@ -99,7 +100,7 @@ def _events(cluster: Cluster, kind: JobKind, job: Object, pods: tuple[Object, ..
 
 
 def _failure(spec: JobSpec, decision: Decision, logs: PodLogs) -> str:
-    """The error in one line, after the last lines of the pod that ended first."""
+    """Print the last log lines of the pod that ended first; returns the error in one line."""
     cause = decision.cause
     if cause is None:
         return decision.error
@@ -107,7 +108,7 @@ def _failure(spec: JobSpec, decision: Decision, logs: PodLogs) -> str:
     for line in lines[-_LAST_LINES:]:
         say(f"{cause.pod}| {line}")
     rank = rank_of(lines)
-    where = f"rank {rank}" if rank else "rank unknown: it ended before the ranks were given"
+    where = f"rank {rank}" if rank else "rank unknown: it ended before ranks were assigned"
     message = own_message(lines)
     error = f"{decision.error}; the first to end was pod {cause.pod} ({where}), {cause}"
     if cause.reason == OUT_OF_MEMORY:

@@ -1,1 +1,1 @@
-"""The pipeline on this machine: worker processes or containers."""
+"""`dit study`: the pipeline on this machine, in worker processes or containers."""

@@ -1,4 +1,4 @@
-"""What a person sees of a running study: a line and a bar per step, where kfp would print forty."""
+"""Output of a running study on this machine: a line and a bar per step, instead of kfp's forty lines."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from collections import deque
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from dit.console import Progress, console, progress
 from dit.console.formatting import format_duration
@@ -21,30 +21,20 @@ _TAIL = 5
 _KINDS: dict[int, type[DitError]] = {kind.exit_code: kind for kind in (InputError, FinalError)}
 
 
-class Bars(Protocol):
-    """Where the bars of one step are shown."""
-
-    def show(self, event: Event) -> None:
-        """Open, advance or close a bar."""
-
-    def end(self) -> None:
-        """The step is over."""
-
-
 @dataclass
 class _Step:
-    """What is known of the step that a worker is at."""
+    """The step that a worker runs."""
 
     name: str = "the first step"
     started: float = 0.0
     message: str = ""
     error: Event | None = None
     tail: deque[str] = field(default_factory=lambda: deque(maxlen=_TAIL))
-    bars: Bars | None = None
+    bars: _Row | _PlainBars | None = None
 
 
 class StudyLog:
-    """Keeps all that the workers print in a log, and shows the steps' own events. A context manager."""
+    """Writes all output of the workers to a log, and shows the events of their steps. A context manager."""
 
     def __init__(self, log: TextIO, total: int) -> None:
         self._log, self._total = log, total
@@ -57,7 +47,7 @@ class StudyLog:
     def __enter__(self) -> StudyLog:
         terminal = user_terminal()
         if terminal is not None:
-            from dit.console.bars import MultiBar  # rich's bars, which a run without a terminal need not load
+            from dit.console.bars import MultiBar  # loads rich's bars, needed only on a terminal
 
             self._bars = self._stack.enter_context(MultiBar(transient=True).drawn(terminal))
         return self
@@ -66,7 +56,7 @@ class StudyLog:
         self._stack.close()
 
     def take(self, worker: int, line: str) -> None:
-        """Act on a whole line from a worker."""
+        """Log one line of a worker's output, and show it if it is an event."""
         step = self._steps.setdefault(worker, _Step())
         event = from_line(line)
         if event is None:
@@ -79,16 +69,16 @@ class StudyLog:
             self._show(worker, step, event)
 
     def failure(self, worker: int, log: str) -> DitError:
-        """Why this worker ended early, in one line; `log` is where the rest can be read."""
+        """The error, in one line, of a worker that ended early; `log` is the path of the full output."""
         step = self._steps.get(worker, _Step())
         if step.error is not None:
             return _KINDS.get(step.error.code, DitError)(step.error.text)
         last = step.tail[-1] if step.tail else "nothing"
-        return DitError(f"{step.name} broke off; its last output was: {last}; all of it: {log}")
+        return DitError(f"{step.name} ended early; its last output: {last}; full output: {log}")
 
     def _note(self, worker: int, step: _Step, line: str) -> None:
         self._write(worker, line)
-        # kfp frames every step's output by its own time-stamped lines and rules.
+        # kfp indents the output of steps, and adds time-stamped lines of its own.
         if line.startswith("    ") and line.strip() and "[KFP Executor" not in line:
             step.tail.append(line.strip())
 
@@ -102,7 +92,7 @@ class StudyLog:
             self._steps[worker] = _Step(event.text, time.monotonic(), bars=bars)
             self._print(f"{self._place(self._begun)} {event.text}", on_terminal=False)
         elif event.kind == "line":
-            # On a terminal the step's bar says enough until it ends.
+            # On a terminal the bar suffices; the last message is shown when the step ends.
             step.message = event.text
             self._print(f"{self._indent()} {step.name}: {event.text}", on_terminal=False)
         elif event.kind == "end":
@@ -122,7 +112,7 @@ class StudyLog:
         if not on_terminal:
             self._screen.out(line, highlight=False)
         else:
-            # Above the bars, where there are any.
+            # The bars' console prints above the bars.
             screen = self._bars.console if self._bars is not None else self._screen
             screen.print(line, markup=False, no_wrap=True, overflow="ellipsis")
 
@@ -134,7 +124,7 @@ class StudyLog:
 
 
 class _Row:
-    """A step's bars on a terminal: one row, which shows the newest."""
+    """A step's bars on a terminal: one row with the newest."""
 
     def __init__(self, bars: RichBars, step: str) -> None:
         from dit.console.bars import Bar
@@ -154,7 +144,7 @@ class _Row:
 
 
 class _PlainBars:
-    """A step's bars where there is no terminal: a line now and then."""
+    """A step's bars without a terminal: a line from time to time."""
 
     def __init__(self, step: str) -> None:
         self._step = step
@@ -175,5 +165,5 @@ class _PlainBars:
 
 
 def _named(description: str, step: str) -> str:
-    """What a bar counts, with the step it belongs to: several steps count at a time."""
+    # With the step's name: several steps run at the same time.
     return description if step.split()[-1] in description else f"{step}: {description}"

@@ -1,7 +1,7 @@
-"""The study on this machine in containers of its image, by kfp.local's DockerRunner: `dit study --runner docker`.
+"""`dit study --runner docker`: steps in containers of the image, by kfp.local's DockerRunner.
 
-A step runs as the caller, in the caller's network, and sees of this machine only the store, the cache and the files
-that the study names, each where it lies.
+A step runs as the calling user, in the host's network. Of this machine's files it has only the store, the cache and
+the inputs of the study, each mounted under its own path.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from dit.study.config import AdmReference, FolderSource, StudyConfig, TarSource,
 from pipelines.step import parent_watch
 
 LOCAL_IMAGE = f"dit-scaling:{__version__}"
-"""What `make build` makes."""
+"""The image that `make build` builds."""
 
 _FORWARDED = ("AWS_", "CUDA_VISIBLE_DEVICES", "DIT_", "MLFLOW_", "OMP_")
 _SHARED_MEMORY = "1g"
 
 
 def find_image(image: str = LOCAL_IMAGE) -> str:
-    """The image, once the engine has it.
+    """The image's name, once the engine has the image; pulls it if the name has a registry.
 
-    Raises InputError where no engine answers, MissingError where there is no such image.
+    Raises InputError when no Docker engine answers, MissingError when the image does not exist.
     """
     import docker
 
@@ -46,7 +46,7 @@ def find_image(image: str = LOCAL_IMAGE) -> str:
         client.images.get(image)
     except docker.errors.ImageNotFound:
         if "/" not in image:
-            raise MissingError(f"image {image} is not in the Docker engine; run 'make build' first") from None
+            raise MissingError(f"image {image} does not exist; run 'make build' first") from None
         try:
             client.images.pull(image)
         except docker.errors.DockerException as error:
@@ -57,21 +57,22 @@ def find_image(image: str = LOCAL_IMAGE) -> str:
 
 
 def use_containers(config: StudyConfig, root: str, folder: str) -> None:
-    """Have kfp.local run the study's steps in containers from now on; `folder` takes kfp's leftovers."""
+    """Make kfp.local run the study's steps in containers from now on; kfp writes its files to `folder`."""
     from kfp import local
     from kfp.local import docker_task_handler
 
-    # kfp's own has the engine remove a container as soon as it ends, and takes one that it then finds no more for a
-    # success: a third of failing steps were reported so.
+    # kfp's own function lets the engine remove a container when it ends, and reports success if the container is
+    # already gone: a third of the failed steps were reported as successful.
     docker_task_handler.run_docker_container = run_container
+    forwarded = {name: value for name, value in os.environ.items() if name.startswith(_FORWARDED)}
     runner = local.DockerRunner(
         entrypoint=[],
-        environment=_environment(),
+        environment={**forwarded, "DIT_CACHE": str(cache_dir())},
         mounts=container_mounts(config, root),
         network_mode="host",
         shm_size=_SHARED_MEMORY,
         user=f"{os.getuid()}:{os.getgid()}",
-        # Addresses in the study are relative to where the caller is.
+        # Paths in the study are relative to the caller's folder.
         working_dir=os.getcwd(),
         **_gpus(),
     )
@@ -79,9 +80,9 @@ def use_containers(config: StudyConfig, root: str, folder: str) -> None:
 
 
 def run_container(client: Any, image: str, command: list[str], volumes: dict[str, Any], **settings: Any) -> int:
-    """Run a container to its end, print what it prints, and return its exit code; it is removed afterwards."""
+    """Run a container, print its output, remove it, and return its exit code."""
     for place in volumes:
-        # Left to the engine, they would be root's.
+        # A folder that the engine creates belongs to root.
         os.makedirs(place, exist_ok=True)
     bound = parent_watch.VARIABLE in os.environ
     container = client.containers.create(image, command, volumes=volumes, stdin_open=bound, **settings)
@@ -89,9 +90,9 @@ def run_container(client: Any, image: str, command: list[str], volumes: dict[str
         with _lifeline_of(container, bound):
             container.start()
             for line in whole_lines(container.logs(stream=True, follow=True)):
-                # Where nobody listens any more, the step still has a checkpoint to write.
+                # Without a reader the step still has to write its checkpoint.
                 with suppress(BrokenPipeError):
-                    print(line, flush=True)  # noqa: T201  kfp indents what is printed, and nothing else
+                    print(line, flush=True)  # noqa: T201  kfp indents only printed output
             return int(container.wait()["StatusCode"])
     finally:
         container.remove(force=True)
@@ -99,7 +100,7 @@ def run_container(client: Any, image: str, command: list[str], volumes: dict[str
 
 @contextmanager
 def _lifeline_of(container: Any, bound: bool) -> Iterator[None]:
-    """Pass this process's lifeline on: the container's standard input closes with it, or when this process is gone."""
+    """Extend this process's lifeline: the container's standard input closes with the lifeline or with this process."""
     if not bound:
         yield
         return
@@ -123,13 +124,8 @@ def _lifeline_of(container: Any, bound: bool) -> Iterator[None]:
         attached.close()
 
 
-def _environment() -> dict[str, str]:
-    passed = {name: value for name, value in os.environ.items() if name.startswith(_FORWARDED)}
-    return {**passed, "DIT_CACHE": str(cache_dir())}
-
-
 def container_mounts(config: StudyConfig, root: str) -> list[Any]:
-    """The store and the cache, and read-only what the study names, each under the path that it has here."""
+    """Mounts of the store and the cache, and read-only of the study's inputs, each under its own path."""
     from docker.types import Mount
 
     writable = [cache_dir()]
@@ -150,7 +146,7 @@ def _inputs(config: StudyConfig) -> list[Path]:
     named: list[str | Path | None] = [evaluation.extractor_weights]
     if isinstance(dataset.source, FolderSource | TarSource) and "://" not in dataset.source.path:
         path = Path(dataset.source.path)
-        # What a glob means is seen where its folder is.
+        # For a pattern, mount the folder that it starts from.
         named.append(next(folder for folder in (path, *path.parents) if not has_magic(str(folder))))
     if isinstance(dataset.codec, VaeCodec):
         named += [dataset.codec.weights, dataset.codec.decoder]

@@ -1,4 +1,7 @@
-"""The study on this machine: its pipeline under kfp.local, several variants at a time."""
+"""`dit study`: runs the pipeline under kfp.local, several variants at a time.
+
+run("configs/digits.yaml", root="runs", overrides=["train.steps=400"])
+"""
 
 from __future__ import annotations
 
@@ -21,19 +24,19 @@ from dit.study import layout, study_file
 from dit.study.config import StudyConfig
 from dit.tracking import flush, reconcile, start_shipping
 from pipelines.local.display import StudyLog
-from pipelines.local.parallelism import share
+from pipelines.local.parallelism import available_cores, has_gpu, share
 from pipelines.local.workers import WorkerError, WorkerPool, WorkItem
 from pipelines.step import submitted
 from pipelines.step.parent_watch import ChildLifeline
 
 
 def run(study: Path | str, root: str, overrides: list[str], image: str | None = None) -> None:
-    """Run what is not complete yet of a study, then print its table, its verdict and where to look next.
+    """Run the stages of a study that are not complete, then print its table, its verdict and what to look at next.
 
-    With an image, steps are containers of it.
+    With an image, steps run in containers. An interrupt ends the running steps; the next run resumes from their last
+    checkpoints.
 
-    A step that fails raises DitError with that step's own line; an interrupt ends the running steps, which go on
-    from their last checkpoints the next time.
+    Raises DitError with the step's own message when a step fails.
     """
     config = study_file.load(study, overrides)
     store = open_store(root)
@@ -49,7 +52,7 @@ def run(study: Path | str, root: str, overrides: list[str], image: str | None = 
 
 def _run_pipeline(config: StudyConfig, store: Store, image: str | None) -> None:
     log_path, left = _log_path(config, store), unfinished(Work(config, store))
-    machine = share(config.fit, len(left))
+    machine = share(config.fit, len(left), available_cores(), has_gpu())
     say(
         f"{config.study}: {len(left)} of {len(config.specs)} variants to do, {machine.workers} at a time;"
         f" results in {address(store, '')}, log in {log_path}"
@@ -57,7 +60,7 @@ def _run_pipeline(config: StudyConfig, store: Store, image: str | None) -> None:
     with (
         open(log_path, "w") as log,
         tempfile.TemporaryDirectory(prefix="dit-study-", ignore_cleanup_errors=True) as work,
-        StudyLog(log, total=_step_count(len(left))) as shown,
+        StudyLog(log, total=len(STAGES) + len(VARIANT_STAGES) * (len(left) - 1)) as shown,
         ChildLifeline() as lifeline,
         _interrupts(lifeline) as caught,
     ):
@@ -76,12 +79,8 @@ def _run_pipeline(config: StudyConfig, store: Store, image: str | None) -> None:
                 _end_by(caught[0])
             raise shown.failure(error.worker, str(log_path)) from None
         finally:
-            # A step that was killed could not end its own run.
+            # A killed step could not set the status of its MLflow run.
             reconcile(config, store)
-
-
-def _step_count(variants: int) -> int:
-    return len(STAGES) - len(VARIANT_STAGES) + len(VARIANT_STAGES) * variants
 
 
 def _end_by(number: int) -> None:
@@ -98,7 +97,7 @@ def _log_path(config: StudyConfig, store: Store) -> Path:
 
 @contextmanager
 def _interrupts(lifeline: ChildLifeline) -> Iterator[list[int]]:
-    """While the body runs, let SIGINT and SIGTERM end the running steps instead of this process; yields those seen."""
+    """While the body runs, SIGINT and SIGTERM end the steps, not this process; yields the signals received."""
     caught: list[int] = []
 
     def pull(number: int, _: FrameType | None) -> None:

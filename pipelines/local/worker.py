@@ -1,8 +1,8 @@
-"""A process that runs parts of a study's pipeline, one after the other: `python -m pipelines.local.worker`.
+"""A process that runs parts of a study's pipeline in turn: `python -m pipelines.local.worker HANDLE FOLDER`.
 
-kfp.local runs one task at a time, and its settings and its use of standard output belong to the whole process; so what
-is to run side by side needs a process each. HANDLE is a file descriptor on which work items come, a line each, until it
-is closed; FOLDER takes kfp's leftovers. All output goes to standard output, the steps' events among it.
+kfp.local runs one task at a time, with settings and standard output per process, so parallel variants need a process
+each. HANDLE is a file descriptor from which work items are read, one per line, until it is closed; kfp writes its files
+to FOLDER. All output, with the steps' events, goes to standard output.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from pipelines.step.events import Event
 
 
 def main(handle: int, folder: str) -> int:
-    """Run every work item that comes; the exit code, 1 when a step failed, after which no more are run."""
-    # The starter decides what an interrupt of all processes means, and ends the steps by their lifeline.
+    """Run work items until the handle is closed; returns 0, or 1 as soon as a step has failed."""
+    # The parent handles interrupts, and ends the steps by their lifeline.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: None)
-    # kfp warns of every image without "python" in its name.
+    # kfp warns about each image without "python" in its name.
     warnings.simplefilter("ignore")
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=folder, workspace_root=f"{folder}/workspace")
     with open(handle) as items:
@@ -38,7 +38,7 @@ def main(handle: int, folder: str) -> int:
             try:
                 _run(WorkItem.from_line(line), folder)
             except RuntimeError:
-                # kfp's way to say that a step failed; the step has said why.
+                # kfp raises this when a step failed; the step has reported its error.
                 return 1
             _report_ready()
     return 0
@@ -56,7 +56,7 @@ def _run(item: WorkItem, folder: str) -> None:
 
 @contextmanager
 def _threads(count: int | None) -> Iterator[None]:
-    """While the body runs, processes that it starts compute on so many threads."""
+    """While the body runs, new processes use `count` threads."""
     before = dict(os.environ)
     if count is not None:
         os.environ[THREADS] = str(count)

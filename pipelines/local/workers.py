@@ -1,4 +1,4 @@
-"""Worker processes, each of which runs one part of a study at a time; the starter's side. Knows no kfp."""
+"""A pool of worker processes, each of which runs one part of a study at a time. Does not import kfp."""
 
 from __future__ import annotations
 
@@ -18,15 +18,12 @@ from dit.console.streams import LineBuffer
 from pipelines.step.events import from_line
 
 Take = Callable[[int, str], None]
-"""Takes a worker's number and a line that it printed."""
+"""Receives a worker's number and a line of its output."""
 
 
 @dataclass(frozen=True)
 class WorkItem:
-    """A part of a study's pipeline, on how many threads its steps compute, and in what.
-
-    None leaves the threads to the environment.
-    """
+    """A part of a study's pipeline, with the number of threads and the image of its steps."""
 
     study: str
     """The study file's text."""
@@ -34,21 +31,22 @@ class WorkItem:
     part: str
     """See `pipelines.definition.pipeline.build_part`."""
     threads: int | None = None
+    """Threads of each step; None leaves the number to the environment."""
     image: str | None = None
-    """Run the steps in containers of this image; None makes them processes."""
+    """Image of the steps' containers; None runs them as processes."""
 
     def to_line(self) -> str:
-        """One line of text."""
+        """The item as one line of JSON."""
         return json.dumps(asdict(self)) + "\n"
 
     @classmethod
     def from_line(cls, line: str) -> Self:
-        """The job in such a line."""
+        """The item in a line from `to_line`."""
         return cls(**json.loads(line))
 
 
 class WorkerError(Exception):
-    """A worker ended before its work."""
+    """A worker ended before its work was done."""
 
     def __init__(self, worker: int) -> None:
         super().__init__(f"worker {worker} ended early")
@@ -56,9 +54,9 @@ class WorkerError(Exception):
 
 
 class WorkerPool:
-    """Processes that share the work; a context manager, to be entered under a lifeline, which alone ends their steps.
+    """Worker processes; a context manager. Enter it inside a lifeline, which ends the workers' steps.
 
-    Left by an error, it pulls the lifeline and waits until all have ended.
+    On an error it calls `end_all`, then waits until all workers have ended.
     """
 
     def __init__(self, count: int, folder: Path, take: Take, end_all: Callable[[], None]) -> None:
@@ -82,9 +80,12 @@ class WorkerPool:
             self._listen()
         self._selector.close()
 
-    def run(self, jobs: Iterable[WorkItem]) -> None:
-        """Run jobs in this order, as workers become free, until all are done; WorkerError as soon as one has failed."""
-        waiting = deque(jobs)
+    def run(self, items: Iterable[WorkItem]) -> None:
+        """Give items in this order to workers as they become free; returns when all are done.
+
+        Raises WorkerError as soon as a worker fails.
+        """
+        waiting = deque(items)
         while waiting or any(worker.busy for worker in self._workers.values()):
             for worker in self._workers.values():
                 if waiting and worker.ready:
@@ -94,7 +95,7 @@ class WorkerPool:
                 raise WorkerError(ended[0])
 
     def _listen(self) -> list[int]:
-        """Wait for output and pass it on; the workers that have ended."""
+        """Wait for output and pass it on; returns the numbers of the workers that have ended."""
         ended = []
         for key, _ in self._selector.select():
             worker: _Worker = key.data
@@ -112,7 +113,7 @@ class WorkerPool:
 
 
 class _Worker:
-    """One worker's process. Standard input, which is a lifeline, passes on to it and its steps."""
+    """One worker's process. It and its steps inherit standard input, the lifeline."""
 
     def __init__(self, number: int, folder: Path) -> None:
         folder.mkdir()
@@ -128,18 +129,18 @@ class _Worker:
         assert self._process.stdout is not None
         self.number, self.output = number, self._process.stdout.fileno()
         self.ready = self.busy = self.ended = False
-        self._jobs = open(give, "wb")  # noqa: SIM115
+        self._items = open(give, "wb")  # noqa: SIM115
         self._buffer = LineBuffer()
 
-    def give(self, job: WorkItem) -> None:
-        """Have it run a job. That a worker has died meanwhile shows in its output's end."""
+    def give(self, item: WorkItem) -> None:
+        # If the worker has died, its output ends, which `read` notices.
         self.ready, self.busy = False, True
         with suppress(BrokenPipeError):
-            self._jobs.write(job.to_line().encode())
-            self._jobs.flush()
+            self._items.write(item.to_line().encode())
+            self._items.flush()
 
     def read(self) -> list[str]:
-        """The whole lines that have come; at the output's end, after waiting for the process, all that is left."""
+        """The whole lines that have arrived; at the end of the output the rest, after the process has ended."""
         if data := os.read(self.output, 1 << 16):
             return self._buffer.add(data)
         self.ended = True
@@ -148,6 +149,6 @@ class _Worker:
         return self._buffer.finish()
 
     def dismiss(self) -> None:
-        """Have it end when it has done the job it is at."""
+        """Let the worker end after its current item."""
         with suppress(BrokenPipeError):
-            self._jobs.close()
+            self._items.close()

@@ -1,1 +1,1 @@
-"""Whether a study can run on a cluster, found out before anything is submitted."""
+"""`dit preflight`: checks before a submission whether a study can run on a cluster."""

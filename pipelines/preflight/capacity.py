@@ -1,4 +1,4 @@
-"""Whether nodes and queue have room for a job: not whether it is free, for a job may wait, but whether it is there."""
+"""Whether nodes and queue are large enough for a job. Free capacity does not matter: a job can wait for it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 from dit.results.stages import STAGES
 from dit.study.cluster import PRODUCT_LABEL, ClusterConfig, StepConfig, Toleration, quantity
-from pipelines.cluster.client import NOT_FOUND, ApiRefused
+from pipelines.cluster.client import ApiRefused
 from pipelines.cluster.objects import Object, condition
 from pipelines.preflight.finding import Finding, Site, failed, ok, unknown
 
-Asked = Mapping[str, str]
-"""What one pod asks of its node: resource -> quantity."""
+Requests = Mapping[str, str]
+"""Resources that one pod requests: name -> quantity."""
 
 _KUEUE = "/apis/kueue.x-k8s.io/v1beta1"
 _STEPS = tuple(dict.fromkeys(stage.pod for stage in STAGES))
@@ -21,7 +21,7 @@ _DISK = "ephemeral-storage"
 
 
 def nodes(site: Site) -> Iterator[Finding]:
-    """Whether the nodes, were they empty, have room for all pods of a job, and for each kind of step."""
+    """Whether the nodes, if empty, have room for all pods of a job, and for each kind of step."""
     cluster = site.config.cluster
     nodes = site.cluster.ask("/api/v1/nodes")["items"]
     yield _job(cluster, nodes)
@@ -31,63 +31,63 @@ def nodes(site: Site) -> Iterator[Finding]:
 
 def _job(cluster: ClusterConfig, nodes: list[Object]) -> Finding:
     subject = "GPUs" if cluster.gpus_per_pod else "nodes"
-    asked = of_pod(cluster)
-    fit = [(node, fitting(node, asked)) for node in nodes if usable(cluster, node, gpus=True)]
+    requests = of_pod(cluster)
+    fit = [(node, fitting(node, requests)) for node in nodes if usable(cluster, node, gpus=True)]
     pods = sum(room for _, room in fit)
     kind = cluster.gpu_product or cluster.gpu_resource if cluster.gpus_per_pod else "any kind"
     count = sum(room > 0 for _, room in fit)
-    text = f"{count} nodes with {kind} have room for {pods} pods of {_listed(asked)}; a job has {cluster.replicas}"
+    text = f"{count} nodes with {kind} have room for {pods} pods of {_listed(requests)}; a job has {cluster.replicas}"
     if pods >= cluster.replicas:
         return ok(subject, text)
     if cluster.queue:
-        # Behind a queue, nodes may be made when they are needed.
-        return unknown(subject, f"{text}; the job waits until there are more; {_see(cluster)}")
-    return failed(subject, f"{text}; ask for less in cluster.replicas and cluster.pod, or see {_see(cluster)}")
+        # With a queue, nodes may be created on demand.
+        return unknown(subject, f"{text}; the job waits for more; {_see(cluster)}")
+    return failed(subject, f"{text}; lower cluster.replicas or cluster.pod; see {_see(cluster)}")
 
 
 def _steps(cluster: ClusterConfig, nodes: list[Object]) -> Finding:
     lacking = []
     for name in _STEPS:
         step: StepConfig = getattr(cluster.steps, name)
-        asked = {**_placed_by(cluster, step), _DISK: step.scratch}
-        if not any(usable(cluster, node, gpus=step.gpus > 0) and fitting(node, asked) for node in nodes):
-            lacking.append(f"{name} ({_listed(asked)})")
+        requests = {**_scheduled_by(cluster, step), _DISK: step.scratch}
+        if not any(usable(cluster, node, gpus=step.gpus > 0) and fitting(node, requests) for node in nodes):
+            lacking.append(f"{name} ({_listed(requests)})")
     if lacking:
-        remedy = f"ask for less in cluster.steps, or see {_see(cluster)}"
+        remedy = f"lower cluster.steps; see {_see(cluster)}"
         return failed("steps", f"no node has room for {', '.join(lacking)}; {remedy}")
     if crowded := crowding(cluster, nodes):
         return unknown("steps", f"{crowded}; a lower cluster.steps.parts, or cluster.steps.prepare.scratch")
     return ok("steps", f"there is a node for each of {', '.join(_STEPS)}")
 
 
-def _placed_by(cluster: ClusterConfig, step: StepConfig) -> dict[str, str]:
-    """What the scheduler looks at for a step's pod: Kubeflow Pipelines has no setting that asks for disk."""
+def _scheduled_by(cluster: ClusterConfig, step: StepConfig) -> dict[str, str]:
+    # Without disk: Kubeflow Pipelines has no setting for a request of it.
     return {"cpu": step.cpu, "memory": step.memory, **_gpus(cluster, step.gpus)}
 
 
 def crowding(cluster: ClusterConfig, nodes: Iterable[Object]) -> str | None:
-    """The node whose disk is too small for the parts of the preparation that may meet there, in words; None is none."""
+    """A description of a node whose disk is too small for the prepare pods that may share it; None if all suffice."""
     step, parts = cluster.steps.prepare, cluster.steps.parts
     for node in nodes:
         if usable(cluster, node, gpus=step.gpus > 0):
-            meeting = min(parts, fitting(node, _placed_by(cluster, step)))
+            meeting = min(parts, fitting(node, _scheduled_by(cluster, step)))
             stored = fitting(node, {_DISK: step.scratch})
             if meeting > stored:
                 place = f"node {node['metadata']['name']}, whose disk has room for {stored} of {step.scratch}"
-                return f"{meeting} pods of prepare may meet on {place}"
+                return f"{meeting} pods of prepare may share {place}"
     return None
 
 
 def of_pod(cluster: ClusterConfig) -> dict[str, str]:
-    """What each pod of a job asks for."""
+    """Requests of each pod of a job."""
     pod = cluster.pod
     return {"cpu": pod.cpu, "memory": pod.memory, _DISK: pod.scratch} | _gpus(cluster, cluster.gpus_per_pod)
 
 
 def usable(cluster: ClusterConfig, node: Object, gpus: bool) -> bool:
-    """Whether the scheduler would consider a node: labels, taints, not set aside.
+    """Whether the scheduler considers a node: it is schedulable, and its labels and taints fit.
 
-    Only pods with GPUs are sent to the nodes that the study names.
+    The study's node selector and tolerations apply only to pods with GPUs.
     """
     labels = node["metadata"].get("labels") or {}
     wanted = dict(cluster.node_selector) if gpus else {}
@@ -106,23 +106,20 @@ def _tolerates(own: Toleration, taint: Object) -> bool:
     return own.operator == "Exists" or own.value == taint.get("value", "")
 
 
-def fitting(node: Object, asked: Asked) -> int:
-    """How many such pods an empty node has room for."""
+def fitting(node: Object, requests: Requests) -> int:
+    """How many pods with these requests fit on an empty node."""
     offered = node["status"].get("allocatable", {})
-    return int(min(_amount(offered.get(name, "0")) // quantity(each) for name, each in asked.items()))
+    return int(min(_amount(offered.get(name, "0")) // quantity(each) for name, each in requests.items()))
 
 
 def queue(site: Site) -> Iterator[Finding]:
-    """Whether Kueue's queue is there, works, and has quota for a whole job, and not for more than nodes have."""
+    """Whether Kueue's queue exists, is active, and has quota for a whole job, but not for more than the nodes have."""
     cluster = site.config.cluster
     if not cluster.queue:
         return
     subject, place = f"queue {cluster.queue}", f"LocalQueue {site.namespace}/{cluster.queue}"
-    try:
-        local = site.cluster.ask(f"{_KUEUE}/namespaces/{site.namespace}/localqueues/{cluster.queue}")
-    except ApiRefused as error:
-        if error.status != NOT_FOUND:
-            raise
+    local = site.cluster.ask_for(f"{_KUEUE}/namespaces/{site.namespace}/localqueues/{cluster.queue}")
+    if local is None:
         yield failed(subject, f"there is no {place}; dit deploy kind-queue, or a100, or clear cluster.queue")
         return
     name = local["spec"]["clusterQueue"]
@@ -134,15 +131,15 @@ def queue(site: Site) -> Iterator[Finding]:
     queue = site.cluster.ask(f"{_KUEUE}/clusterqueues/{name}")
     if short := list(shortage(cluster, queue)):
         yield failed(subject, f"ClusterQueue {name} can never admit the job: {', '.join(short)}; {see}")
-    elif over := excess(cluster, queue, _nodes_seen(site)):
-        remedy = "lower it, unless nodes are made when they are needed"
-        yield unknown(subject, f"ClusterQueue {name} admits jobs whose pods find no node: {over}; {remedy}; {see}")
+    elif over := excess(cluster, queue, _nodes(site)):
+        remedy = "lower the quota, unless nodes are created on demand"
+        yield unknown(subject, f"ClusterQueue {name} admits jobs that do not fit on nodes: {over}; {remedy}; {see}")
     else:
         yield ok(subject, f"{place} is active, and ClusterQueue {name} has quota for {cluster.replicas} pods")
 
 
-def _nodes_seen(site: Site) -> list[Object] | None:
-    """All nodes; None where we may not look, of which the line about nodes tells."""
+def _nodes(site: Site) -> list[Object] | None:
+    # The check of the nodes reports it if we may not list them.
     try:
         nodes: list[Object] = site.cluster.ask("/api/v1/nodes")["items"]
         return nodes
@@ -151,25 +148,25 @@ def _nodes_seen(site: Site) -> list[Object] | None:
 
 
 def shortage(cluster: ClusterConfig, queue: Object) -> Iterator[str]:
-    """What a queue's quota lacks for one job, resource by resource; what it may borrow counts as its own."""
+    """The resources of which a queue's quota, with what it may borrow, is too small for one job."""
     for name, each in of_pod(cluster).items():
         quotas = [quota for quota in _quotas(queue) if quota["name"] == name]
         if not quotas:
             yield f"{name} is not covered"
             continue
-        # Without a limit, all that a cohort has can be borrowed.
+        # Without a limit, a queue can borrow all of its cohort's quota.
         if queue["spec"].get("cohort") and any("borrowingLimit" not in quota for quota in quotas):
             continue
-        # A job's pods are alike, and get one flavor.
+        # All pods of a job get the same flavor.
         most = max(quotas, key=_most)
         if cluster.replicas * quantity(each) > _most(most):
             yield f"{name}: {cluster.replicas} x {each} of {most['nominalQuota']}"
 
 
 def excess(cluster: ClusterConfig, queue: Object, nodes: Iterable[Object] | None) -> str | None:
-    """The quota of GPUs beside those that nodes of the kind have, in words, where it is above these."""
+    """A description of a GPU quota above the number of GPUs on the nodes; None if it is not above."""
     quotas = [quota for quota in _quotas(queue) if quota["name"] == cluster.gpu_resource]
-    # Which of several flavors has these nodes, the queue alone does not say.
+    # With several flavors, the queue does not show which one these nodes belong to.
     if nodes is None or not cluster.gpus_per_pod or len(quotas) != 1:
         return None
     offers = [node["status"].get("allocatable", {}) for node in nodes if usable(cluster, node, gpus=True)]
@@ -177,7 +174,7 @@ def excess(cluster: ClusterConfig, queue: Object, nodes: Iterable[Object] | None
     if _amount(quotas[0]["nominalQuota"]) <= there:
         return None
     kind = f" with {cluster.gpu_product}" if cluster.gpu_product else ""
-    return f"its quota is {quotas[0]['nominalQuota']} {cluster.gpu_resource}, and nodes{kind} have {there}"
+    return f"its quota is {quotas[0]['nominalQuota']} {cluster.gpu_resource}, but nodes{kind} have {there}"
 
 
 def _most(quota: Mapping[str, Any]) -> Decimal:
@@ -201,8 +198,8 @@ def _gpus(cluster: ClusterConfig, count: int) -> dict[str, str]:
     return {cluster.gpu_resource: str(count)} if count else {}
 
 
-def _listed(asked: Asked) -> str:
-    return ", ".join(f"{each} {name}" for name, each in asked.items())
+def _listed(requests: Requests) -> str:
+    return ", ".join(f"{each} {name}" for name, each in requests.items())
 
 
 def _see(cluster: ClusterConfig) -> str:

@@ -1,4 +1,7 @@
-"""All checks, one after the other, and their table."""
+"""Runs all checks, and prints their table.
+
+preflight(config, "s3://bucket/dit", endpoint="http://localhost:8888")
+"""
 
 from __future__ import annotations
 
@@ -31,12 +34,14 @@ _OF_CLUSTER: tuple[tuple[str, Check], ...] = (
 
 
 def preflight(config: StudyConfig, root: str, endpoint: str | None, runs: str = RUNS_NAMESPACE) -> None:
-    """Make all checks and print their table; InputError when one failed.
+    """Run all checks and print their table.
 
-    With `endpoint`, for a run of Kubeflow Pipelines whose steps are in namespace `runs`; without, for jobs alone.
+    With `endpoint`, checks a run of Kubeflow Pipelines with steps in namespace `runs`; without, only the jobs.
+
+    Raises InputError when a check failed.
     """
     if not root.startswith("s3://"):
-        raise InputError(f"root {root}: pods reach no folder of this machine; give s3://bucket/prefix")
+        raise InputError(f"root {root}: pods cannot reach a folder of this machine; give s3://bucket/prefix")
     findings = list(examine(config, root, endpoint, runs))
     rows = [(finding.mark.value, finding.subject, finding.text) for finding in findings]
     table(("", "check", "found"), rows, title=f"preflight of {config.study}, {root}")
@@ -46,14 +51,15 @@ def preflight(config: StudyConfig, root: str, endpoint: str | None, runs: str = 
 
 
 def examine(config: StudyConfig, root: str, endpoint: str | None, runs: str) -> Iterator[Finding]:
-    """The findings; a check that cannot be made is one, too."""
+    """The findings of all checks; an error in a check is a finding, too."""
     yield from _server(endpoint)
     try:
         cluster = Cluster.connect()
     except InputError as error:
         yield failed("Kubernetes", str(error))
         return
-    site = Site(config, root, cluster.within(config.cluster.namespace), endpoint, runs, _inside())
+    inside = "KUBERNETES_SERVICE_HOST" in os.environ
+    site = Site(config, root, cluster.within(config.cluster.namespace), endpoint, runs, inside)
     reachable = list(_made("Kubernetes", objects.api_server, site))
     yield from reachable
     if reachable[-1].mark is not Mark.FAILED:
@@ -65,7 +71,7 @@ def _made(subject: str, check: Check, site: Site) -> Iterator[Finding]:
     try:
         yield from check(site)
     except ApiRefused as error:
-        yield (unknown if error.status == FORBIDDEN else failed)(subject, f"could not be asked: {error}")
+        yield (unknown if error.status == FORBIDDEN else failed)(subject, f"could not be checked: {error}")
     except DitError as error:
         yield failed(subject, str(error))
 
@@ -73,13 +79,9 @@ def _made(subject: str, check: Check, site: Site) -> Iterator[Finding]:
 def _server(endpoint: str | None) -> Iterator[Finding]:
     subject = "Kubeflow Pipelines"
     if endpoint is None:
-        yield unknown(subject, f"not asked: {KFP_ENDPOINT} is not set, so the rest is checked for jobs started by hand")
+        yield unknown(subject, f"not checked: {KFP_ENDPOINT} is not set; the other checks are for jobs started by hand")
         return
     try:
         yield ok(subject, f"{endpoint} answers, version {Pipelines(endpoint).version()}")
     except DitError as error:
         yield failed(subject, str(error))
-
-
-def _inside() -> bool:
-    return "KUBERNETES_SERVICE_HOST" in os.environ

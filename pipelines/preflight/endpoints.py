@@ -1,4 +1,4 @@
-"""The store, the files that a study names, and MLflow, as the pods will find them."""
+"""Checks the store, the input files of the study, and MLflow, as pods reach them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import base64
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 from dit.errors import DitError, MissingError, StoreError, one_line
@@ -25,45 +24,31 @@ _USER, _PASSWORD = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
 
 
 def store(site: Site) -> Iterator[Finding]:
-    """Whether the bucket can be written with the study's credentials, and what the study names is in the store."""
-    variables = _variables(site)
-    if isinstance(variables, Finding):
-        yield variables
-        return
-    with _opened(site, variables) as result:
-        if isinstance(result, Finding):
-            yield result
-            return
-        place, way = result
-        place.check_writable()
-        yield ok("bucket", f"{site.root} is there and writable, {way}")
-        yield from _files(site.config, place)
-
-
-@contextmanager
-def _opened(site: Site, variables: Mapping[str, str]) -> Iterator[Finding | tuple[Store, str]]:
-    with store_as_pods_see_it(variables, site.namespace) as way:
-        try:
-            result: Finding | tuple[Store, str] = (open_store(site.root), way)
-        except StoreError as error:
-            # Pods may reach a server that we do not.
-            result = failed("bucket", str(error)) if site.inside else unknown("bucket", f"asked from here: {error}")
-        yield result
-
-
-def _variables(site: Site) -> dict[str, str] | Finding:
+    """Whether the bucket is writable with the study's credentials, and the study's input files are in the store."""
     try:
-        return settings(site.cluster, site.config.cluster, site.namespace)
+        variables = settings(site.cluster, site.config.cluster, site.namespace)
     except MissingError as error:
-        return failed("bucket", f"not asked: {error}")
+        yield failed("bucket", f"not checked: {error}")
+        return
     except ApiRefused as error:
         if error.status != FORBIDDEN:
             raise
-        return unknown("bucket", f"not asked: we may not read where it is, and as whom: {error}")
+        yield unknown("bucket", f"not checked: we may not read its address and credentials: {error}")
+        return
+    with store_as_pods_see_it(variables, site.namespace) as way:
+        try:
+            place = open_store(site.root)
+        except StoreError as error:
+            # Pods may reach a server that this machine does not.
+            yield failed("bucket", str(error)) if site.inside else unknown("bucket", f"checked from here: {error}")
+            return
+        place.check_writable()
+        yield ok("bucket", f"{site.root} exists and is writable, {way}")
+        yield from _files(site.config, place)
 
 
 def _files(config: StudyConfig, store: Store) -> Iterator[Finding]:
-    """What no stage makes, where it is still needed."""
+    """The input files that no stage makes, if a stage still needs them."""
     dataset, evaluation = config.dataset, config.evaluation
     manifest = read_record(store, f"{layout.dataset(config)}/{layout.MANIFEST}", DatasetManifest)
     prepared = manifest is not None and manifest.config_hash == config.dataset_hash()
@@ -74,8 +59,8 @@ def _files(config: StudyConfig, store: Store) -> Iterator[Finding]:
         if not isinstance(dataset.source, TarSource):
             yield failed(
                 "images",
-                f"{shown}={dataset.source.path} is a folder, which pods do not have; put tar files of it into the"
-                " store, and add --set dataset.source.kind=tar --set dataset.source.path=s3://...",
+                f"{shown}={dataset.source.path} is a folder on this machine, which pods cannot read; put tar files"
+                " of it into the store, and add --set dataset.source.kind=tar --set dataset.source.path=s3://...",
             )
         else:
             yield _folder("images", shown, dataset.source.path)
@@ -101,10 +86,11 @@ def _file(subject: str, key: str, address: str) -> Finding:
 
 
 def _named(subject: str, key: str, address: str, there: Callable[[Store, str], bool]) -> Finding:
-    """Whether something lies at the store address that a key of the study names."""
+    """Whether the store has the object or folder at the address of a key of the study."""
     if not address.startswith("s3://"):
         return failed(
-            subject, f"{key}={address} is a path, which pods do not have; store it and add --set {key}=s3://..."
+            subject,
+            f"{key}={address} is a path on this machine, which pods cannot read; store it and add --set {key}=s3://...",
         )
     folder, _, name = address.rstrip("/").rpartition("/")
     try:
@@ -112,19 +98,19 @@ def _named(subject: str, key: str, address: str, there: Callable[[Store, str], b
     except DitError as error:
         return failed(subject, f"{key}: {error}")
     if result:
-        return ok(subject, f"{address} is there")
-    return failed(subject, f"{key}={address}: nothing is there; put it there, or correct it by --set {key}=s3://...")
+        return ok(subject, f"{address} exists")
+    return failed(subject, f"{key}={address} does not exist; store it there, or add --set {key}=s3://...")
 
 
 def tracking(site: Site) -> Iterator[Finding]:
-    """Whether MLflow answers under the name that pods know it by, and takes their password."""
+    """Whether MLflow answers at the address of the pods, and accepts their password."""
     subject, config = "MLflow", site.config
     if config.tracking.kind == "none":
         return
     variables = settings(site.cluster, config.cluster, site.namespace)
     address = (config.tracking.uri or variables.get(_URI) or "").rstrip("/")
     if not address.startswith(("http://", "https://")):
-        named = f"{address} is no server that pods reach" if address else f"no config map has {_URI}"
+        named = f"{address} is not an http address" if address else f"no config map has {_URI}"
         yield failed(subject, f"{named}; correct cluster.config_maps, or add --set tracking.kind=none")
         return
     with reached(address, site.namespace) as local:
@@ -132,8 +118,8 @@ def tracking(site: Site) -> Iterator[Finding]:
 
 
 def _asked(site: Site, address: str, local: str, variables: Mapping[str, str]) -> Finding:
-    """One request that needs the password and passes the check of the host's name."""
-    subject, where = "MLflow", f"{how(address, local)}"
+    """Send a request that needs the password and an allowed host name."""
+    subject, where = "MLflow", how(address, local)
     login = base64.b64encode(f"{variables.get(_USER, '')}:{variables.get(_PASSWORD, '')}".encode()).decode()
     request = urllib.request.Request(
         f"{local}/api/2.0/mlflow/experiments/search?max_results=1",
@@ -146,11 +132,11 @@ def _asked(site: Site, address: str, local: str, variables: Mapping[str, str]) -
     ask = urllib.request.urlopen if local == address else DIRECTLY.open
     try:
         with ask(request, timeout=_SECONDS):
-            return ok(subject, f"answers {where}, and takes the password")
+            return ok(subject, f"answers {where}, and accepts the password")
     except urllib.error.HTTPError as error:
         message = one_line(error.read(200).decode(errors="replace"))
         remedy = {
-            401: f"the password is not the server's; {see('secret', site.namespace, 'dit-mlflow')}",
+            401: f"the server does not accept the password; {see('secret', site.namespace, 'dit-mlflow')}",
             403: "add the name to MLFLOW_SERVER_ALLOWED_HOSTS in mlflow/deployment.yaml, then dit deploy",
         }.get(error.code, logs)
         return failed(subject, f"answers {error.code} {where}: {message}; {remedy}")

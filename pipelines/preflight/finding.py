@@ -1,4 +1,4 @@
-"""What a check found, and what a check is given."""
+"""Input and result of a check."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pipelines.jobs.permissions import Account
 
 
 class Mark(Enum):
-    """How a check came out, as the table shows it."""
+    """Result of a check, as the table shows it."""
 
     OK = "✓"
     UNKNOWN = "?"
-    """It could not be made from here; nothing says that it would fail."""
+    """Could not be checked from here; it may be fine."""
     FAILED = "✗"
 
 
@@ -28,53 +28,53 @@ class Finding:
     mark: Mark
     subject: str
     text: str
-    """What was found, and how; after a `;` the next thing to do, or command to type."""
+    """The result; after a `;`, what to do or the command to type."""
 
 
 @dataclass(frozen=True)
 class Site:
-    """A study, and where it is to run."""
+    """A study, and the cluster it should run on."""
 
     config: StudyConfig
     root: str
     cluster: Cluster
     endpoint: str | None
-    """Of Kubeflow Pipelines; None for jobs that are started by hand."""
+    """Address of Kubeflow Pipelines; None for jobs that are started by hand."""
     runs: str
     """Namespace of the pods of pipeline steps."""
     inside: bool
-    """Whether we are a pod of the cluster ourselves."""
+    """Whether this process runs in a pod of the cluster."""
 
     @property
     def namespace(self) -> str:
-        """Of the jobs."""
+        """Namespace of the jobs."""
         return self.config.cluster.namespace
 
     @property
     def namespaces(self) -> tuple[str, ...]:
-        """Where pods run that read the study's settings."""
+        """Namespaces whose pods read the study's settings."""
         return tuple(dict.fromkeys([self.namespace, *([self.runs] if self.endpoint else [])]))
 
     @property
     def account(self) -> Account:
-        """Whom the launcher runs as."""
+        """Service account of the launcher."""
         return Account(self.runs if self.endpoint else self.namespace, LAUNCHER)
 
 
 Check = Callable[[Site], Iterator[Finding]]
-"""A few questions about one thing. What it raises is its finding."""
+"""Yields findings about one subject; a DitError that it raises becomes a finding."""
 
 
 def ok(subject: str, text: str) -> Finding:
-    """As it should be."""
+    """A check that passed."""
     return Finding(Mark.OK, subject, text)
 
 
 def unknown(subject: str, text: str) -> Finding:
-    """Not to be told from here."""
+    """A check that could not be made from here."""
     return Finding(Mark.UNKNOWN, subject, text)
 
 
 def failed(subject: str, text: str) -> Finding:
-    """Not as it should be."""
+    """A check that failed."""
     return Finding(Mark.FAILED, subject, text)

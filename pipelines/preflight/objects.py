@@ -1,12 +1,11 @@
-"""The API server, and the objects that jobs and steps name."""
+"""Checks the API server, and the objects that jobs and steps refer to."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from dit.errors import MissingError
-from pipelines.cluster.client import FORBIDDEN, NOT_FOUND, ApiRefused
+from pipelines.cluster.client import FORBIDDEN, ApiRefused
 from pipelines.cluster.pod_environment import data_of, see
 from pipelines.jobs.names import REAPER, RUNS_NAMESPACE
 from pipelines.jobs.registry import KINDS
@@ -17,37 +16,37 @@ _DEPLOY_RUNS = "dit deploy pipelines"
 
 
 def api_server(site: Site) -> Iterator[Finding]:
-    """Whether the API answers."""
+    """Whether the API server answers."""
     version = site.cluster.ask("/version")["gitVersion"]
     yield ok("Kubernetes", f"{site.cluster.server} answers, {version}")
 
 
 def job_kind(site: Site) -> Iterator[Finding]:
-    """Whether the cluster knows the study's kind of job, in the version that we write."""
+    """Whether the cluster serves the study's job kind in the version used here."""
     kind = KINDS[site.config.cluster.job]
     resource = kind.resource
     crd = f"{resource.plural}.{resource.group}"
-    served = _get(site, f"/apis/{resource.group}/{resource.version}")
+    served = site.cluster.ask_for(f"/apis/{resource.group}/{resource.version}")
     if served is not None and any(item["name"] == resource.plural for item in served["resources"]):
         yield ok(resource.kind, f"{resource.api_version} is served")
         return
-    group = _get(site, f"/apis/{resource.group}")
+    group = site.cluster.ask_for(f"/apis/{resource.group}")
     others = ", ".join(item["version"] for item in group["versions"]) if group else ""
-    result = f"{resource.group} is served as {others} only" if others else f"there is no {crd}"
+    result = f"{resource.group} is served only as {others}" if others else f"{crd} does not exist"
     yield failed(
         resource.kind, f"{result}; install {kind.controller}, or choose another cluster.job; kubectl get crd {crd}"
     )
 
 
 def namespace(site: Site) -> Iterator[Finding]:
-    """Whether the namespaces of jobs and steps are there."""
+    """Whether the namespaces of jobs and steps exist."""
     for name in site.namespaces:
         remedy = _DEPLOY if name == site.namespace else "install Kubeflow Pipelines, or give --runs-namespace"
         yield _there(site, f"namespace {name}", f"/api/v1/namespaces/{name}", remedy)
 
 
 def accounts(site: Site) -> Iterator[Finding]:
-    """Whether those are there whom pods run as."""
+    """Whether the service accounts of the pods exist."""
     worker = site.config.cluster.service_account
     own = f"/api/v1/namespaces/{site.namespace}/serviceaccounts/{worker}"
     yield _there(site, f"service account {site.namespace}/{worker}", own, _DEPLOY)
@@ -58,7 +57,7 @@ def accounts(site: Site) -> Iterator[Finding]:
 
 
 def settings(site: Site) -> Iterator[Finding]:
-    """Whether config maps and secrets hold the keys that pods are given, in each namespace where such pods run."""
+    """Whether config maps and secrets have the keys that pods read, in each namespace of such pods."""
     cluster = site.config.cluster
     for where in site.namespaces:
         remedy = _DEPLOY_RUNS if where == RUNS_NAMESPACE else "docs/cluster.md, Secrets"
@@ -72,7 +71,7 @@ def _keys(site: Site, kind: str, where: str, name: str, keys: tuple[str, ...], r
     try:
         data = data_of(site.cluster, kind, where, name)
     except MissingError:
-        return failed(subject, f"is not there; {remedy}")
+        return failed(subject, f"does not exist; {remedy}")
     except ApiRefused as error:
         if error.status != FORBIDDEN:
             raise
@@ -84,7 +83,7 @@ def _keys(site: Site, kind: str, where: str, name: str, keys: tuple[str, ...], r
 
 
 def priority(site: Site) -> Iterator[Finding]:
-    """Whether the priority class is there."""
+    """Whether the priority class exists."""
     name = site.config.cluster.priority_class
     if name:
         path = f"/apis/scheduling.k8s.io/v1/priorityclasses/{name}"
@@ -92,7 +91,7 @@ def priority(site: Site) -> Iterator[Finding]:
 
 
 def pull_secrets(site: Site) -> Iterator[Finding]:
-    """Whether what opens the registry is there."""
+    """Whether the secrets for the image registry exist."""
     for name in site.config.cluster.image_pull_secrets:
         path = f"/api/v1/namespaces/{site.namespace}/secrets/{name}"
         remedy = f"kubectl create secret docker-registry {name} -n {site.namespace} --docker-server=..."
@@ -100,31 +99,22 @@ def pull_secrets(site: Site) -> Iterator[Finding]:
 
 
 def reaper(site: Site) -> Iterator[Finding]:
-    """Whether somebody deletes the jobs of runs that have ended."""
+    """Whether the reaper, which deletes the jobs of ended runs, is running."""
     subject, where = "reaper", f"deployment {site.namespace}/{REAPER}"
-    result = _get(site, f"/apis/apps/v1/namespaces/{site.namespace}/deployments/{REAPER}")
+    result = site.cluster.ask_for(f"/apis/apps/v1/namespaces/{site.namespace}/deployments/{REAPER}")
     if result is None:
-        yield failed(subject, f"there is no {where}: a run that is terminated would leave its jobs; {_DEPLOY}")
+        yield failed(subject, f"{where} does not exist: a terminated run would leave its jobs behind; {_DEPLOY}")
     elif not result.get("status", {}).get("availableReplicas"):
-        yield failed(subject, f"{where} does not run; kubectl describe deployment -n {site.namespace} {REAPER}")
+        yield failed(subject, f"{where} is not available; kubectl describe deployment -n {site.namespace} {REAPER}")
     else:
         yield ok(subject, f"{where} runs")
 
 
 def _there(site: Site, subject: str, path: str, remedy: str) -> Finding:
     try:
-        result = _get(site, path)
+        result = site.cluster.ask_for(path)
     except ApiRefused as error:
         if error.status != FORBIDDEN:
             raise
-        return unknown(subject, f"we may not look: {error}")
-    return ok(subject, "is there") if result is not None else failed(subject, f"is not there; {remedy}")
-
-
-def _get(site: Site, path: str) -> dict[str, Any] | None:
-    try:
-        return site.cluster.ask(path)
-    except ApiRefused as error:
-        if error.status != NOT_FOUND:
-            raise
-        return None
+        return unknown(subject, f"we may not read it: {error}")
+    return ok(subject, "exists") if result is not None else failed(subject, f"does not exist; {remedy}")

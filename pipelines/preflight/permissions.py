@@ -1,4 +1,4 @@
-"""Whether the launcher may do what it will do."""
+"""Checks the permissions of the launcher."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pipelines.preflight.finding import Finding, Site, failed, ok, unknown
 
 
 def launcher(site: Site) -> Iterator[Finding]:
-    """Whether its account has each right on jobs, and as a step of a pipeline."""
+    """Whether its account has the permissions for jobs, and for steps of a pipeline."""
     yield _review(site, site.namespace, permissions.of_launcher(site.config.cluster))
     if site.endpoint:
         yield _review(site, site.runs, permissions.of_steps(site.runs))
 
 
 def _review(site: Site, namespace: str, needed: tuple[permissions.Right, ...]) -> Finding:
-    """Asked for the account from outside of the cluster, and inside for ourselves, who are the account."""
+    # Inside the cluster this process runs as the account, so it asks about itself.
     account = None if site.inside else site.account
     subject = f"rights in {namespace}"
     who = str(account) if account else "our own account"
@@ -26,9 +26,9 @@ def _review(site: Site, namespace: str, needed: tuple[permissions.Right, ...]) -
     except ApiRefused as error:
         if error.status != FORBIDDEN:
             raise
-        return unknown(subject, f"we may not ask what {who} may do: {error}")
+        return unknown(subject, f"we may not ask about {who}: {error}")
     if lacking:
         overlay = "pipelines" if site.account.namespace != site.namespace else "kind, or a100"
         command = f"dit deploy {overlay}; kubectl auth can-i --list -n {namespace} --as={site.account}"
         return failed(subject, f"{who} may not: {', '.join(lacking)}; {command}")
-    return ok(subject, f"{who} may do all {len(needed)} things that it does")
+    return ok(subject, f"{who} has all {len(needed)} permissions")

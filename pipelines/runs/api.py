@@ -1,7 +1,7 @@
-"""Runs of Kubeflow Pipelines, as thin as can be: calls, and their two ways to fail.
+"""A thin client of Kubeflow Pipelines: its calls, and two errors.
 
-kfp's own client signs in, and does nothing else here: it has no time limits, asks a server that is away five times
-with tracebacks, prints, and lets go of a run at the first error while it waits for its end.
+kfp's own client is used only to sign in: it has no timeouts, retries five times with tracebacks, prints, and stops
+waiting for a run at the first error.
 """
 
 from __future__ import annotations
@@ -32,40 +32,46 @@ T = TypeVar("T")
 
 
 class PipelinesUnavailable(DitError):
-    """The server of Kubeflow Pipelines cannot be reached or cannot answer; the same call may succeed later."""
+    """Kubeflow Pipelines cannot be reached or is overloaded; a retry may succeed."""
 
 
 def endpoint_of(given: str | None) -> str:
-    """The address given, or that of the environment; InputError where there is none, or it is none."""
+    """The address `given`, or that of KFP_ENDPOINT.
+
+    Raises InputError when there is none, or it is not a URL.
+    """
     address = (given or os.environ.get(KFP_ENDPOINT) or "").rstrip("/")
     if not address:
         raise InputError(
-            f"no server of Kubeflow Pipelines is named; set {KFP_ENDPOINT}, such as {KFP_ENDPOINT}="
+            f"no address of Kubeflow Pipelines; set {KFP_ENDPOINT}, such as {KFP_ENDPOINT}="
             "http://localhost:8888 after kubectl port-forward -n kubeflow service/ml-pipeline 8888:8888"
         )
     parts = urlsplit(address)
     if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise InputError(f"{KFP_ENDPOINT}={address}: no address; give http://HOST:PORT or https://HOST")
+        raise InputError(f"{KFP_ENDPOINT}={address}: not a URL; give http://HOST:PORT or https://HOST")
     return address
 
 
 class Pipelines:
-    """The server at one endpoint. Every call raises PipelinesUnavailable, or DitError where it says no."""
+    """The server at one endpoint.
+
+    Raises PipelinesUnavailable from every call, and DitError when the server refuses it.
+    """
 
     def __init__(self, endpoint: str) -> None:
         self.endpoint = endpoint
         with warnings.catch_warnings(), self._errors():
             warnings.simplefilter("ignore")
             api = _Client(host=endpoint)._run_api.api_client
-        # Whoever calls decides how often and how long; a redirection leads to a page to sign in at.
+        # No retries here: the caller decides. No redirects either: they lead to a page for signing in.
         api.rest_client.pool_manager.connection_pool_kw["retries"] = False
         self._api = api
         self._runs, self._experiments = server.RunServiceApi(api), server.ExperimentServiceApi(api)
 
     def version(self) -> str:
-        """What the server says it is, "unknown" where it keeps that to itself.
+        """The server's version; "unknown" if it does not give one.
 
-        InputError for a server of something else.
+        Raises InputError when the server is not Kubeflow Pipelines 2.
         """
         try:
             healthy = self._call(server.HealthzServiceApi(self._api).healthz_service_get_healthz)
@@ -73,10 +79,10 @@ class Pipelines:
             healthy = None
         if healthy is None or healthy.multi_user is None:
             raise InputError(
-                f"{self.endpoint} answers, and not as Kubeflow Pipelines 2 does; correct {KFP_ENDPOINT};"
+                f"{self.endpoint} is not Kubeflow Pipelines 2; correct {KFP_ENDPOINT};"
                 f" curl {self.endpoint}/apis/v2beta1/healthz"
             )
-        # Only the older interface tells the version, and not every gateway lets it through.
+        # Only the v1beta1 API has the version, and some gateways block it.
         try:
             older = self._call(
                 self._api.call_api,
@@ -91,7 +97,7 @@ class Pipelines:
             return _UNKNOWN
 
     def experiment(self, name: str, create: bool = False) -> str | None:
-        """Id of the experiment of this name; where there is none, None or that of a new one."""
+        """Id of the experiment of this name, created if `create` is set; None if it does not exist."""
         chosen = {"predicates": [{"operation": "EQUALS", "key": "display_name", "stringValue": name}]}
         listed = self._call(
             self._experiments.experiment_service_list_experiments, filter=json.dumps(chosen), page_size=1
@@ -108,7 +114,7 @@ class Pipelines:
             return self.experiment(name)
 
     def create(self, experiment: str, name: str, package: Path, account: str, caching: bool = True) -> str:
-        """Start a run of a compiled file as a service account; its id."""
+        """Start a run of a compiled file under a service account; returns the run's id."""
         body = server.V2beta1Run(
             experiment_id=experiment,
             display_name=name,
@@ -119,14 +125,17 @@ class Pipelines:
         return str(self._call(self._runs.run_service_create_run, body).run_id)
 
     def run(self, uid: str) -> Run:
-        """The run of this id; InputError where there is none."""
+        """The run of this id.
+
+        Raises InputError when it does not exist.
+        """
         try:
             return run_of(self._call(self._runs.run_service_get_run, uid))
         except _NotFound as error:
-            raise InputError(f"run {uid}: {error}; see which there are: dit status STUDY") from None
+            raise InputError(f"run {uid}: {error}; to find the id: dit status STUDY") from None
 
     def latest(self, experiment: str, pipeline: str) -> Run | None:
-        """The newest run of a pipeline, by its name, in an experiment, by its id; None where there is none."""
+        """The newest run of the pipeline of this name, in the experiment of this id; None if there is none."""
         token = ""
         while True:
             answer = self._call(
@@ -144,7 +153,10 @@ class Pipelines:
                 return None
 
     def terminate(self, uid: str) -> None:
-        """End a run; its steps are killed. InputError where there is none that goes on."""
+        """End a run and kill its steps.
+
+        Raises InputError when the run does not exist or has ended.
+        """
         run = self.run(uid)
         if run.over:
             raise InputError(f"run {uid} ({run.name}) has ended already, {run.state}; dit reap --once")
@@ -171,15 +183,14 @@ class Pipelines:
             ) from error
         except (server.OpenApiException, ValueError, TypeError, AttributeError) as error:
             raise DitError(
-                f"{self.endpoint}: its answer is not that of Kubeflow Pipelines 2 ({one_line(error)});"
-                f" correct {KFP_ENDPOINT}"
+                f"{self.endpoint}: not a response of Kubeflow Pipelines 2 ({one_line(error)}); correct {KFP_ENDPOINT}"
             ) from error
 
     def _answered(self, error: server.ApiException) -> DitError:
         where, message = f"Kubeflow Pipelines at {self.endpoint}", _message(error)
         if error.status in _SIGN_IN:
             return InputError(
-                f"{where} wants you to sign in ({error.status}); reach it past its gateway:"
+                f"{where} requires you to sign in ({error.status}); bypass its gateway:"
                 " kubectl port-forward -n kubeflow service/ml-pipeline 8888:8888"
             )
         if error.status in (404, 409):
@@ -192,18 +203,18 @@ class Pipelines:
 
 
 class _NotFound(InputError):
-    """There is no such thing, or no such server."""
+    """The object or the API does not exist."""
 
 
 class _Exists(InputError):
-    """There is one already."""
+    """The object exists already."""
 
 
 class _Client(Client):  # type: ignore[misc]
-    """kfp's client without its question at the start, which a server that is away leaves it at for half a minute."""
+    """kfp's client without its first request, which takes half a minute if the server is down."""
 
     def get_kfp_healthz(self, sleep_duration: int = 5) -> Any:  # noqa: ARG002
-        """Says no to whether users have namespaces of their own, which is all that is asked for."""
+        """Skip the request. The client only needs `multi_user`."""
         return server.V2beta1GetHealthzResponse(multi_user=False)
 
 

@@ -1,4 +1,4 @@
-"""Runs of Kubeflow Pipelines as its server reports them, and compiled files as it takes them. Pure, without kfp."""
+"""Runs and compiled files of Kubeflow Pipelines, in the formats of its API. Does not import kfp."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ ENDED = frozenset({SUCCEEDED, FAILED, "CANCELED", "SKIPPED"})
 
 @dataclass(frozen=True)
 class Task:
-    """One step of a run, or one of the parts that it is made of."""
+    """One step of a run, or an internal part of a step."""
 
     name: str
     state: str
-    """As the server spells it: RUNNING, SUCCEEDED ...; empty before it has one."""
+    """The server's word: RUNNING, SUCCEEDED ...; empty for a step that has not started."""
     started: datetime | None = None
     ended: datetime | None = None
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run as it is now."""
+    """A run at one moment."""
 
     uid: str
     name: str
@@ -39,7 +39,7 @@ class Run:
     message: str = ""
     tasks: tuple[Task, ...] = ()
     titles: Mapping[str, str] = field(default_factory=dict)
-    """Name of a step in the compiled file -> the one that people know, in the order of the file."""
+    """Name of a step in the compiled file -> its display name, in the order of the file."""
     study: str = ""
     """The study's text, as it was submitted."""
     parameters: Mapping[str, Any] = field(default_factory=dict)
@@ -47,12 +47,15 @@ class Run:
 
     @property
     def over(self) -> bool:
-        """Whether its state stays so."""
+        """True if the run has ended."""
         return self.state in ENDED
 
 
 def load_package(package: Path, caching: bool = True) -> dict[str, Any]:
-    """A compiled file as the server takes it; without `caching` no step is taken over from an earlier run."""
+    """A compiled file in the format of the API; without `caching`, no step reuses an earlier run's result.
+
+    Raises InputError when the file cannot be read or is not a compiled pipeline.
+    """
     try:
         documents = list(yaml.safe_load_all(package.read_text(encoding="utf-8")))
     except OSError as error:
@@ -68,7 +71,7 @@ def load_package(package: Path, caching: bool = True) -> dict[str, Any]:
 
 
 def run_of(answer: Any) -> Run:
-    """The server's own object for a run."""
+    """Convert the API's object for a run."""
     details, spec = answer.run_details.task_details if answer.run_details else None, spec_of(answer.pipeline_spec)
     return Run(
         uid=str(answer.run_id),
@@ -76,7 +79,7 @@ def run_of(answer: Any) -> Run:
         state=str(answer.state or ""),
         created=_time(answer.created_at),
         ended=_time(answer.finished_at),
-        message=_error_message(answer.error),
+        message=one_line(answer.error.message) if answer.error and answer.error.message else "",
         tasks=tuple(_task(item) for item in details or []),
         titles={name: task.get("taskInfo", {}).get("name", name) for name, task in _tasks(spec).items()},
         study=next((text for task in _tasks(spec).values() if (text := _constant(task, "study"))), ""),
@@ -85,7 +88,7 @@ def run_of(answer: Any) -> Run:
 
 
 def spec_of(package: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """The pipeline within a compiled file, which may hold settings for Kubernetes beside it."""
+    """The pipeline in a compiled file, without the settings for Kubernetes that may be beside it."""
     whole: Mapping[str, Any] = package or {}
     spec: Mapping[str, Any] = whole.get("pipeline_spec", whole)
     return spec
@@ -117,12 +120,8 @@ def _task(answer: Any) -> Task:
 
 
 def _time(moment: datetime | None) -> datetime | None:
-    """None also for the server's way to say that there is none, the year 1970 or 1."""
+    # The server uses the years 1 and 1970 for "none".
     if moment is None:
         return None
     aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     return aware if aware.year > 1970 else None
-
-
-def _error_message(error: Any) -> str:
-    return one_line(error.message) if error is not None and error.message else ""

@@ -1,4 +1,4 @@
-"""The table of a study under way: what the pipeline, the jobs and the store say, joined step by step. Pure."""
+"""The table of `dit status`: a row per step, joined from the run, the jobs and the store. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipelines.runs.steps import steps
 
 COLUMNS = ("step", "state", "job", "pods", "done", "newest", "time")
 _MERGED = "merge"
-"""The step that completes a preparation of several parts."""
+"""The step that merges the parts of the preparation."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class JobView:
     kind: str
     snapshot: Snapshot
     wanted: int
-    """Pods."""
+    """Number of pods that the job should have."""
 
 
 Row = tuple[str | None, ...]
@@ -36,7 +36,7 @@ Row = tuple[str | None, ...]
 def rows(
     order: Sequence[str], stages: Sequence[StageProgress], jobs: Sequence[JobView], run: Run | None, now: datetime
 ) -> list[Row]:
-    """A row for each step of a run, or without one for each stage, in the order of the study's stages."""
+    """A row for each step of the run, or without a run for each stage, in the order of the study's stages."""
     tasks: tuple[Task, ...] = ()
     if run is not None:
         tasks = tuple(sorted(steps(run), key=lambda task: _place(task.name, order)))
@@ -54,14 +54,14 @@ def rows(
 
 
 def _place(step: str, order: Sequence[str]) -> tuple[int, list[int]]:
-    """Where a step stands: with its stage, and the parts of one by their numbers."""
+    # Parts of the preparation are ordered by number, and the merge comes after them.
     stage = "prepare" if step == _MERGED or step.startswith("prepare ") else step
     position = order.index(stage) if stage in order else len(order)
     return position, [int(step == _MERGED), *(int(digits) for digits in re.findall(r"\d+", step))]
 
 
 def _completes(step: str) -> str:
-    """The stage that is complete when a step is: the parts of a preparation complete none."""
+    """The stage that a step completes: a part of the preparation completes none."""
     return "prepare" if step == _MERGED else step
 
 
@@ -94,7 +94,7 @@ def _time(task: Task | None, stage: StageProgress | None, now: datetime) -> str 
 
 
 def under_way(stages: Sequence[StageProgress], jobs: Sequence[JobView], run: Run | None) -> bool:
-    """Whether there is something to wait for."""
+    """True if the run, a job or a stage has not ended."""
     if run is not None:
         return not run.over
     working = any(job.snapshot.job is not None and not job.snapshot.phase.ended for job in jobs)

@@ -1,4 +1,4 @@
-"""The steps of a run as people know them, out of the tasks and pods that each of them is made of. Pure."""
+"""The steps of a run, joined from their tasks and pods. Pure."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from pipelines.cluster.pod_reason import why_pending
 from pipelines.runs.model import FAILED, SUCCEEDED, Run, Task
 
 CONTAINER = "main"
-"""Where a step's own program runs."""
+"""Container of a step's own program."""
 NODE = "workflows.argoproj.io/node-name"
-"""On a pod, with the path of what it works on."""
+"""Annotation of a pod with the path of its task in the workflow."""
 
 _DRIVER = "-driver"
 _OWN = "dit: "
-# The programs around a step's own have the last words in its log.
+# Argo and the kfp launcher write the last lines of a step's log.
 _OF_LAUNCHER = re.compile(r"[IWEF]\d{4} |time=|Error: exit status|[\[\]{}\"]")
 _ATTEMPT = re.compile(r"\(\d+\)")
 
 
 def steps(run: Run) -> tuple[Task, ...]:
-    """The steps in the order of the study, those that have not begun without a state."""
+    """The steps in the order of the study; those that have not started have an empty state."""
     tasks = {task.name: task for task in run.tasks}
     return tuple(
         replace(_step(tasks.get(name), tasks.get(name + _DRIVER)), name=title) for name, title in run.titles.items()
@@ -32,19 +32,19 @@ def steps(run: Run) -> tuple[Task, ...]:
 
 
 def _step(task: Task | None, driver: Task | None) -> Task:
-    """A driver decides what a step is given before the step itself begins, and can fail."""
+    # A driver resolves the inputs of a step before the step starts, and can fail itself.
     if driver is not None and (task is None or not task.state) and driver.state != SUCCEEDED:
         return driver
     return task or Task("", "")
 
 
 def failures(run: Run) -> tuple[Task, ...]:
-    """The steps that failed, not those that never began because of that."""
+    """The steps that failed, without those that did not start because of them."""
     return tuple(step for step in steps(run) if step.state == FAILED)
 
 
 def title_of(run: Run, pod: Object) -> str | None:
-    """The step that a pod works on; None for pods that serve the run as a whole."""
+    """The step that a pod belongs to; None for pods of the whole run."""
     node = str((pod["metadata"].get("annotations") or {}).get(NODE, ""))
     parts = _ATTEMPT.sub("", node).split(".")
     # workflow.root.TASK.executor, and workflow.root.TASK-driver
@@ -52,7 +52,7 @@ def title_of(run: Run, pod: Object) -> str | None:
 
 
 def waiting(run: Run, pods: Iterable[Object]) -> dict[str, str]:
-    """Step -> why its pod does not run, and what to do about it."""
+    """Step -> why its pod does not run, and the remedy."""
     reasons = {}
     for pod in pods:
         title, reason = title_of(run, pod), why_pending(pod) if pod_phase(pod) == "Pending" else None
@@ -62,15 +62,15 @@ def waiting(run: Run, pods: Iterable[Object]) -> dict[str, str]:
 
 
 def last_death(run: Run, title: str, pods: Iterable[Object]) -> tuple[str, str] | None:
-    """(pod, what it said) of the newest pod of a step that failed; it may have said nothing."""
+    """Name and last message of the newest failed pod of a step; the message may be empty. None if no pod failed."""
     dead = [pod for pod in pods if pod_phase(pod) == "Failed" and title_of(run, pod) == title]
     if not dead:
         return None
     newest = max(dead, key=lambda pod: str(pod["metadata"]["creationTimestamp"]))
-    return pod_name(newest), _last_words(newest)
+    return pod_name(newest), _last_message(newest)
 
 
-def _last_words(pod: Object) -> str:
+def _last_message(pod: Object) -> str:
     for status in container_statuses(pod):
         ended = status.get("state", {}).get("terminated") or {}
         if status["name"] == CONTAINER and ended:
@@ -80,7 +80,7 @@ def _last_words(pod: Object) -> str:
 
 
 def reason_in(log: str) -> str:
-    """Why a step fails, among what its pod printed: its own line on that, else its last; empty where it has none."""
+    """Why a step failed, from its log: the last line that begins with `dit: `, else the last line; may be empty."""
     lines = [line.strip() for line in log.splitlines()]
     own = [line.removeprefix(_OWN) for line in lines if line.startswith(_OWN)]
     others = [line for line in lines if line and not _OF_LAUNCHER.match(line)]

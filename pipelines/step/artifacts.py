@@ -1,4 +1,4 @@
-"""What the pipelines' UI shows of a step: pages and tables that need nothing beside themselves. Torch-free."""
+"""Artifacts of a step for the UI of Kubeflow Pipelines: self-contained HTML and Markdown. Torch-free."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dit.study.records import MetricsRecord
 
 
 def page(grids: Sequence[tuple[str, bytes]]) -> str:
-    """An HTML page of PNGs, each below its caption."""
+    """An HTML page of PNG images, given as (caption, content)."""
     figures = [
         f"<h2>{html.escape(caption)}</h2>\n"
         f'<img alt="{html.escape(caption)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
@@ -28,20 +28,23 @@ def page(grids: Sequence[tuple[str, bytes]]) -> str:
 
 
 def metrics_table(records: Sequence[MetricsRecord]) -> str:
-    """One variant's metrics in Markdown, a row for each checkpoint."""
+    """A variant's metrics as a Markdown table, a row for each checkpoint."""
     first = records[0]
     names = [first.metric, *sorted({name for record in records for name in record.metrics} - {first.metric})]
     rows = [
-        [format_count(one.step), *(interval(one.metrics[name]) if name in one.metrics else "" for name in names)]
-        for one in records
+        [
+            format_count(record.step),
+            *(interval(record.metrics[name]) if name in record.metrics else "" for name in names),
+        ]
+        for record in records
     ]
     note = f"{format_count(first.num_samples)} images a checkpoint; intervals of {first.confidence:.0%}."
     return f"## {first.variant}\n\n{_table(['Step', *map(metric_name, names)], rows)}\n{note}\n"
 
 
 def verdict_text(config: StudyConfig, store: Store) -> str:
-    """The study's verdict and its table in Markdown."""
-    # The report's step has loaded these already; other steps need not.
+    """The study's verdict and result table in Markdown."""
+    # Loaded here: only the report's step needs it.
     from dit.report.tables import result_table
 
     results = load_results(config, store)

@@ -1,4 +1,4 @@
-"""What a step reports to its starter: JSON lines among its output, known by their first character."""
+"""Events that a step reports to its parent: JSON lines in its output, marked by their first character."""
 
 from __future__ import annotations
 
@@ -18,45 +18,45 @@ from dit.console.streams import LineBuffer, TolerantStream
 
 _SIGN = "\x1e"
 _ADVANCE_SECONDS = 0.25
-"""Between two events of one bar: as often as a screen is drawn."""
+"""Minimum time between two events of a bar: the refresh interval of the terminal."""
 
 
 @dataclass(frozen=True)
 class Event:
-    """What a step did.
+    """An event of a step.
 
-    It began, said a line, failed for a reason that it knows, or ended well; or, by `bar`, one of its bars was opened,
-    advanced, or closed. `ready` is the worker's own: it waits for work.
+    The step began, printed a line, reported an error or ended well; or one of its bars, numbered by `bar`, was opened,
+    advanced or closed. `ready` comes from a worker that waits for work.
     """
 
     kind: Literal["begin", "line", "error", "end", "open", "advance", "close", "ready"]
     text: str = ""
-    """The step's name, the line, the reason, or what the bar counts."""
+    """Name of the step, the line, the error message, or the description of the bar."""
     code: int = 0
     """Exit code of an error."""
     bar: int = 0
     """Number of the bar within the step."""
     count: int = 0
-    """Units of the whole bar at its opening, and by how many it advanced."""
+    """Total of the bar when it is opened; then the units by which it advanced."""
     completed: int = 0
-    """Units that were done before the bar was opened."""
+    """Units done before the bar was opened."""
     unit: str = ""
     info: dict[str, float | str] = field(default_factory=dict)
-    """What is shown beside the bar."""
+    """Values shown beside the bar."""
 
     def to_line(self) -> str:
-        """One line of output."""
+        """The event as a line of output."""
         return _SIGN + json.dumps({key: value for key, value in asdict(self).items() if value}) + "\n"
 
 
 def from_line(line: str) -> Event | None:
-    """The event in a line of a step's output, None for a line of anything else."""
+    """The event in a line of output; None if the line is not an event."""
     _, sign, tail = line.partition(_SIGN)
     return Event(**json.loads(tail)) if sign else None
 
 
 class Speaker:
-    """Writes events, whole lines from any thread; falls silent when the starter is gone."""
+    """Writes events, from any thread; writes nothing once the parent is gone."""
 
     def __init__(self, output: TextIO) -> None:
         self._output = TolerantStream(output)
@@ -64,25 +64,25 @@ class Speaker:
         self._bars = itertools.count()
 
     def tell(self, event: Event) -> None:
-        """Write one event, now."""
+        """Write one event and flush."""
         with self._lock:
             self._output.write(event.to_line())
             self._output.flush()
 
     @contextmanager
     def bar(self, description: str, total: int, unit: str, completed: int) -> Iterator[_Bar]:
-        """Tell of a bar for as long as the body runs; see `dit.console.progress`."""
+        """Report a progress bar while the body runs; see `dit.console.progress`."""
         number = next(self._bars)
         self.tell(Event("open", description, bar=number, count=total, completed=completed, unit=unit))
         bar = _Bar(self, number)
         yield bar
-        # The bar of work that failed stays open.
+        # Reached only on success: the bar of failed work stays open.
         bar.flush()
         self.tell(Event("close", bar=number))
 
 
 class _Bar:
-    """Collects what work advances until the next event is due."""
+    """Collects progress until the next event is due."""
 
     def __init__(self, speaker: Speaker, number: int) -> None:
         self._speaker, self._number = speaker, number
@@ -110,7 +110,7 @@ class _Bar:
 
 @contextmanager
 def spoken(step: str) -> Iterator[Speaker]:
-    """Turn all that Python prints and counts inside the body into events, framed by begin and end."""
+    """Turn output and progress of the body into events, between `begin` and `end`."""
     speaker = Speaker(sys.stdout)
     speaker.tell(Event("begin", step))
     lines = _Lines(speaker)
@@ -121,7 +121,7 @@ def spoken(step: str) -> Iterator[Speaker]:
 
 
 class _Lines(io.TextIOBase):
-    """A text stream that passes whole lines on as events."""
+    """A text stream that writes whole lines as events."""
 
     def __init__(self, speaker: Speaker) -> None:
         self._speaker, self._buffer = speaker, LineBuffer()
@@ -134,7 +134,7 @@ class _Lines(io.TextIOBase):
         return len(text)
 
     def finish(self) -> None:
-        """Pass on a last line that had no end."""
+        """Write the last line if it has no line break."""
         self._report(self._buffer.finish())
 
     def _report(self, lines: Iterable[str]) -> None:

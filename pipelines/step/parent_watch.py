@@ -1,7 +1,7 @@
-"""A step's life bound to its starter's: however the starter ends, even by SIGKILL, its step ends too.
+"""Ends a step when its parent ends, even by SIGKILL.
 
-kfp's SubprocessRunner gives no hold on the processes it starts, but they inherit standard input. There they find a
-pipe on which nothing is ever written; it closes when the starter pulls it, or is gone.
+kfp's SubprocessRunner gives no handle to its processes, but they inherit standard input. The parent replaces it by a
+pipe on which nothing is written; the pipe closes when the parent pulls the lifeline or is gone.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Self
 
 VARIABLE = "DIT_LIFELINE"
 GRACE_SECONDS = 20.0
-"""What a step gets, after SIGTERM, to write a checkpoint."""
+"""Time for a step to write a checkpoint after SIGTERM."""
 
 
 class ChildLifeline:
-    """The starter's side, a context manager: processes started inside it end at the latest when it is left."""
+    """The parent's side, a context manager: processes started in the body end at the latest when it exits."""
 
     def __enter__(self) -> Self:
         read, self._write = os.pipe()
@@ -37,17 +37,17 @@ class ChildLifeline:
         os.close(self._stdin)
 
     def pull(self) -> None:
-        """End the step under way, and every one that starts later, by SIGTERM; safe inside a signal handler."""
+        """Send SIGTERM to the running step and all later ones; safe in a signal handler."""
         if not self._pulled:
             self._pulled = True
             os.close(self._write)
 
 
 def end_with_parent() -> bool:
-    """The step's side: end when the starter does. False, and nothing done, where no lifeline was laid on."""
+    """The step's side: end when the parent ends. Returns False, and does nothing, if there is no lifeline."""
     if os.environ.pop(VARIABLE, None) is None:
         return False
-    # A terminal's Ctrl-C reaches the whole group; the starter decides and tells by the lifeline.
+    # A terminal sends Ctrl-C to the whole process group; only the parent acts on it, through the lifeline.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_watch, name="lifeline", daemon=True).start()
     return True

@@ -1,4 +1,4 @@
-"""The cluster under test: what `make test-cluster` deployed, a place for results, and a hand on the node."""
+"""The cluster under test, deployed by `make test-cluster`: its store, its image, and access to the node."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections.abc import Iterator
 
 import pytest
 from hand import Hand
-from hopeless import launched
 from kube import (
     NAMESPACE,
     SELECTOR,
@@ -26,25 +25,26 @@ from kube import (
     until,
 )
 from studies import CONFIG_MAP, EARLY, EARLY_LABEL, Running, Site, study_config_map
+from unrecoverable import launched
 
 from dit.errors import DitError
 from pipelines.deploy import ROOT
 from pipelines.jobs import names
 
 ALONE_LOCK = "ALONE_LOCK"
-"""A variable: the descriptor of a lock that is held for the tests that need the cluster for themselves."""
+"""Variable with the descriptor of a lock, held while tests marked `alone` run."""
 JOBS = ("pytorchjobs.kubeflow.org", "trainjobs.trainer.kubeflow.org")
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """First what needs the cluster for itself, so that others may work beside the rest."""
+    """Run tests marked `alone` first, so that other suites can run in parallel with the rest."""
     items.sort(key=lambda item: item.get_closest_marker("alone") is None)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(nextitem: pytest.Item | None) -> Iterator[None]:
-    """After the last of those, with all that it made gone, the lock is let go."""
+    """Release the lock after the last test marked `alone` and its cleanup."""
     yield
     if (nextitem is None or nextitem.get_closest_marker("alone") is None) and ALONE_LOCK in os.environ:
         fcntl.flock(int(os.environ.pop(ALONE_LOCK)), fcntl.LOCK_UN)
@@ -55,13 +55,13 @@ def image() -> str:
     """The stages' image, by digest."""
     file = ROOT / "build" / "image.digest"
     if not file.is_file():
-        pytest.exit(f"{file} is not there: make build push REGISTRY=...", returncode=2)
+        pytest.exit(f"{file} does not exist: make build push REGISTRY=...", returncode=2)
     return file.read_text().strip()
 
 
 @pytest.fixture(scope="session")
 def site(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """Overlay kind, and a folder of its own in its store, which goes at the end."""
+    """Overlay kind, with a folder in its store that is deleted at the end."""
     try:
         deployed = get("deployment", "s3") and get("secret", "dit-s3")
     except Refused as error:
@@ -99,9 +99,9 @@ def dataset(site: Site) -> None:
 
 @pytest.fixture(scope="session")
 def hand(image: str) -> Iterator[Hand]:
-    """Something that kills processes on the node, as the kernel or an operator would."""
-    with Hand.on_node(image) as found:
-        yield found
+    """A pod that can kill processes on the node."""
+    with Hand.on_node(image) as hand:
+        yield hand
 
 
 @pytest.fixture(scope="session")
@@ -114,14 +114,14 @@ def cannot_start(site: Site) -> Iterator[dict[str, Running]]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _what_waits_begins(request: pytest.FixtureRequest) -> None:
-    """They have their two minutes while other tests work."""
+    """Start these launchers first: their timeouts run in parallel with the other tests."""
     if any("cannot_start" in getattr(item, "fixturenames", ()) for item in request.session.items):
         request.getfixturevalue("cannot_start")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _nothing_left(site: Site) -> Iterator[None]:
-    """A scenario takes its jobs and pods along, also those of a test that failed."""
+    """Delete the jobs and pods of a module, also after failed tests."""
     assert site.store
     yield
     _clean()
@@ -137,6 +137,6 @@ def _clean(*, early: bool = False) -> None:
 
 
 def _of_tests(kind: str, early: bool) -> list[Object]:
-    studies = ((one, one["metadata"]["labels"][names.STUDY]) for one in find(kind, names.STUDY))
-    ours = [(one, study) for one, study in studies if study.endswith(SESSION)]
-    return [one for one, study in ours if study.startswith(f"{EARLY}-") is early]
+    studies = ((entry, entry["metadata"]["labels"][names.STUDY]) for entry in find(kind, names.STUDY))
+    ours = [(entry, study) for entry, study in studies if study.endswith(SESSION)]
+    return [entry for entry, study in ours if study.startswith(f"{EARLY}-") is early]

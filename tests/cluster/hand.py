@@ -1,4 +1,4 @@
-"""Ends processes of pods from outside, which no process inside a container can do to its first one."""
+"""Kills processes of pods from the node: inside a container, PID 1 cannot be killed."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from kube import OURS, SESSION, Object, apply, get, kubectl, until
 
 _NAMESPACE = f"dit-scaling-test-{SESSION}"
 _NAME = "hand"
-# Signal 0 reaches nobody, so that with it they are only listed. One that has ended, and is still to be reaped, has no
-# command line.
+# Signal 0 only lists processes. A zombie has no command line.
 _SIGNAL = """
 import os, sys
 container, text, number = sys.argv[1:]
@@ -30,14 +29,14 @@ for entry in os.listdir('/proc'):
 
 @dataclass(frozen=True)
 class Hand:
-    """A pod that sees the node's processes, in a namespace without a Pod Security standard."""
+    """A pod with access to the node's processes, in a namespace without a Pod Security standard."""
 
     pod: str = _NAME
 
     @classmethod
     @contextmanager
     def on_node(cls, image: str) -> Iterator[Hand]:
-        """Made, and removed with its namespace."""
+        """Create the pod; delete it with its namespace at the end."""
         metadata = {"name": _NAMESPACE, "labels": OURS}
         apply({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}, _manifest(image))
         try:
@@ -47,9 +46,9 @@ class Hand:
             kubectl("delete", "namespace", _NAMESPACE, "--wait=false")
 
     def kill(self, pod: Object, text: str = "") -> None:
-        """SIGKILL to the processes of a pod's container whose command line has this text, at once to all.
+        """Send SIGKILL to all processes of a pod's container whose command line has this text.
 
-        The API server hears of a container that was started anew a moment later: the pod is looked up until then.
+        Retries until it has killed one: the API server learns of a restarted container a moment later.
         """
         name = pod["metadata"]["name"]
 
@@ -59,7 +58,7 @@ class Hand:
         until(f"a process of {name} is killed", killed, 15, pause=0.2)
 
     def processes(self, container: str) -> list[str]:
-        """Numbers of the living processes that a container has on the node."""
+        """Process ids of a container on the node."""
         return self._signal(container, "", 0)
 
     def _signal(self, container: str, text: str, number: int) -> list[str]:
@@ -68,7 +67,7 @@ class Hand:
 
 
 def container(pod: Object) -> str:
-    """Id of a pod's container, which another one gets when it is started again."""
+    """Id of a pod's container; a restart changes it."""
     return str(pod["status"]["containerStatuses"][0]["containerID"].rpartition("/")[2])
 
 

@@ -1,4 +1,4 @@
-"""A cluster as kubectl shows it: ask, apply, wait, forward a port."""
+"""Access to the cluster under test: read, apply, wait, forward a port."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from dit.errors import StoreError
 
 NAMESPACE = "dit-scaling"
 SESSION = f"t{uuid.uuid4().hex[:5]}"
-"""Part of the names of all that these tests make: others may work on the same cluster. YAML must not read a number."""
+"""Part of the names of all objects of this session: others may use the cluster. Must not be a YAML number."""
 OURS = {"dit-scaling/test": SESSION}
-"""Label of what they make, besides jobs."""
+"""Label of this session's objects, except jobs."""
 SELECTOR = f"dit-scaling/test={SESSION}"
 Object = dict[str, Any]
 _PATHS = {
@@ -42,11 +42,14 @@ T = TypeVar("T")
 
 
 class Refused(Exception):
-    """kubectl failed; the text is what it wrote."""
+    """kubectl failed; the text is its error."""
 
 
 def kubectl(*arguments: str, stdin: str | None = None) -> str:
-    """What kubectl prints; Refused when it fails."""
+    """The output of kubectl.
+
+    Raises Refused when it fails.
+    """
     done = subprocess.run(["kubectl", *arguments], input=stdin, capture_output=True, text=True, check=False)
     if done.returncode:
         raise Refused(done.stderr.strip())
@@ -59,7 +62,7 @@ def apply(*manifests: Object) -> None:
 
 
 def get(kind: str, name: str, namespace: str = NAMESPACE) -> Object | None:
-    """An object, None where there is none."""
+    """An object; None if it does not exist."""
     if kind in _PATHS:
         return _ask(kind, namespace, name)
     text = kubectl("get", kind, name, "-n", namespace, "--ignore-not-found", "-o", "json")
@@ -67,14 +70,16 @@ def get(kind: str, name: str, namespace: str = NAMESPACE) -> Object | None:
 
 
 def find(kind: str, selector: str = "", namespace: str = NAMESPACE) -> list[Object]:
-    """Objects with these labels; none of a kind that the cluster does not know."""
+    """Objects with these labels; an empty list if the cluster does not serve the kind."""
     return (_ask(kind, namespace, labelSelector=selector) or {"items": []})["items"]
 
 
 def _ask(kind: str, namespace: str, name: str = "", **query: str) -> Object | None:
-    """What the API server answers, None where nothing is there; Refused when it does not answer.
+    """The response of the API server; None if the object does not exist.
 
-    Not by kubectl: tests ask once a second for minutes, and a process each time takes a fifth of a core.
+    Does not use kubectl: tests poll every second for minutes, and a process each time takes a fifth of a core.
+
+    Raises Refused when the server does not answer.
     """
     group, _, plural = _PATHS[kind].rpartition("/")
     path = f"/{group}/namespaces/{namespace}/{plural}" + (f"/{name}" if name else "")
@@ -107,23 +112,23 @@ def _client() -> ApiClient:
 
 
 def delete(kind: str, name: str, namespace: str = NAMESPACE, *, wait: bool = True) -> None:
-    """Delete an object at once, and wait until it is gone; nothing where it is gone already."""
+    """Delete an object at once and wait until it is gone; does nothing if it does not exist."""
     kubectl("delete", kind, name, "-n", namespace, "--ignore-not-found", "--grace-period=1", f"--wait={wait}".lower())
 
 
 def has_crd(name: str) -> bool:
-    """Whether the cluster knows a kind."""
+    """Whether the cluster has a CRD."""
     return bool(kubectl("get", "crd", name, "--ignore-not-found", "-o", "name"))
 
 
 def until(what: str, look: Callable[[], T], seconds: float, pause: float = 1.0) -> T:
-    """The first true thing that `look` returns; servers that are away for a moment are asked again."""
+    """Wait for the first true result of `look`, and return it; unavailable servers are retried."""
     end = time.monotonic() + seconds
     trouble = ""
     while True:
         try:
-            if found := look():
-                return found
+            if result := look():
+                return result
         except (Refused, StoreError) as error:
             trouble = f" ({error})"
         if time.monotonic() > end:
@@ -134,7 +139,7 @@ def until(what: str, look: Callable[[], T], seconds: float, pause: float = 1.0) 
 
 @contextmanager
 def forwarded(service: str, port: int) -> Iterator[str]:
-    """`host:port` of this machine that leads to a service, also after its pod was replaced."""
+    """`host:port` of this machine, forwarded to a service even after its pod was replaced."""
     closing = threading.Event()
     running: list[subprocess.Popen[bytes]] = []
 

@@ -1,4 +1,4 @@
-"""Studies on the cluster, as their stages, launchers and results: in pods, each as `restricted` wants it."""
+"""Studies on the cluster: their stages and launchers as `restricted` pods, and their results."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ MOUNT = "/study"
 CONFIG_MAP = f"test-study-{SESSION}"
 EARLY = "early"
 EARLY_LABEL = f"dit-scaling/{EARLY}"
-"""Pods that outlast the test module that is under way when they begin, as jobs of studies of this prefix do."""
+"""Label of pods, and prefix of studies with jobs, that outlive the test module that starts them."""
 TOLERANCE = 1e-4
 _LOGGED = ("fit.log_every=10",)
-# The learning rate is constant: the losses of a shorter training are the first of a longer one.
+# The learning rate is constant, so the losses of a shorter training are the first ones of a longer one.
 _REFERENCE_STEPS = {"mini-S/2": 600}
 _SETTINGS = [
     {"configMapRef": {"name": "dit-services"}},
@@ -45,7 +45,7 @@ _SETTINGS = [
 
 
 def study_config_map(namespace: str = NAMESPACE) -> Object:
-    """The study file, for pods to read."""
+    """A config map with the study file."""
     metadata = {"name": CONFIG_MAP, "namespace": namespace, "labels": OURS}
     return {
         "apiVersion": "v1",
@@ -60,7 +60,7 @@ def pod(name: str, image: str, command: Sequence[str], account: str, namespace: 
     return {
         "apiVersion": "v1",
         "kind": "Pod",
-        # The label is what network policies know a launcher by.
+        # Network policies select launchers by this label.
         "metadata": {"name": name, "namespace": namespace, "labels": {**OURS, names.APP: account}},
         "spec": {
             "restartPolicy": "Never",
@@ -97,14 +97,14 @@ def pod(name: str, image: str, command: Sequence[str], account: str, namespace: 
 
 @dataclass
 class Ended:
-    """How a pod ended."""
+    """Exit code and log of a pod."""
 
     code: int
     log: str
 
     @property
     def last_line(self) -> str:
-        """Why it failed: in the log, lines of standard error and of standard output change places."""
+        """The error message; standard error and output are mixed in the log, so it may not be the last line."""
         return [line for line in self.log.splitlines() if line.startswith("dit: ")][-1]
 
 
@@ -117,19 +117,19 @@ class Running:
 
     @property
     def log(self) -> str:
-        """All that it said so far."""
+        """The log so far."""
         return kubectl("logs", "-n", self.namespace, self.name)
 
     def says(self, text: str, seconds: float) -> str:
-        """The first line with this text, waited for."""
+        """Wait for a log line with this text, and return it."""
 
         def look() -> str:
             return next((line for line in self.log.splitlines() if text in line), "")
 
         return until(f"pod {self.name} says {text!r}", look, seconds)
 
-    def said(self, text: str, seconds: float) -> tuple[str, float]:
-        """The first line with this text, and when it came, in seconds since the pod was made; waited for."""
+    def wait_for_line(self, text: str, seconds: float) -> tuple[str, float]:
+        """Wait for a log line with this text; returns the line and the seconds since the pod was created."""
 
         def look() -> str:
             log = kubectl("logs", "--timestamps", "-n", self.namespace, self.name)
@@ -142,11 +142,11 @@ class Running:
         return line, (came - datetime.fromisoformat(made)).total_seconds()
 
     def end(self, seconds: float) -> Ended:
-        """Wait until it has ended."""
+        """Wait until the pod has ended."""
 
         def look() -> Any:
-            found = get("pod", self.name, self.namespace)
-            statuses = (found or {}).get("status", {}).get("containerStatuses") or [{}]
+            result = get("pod", self.name, self.namespace)
+            statuses = (result or {}).get("status", {}).get("containerStatuses") or [{}]
             return statuses[0].get("state", {}).get("terminated")
 
         end = until(f"pod {self.name} ends", look, seconds)
@@ -155,13 +155,13 @@ class Running:
         return ended
 
     def delete(self) -> None:
-        """Delete it, as an eviction does."""
+        """Delete the pod, as an eviction does."""
         delete("pod", self.name, self.namespace)
 
 
 @dataclass
 class Site:
-    """The cluster under test: where results are, and which image runs."""
+    """The cluster under test: its store, image and tracking server."""
 
     image: str
     root: str
@@ -178,7 +178,7 @@ class Site:
         return open_store(self.root)
 
     def start(self, command: Sequence[str], account: str, name: str = "stage", early: bool = False) -> Running:
-        """Start a pod; from any thread."""
+        """Start a pod; can be called from any thread."""
         running = Running(f"test-{SESSION}-{name}-{next(self._numbers)}")
         manifest = pod(running.name, self.image, command, account)
         if early:
@@ -187,7 +187,7 @@ class Site:
         return running
 
     def reference(self, variant: str, *recipe: str) -> list[tuple[int, float]]:
-        """(step, loss) of a training in one process on this machine, which is done once."""
+        """(step, loss) of a training in one process on this machine; cached."""
         key = (variant, *recipe)
         if key not in self._references:
             overrides = [*_LOGGED, f"study=reference-{len(self._references)}", "tracking.kind=none", *recipe]
@@ -201,7 +201,7 @@ class Site:
         return self._references[key]
 
     def study(self, name: str, *overrides: str) -> Study:
-        """The digits under a name that no earlier test has used, with overrides."""
+        """The digits study under a unique name, with overrides."""
         return Study(self, (*_LOGGED, f"study={name}-{SESSION}", *overrides))
 
 
@@ -214,17 +214,17 @@ class Study:
 
     @cached_property
     def config(self) -> StudyConfig:
-        """What its file and overrides say."""
+        """The configuration, from file and overrides."""
         return study_file.load(STUDY_FILE, list(self.overrides))
 
     @property
     def settings(self) -> list[str]:
-        """Its arguments on a command line."""
+        """Arguments of commands for this study."""
         sets = [word for override in self.overrides for word in ("--set", override)]
         return [f"{MOUNT}/study.yaml", "--root", self.site.root, *sets]
 
     def run(self, *arguments: str, seconds: float = 180) -> str:
-        """Run a stage that is no job, such as `prepare`, in a pod to its good end; what it said."""
+        """Run a stage such as `prepare`, which is not a job, in a pod; returns the log."""
         command = ["dit", arguments[0], *self.settings, *arguments[1:]]
         ended = self.site.start(command, "dit-worker").end(seconds)
         assert ended.code == 0, ended.log
@@ -233,7 +233,7 @@ class Study:
     def launch(
         self, variant: str = "mini-S/2", stage: str = "train", *, early: bool = False, **changed: str
     ) -> Running:
-        """Start a launcher of a job."""
+        """Start the launcher of a job."""
         image, account = changed.get("image", self.site.image), changed.get("account", "dit-launcher")
         command = ["dit", "launch", *self.settings, "--stage", stage]
         return self.site.start([*command, "--variant", variant, "--image", image], account, "launcher", early)
@@ -247,7 +247,7 @@ class Study:
         return find("pods", f"{names.JOB}={self.job(variant)}")
 
     def newest_checkpoint(self, variant: str = "mini-S/2") -> int:
-        """Its step, 0 where there is none; a store that is away for a moment is asked again."""
+        """Step of the newest checkpoint, 0 if there is none; retries an unavailable store."""
         (step,) = until("the store answers", lambda: [self._newest(variant)], 60)
         return step
 
@@ -260,17 +260,17 @@ class Study:
         return max(list_checkpoints(self.site.store, self.config, self.config.spec(variant)), default=0)
 
     def record(self, variant: str = "mini-S/2") -> TrainRecord:
-        """What a finished training left in the store."""
+        """The record of a complete training."""
         record = read_record(self.site.store, layout.train_record(self.config, self.config.spec(variant)), TrainRecord)
         assert record is not None
         return record
 
     def losses(self, variant: str = "mini-S/2") -> list[tuple[int, float]]:
-        """(step, loss), as the journal in the store has them."""
+        """(step, loss) from the journal in the store."""
         return _losses(self.config, self.site.store, variant)
 
     def mlflow_run(self, variant: str = "mini-S/2") -> Run:
-        """The variant's run on the tracking server; there is one."""
+        """The variant's only run on the tracking server."""
         client = MlflowClient(self.site.mlflow)
         experiment = client.get_experiment_by_name(self.config.study)
         assert experiment is not None
@@ -278,25 +278,25 @@ class Study:
         return run
 
     def reference(self, variant: str = "mini-S/2") -> list[tuple[int, float]]:
-        """(step, loss) of the same training in one process on this machine, and of steps beyond its end."""
-        recipe = (one for one in self.overrides if one.startswith("train.") and not one.startswith("train.steps="))
+        """(step, loss) of the same training in one process on this machine; it may have more steps."""
+        recipe = (item for item in self.overrides if item.startswith("train.") and not item.startswith("train.steps="))
         steps = max(self.config.train.steps, _REFERENCE_STEPS.get(variant, 0))
         return self.site.reference(variant, f"train.steps={steps}", *recipe)
 
     def check_losses(self, variant: str = "mini-S/2") -> None:
-        """Every step was logged once, with the losses of the same training in one process."""
-        found, wanted = self.losses(variant), self.reference(variant)
-        steps = [step for step, _ in found]
+        """Check that each step was logged once, with the losses of the same training in one process."""
+        result, wanted = self.losses(variant), self.reference(variant)
+        steps = [step for step, _ in result]
         assert steps == sorted(set(steps))
         assert steps[-1] == self.config.train.steps
-        means = _means(found, self.config.fit.log_every)
+        means = _means(result, self.config.fit.log_every)
         assert list(means) == [step for step, _ in wanted if step <= steps[-1]]
         for step, loss in wanted[: len(means)]:
             assert means[step] == pytest.approx(loss, rel=TOLERANCE), f"step {step}"
 
 
 def _means(points: Sequence[tuple[int, float]], every: int) -> dict[int, float]:
-    """Means over `every` steps: a training that is told to stop logs what it has of them, and later the rest."""
+    """Means over `every` steps: an interrupted training logs part of an interval, and the rest later."""
     means: dict[int, float] = {}
     before = 0
     for step, loss in points:

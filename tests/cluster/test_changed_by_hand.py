@@ -1,4 +1,4 @@
-"""What was changed by hand since it was deployed is named and left, until one says otherwise."""
+"""Manual changes of deployed objects are named, and overwritten only with FORCE=1."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ MAP, KEY = "dit-services", "MLFLOW_TRACKING_URI"
 pytestmark = [pytest.mark.cluster, pytest.mark.alone, pytest.mark.timeout(600)]
 
 
-def make(*words: str) -> subprocess.CompletedProcess[str]:
-    command = ["make", "--no-print-directory", "deploy", "OVERLAY=kind", *words]
+def make(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = ["make", "--no-print-directory", "deploy", "OVERLAY=kind", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 def value() -> str:
-    found = get("configmap", MAP)
-    assert found is not None
-    return str(found["data"][KEY])
+    result = get("configmap", MAP)
+    assert result is not None
+    return str(result["data"][KEY])
 
 
 @pytest.fixture
 def changed(site: Site) -> Iterator[str]:
-    """A setting that somebody changes; what it was before."""
+    """Change a setting; yields its previous value."""
     assert site.store
     before = value()
     patch = f'{{"data": {{"{KEY}": "http://elsewhere:5000"}}}}'
@@ -37,7 +37,7 @@ def changed(site: Site) -> Iterator[str]:
     make("FORCE=1")
 
 
-def test_a_change_by_hand_is_named_and_taken_back_on_request(changed: str) -> None:
+def test_a_manual_change_is_named_and_overwritten_with_force(changed: str) -> None:
     refused = make()
     assert refused.returncode
     (line,) = [line for line in refused.stderr.splitlines() if line.startswith("dit: ")]

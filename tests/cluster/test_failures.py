@@ -1,4 +1,4 @@
-"""Scenario 6: a training that cannot go on is told with its pod, its rank and its reason, and its step is red."""
+"""Scenario 6: a failed training is reported with its pod, rank and reason, and its step fails."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OVERRIDES = {
 
 @pytest.fixture(scope="module")
 def failing(site: Site) -> dict[str, tuple[Study, Running]]:
-    """Trainings that cannot go on, at the same time, and their launchers."""
+    """Trainings that fail, in parallel, and their launchers."""
     common = ("train.steps=200", "cluster.replicas=2")
     studies = {name: site.study(name, *common, *overrides) for name, overrides in OVERRIDES.items()}
     return {name: (study, study.launch()) for name, study in studies.items()}

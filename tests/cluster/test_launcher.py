@@ -1,4 +1,4 @@
-"""Scenario 3: a job outlives its launcher, and does not outlive its run."""
+"""Scenario 3: a job outlives its launcher, but not its run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def pipelines() -> Iterator[None]:
         yield
 
 
-def test_a_launcher_that_is_tried_again_adopts_the_job(site: Site) -> None:
+def test_a_retried_launcher_adopts_the_job(site: Site) -> None:
     study = site.study("evicted", *RECIPE)
     launcher = study.launch()
     study.past(40)
@@ -34,7 +34,7 @@ def test_a_launcher_that_is_tried_again_adopts_the_job(site: Site) -> None:
     ended = study.launch().end(600)
     assert ended.code == 0, ended.log
     assert f"adopted, created {job['metadata']['creationTimestamp']}" in ended.log
-    # One job, whose pods ran through: no step was trained twice.
+    # The same job, without restarts: no step was trained twice.
     left = get(PYTORCHJOB, study.job())
     assert left is not None
     assert left["metadata"]["uid"] == job["metadata"]["uid"]
@@ -48,18 +48,18 @@ def test_a_launcher_that_is_tried_again_adopts_the_job(site: Site) -> None:
 
 @pytest.mark.usefixtures("pipelines")
 def test_a_run_that_is_terminated_leaves_no_job_and_touches_no_other(site: Site) -> None:
-    one, other = (site.study(name, *RECIPE) for name in ("terminated", "going-on"))
-    runs = [Run.start(study.config.study) for study in (one, other)]
-    steps = [run.launch(study) for run, study in zip(runs, (one, other), strict=True)]
-    one.past(40)
+    first, second = (site.study(name, *RECIPE) for name in ("terminated", "going-on"))
+    runs = [Run.start(study.config.study) for study in (first, second)]
+    steps = [run.launch(study) for run, study in zip(runs, (first, second), strict=True)]
+    first.past(40)
     runs[0].terminate()
-    # A step that is terminated ends at once; here nobody else does that.
+    # Kubeflow Pipelines would end the step; here the test does.
     steps[0].delete()
 
     def gone() -> bool:
-        return get(PYTORCHJOB, one.job()) is None and not find("pods", f"{names.JOB}={one.job()}")
+        return get(PYTORCHJOB, first.job()) is None and not find("pods", f"{names.JOB}={first.job()}")
 
     until("job and pods of the terminated run are gone", gone, REAPED_SECONDS, pause=0.5)
     ended = steps[1].end(600)
     assert ended.code == 0, ended.log
-    other.check_losses()
+    second.check_losses()

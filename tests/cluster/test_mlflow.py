@@ -1,8 +1,8 @@
-"""The deployed MLflow server as its clients see it, and overlay a100's database: Postgres, artifacts on S3.
+"""The deployed MLflow server, and the component of overlay a100: Postgres, artifacts on S3.
 
-The database's part needs S3 that pods reach (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) and either a
-Postgres (POSTGRES_HOST, POSTGRES_USER, POSTGRES_PASSWORD: one that may create databases), or Debian's programs of one
-and an address of this machine that pods reach (POSTGRES_LISTEN).
+The latter needs an S3 server that pods can reach (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY), and
+either a Postgres (POSTGRES_HOST, POSTGRES_USER and POSTGRES_PASSWORD of a user who may create databases), or Debian's
+package postgresql and an address of this machine that pods can reach (POSTGRES_LISTEN).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ pytestmark = [
 
 PATIENCE_SECONDS = 300
 KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-# Tests themselves run without these variables.
+# Read at import: the tests run without these variables.
 S3 = {key: os.environ[key] for key in ("AWS_ENDPOINT_URL", *KEYS) if key in os.environ}
 SEARCH = "/api/2.0/mlflow/experiments/search?max_results=1"
 # A client in a pod of the stages' image, which logs a run with an artifact and reads it back.
@@ -59,14 +59,14 @@ with open(client.download_artifacts(run, "note.txt")) as note:
 
 @dataclass(frozen=True)
 class Server:
-    """An MLflow server in a namespace, seen through a forwarded port."""
+    """An MLflow server in a namespace, through a forwarded port."""
 
     namespace: str
     port: int
     login: dict[str, str]
 
     def status(self, *, host: str | None = None, password: str | None = None) -> int:
-        """The answer to a question about experiments, asked under a host's name and with or without a password."""
+        """Status code of a request for experiments, with this host name and password."""
         headers = {"Host": host or f"127.0.0.1:{self.port}"}
         if password:
             headers["Authorization"] = "Basic " + base64.b64encode(f"{self.login[USER]}:{password}".encode()).decode()
@@ -90,18 +90,18 @@ def reached(namespace: str) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def deployed() -> Iterator[Server]:
-    """What `make deploy OVERLAY=kind` made."""
+    """The server of overlay kind."""
     with reached(NAMESPACE) as server:
         yield server
 
 
-def test_a_password_is_asked_for(deployed: Server) -> None:
+def test_mlflow_requires_a_password(deployed: Server) -> None:
     assert deployed.status() == 401
     assert deployed.status(password="not the password") == 401
     assert deployed.status(password=deployed.login[PASSWORD]) == 200
 
 
-def test_only_the_services_names_are_answered(deployed: Server) -> None:
+def test_mlflow_accepts_only_its_service_names(deployed: Server) -> None:
     password = deployed.login[PASSWORD]
     assert deployed.status(host="mlflow.example.com", password=password) == 403
     for name in ("mlflow", "mlflow.dit-scaling", "mlflow.dit-scaling.svc", "mlflow.dit-scaling.svc.cluster.local"):
@@ -123,7 +123,7 @@ def test_artifacts_pass_through_the_server(deployed: Server, monkeypatch: pytest
 
 @pytest.fixture(scope="module")
 def postgres() -> Iterator[dict[str, str]]:
-    """libpq's variables of a new, empty database that pods reach."""
+    """libpq's variables of a new, empty database that pods can reach."""
     if "POSTGRES_HOST" in os.environ:
         admin = {key: os.environ.get(f"POSTGRES_{key}", "postgres") for key in ("HOST", "USER", "PASSWORD")}
         admin["PORT"] = os.environ.get("POSTGRES_PORT", "5432")
@@ -140,7 +140,7 @@ def postgres() -> Iterator[dict[str, str]]:
 
 @contextmanager
 def own_postgres(programs: Path, address: str) -> Iterator[dict[str, str]]:
-    """A server of our own. It refuses to run as root, so that its folder must not lie in one of root's."""
+    """Start a server. It refuses to run as root, so its folder must belong to another user."""
     user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups"] if os.getuid() == 0 else []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -184,7 +184,7 @@ def new_database(admin: dict[str, str]) -> Iterator[dict[str, str]]:
 
 def query(server: dict[str, str], *statements: str) -> str:
     settings = {f"PG{key}": value for key, value in {"DATABASE": "postgres", **server}.items()}
-    command = ["psql", "--no-psqlrc", "-At", *(word for one in statements for word in ("-c", one))]
+    command = ["psql", "--no-psqlrc", "-At", *(word for item in statements for word in ("-c", item))]
     done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
@@ -199,8 +199,8 @@ def bucket() -> Iterator[tuple[Any, str]]:
     name = f"test-mlflow-{secrets.token_hex(4)}"
     client.create_bucket(Bucket=name)
     yield client, name
-    for found in client.list_objects_v2(Bucket=name).get("Contents", []):
-        client.delete_object(Bucket=name, Key=found["Key"])
+    for item in client.list_objects_v2(Bucket=name).get("Contents", []):
+        client.delete_object(Bucket=name, Key=item["Key"])
     client.delete_bucket(Bucket=name)
 
 
@@ -208,7 +208,7 @@ def bucket() -> Iterator[tuple[Any, str]]:
 def on_postgres(
     postgres: dict[str, str], bucket: tuple[Any, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
-    """The namespace of a server that component mlflow-postgres makes, under Pod Security `restricted`."""
+    """The namespace of a server of component mlflow-postgres, under Pod Security `restricted`."""
     namespace = f"test-mlflow-{secrets.token_hex(4)}"
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace, "labels": labels}})
@@ -256,7 +256,7 @@ def wait_for_server(namespace: str) -> None:
 
 
 def run_client(namespace: str, experiment: str) -> str:
-    """Output of the client's pod; its only secret is MLflow's."""
+    """Output of a client in a pod that has only MLflow's secret."""
     confined = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
     values = {"MLFLOW_TRACKING_URI": "http://mlflow:5000", "EXPERIMENT": experiment, "HOME": "/tmp"}
     values["GIT_PYTHON_REFRESH"] = "quiet"
@@ -293,7 +293,7 @@ def test_runs_of_pods_outlive_the_server_in_postgres_and_s3(
     assert content == "kept"
     assert query(postgres, f"select name, status from runs where run_uuid = '{run}'") == "from a pod|FINISHED"
     client, name = bucket
-    keys = [found["Key"] for found in client.list_objects_v2(Bucket=name)["Contents"]]
+    keys = [item["Key"] for item in client.list_objects_v2(Bucket=name)["Contents"]]
     assert [key for key in keys if run in key and key.startswith("mlflow/") and key.endswith("/note.txt")]
     kubectl("delete", "pod", "-n", on_postgres, "-l", "app.kubernetes.io/name=mlflow", "--wait")
     wait_for_server(on_postgres)

@@ -1,4 +1,4 @@
-"""Scenario 4: servers that are away for a minute while a training runs."""
+"""Scenario 4: outages of a minute of servers during a training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from studies import Site, Study
 
 SECONDS = 60
-# Of the rate of its first steps; later ones are faster.
+# At the rate of the first steps; later ones are faster.
 SECONDS_BEFORE_THE_LAST = 160
 MEASURED = 200
 LIMITS = "half-a-core"
@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.alone, pytest.mark.timeout(1200),
 
 @contextmanager
 def scaled_down(name: str) -> Iterator[None]:
-    """A server of ours without a pod."""
+    """One of the deployed servers, without a pod."""
     kubectl("scale", f"deployment/{name}", "--replicas=0", "-n", NAMESPACE)
     until(f"{name} is away", lambda: not find("pods", f"app.kubernetes.io/name={name}"), 60)
     try:
@@ -36,7 +36,7 @@ def scaled_down(name: str) -> Iterator[None]:
 
 @contextmanager
 def api_stopped() -> Iterator[None]:
-    """Whoever starts the tests knows how: commands in STOP_API and START_API."""
+    """Stop the API server with the commands in STOP_API and START_API."""
     subprocess.run(os.environ["STOP_API"], shell=True, check=True)
     try:
         yield
@@ -47,7 +47,7 @@ def api_stopped() -> Iterator[None]:
 
 @contextmanager
 def mlflow_and_api_away() -> Iterator[None]:
-    """Both at once, where the API server can be stopped: what asks the one does not ask the other."""
+    """Both at once, if the API server can be stopped: they have different clients."""
     with scaled_down("mlflow"), api_stopped() if "STOP_API" in os.environ else nullcontext():
         yield
 
@@ -58,7 +58,7 @@ def s3_away() -> AbstractContextManager[None]:
 
 @pytest.fixture
 def half_a_core() -> Iterator[None]:
-    """What a node that others share may grant a pod without a limit of its own: these work for minutes."""
+    """A CPU limit for these pods, which work for minutes: other tests share the node."""
     limit = {"type": "Container", "default": {"cpu": "500m"}, "defaultRequest": {"cpu": "100m"}}
     metadata = {"name": LIMITS, "namespace": NAMESPACE, "labels": OURS}
     apply({"apiVersion": "v1", "kind": "LimitRange", "metadata": metadata, "spec": {"limits": [limit]}})
@@ -67,7 +67,7 @@ def half_a_core() -> Iterator[None]:
 
 
 def long_enough(site: Site) -> Study:
-    """A study whose training, at the rate of its first steps, goes on until the last outage begins."""
+    """A study whose training lasts until the last outage begins, at the rate of its first steps."""
     recipe = ("fit.checkpoint_every=100", "cluster.replicas=2")
     first = site.study("outages", f"train.steps={MEASURED}", *recipe)
     ended = first.launch().end(300)
@@ -78,12 +78,12 @@ def long_enough(site: Site) -> Study:
 
 
 @pytest.mark.usefixtures("half_a_core")
-def test_servers_that_are_away_cost_no_point(site: Site) -> None:
+def test_outages_of_servers_lose_no_point(site: Site) -> None:
     study = long_enough(site)
     launcher = study.launch()
     every = study.config.fit.checkpoint_every
     study.past(MEASURED + every)
-    # Without its store a training waits at the second checkpoint that it cannot write, and so does not end early: last.
+    # The store's outage comes last: a training then waits at the second checkpoint, so it cannot end during it.
     for outage in (mlflow_and_api_away, s3_away):
         assert study.newest_checkpoint() < study.config.train.steps - every, "the training is over too early"
         with outage():

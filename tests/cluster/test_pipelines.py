@@ -1,4 +1,4 @@
-"""The digits study on Kubeflow Pipelines, submitted as a person does it: `make test-pipelines`."""
+"""The digits study on Kubeflow Pipelines, with the commands of a user: `make test-pipelines`."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ pytestmark = [pytest.mark.pipelines, pytest.mark.timeout(1800)]
 
 @dataclass(frozen=True)
 class Submitter:
-    """Commands of a person at a terminal, and the server they talk to."""
+    """Commands of a user, and the server that they use."""
 
     site: Site
     server: Pipelines
@@ -74,7 +74,7 @@ class Submitter:
         return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
     def submitted(self, study: Study, *options: str) -> Run:
-        """Submit without waiting; the run."""
+        """Submit without waiting; returns the run."""
         process = self.submit(study, *options)
         output, _ = process.communicate(timeout=180)
         assert process.returncode == 0, output
@@ -89,13 +89,13 @@ class Submitter:
         return run
 
     def by_kfp(self, verb: str, package: Path, length: int) -> None:
-        """`kfp run`, under its name of today or the old one, with another number of steps."""
+        """`kfp run create`, or the old name `submit`, with another number of steps."""
         kfp = [str(Path(sys.executable).parent / "kfp"), "--endpoint", os.environ["KFP_ENDPOINT"]]
         arguments = ["-e", self.experiment, "-r", f"by-{verb}", "-f", str(package), f"steps={length}"]
         subprocess.run([*kfp, "run", verb, *arguments], check=True, capture_output=True, text=True)
 
     def ended(self, run: Run) -> Run:
-        """The run when it is over."""
+        """Wait until the run has ended, and return it."""
 
         def look() -> Run | None:
             now = self.server.run(run.uid)
@@ -112,7 +112,7 @@ def submitter(site: Site) -> Iterator[Submitter]:
 
 @dataclass(frozen=True)
 class UnderWay:
-    """Runs that work at the same time, each waited for in its own test."""
+    """Runs in parallel; each test waits for one of them."""
 
     whole: Study
     whole_submission: subprocess.Popen[str]
@@ -141,10 +141,10 @@ def under_way(submitter: Submitter, tmp_path_factory: pytest.TempPathFactory) ->
 
 @dataclass(frozen=True)
 class Later:
-    """Runs that work at the same time, after the first ones: all together would need more GPUs than there are."""
+    """Runs in parallel, after the first ones: all together would need too many GPUs."""
 
     changed_run: Run
-    """Of the same study as before, with another number of steps."""
+    """Run of `UnderWay.changed` with another number of steps."""
     five: Study
     five_submission: subprocess.Popen[str]
     large: Study
@@ -167,13 +167,13 @@ def states(run: Run) -> dict[str, str]:
 
 
 def worked_on(run: Run) -> set[str]:
-    """The steps that had a pod of their own: what comes from the cache has none."""
+    """Steps that had a pod; cached steps have none."""
     pods = find("pods", f"{KFP_RUN}={run.uid}", "kubeflow")
     own = [pod for pod in pods if ".executor" in pod["metadata"]["annotations"][NODE]]
     return {title for pod in own if (title := title_of(run, pod))}
 
 
-def test_a_run_under_way_is_watched(submitter: Submitter, under_way: UnderWay) -> None:
+def test_status_shows_a_running_run(submitter: Submitter, under_way: UnderWay) -> None:
     study = under_way.whole
     until("its training is a job", lambda: study.workers(), 600)
     command = [*submitter.command(study, "status"), "--experiment", submitter.experiment]
@@ -211,7 +211,7 @@ def test_a_study_is_submitted_and_succeeds(submitter: Submitter, under_way: Unde
     assert b"mini-S/2" in study.site.store.read(f"{layout.report(study.config)}/{layout.REPORT_PAGE}")
 
 
-def test_a_step_that_fails_says_why(submitter: Submitter, under_way: UnderWay) -> None:
+def test_a_failed_step_has_a_reason(submitter: Submitter, under_way: UnderWay) -> None:
     study = under_way.failing
     output, _ = under_way.failing_submission.communicate(timeout=RUN_SECONDS)
     assert under_way.failing_submission.returncode != 0
@@ -227,7 +227,7 @@ def test_a_step_that_fails_says_why(submitter: Submitter, under_way: UnderWay) -
     assert any("not finite" in message for message in messages), messages
 
 
-def test_kfp_itself_submits_with_other_parameters_and_takes_the_preparation_over(
+def test_kfp_submits_with_other_parameters_and_reuses_the_preparation(
     submitter: Submitter, under_way: UnderWay, later: Later
 ) -> None:
     worked = worked_on(check_succeeded(submitter, under_way.changed, later.changed_run, 40))
@@ -255,7 +255,7 @@ def test_the_server_has_the_right_states_of_a_run_of_five_variants(submitter: Su
     assert "compressedNodes" not in workflow["status"]
 
 
-def test_a_step_that_fails_in_a_run_too_large_for_the_pipelines_server_says_why(
+def test_a_failed_step_of_a_run_too_large_for_the_pipelines_server_has_a_reason(
     submitter: Submitter, later: Later
 ) -> None:
     output, _ = later.large_submission.communicate(timeout=RUN_SECONDS)

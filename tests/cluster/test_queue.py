@@ -1,4 +1,4 @@
-"""Scenario 9, and of scenario 5 the queue without quota: studies in a Kueue queue of 8 GPUs."""
+"""Scenario 9: studies in a Kueue queue of 8 GPUs; and the queue without quota of scenario 5."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ ANOTHER = "of-nine"
 
 @pytest.fixture(scope="module")
 def queue() -> Iterator[None]:
-    """The queue of overlay kind-queue, and another like it."""
+    """The queue of overlay kind-queue, and a copy of it."""
     if not has_crd(CLUSTER_QUEUE):
-        pytest.skip(f"the cluster knows no {CLUSTER_QUEUE}: Kueue is not installed")
+        pytest.skip(f"the cluster does not serve {CLUSTER_QUEUE}: Kueue is not installed")
     for folder in MANIFESTS:
         until("Kueue takes its objects", lambda path=folder: kubectl("apply", "--server-side", "-k", str(path)), 60)
-    # A study that never starts would be in the way of those that come after it.
+    # In the same queue, a study that never starts would block the later ones.
     of_their_own = another_like_it()
     apply(*of_their_own)
     yield
@@ -44,22 +44,22 @@ def another_like_it() -> list[Object]:
     """The same queue under another name."""
     queues = []
     for folder in MANIFESTS:
-        for one in yaml.safe_load_all(kubectl("kustomize", str(folder))):
-            if one["kind"] in ("ClusterQueue", "LocalQueue"):
-                one["metadata"]["name"] = ANOTHER
-                queues.append(one)
-            if one["kind"] == "LocalQueue":
-                one["spec"]["clusterQueue"] = ANOTHER
+        for item in yaml.safe_load_all(kubectl("kustomize", str(folder))):
+            if item["kind"] in ("ClusterQueue", "LocalQueue"):
+                item["metadata"]["name"] = ANOTHER
+                queues.append(item)
+            if item["kind"] == "LocalQueue":
+                item["spec"]["clusterQueue"] = ANOTHER
     return queues
 
 
 @pytest.fixture(scope="module")
 def nine(site: Site) -> Running:
-    """Launcher of a study that asks for more than its queue will ever have."""
+    """Launcher of a study that requests more than the capacity of its queue."""
     return site.study("nine", "cluster.replicas=9", "train.global_batch=63", f"cluster.queue={ANOTHER}").launch()
 
 
-@pytest.mark.usefixtures("nine")  # it waits for its two minutes meanwhile
+@pytest.mark.usefixtures("nine")  # its timeout runs in parallel
 def test_the_second_study_waits_for_the_first(site: Site) -> None:
     recipe = ("train.steps=100", "cluster.replicas=2", QUEUE)
     first = site.study("first", *recipe, "cluster.gpus_per_pod=4", "cluster.pod.memory=4Gi")
@@ -69,7 +69,7 @@ def test_the_second_study_waits_for_the_first(site: Site) -> None:
     waiting = second.launch()
     line = waiting.says("waits in queue dit-scaling", 120)
     assert "insufficient unused quota for nvidia.com/gpu" in line
-    assert "it starts by itself" in line
+    assert "it starts when quota becomes free" in line
     assert not second.workers()
     assert running.end(600).code == 0
     waiting.says("all 2 pods run", 120)
@@ -79,8 +79,8 @@ def test_the_second_study_waits_for_the_first(site: Site) -> None:
         study.check_losses()
 
 
-def test_a_queue_that_has_no_room_ever_says_so(nine: Running) -> None:
-    _, seconds = nine.said("maximum capacity (9 > 8)", 120)
+def test_a_queue_that_is_too_small_is_unrecoverable(nine: Running) -> None:
+    _, seconds = nine.wait_for_line("maximum capacity (9 > 8)", 120)
     assert seconds <= 120
     ended = nine.end(300)
     assert ended.code == 1

@@ -1,4 +1,4 @@
-"""Scenario 7: pods run under `restricted`, and the launcher's account can do what it needs and nothing else."""
+"""Scenario 7: the launcher's account has exactly the permissions it needs."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ RIGHTS = {
 REVIEW = "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews"
 
 
-def test_the_launcher_has_these_rights_and_no_other() -> None:
+def test_the_launcher_has_exactly_these_permissions() -> None:
     spec = {"namespace": NAMESPACE}
     asked = {"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectRulesReview", "spec": spec}
     answer = json.loads(kubectl("create", "--raw", REVIEW, "-f", "-", *LAUNCHER, stdin=json.dumps(asked)))
-    found = {
+    result = {
         ".".join(filter(None, (resource, group))): set(rule["verbs"])
         for rule in answer["status"]["resourceRules"]
         for group in rule["apiGroups"]
         for resource in rule["resources"]
-        # What Kubernetes lets everybody do: ask who one is, and what one may do.
+        # Kubernetes permits everybody to review their own permissions.
         if not resource.startswith("selfsubject")
     }
-    assert found == RIGHTS
+    assert result == RIGHTS
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_the_launcher_has_these_rights_and_no_other() -> None:
     ],
     ids=" ".join,
 )
-def test_the_launcher_is_refused(command: tuple[str, ...]) -> None:
+def test_the_launcher_is_refused_other_calls(command: tuple[str, ...]) -> None:
     pod = kubectl("get", "pods", "-n", NAMESPACE, "-o", "jsonpath={.items[0].metadata.name}")
     job = "apiVersion: kubeflow.org/v1\nkind: PyTorchJob\nmetadata: {name: theirs}\nspec: {pytorchReplicaSpecs: {}}\n"
     with pytest.raises(Refused, match=r"Forbidden|forbidden"):

@@ -1,4 +1,4 @@
-"""Scenario 5: what cannot start says why within two minutes, in one line."""
+"""Scenario 5: a job that cannot start has a one-line reason within two minutes."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
-from hopeless import NO_IMAGE, POWERLESS
 from kube import NAMESPACE, delete, has_crd
 from studies import Running, Site
+from unrecoverable import NO_IMAGE, POWERLESS
 
 pytestmark = [pytest.mark.cluster, pytest.mark.alone, pytest.mark.timeout(1200)]
 SECONDS = 120.0
@@ -27,21 +27,23 @@ TRAINJOB = "trainjobs.trainer.kubeflow.org"
         ("rights", f'{POWERLESS}" cannot get resource "pytorchjobs"', "kubectl auth can-i --list"),
     ],
 )
-def test_why(cannot_start: dict[str, Running], what: str, why: str, remedy: str) -> None:
-    line, seconds = cannot_start[what].said(why, SECONDS)
+def test_a_job_that_cannot_start_has_a_reason(
+    cannot_start: dict[str, Running], what: str, why: str, remedy: str
+) -> None:
+    line, seconds = cannot_start[what].wait_for_line(why, SECONDS)
     assert remedy in line
     assert seconds <= SECONDS
 
 
 @pytest.mark.parametrize("what", ["image", "secret", "account", "restricted", "rights"])
-def test_what_waiting_cannot_mend_ends_the_step(cannot_start: dict[str, Running], what: str) -> None:
+def test_an_unrecoverable_reason_ends_the_step(cannot_start: dict[str, Running], what: str) -> None:
     ended = cannot_start[what].end(SECONDS + 30.0)
     assert ended.code in (1, 2), ended.log
 
 
 @pytest.fixture
 def no_trainjobs() -> Iterator[None]:
-    """A cluster without the kind TrainJob; where it has one, INSTALL_TRAINER is the command that brings it back."""
+    """A cluster without TrainJobs; INSTALL_TRAINER is the command that installs them again."""
     if not has_crd(TRAINJOB):
         yield
         return
@@ -53,8 +55,8 @@ def no_trainjobs() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("no_trainjobs")
-def test_a_kind_that_the_cluster_does_not_know(site: Site) -> None:
+def test_a_missing_job_kind_is_named(site: Site) -> None:
     ended = site.study("crd", "cluster.job=trainjob").launch().end(SECONDS)
     assert ended.code == 2, ended.log
-    assert "the cluster knows no TrainJob" in ended.last_line
+    assert "the cluster does not serve TrainJob" in ended.last_line
     assert f"kubectl get crd {TRAINJOB}" in ended.last_line

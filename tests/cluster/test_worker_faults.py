@@ -1,4 +1,4 @@
-"""Scenario 2: whatever happens to workers and jobs, the losses are those of a training that nothing disturbed."""
+"""Scenario 2: after faults of workers and jobs, the losses are those of an undisturbed training."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200), pytest.mark.usefix
 
 
 def at_random_moment_after(study: Study, step: int) -> None:
-    """Return somewhere between a checkpoint and the next."""
+    """Return at a random moment between two checkpoints."""
     study.past(step)
     time.sleep(random.uniform(0.0, 1.0))
 
 
 def test_a_worker_is_killed_three_times(site: Site, hand: Hand) -> None:
-    # Longer than the others: hundreds of steps, some seconds, are left at the last kill. No longer than that:
-    # what two ranks and one differ by in a sum of floats grows with every step.
+    # Longer than the others, so that some seconds are left after the last kill; but not longer, because the difference
+    # in rounding between two ranks and one grows with each step.
     study = site.study("killed", *RECIPE, "train.steps=600", "cluster.replicas=2")
     launcher = study.launch()
     for step in (20, 80, 140):
@@ -66,7 +66,7 @@ def job_deleted(study: Study) -> Ended:
 
 @dataclass(frozen=True)
 class Disturbed:
-    """A training, and how its launcher ends after what happens to it."""
+    """A training, and the end of its launcher after a fault."""
 
     study: Study
     mishap: Future[Ended]
@@ -74,7 +74,7 @@ class Disturbed:
 
 @pytest.fixture(scope="module")
 def disturbed(site: Site, hand: Hand) -> Iterator[dict[str, Disturbed]]:
-    """Trainings at the same time: most of what they do is to wait for pods."""
+    """Trainings in parallel: they mostly wait for pods."""
     mishaps = {"orphans": partial(torchrun_killed, hand=hand), "deleted": worker_deleted, "again": job_deleted}
     with ThreadPoolExecutor() as pool:
         studies = {name: site.study(name, *RECIPE, "cluster.replicas=2") for name in mishaps}
@@ -84,14 +84,14 @@ def disturbed(site: Site, hand: Hand) -> Iterator[dict[str, Disturbed]]:
 def test_a_job_is_deleted_and_submitted_again(disturbed: dict[str, Disturbed]) -> None:
     study, ended = disturbed["again"].study, disturbed["again"].mishap.result()
     assert ended.code == 1
-    assert "it was deleted; the same step, run again, goes on" in ended.last_line
+    assert "it was deleted; run the step again to resume" in ended.last_line
     ended = study.launch().end(600)
     assert ended.code == 0, ended.log
     study.check_losses()
 
 
 def test_no_process_outlives_a_torchrun_that_is_killed(disturbed: dict[str, Disturbed]) -> None:
-    # The first process of the pod's namespace is another one, so that its end is not theirs.
+    # torchrun is not PID 1 of the pod's namespace, so the kernel does not end its processes with it.
     ended = disturbed["orphans"].mishap.result()
     assert ended.code == 0, ended.log
     disturbed["orphans"].study.check_losses()
@@ -104,14 +104,14 @@ def test_a_worker_is_deleted(disturbed: dict[str, Disturbed]) -> None:
 
 
 @pytest.mark.alone
-def test_a_job_of_8_pods_goes_on_with_4(site: Site) -> None:
+def test_a_job_of_8_pods_resumes_with_4(site: Site) -> None:
     study = site.study("smaller", *RECIPE, "cluster.replicas=8")
     study.launch()
     at_random_moment_after(study, 20)
     smaller = Study(site, (*study.overrides, "cluster.replicas=4"))
     refused = smaller.launch().end(60)
     assert refused.code == 2
-    assert "works on something else" in refused.last_line
+    assert "runs another spec" in refused.last_line
     delete(PYTORCHJOB, study.job())
     ended = smaller.launch().end(600)
     assert ended.code == 0, ended.log
@@ -121,7 +121,7 @@ def test_a_job_of_8_pods_goes_on_with_4(site: Site) -> None:
 
 @pytest.mark.alone
 def test_a_pod_that_waits_for_the_others_is_gone_with_its_job(site: Site) -> None:
-    # The second pod finds no room beside the first, which meanwhile has no processes that could be told to end.
+    # The node has no GPUs for the second pod, and the first waits in torchrun without worker processes.
     study = site.study("waiting", "train.global_batch=60", "cluster.replicas=2", "cluster.gpus_per_pod=5")
     study.launch()
 

@@ -1,6 +1,6 @@
-"""Pipeline runs as the launcher and the reaper see them: a Workflow, and the pod of a step that belongs to it.
+"""Pipeline runs for launcher and reaper: a Workflow, and the pod of one of its steps.
 
-Where Kubeflow Pipelines is not installed the kind Workflow is made for the test; whoever acts on it is not needed here.
+Without Kubeflow Pipelines, the kind Workflow is created for the test; its controller is not needed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pipelines.deploy import ROOT
 
 NAMESPACE = "kubeflow"
 CRD = "workflows.argoproj.io"
-# What the step of a pipeline calls, with its pod's name in the variable that Kubeflow Pipelines sets.
+# The call of a pipeline step; Kubeflow Pipelines sets a variable with the name of its pod.
 _STEP = """
 import pathlib, sys
 from pipelines.jobs.launch import run
@@ -29,13 +29,13 @@ run("train", pathlib.Path(study).read_text(), root, overrides, variant, image)
 
 @dataclass(frozen=True)
 class Run:
-    """A pipeline run under way."""
+    """A running pipeline run."""
 
     name: str
 
     @classmethod
     def start(cls, name: str) -> Run:
-        """A run that goes on until it is told to end."""
+        """Start a run that lasts until it is terminated."""
         wait = {"name": "main", "suspend": {}}
         apply(
             {
@@ -62,13 +62,13 @@ class Run:
         return Running(name, NAMESPACE)
 
     def terminate(self) -> None:
-        """As the pipelines' server does it."""
+        """Terminate the run as Kubeflow Pipelines does."""
         kubectl("patch", CRD, self.name, "-n", NAMESPACE, "--type=merge", "-p", '{"spec":{"activeDeadlineSeconds":0}}')
 
 
 @contextmanager
 def pipelines_namespace() -> Iterator[None]:
-    """Overlay `pipelines`, deployed; the namespace and the kind Workflow, too, where there are none."""
+    """Deploy overlay `pipelines`; create the namespace and the kind Workflow if they do not exist."""
     made = []
     if get("crd", CRD) is None:
         made.append(("crd", CRD))

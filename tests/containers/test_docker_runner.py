@@ -1,7 +1,4 @@
-"""The study in containers of its image, under kfp.local's DockerRunner: where an engine and the image are at hand.
-
-TEST_IMAGE names another image than the one that `make build` makes.
-"""
+"""Studies in containers, by kfp.local's DockerRunner. Needs an engine and the image of `make build`, or TEST_IMAGE."""
 
 from __future__ import annotations
 
@@ -80,7 +77,7 @@ def test_a_failing_step_fails_every_time(engine: Any, image: str, tmp_path: Path
     use_containers(load(REPOSITORY / "configs/digits.yaml"), str(tmp_path / "runs"), str(tmp_path / "kfp"))
     runner = config.LocalExecutionConfig.instance.runner
     handler = docker_task_handler.DockerTaskHandler(image, ["sh", "-c", "exit 3"], str(tmp_path / "kfp"), runner)
-    # kfp prepares a task's settings for its handler; here there is none.
+    # kfp prepares this setting for each task; here there is no task.
     runner.container_run_args.pop("environment")
     assert [handler.run() for _ in range(50)] == [status.Status.FAILURE] * 50
     well = docker_task_handler.DockerTaskHandler(image, ["sh", "-c", "exit 0"], str(tmp_path / "kfp"), runner)
@@ -88,7 +85,7 @@ def test_a_failing_step_fails_every_time(engine: Any, image: str, tmp_path: Path
     assert engine.containers.list(all=True, filters={"volume": str(tmp_path / "kfp")}) == []
 
 
-def test_a_study_ends_with_its_report_and_a_step_that_fails_says_why(image: str, tmp_path: Path) -> None:
+def test_a_study_ends_with_its_report_and_a_failed_step_has_a_reason(image: str, tmp_path: Path) -> None:
     root = tmp_path / "runs"
     code, output, errors = run(root, image)
     assert code == 0, errors
@@ -101,9 +98,7 @@ def test_a_study_ends_with_its_report_and_a_step_that_fails_says_why(image: str,
     assert errors.splitlines()[-1].startswith("dit: evaluate mini-S/2: ")
 
 
-def test_containers_end_with_a_starter_that_is_killed_and_leave_a_checkpoint(
-    engine: Any, image: str, tmp_path: Path
-) -> None:
+def test_containers_end_with_a_killed_parent_and_write_a_checkpoint(engine: Any, image: str, tmp_path: Path) -> None:
     root = tmp_path / "runs"
     checkpoints = root / "studies/digits/mini-s-2/checkpoints"
     endless = ("train.steps=1000000", "evaluation.at_steps=[5]", "fit.checkpoint_every=1000000")
@@ -122,5 +117,5 @@ def test_without_the_image_the_next_command_is_named(engine: Any, tmp_path: Path
     code, _, errors = run(tmp_path / "runs", "dit-scaling:none-such")
     assert (code, errors) == (
         2,
-        "dit: image dit-scaling:none-such is not in the Docker engine; run 'make build' first\n",
+        "dit: image dit-scaling:none-such does not exist; run 'make build' first\n",
     )

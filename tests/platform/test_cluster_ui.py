@@ -1,4 +1,4 @@
-"""`dit ui-cluster` against a kubectl that renders as the real one, and forwards to an MLflow that knows one study."""
+"""`dit ui-cluster` with a fake kubectl, which forwards to an MLflow server with one study."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ if arguments[0] == "port-forward":
 
 
 class Cluster:
-    """A folder with that kubectl."""
+    """A folder with the fake kubectl."""
 
     def __init__(self, folder: Path) -> None:
         self._program = folder / "kubectl"
@@ -72,7 +72,7 @@ def cluster(tmp_path: Path) -> Cluster:
     return Cluster(tmp_path)
 
 
-def test_the_view_is_shown_until_it_is_ended_and_the_password_is_not(cluster: Cluster) -> None:
+def test_the_address_of_the_view_is_printed_but_not_the_password(cluster: Cluster) -> None:
     with reserved_port() as port:
         pass
     process = cluster.start("kind", port)
@@ -87,7 +87,7 @@ def test_the_view_is_shown_until_it_is_ended_and_the_password_is_not(cluster: Cl
     assert "swordfish" not in "".join(lines)
 
 
-def test_a_study_that_is_not_there_yet_is_said(cluster: Cluster) -> None:
+def test_a_missing_experiment_is_reported(cluster: Cluster) -> None:
     cluster.arrange(known="another")
     with reserved_port() as port:
         pass
@@ -99,20 +99,22 @@ def test_a_study_that_is_not_there_yet_is_said(cluster: Cluster) -> None:
 
 
 @pytest.mark.parametrize(
-    ("overlay", "lacks", "said"),
+    ("overlay", "lacks", "message"),
     [
         ("kind", "--raw", "no cluster answers .* set KUBECONFIG"),
         ("kind", "service/mlflow", "service/mlflow not found; deploy it first: dit deploy kind"),
         ("kind", "dit-mlflow", "dit-mlflow not found"),
-        ("pipelines", "", "overlay pipelines has no MLflow server; one that has: dit ui-cluster kind STUDY"),
+        ("pipelines", "", "overlay pipelines has no MLflow server; choose another, such as: dit ui-cluster kind STUDY"),
         ("kind-of", "", "overlay kind-of does not exist; choose from a100, kind"),
     ],
 )
-def test_what_is_missing_is_one_line(cluster: Cluster, overlay: str, lacks: str, said: str) -> None:
+def test_each_missing_prerequisite_is_a_one_line_error(
+    cluster: Cluster, overlay: str, lacks: str, message: str
+) -> None:
     cluster.arrange(lacks=lacks)
     with reserved_port() as port:
         pass
     process = cluster.start(overlay, port)
     _, error = process.communicate()
     assert process.returncode != 0
-    assert re.fullmatch(rf"dit: .*{said}.*\n", error), error
+    assert re.fullmatch(rf"dit: .*{message}.*\n", error), error

@@ -1,4 +1,4 @@
-"""`dit deploy` and `dit undeploy` against a kubectl that renders as the real one, and keeps a cluster in a file."""
+"""`dit deploy` and `dit undeploy` with a fake kubectl, which keeps its cluster in a file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Cluster = list[dict[str, Any]]
 
 @pytest.fixture
 def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file of an empty cluster, which kubectl on PATH reads and writes."""
+    """The file of an empty cluster of the fake kubectl."""
     state = tmp_path / "cluster.json"
     fake_kubectl.install(tmp_path / "bin", state, monkeypatch)
     state.write_text("[]")
@@ -39,12 +39,12 @@ def run(state: Path, *arguments: str) -> int:
 
 
 def places(cluster: Cluster) -> set[tuple[str, str, str]]:
-    return {(one["kind"], one["metadata"].get("namespace", ""), one["metadata"]["name"]) for one in cluster}
+    return {(entry["kind"], entry["metadata"].get("namespace", ""), entry["metadata"]["name"]) for entry in cluster}
 
 
 def read(state: Path) -> Cluster:
-    found: Cluster = json.loads(state.read_text())
-    return found
+    result: Cluster = json.loads(state.read_text())
+    return result
 
 
 def give_secrets(state: Path, overlay: str) -> None:
@@ -66,7 +66,7 @@ def add(state: Path, *objects: dict[str, Any]) -> None:
 
 
 def settings_of_jobs(kind: str, name: str) -> dict[str, Any]:
-    """What overlay kind or a100 makes."""
+    """An object of overlay kind or a100."""
     return {
         "apiVersion": "v1",
         "kind": kind,
@@ -76,12 +76,12 @@ def settings_of_jobs(kind: str, name: str) -> dict[str, Any]:
 
 
 def settings_of_runs(overlay: str) -> set[tuple[str, str, str]]:
-    """What overlay pipelines copies to where runs are."""
+    """Copies of the settings in the namespace of runs."""
     return {(kind, "kubeflow", name) for kind, name in deploy.SETTINGS} if overlay == "pipelines" else set()
 
 
 @every_overlay
-def test_undeploy_removes_what_deploy_made_and_nothing_else(overlay: str, state: Path) -> None:
+def test_undeploy_removes_exactly_the_deployed_objects(overlay: str, state: Path) -> None:
     objects = deploy.render(overlay, build(state))
     strangers = [
         {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "theirs", "namespace": namespace}}
@@ -99,16 +99,16 @@ def test_undeploy_removes_what_deploy_made_and_nothing_else(overlay: str, state:
     assert places(read(state)) == before | kept
 
 
-def test_undeploy_removes_what_an_earlier_deploy_left(state: Path) -> None:
-    """Config maps carry a hash of their content in their names; a changed setting leaves the old one behind."""
+def test_undeploy_removes_objects_of_an_earlier_deployment(state: Path) -> None:
+    """A changed config map has another hash in its name, so the old one remains."""
     deploy.create_secrets("kind", build(state))
     deploy.deploy("kind", build=build(state))
     cluster = read(state)
-    old = next(one for one in cluster if one["kind"] == "ConfigMap")
+    old = next(entry for entry in cluster if entry["kind"] == "ConfigMap")
     renamed = {**old, "metadata": {**old["metadata"], "name": "mlflow-of-before"}}
     state.write_text(json.dumps([*cluster, renamed]))
     deploy.undeploy("kind", build(state))
-    assert not [one for one in read(state) if one["kind"] == "ConfigMap"]
+    assert not [entry for entry in read(state) if entry["kind"] == "ConfigMap"]
 
 
 def test_undeploy_needs_no_images(state: Path) -> None:
@@ -117,18 +117,20 @@ def test_undeploy_needs_no_images(state: Path) -> None:
     for file in deploy.IMAGES.values():
         (build(state) / file).unlink()
     assert run(state, "undeploy", "kind") == 0
-    assert {one["kind"] for one in read(state)} == {"Namespace", "PersistentVolumeClaim", "Secret"}
+    assert {entry["kind"] for entry in read(state)} == {"Namespace", "PersistentVolumeClaim", "Secret"}
 
 
 @every_overlay
-def test_undeploy_takes_nothing_from_under_a_job(overlay: str, state: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_undeploy_is_refused_while_jobs_are_running(
+    overlay: str, state: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def job(name: str, *conditions: str) -> dict[str, Any]:
         labels = {"app.kubernetes.io/name": "dit-scaling", "app.kubernetes.io/component": "job"}
         return {
             "apiVersion": "kubeflow.org/v1",
             "kind": "PyTorchJob",
             "metadata": {"name": name, "namespace": "dit-scaling", "labels": labels},
-            "status": {"conditions": [{"type": one, "status": "True"} for one in conditions]},
+            "status": {"conditions": [{"type": entry, "status": "True"} for entry in conditions]},
         }
 
     add(state, job("old", "Succeeded"), job("one", "Running"), job("other", "Suspended"), job("bad", "Failed"))
@@ -141,7 +143,7 @@ def test_undeploy_takes_nothing_from_under_a_job(overlay: str, state: Path, caps
     assert read(state) == before
 
 
-def test_a_queue_with_jobs_of_others_in_it_is_not_waited_for(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_undeploy_fails_if_a_queue_still_has_jobs(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
     metadata = {
         "name": "dit-scaling",
         "labels": {deploy.LABEL: "a100"},
@@ -155,12 +157,12 @@ def test_a_queue_with_jobs_of_others_in_it_is_not_waited_for(state: Path, capsys
     assert error.count("\n") == 1
 
 
-def test_secrets_are_random_complete_and_never_made_twice(state: Path) -> None:
+def test_secrets_are_random_complete_and_created_once(state: Path) -> None:
     assert run(state, "secrets", "kind") == 0
-    first = [one for one in read(state) if one["kind"] == "Secret"]
+    first = [entry for entry in read(state) if entry["kind"] == "Secret"]
     assert run(state, "secrets", "kind") == 0
-    assert [one for one in read(state) if one["kind"] == "Secret"] == first
-    values = {(one["metadata"]["namespace"], one["metadata"]["name"]): one["data"] for one in first}
+    assert [entry for entry in read(state) if entry["kind"] == "Secret"] == first
+    values = {(entry["metadata"]["namespace"], entry["metadata"]["name"]): entry["data"] for entry in first}
     assert values["dit-scaling", "dit-mlflow"].pop("MLFLOW_TRACKING_USERNAME") == "admin"
     secrets = [value for (space, _), data in values.items() if space == "dit-scaling" for value in data.values()]
     assert len(set(secrets)) == len(secrets) == 4
@@ -173,7 +175,7 @@ def test_steps_of_runs_read_the_settings_that_jobs_read(state: Path, capsys: pyt
     deploy.create_secrets("kind", build(state))
     deploy.deploy("kind", build=build(state))
     assert run(state, "deploy", "pipelines") == 0
-    data = {place: one.get("data") for one in read(state) for place in places([one])}
+    data = {place: entry.get("data") for entry in read(state) for place in places([entry])}
     for kind, name in deploy.SETTINGS:
         assert data[kind, "kubeflow", name] == data[kind, "dit-scaling", name]
         assert data[kind, "kubeflow", name]
@@ -191,10 +193,10 @@ def test_deploy_without_secrets_names_them_and_applies_no_pod(state: Path, capsy
 def test_a_key_that_a_secret_lacks_is_named(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
     give_secrets(state, "a100")
     cluster = read(state)
-    for one in cluster:
-        if one["metadata"]["name"] == "dit-mlflow-server":
-            one["data"]["PGPASSWORD"] = ""
-            del one["data"]["MLFLOW_FLASK_SERVER_SECRET_KEY"]
+    for entry in cluster:
+        if entry["metadata"]["name"] == "dit-mlflow-server":
+            entry["data"]["PGPASSWORD"] = ""
+            del entry["data"]["MLFLOW_FLASK_SERVER_SECRET_KEY"]
     state.write_text(json.dumps(cluster))
     assert run(state, "deploy", "a100") == 2
     error = capsys.readouterr().err
@@ -204,7 +206,7 @@ def test_a_key_that_a_secret_lacks_is_named(state: Path, capsys: pytest.CaptureF
 
 
 def pod(name: str, state: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
-    """One of mlflow's, whose container is in this state."""
+    """A pod of MLflow with a container in this state."""
     containers = (
         [{"name": "mlflow", "image": "r.example/x", "ready": False, "state": state, **more.pop("container", {})}]
         if state
@@ -228,7 +230,7 @@ READY = {"type": "Ready", "status": "True"}
 
 
 @pytest.mark.parametrize(
-    ("stuck", "said"),
+    ("stuck", "message"),
     [
         (
             pod("a", NO_IMAGE),
@@ -252,22 +254,22 @@ READY = {"type": "Ready", "status": "True"}
         (
             pod("a", conditions=[NO_ROOM]),
             "pod dit-scaling/a finds no node: 0/1 nodes: Insufficient memory.;"
-            " it waits for room: kubectl describe nodes",
+            " it waits for a free node: kubectl describe nodes",
         ),
-        (pod("a", {"running": {}}), "pod dit-scaling/a runs and is not ready; kubectl logs -n dit-scaling a -c mlflow"),
+        (pod("a", {"running": {}}), "pod dit-scaling/a runs but is not ready; kubectl logs -n dit-scaling a -c mlflow"),
         (
             pod(
                 "a",
                 {"waiting": {"reason": "PodInitializing"}},
                 initContainerStatuses=[{"name": "first", "ready": False, "state": {"running": {}}}],
             ),
-            "pod dit-scaling/a runs and is not ready; kubectl logs -n dit-scaling a -c first",
+            "pod dit-scaling/a runs but is not ready; kubectl logs -n dit-scaling a -c first",
         ),
     ],
 )
-def test_what_does_not_come_up_says_why(
+def test_a_deployment_that_is_not_ready_has_a_reason(
     stuck: dict[str, Any],
-    said: str,
+    message: str,
     state: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -277,17 +279,17 @@ def test_what_does_not_come_up_says_why(
     add(state, stuck, pod("old", BACK_OFF, metadata={"deletionTimestamp": "2026"}), pod("up", conditions=[READY]))
     assert run(state, "deploy", "kind") == 1
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error == f"dit: deployment dit-scaling/mlflow is not up: {said}"
+    assert error == f"dit: deployment dit-scaling/mlflow is not up: {message}"
 
 
-def test_what_waiting_does_not_mend_is_said_before_time_is_up(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unrecoverable_deployment_fails_before_the_timeout(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
     give_secrets(state, "kind")
     add(state, pod("a", NO_IMAGE))
     assert run(state, "deploy", "kind") == 1
     assert "cannot pull r.example/x" in capsys.readouterr().err
 
 
-def test_a_deployment_without_a_pod_says_why(
+def test_a_deployment_without_pods_has_a_reason(
     state: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(deploy.rollout, "TIMEOUT_SECONDS", 0)
@@ -298,16 +300,18 @@ def test_a_deployment_without_a_pod_says_why(
     add(state, {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata, "status": status})
     assert run(state, "deploy", "kind") == 1
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.endswith("no pod is made: exceeded quota: pods; kubectl describe deployment -n dit-scaling mlflow")
+    assert error.endswith("no pod was created: exceeded quota: pods; kubectl describe deployment -n dit-scaling mlflow")
 
 
-def test_secrets_of_services_that_exist_are_not_invented(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_secrets_of_existing_services_are_not_random(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(state, "secrets", "a100") == 2
     assert "dit-mlflow-server in namespace dit-scaling" in capsys.readouterr().err
-    assert not [one for one in read(state) if one["kind"] == "Secret"]
+    assert not [entry for entry in read(state) if entry["kind"] == "Secret"]
 
 
-def test_no_cluster_no_image_and_no_overlay_are_one_line_each(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_cluster_image_or_overlay_is_a_one_line_error(
+    state: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     state.unlink()
     assert run(state, "deploy", "kind") == 2
     assert "set KUBECONFIG" in capsys.readouterr().err
@@ -326,7 +330,7 @@ def test_the_written_kustomization_renders_by_itself(state: Path) -> None:
     assert yaml.safe_load(written.read_text())["labels"] == [{"pairs": {deploy.LABEL: "kind"}}]
 
 
-def test_a_field_that_somebody_else_has_set_is_named_and_overwritten_on_request(
+def test_a_conflicting_field_is_named_and_overwritten_with_force(
     state: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     give_secrets(state, "kind")
@@ -337,6 +341,6 @@ def test_a_field_that_somebody_else_has_set_is_named_and_overwritten_on_request(
     capsys.readouterr()
     assert run(state, "deploy", "kind") == 2
     error = capsys.readouterr().err
-    assert error.endswith('conflict with "somebody" using v1: .data.K; to overwrite it: make deploy FORCE=1\n')
+    assert error.endswith('conflict with "somebody" using v1: .data.K; to overwrite it, add --force\n')
     assert error.count("\n") == 1
     assert run(state, "deploy", "kind", "--force") == 0

@@ -1,17 +1,20 @@
-"""Which jobs the reaper deletes, and that it deletes no other."""
+"""Which jobs the reaper deletes."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
+from job_objects import NAME, Api
+from job_objects import orphan as orphaned_job
 
+from pipelines.cluster.client import Cluster
 from pipelines.jobs import names
-from pipelines.jobs.registry import all_kinds
+from pipelines.jobs.registry import KINDS
 from pipelines.jobs.spec import Workflow
-from pipelines.reaper import has_ended, is_orphan
+from pipelines.reaper import has_ended, is_orphan, sweep
 
-PYTORCHJOB, TRAINJOB = all_kinds()
+PYTORCHJOB, TRAINJOB = KINDS.values()
 RUNNING = {"type": "Running", "status": "True"}
 
 
@@ -25,7 +28,7 @@ def job(*workflows: str, condition: dict[str, str] = RUNNING, **metadata: Any) -
 
 
 @pytest.mark.parametrize(
-    ("found", "ended"),
+    ("result", "ended"),
     [
         (workflow(), False),
         (workflow(""), False),
@@ -40,24 +43,24 @@ def job(*workflows: str, condition: dict[str, str] = RUNNING, **metadata: Any) -
         ({"metadata": {"uid": "w-1", "deletionTimestamp": "2026-01-01T10:00:00Z"}}, True),
     ],
 )
-def test_when_a_run_has_ended(found: dict[str, Any] | None, ended: bool) -> None:
-    assert has_ended(found, "w-1") is ended
+def test_when_a_run_has_ended(result: dict[str, Any] | None, ended: bool) -> None:
+    assert has_ended(result, "w-1") is ended
 
 
 def orphan(candidate: dict[str, Any], alive: set[str], kind: Any = PYTORCHJOB) -> bool:
-    def find(one: Workflow) -> dict[str, Any] | None:
-        return workflow(uid=one.uid) if str(one) in alive else None
+    def find(item: Workflow) -> dict[str, Any] | None:
+        return workflow(uid=item.uid) if str(item) in alive else None
 
     return is_orphan(kind, candidate, find)
 
 
-def test_a_job_goes_when_its_run_is_gone_and_not_before() -> None:
+def test_a_job_is_an_orphan_when_its_run_has_ended() -> None:
     assert orphan(job("kubeflow/w/w-1"), alive=set())
     assert not orphan(job("kubeflow/w/w-1"), alive={"kubeflow/w/w-1"})
     assert orphan(job("kubeflow/w/w-1"), alive={"other/w/w-1"})
 
 
-def test_a_job_that_two_runs_wait_for_stays_for_the_second() -> None:
+def test_a_job_of_two_runs_is_an_orphan_when_both_have_ended() -> None:
     both = job("kubeflow/a/1", "kubeflow/b/2")
     assert not orphan(both, alive={"kubeflow/b/2"})
     assert orphan(both, alive=set())
@@ -75,10 +78,33 @@ def test_a_job_that_two_runs_wait_for_stays_for_the_second() -> None:
     ],
     ids=["by hand", "no annotations", "strange annotation", "failed", "succeeded", "being deleted"],
 )
-def test_no_other_job_goes(candidate: dict[str, Any]) -> None:
+def test_other_jobs_are_not_orphans(candidate: dict[str, Any]) -> None:
     assert not orphan(candidate, alive=set())
 
 
-def test_trainjobs_are_treated_alike() -> None:
+def test_a_trainjob_is_an_orphan_when_its_run_has_ended() -> None:
     running = {"metadata": job("kubeflow/w/w-1")["metadata"], "status": {"jobsStatus": [{"name": "node", "active": 1}]}}
     assert orphan(running, alive=set(), kind=TRAINJOB)
+
+
+def test_the_reaper_keeps_a_job_that_is_adopted_during_the_sweep(api: Api, cluster: Cluster) -> None:
+    api.job, api.alive = orphaned_job("ended"), {"other"}
+
+    def adopted() -> None:
+        api.job = orphaned_job("ended", "other", version=2)
+
+    api.before["DELETE", NAME] = [adopted]
+    assert list(sweep(cluster)) == []
+    assert api.job is not None
+    assert ("DELETE", NAME) in api.asked
+
+
+def test_the_reaper_deletes_a_job_whose_status_changes_during_the_sweep(api: Api, cluster: Cluster) -> None:
+    api.job = orphaned_job("ended")
+
+    def changed() -> None:
+        api.job = orphaned_job("ended", version=2)
+
+    api.before["DELETE", "pods"] = [changed]
+    assert list(sweep(cluster)) == [f"PyTorchJob dit-scaling/{NAME}"]
+    assert api.job is None

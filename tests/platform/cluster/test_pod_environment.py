@@ -1,4 +1,4 @@
-"""Services inside a cluster, reached through a kubectl that forwards as the real one does."""
+"""Services of a cluster, reached through a fake kubectl that forwards ports."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def kubectl(folder: Path, log: Path, monkeypatch: pytest.MonkeyPatch, port: str 
         ("http://s3.store.svc", "-n store service/s3 :80"),
     ],
 )
-def test_a_name_of_the_cluster_is_reached_through_kubectl(
+def test_a_service_name_is_reached_through_port_forward(
     address: str, place: str, log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with serve(lambda _: (200, "behind the service")) as real:
@@ -59,31 +59,31 @@ def test_a_name_of_the_cluster_is_reached_through_kubectl(
         os.kill(int(number), 0)
 
 
-def test_what_this_machine_can_look_up_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_this_machine_resolves_is_not_forwarded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     for address in ("http://localhost:9000", "https://127.0.0.1:9000/path"):
         with reached(address, "jobs") as local:
             assert local == address
 
 
-def test_a_host_outside_that_has_no_address_is_no_service(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_public_host_is_not_forwarded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     with reached("https://s3.nothing.invalid", "jobs") as local:
         assert local == "https://s3.nothing.invalid"
 
 
-def test_a_service_that_is_not_there_is_one_line(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_service_is_a_one_line_error(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kubectl(tmp_path, log, monkeypatch, error='error: services "s3" not found')
     with pytest.raises(DitError, match=r'service store/s3 cannot be reached: services "s3" not found; kubectl get'):
         reached("http://s3.store.svc:7070", "jobs").__enter__()
 
 
-def test_encryption_for_a_name_of_the_cluster_cannot_be_checked_from_outside() -> None:
+def test_https_of_a_service_name_is_refused() -> None:
     with pytest.raises(InputError, match="certificate"):
         reached("https://s3.store.svc:7070", "jobs").__enter__()
 
 
-def test_without_kubectl_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_kubectl_is_an_input_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(InputError, match="kubectl is not on PATH"):
         reached("http://s3.store.svc:7070", "jobs").__enter__()

@@ -257,7 +257,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return captured.err
 
 
-def test_a_root_that_pods_do_not_reach_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_local_root_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     study, output = str(ROOT / "configs/digits.yaml"), str(tmp_path / "file.yaml")
     for root in ("runs", "file:///runs", "s3://"):
         assert "s3://bucket/prefix" in refused([study, "--root", root, "--image", IMAGE, "--output", output], capsys)

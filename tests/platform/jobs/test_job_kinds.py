@@ -1,4 +1,4 @@
-"""The study file names the kinds of jobs, and the platform has one for each name."""
+"""The table of job kinds, and their names in study files."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from dit.study.cluster import ClusterConfig
 from pipelines.jobs.registry import KINDS
 
 
-def test_a_study_can_choose_every_kind_of_job_and_no_other() -> None:
+def test_the_study_file_accepts_exactly_the_registered_job_kinds() -> None:
     assert set(get_args(ClusterConfig.model_fields["job"].annotation)) == set(KINDS)

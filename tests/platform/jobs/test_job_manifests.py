@@ -1,6 +1,6 @@
-"""The manifests of jobs: against the published CRDs, against Pod Security, and as a file for review.
+"""The manifests of jobs: compared with the published CRDs, Pod Security and a golden file.
 
-python tests/platform/jobs/test_job_manifests.py   writes the golden file anew
+python tests/platform/jobs/test_job_manifests.py   writes the golden file
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ def rendered(study: str, *overrides: str, variant: str | None = None, stage: Any
 
 @cache
 def strict_schema(kind: str) -> dict[str, Any]:
-    """The CRD's schema, refusing keys that Kubernetes would silently drop."""
+    """The CRD's schema, strict about unknown keys, which Kubernetes would drop silently."""
     if CRDS is None:
         pytest.skip("no shared/crds beside the project: manifests are not checked against the published CRDs")
     file = next(path for path in CRDS.glob("*.yaml") if path.stem.split("_")[1] == f"{kind.lower()}s")
     version = yaml.safe_load(file.read_text())["spec"]["versions"][0]
     schema: dict[str, Any] = version["schema"]["openAPIV3Schema"]
-    # Kubernetes checks metadata itself; a CRD says only that it is an object.
+    # A CRD does not describe metadata, which Kubernetes checks itself.
     schema["properties"]["metadata"] = {"type": "object"}
     return tighten(schema)
 
 
 def tighten(schema: Any) -> Any:
     if isinstance(schema, list):
-        return [tighten(one) for one in schema]
+        return [tighten(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
     tight = {key: tighten(value) for key, value in schema.items()}
@@ -65,7 +65,7 @@ def problems(manifest: dict[str, Any]) -> list[str]:
 @pytest.mark.parametrize("study", [path.stem for path in CONFIGS])
 @pytest.mark.parametrize("job", ["pytorchjob", "trainjob"])
 @pytest.mark.parametrize("stage", ["train", "sample"])
-def test_every_study_renders_to_what_the_crds_describe(study: str, job: str, stage: str) -> None:
+def test_manifests_of_every_study_match_the_crds(study: str, job: str, stage: str) -> None:
     result = rendered(study, f"cluster.job={job}", "cluster.deadline_seconds=1000", stage=stage)
     for manifest in (result.job, *(companion for _, companion in result.companions)):
         assert problems(manifest) == []
@@ -79,7 +79,7 @@ def test_every_study_renders_to_what_the_crds_describe(study: str, job: str, sta
         (("pytorchReplicaSpecs", "Worker", "template", "spec", "resourcs"), {}),
     ],
 )
-def test_a_typing_error_in_a_manifest_would_be_found(place: tuple[str, ...], value: Any) -> None:
+def test_the_schema_check_finds_a_typing_error(place: tuple[str, ...], value: Any) -> None:
     node = (manifest := rendered("imagenet256").job)["spec"]
     for key in place[:-1]:
         node = node[key]
@@ -87,7 +87,7 @@ def test_a_typing_error_in_a_manifest_would_be_found(place: tuple[str, ...], val
     assert len(problems(manifest)) == 1
 
 
-def test_the_pytorchjob_of_the_largest_model_is_as_reviewed() -> None:
+def test_the_pytorchjob_of_the_largest_model_equals_the_golden_file() -> None:
     assert rendered("imagenet256", variant="DiT-XL/2").job == yaml.safe_load(GOLDEN.read_text())
 
 
@@ -121,7 +121,7 @@ def test_pods_are_restricted_and_can_write_where_they_must(study: str) -> None:
         assert template["metadata"]["labels"]["sidecar.istio.io/inject"] == "false"
 
 
-def test_pods_run_what_a_person_would_type_with_nothing_of_the_launchers_environment(
+def test_pods_run_the_dit_command_without_the_launchers_environment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("MLFLOW_RUN_ID", "of-the-step")
@@ -137,7 +137,7 @@ def test_pods_run_what_a_person_would_type_with_nothing_of_the_launchers_environ
         own = {"node": {"PET_RDZV_CONF"}}.get(name, set())
         assert plain == {"PYTHONUNBUFFERED", "HOME", "TMPDIR", "DIT_CACHE"} | settings | own
         references = [next(iter(entry["valueFrom"].values())) for entry in container["env"] if "valueFrom" in entry]
-        assert [(one["name"], one["key"]) for one in references] == [
+        assert [(item["name"], item["key"]) for item in references] == [
             ("dit-services", "AWS_ENDPOINT_URL_S3"),
             ("dit-services", "AWS_REGION"),
             ("dit-services", "MLFLOW_TRACKING_URI"),
@@ -149,7 +149,7 @@ def test_pods_run_what_a_person_would_type_with_nothing_of_the_launchers_environ
 
 
 @pytest.mark.parametrize("study", ["imagenet256", "imagenet256-52k"])
-def test_one_pod_for_a_whole_node_is_what_the_study_file_says(study: str) -> None:
+def test_the_documented_overrides_give_one_pod_per_node(study: str) -> None:
     text = (ROOT / "configs" / f"{study}.yaml").read_text()
     overrides = text.partition('SET="')[2].partition('"')[0].split()
     job = rendered(study, *overrides).job
@@ -166,28 +166,28 @@ def test_one_pod_for_a_whole_node_is_what_the_study_file_says(study: str) -> Non
 
 
 @pytest.mark.parametrize(("replicas", "limit"), [(8, 24), (32, 96)])
-def test_a_pytorchjob_fails_by_incidents_whatever_the_number_of_its_pods(replicas: int, limit: int) -> None:
-    """The operator adds up the restarts of all pods."""
+def test_the_backoff_limit_counts_incidents_not_pods(replicas: int, limit: int) -> None:
+    """The operator counts the restarts of all pods."""
     job = rendered("imagenet256", f"cluster.replicas={replicas}", "cluster.backoff_limit=3").job
     assert job["spec"]["runPolicy"]["backoffLimit"] == limit
 
 
-def test_a_pod_that_is_told_to_end_has_time_for_a_checkpoint() -> None:
+def test_the_grace_period_leaves_time_for_a_checkpoint() -> None:
     for _, template in pod_templates("imagenet256", "cluster.pod.grace_seconds=120"):
         spec = template["spec"]
-        env = {one["name"]: one.get("value") for one in spec["containers"][0]["env"]}
+        env = {item["name"]: item.get("value") for item in spec["containers"][0]["env"]}
         assert spec["terminationGracePeriodSeconds"] == 120
         assert 100 < int(env["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]) < 120
 
 
-def test_pods_wait_for_those_that_start_later_as_long_as_a_launcher_does() -> None:
-    """But torchrun's wait for a word of another pod (`read_timeout`), which may have died, stays as it is."""
+def test_pods_wait_for_missing_pods_longer_than_the_launcher() -> None:
+    """`read_timeout` keeps its default: it would also lengthen the wait for a pod that has died."""
     job, patience = rendered("imagenet256").job, load(ROOT / "configs" / "imagenet256.yaml").cluster.patience
-    conf = {one["key"]: int(one["value"]) for one in job["spec"]["elasticPolicy"]["rdzvConf"]}
+    conf = {item["key"]: int(item["value"]) for item in job["spec"]["elasticPolicy"]["rdzvConf"]}
     assert conf.keys() == {"join_timeout"}
     assert conf["join_timeout"] > patience.start
     (_, node) = pod_templates("imagenet256")[1]
-    env = {one["name"]: one.get("value") for one in node["spec"]["containers"][0]["env"]}
+    env = {item["name"]: item.get("value") for item in node["spec"]["containers"][0]["env"]}
     key, _, seconds = env["PET_RDZV_CONF"].partition("=")
     assert key == "timeout"
     assert int(seconds) > patience.start

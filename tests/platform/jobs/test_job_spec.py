@@ -1,4 +1,4 @@
-"""A study's stage as a job: its name, its hash, and what makes two jobs the same."""
+"""A job's name, labels, owner and hash."""
 
 from __future__ import annotations
 
@@ -26,15 +26,13 @@ def spec(*overrides: str, variant: str = "DiT-XL/2", study: str = "imagenet256")
     return job_spec(load(CONFIGS / f"{study}.yaml", overrides), variant, "train", "s3://bucket/dit", IMAGE)
 
 
-def test_a_name_tells_study_variant_and_stage() -> None:
+def test_a_job_name_has_study_variant_and_stage() -> None:
     assert names.job_name("imagenet256", resolve("DiT-XL/4"), "train") == "dit-imagenet256-dit-xl-4"
     assert names.job_name("digits", resolve("mini-S/2"), "sample") == "dit-digits-mini-s-2-sample"
 
 
 @given(study=STUDIES, variant=st.sampled_from(sorted(VARIANTS)), stage=st.sampled_from(["train", "sample"]))
-def test_every_name_is_a_dns_label_with_room_for_the_pods_own_part(
-    study: str, variant: str, stage: names.Stage
-) -> None:
+def test_every_job_name_is_a_dns_label_short_enough_for_pod_names(study: str, variant: str, stage: names.Stage) -> None:
     name = names.job_name(study, resolve(variant), stage)
     assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name)
     assert len(f"{name}-node-0-511-x7k2p") <= 63
@@ -42,12 +40,12 @@ def test_every_name_is_a_dns_label_with_room_for_the_pods_own_part(
 
 
 def test_long_studies_that_begin_alike_have_different_names() -> None:
-    one, other = (names.job_name(f"{'a' * 39}{end}", resolve("mini-XL/2"), "sample") for end in "xy")
-    assert one != other
-    assert len(one) == len(other) == names.MAX_LENGTH
+    first, second = (names.job_name(f"{'a' * 39}{end}", resolve("mini-XL/2"), "sample") for end in "xy")
+    assert first != second
+    assert len(first) == len(second) == names.MAX_LENGTH
 
 
-def test_the_same_work_has_the_same_hash_whoever_asks_for_it() -> None:
+def test_the_spec_hash_does_not_depend_on_the_run() -> None:
     bare = spec()
     run = replace(bare, run_id="run-1", workflow=Workflow("kubeflow", "digits-abc", "uid-1"))
     assert spec_hash(render_job(bare).job) == spec_hash(render_job(run).job) != ""
@@ -58,11 +56,11 @@ def test_the_same_work_has_the_same_hash_whoever_asks_for_it() -> None:
 @pytest.mark.parametrize(
     "override", ["cluster.replicas=4", "train.steps=500000", "cluster.pod.memory=32Gi", "cluster.job=trainjob"]
 )
-def test_other_work_has_another_hash(override: str) -> None:
+def test_another_configuration_has_another_spec_hash(override: str) -> None:
     assert spec_hash(render_job(spec()).job) != spec_hash(render_job(spec(override)).job)
 
 
-def test_how_long_the_launcher_waits_makes_no_other_job() -> None:
+def test_the_spec_hash_does_not_depend_on_the_launchers_timeouts() -> None:
     assert spec_hash(render_job(spec()).job) == spec_hash(render_job(spec("cluster.patience.start=100")).job)
 
 
@@ -81,7 +79,7 @@ def test_pods_get_the_study_with_its_overrides() -> None:
     )
 
 
-def test_what_pods_cannot_do_is_refused_before_they_are_asked() -> None:
+def test_an_indivisible_batch_or_a_local_root_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"global_batch=256 is not divisible by the 3 processes"):
         spec("cluster.replicas=3")
     with pytest.raises(InputError, match=r"root runs: .*s3://bucket/prefix"):

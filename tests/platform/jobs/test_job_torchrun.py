@@ -1,4 +1,4 @@
-"""torchrun in a pod of a job: its start with a stand-in for torch's own program, its end with the real one."""
+"""torchrun in a pod: its start with a fake torchrun, its exit codes with the real one."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ ARGUMENTS = ["-m", "dit", "train", "/etc/dit/study.yaml"]
 
 @pytest.fixture
 def port() -> Iterator[socket.socket]:
-    """One that nobody listens on yet."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        yield found
+    """A port on which nothing listens yet."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        yield free
 
 
 @pytest.fixture
@@ -43,20 +43,18 @@ def begin(environment: dict[str, str], endpoint: str | None) -> subprocess.Popen
     return subprocess.Popen(command, env=environment | given, stdout=subprocess.PIPE, text=True)
 
 
-def test_a_pod_begins_when_the_one_that_holds_the_rendezvous_answers(
-    port: socket.socket, environment: dict[str, str]
-) -> None:
+def test_torchrun_starts_when_the_rendezvous_answers(port: socket.socket, environment: dict[str, str]) -> None:
     number = port.getsockname()[1]
     with begin(environment, f"127.0.0.1:{number}") as process:
         assert process.stdout is not None
-        assert process.stdout.readline().startswith(f"waits for 127.0.0.1:{number}, where the pods meet: ")
+        assert process.stdout.readline().startswith(f"waiting for the rendezvous at 127.0.0.1:{number}: ")
         port.listen()
         assert process.stdout.read() == " ".join(ARGUMENTS) + "\n"
     assert process.returncode == 0
 
 
 @pytest.mark.parametrize("endpoint", [f"{socket.gethostname()}:1", None], ids=["the pod itself", "none"])
-def test_the_pod_that_holds_it_begins_at_once_as_does_one_of_another_kind_of_job(
+def test_torchrun_starts_at_once_in_the_pod_of_the_rendezvous_and_in_a_trainjob(
     endpoint: str | None, environment: dict[str, str]
 ) -> None:
     with begin(environment, endpoint) as process:
@@ -64,7 +62,7 @@ def test_the_pod_that_holds_it_begins_at_once_as_does_one_of_another_kind_of_job
         assert process.stdout.read() == " ".join(ARGUMENTS) + "\n"
 
 
-def test_a_pod_that_waits_ends_when_it_is_told(port: socket.socket, environment: dict[str, str]) -> None:
+def test_a_pod_that_waits_for_the_rendezvous_ends_on_sigterm(port: socket.socket, environment: dict[str, str]) -> None:
     with begin(environment, f"127.0.0.1:{port.getsockname()[1]}") as process:
         assert process.stdout is not None
         process.stdout.readline()
@@ -89,12 +87,12 @@ TERMINATED = -signal.SIGTERM
         ([TERMINATED], 128 + signal.SIGTERM),
     ],
 )
-def test_the_exit_code_is_that_of_the_process_that_is_the_reason(codes: list[int], code: int) -> None:
+def test_the_exit_code_is_that_of_the_process_that_failed(codes: list[int], code: int) -> None:
     assert worst(codes) == code
 
 
 @pytest.mark.slow
-def test_torchrun_ends_with_the_exit_code_of_its_process(tmp_path: Path) -> None:
+def test_torchrun_exits_with_the_code_of_its_process(tmp_path: Path) -> None:
     program = tmp_path / "rank.py"
     program.write_text(f"import os, sys, time\nsys.exit({FINAL}) if os.environ['RANK'] == '1' else time.sleep(60)\n")
     command = [sys.executable, "-m", "pipelines.jobs.torchrun", "--standalone", "--nproc-per-node=2", str(program)]
@@ -105,7 +103,7 @@ def test_torchrun_ends_with_the_exit_code_of_its_process(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_a_pod_that_is_told_to_end_ends_as_by_the_signal(tmp_path: Path) -> None:
+def test_a_running_pod_ends_on_sigterm(tmp_path: Path) -> None:
     program = tmp_path / "rank.py"
     program.write_text("import time\nprint('runs', flush=True)\ntime.sleep(60)\n")
     command = [sys.executable, "-m", "pipelines.jobs.torchrun", "--standalone", "--nproc-per-node=1", str(program)]

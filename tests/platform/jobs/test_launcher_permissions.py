@@ -1,4 +1,4 @@
-"""What the manifests grant is what the launcher asks for, and preflight asks about: neither less nor, of ours, more."""
+"""The manifests grant exactly the permissions that launcher and reaper need and preflight checks."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import yaml
 from dit.study.cluster import ClusterConfig
 from pipelines.jobs import names, permissions
 from pipelines.jobs.permissions import Right
-from pipelines.jobs.registry import all_kinds
+from pipelines.jobs.registry import KINDS
 
 K8S = Path(__file__).parents[3] / "k8s"
 REAPS = ("get", "list", "delete")
 
 
 def documents(*parts: str) -> list[dict[str, Any]]:
-    return [one for one in yaml.safe_load_all(K8S.joinpath(*parts).read_text()) if one]
+    return [item for item in yaml.safe_load_all(K8S.joinpath(*parts).read_text()) if item]
 
 
 def grants(role: dict[str, Any], right: Right) -> bool:
@@ -28,12 +28,12 @@ def grants(role: dict[str, Any], right: Right) -> bool:
     )
 
 
-def role(found: list[dict[str, Any]]) -> dict[str, Any]:
-    return next(one for one in found if one["kind"] == "Role" and one["metadata"]["name"] == names.LAUNCHER)
+def role(manifests: list[dict[str, Any]]) -> dict[str, Any]:
+    return next(item for item in manifests if item["kind"] == "Role" and item["metadata"]["name"] == names.LAUNCHER)
 
 
 def granted_by(role: dict[str, Any]) -> set[str]:
-    """As `Right` spells them."""
+    """Permissions of a role, in the format of `Right`."""
     return {
         f"{verb} {resource}{f'.{group}' if group else ''}"
         for rule in role["rules"]
@@ -43,39 +43,39 @@ def granted_by(role: dict[str, Any]) -> set[str]:
     }
 
 
-def test_the_launcher_may_do_what_it_does_and_no_more() -> None:
+def test_the_launchers_role_has_exactly_the_permissions_it_needs() -> None:
     studies = [ClusterConfig.model_validate({"job": job, "queue": "gpus"}) for job in ("pytorchjob", "trainjob")]
     needed = {str(right) for study in studies for right in permissions.of_launcher(study)}
     # `dit status`, in a pod of this account, lists a study's jobs.
-    needed |= {f"list {kind.resource.plural}.{kind.resource.group}" for kind in all_kinds()}
+    needed |= {f"list {kind.resource.plural}.{kind.resource.group}" for kind in KINDS.values()}
     assert granted_by(role(documents("base", "jobs", "launcher.yaml"))) == needed
 
 
-def test_the_reaper_may_find_jobs_and_delete_them_with_their_pods() -> None:
-    found = documents("base", "jobs", "reaper.yaml")
-    (own,) = (one for one in found if one["kind"] == "Role")
-    needed = {f"{verb} {one.resource.plural}.{one.resource.group}" for one in all_kinds() for verb in REAPS}
+def test_the_reapers_role_has_exactly_the_permissions_it_needs() -> None:
+    result = documents("base", "jobs", "reaper.yaml")
+    (own,) = (item for item in result if item["kind"] == "Role")
+    needed = {f"{verb} {item.resource.plural}.{item.resource.group}" for item in KINDS.values() for verb in REAPS}
     assert granted_by(own) == needed | {"deletecollection pods"}
 
 
-def test_a_step_may_report_and_find_its_run() -> None:
+def test_the_role_of_steps_has_the_permissions_they_need() -> None:
     granted = role(documents("overlays", "pipelines", "runs", "launcher.yaml"))
     assert [str(right) for right in permissions.of_steps("kubeflow") if not grants(granted, right)] == []
 
 
 def test_steps_of_either_account_may_start_jobs() -> None:
-    """`kfp run create` names no account, so that Kubeflow Pipelines' own is taken."""
+    """`kfp run create` cannot set an account and uses the one of Kubeflow Pipelines."""
     (binding,) = documents("overlays", "pipelines", "jobs", "launcher.yaml")
-    subjects = {(one["namespace"], one["name"]) for one in binding["subjects"]}
+    subjects = {(item["namespace"], item["name"]) for item in binding["subjects"]}
     assert subjects == {(names.RUNS_NAMESPACE, names.LAUNCHER), (names.RUNS_NAMESPACE, "pipeline-runner")}
 
 
-def test_the_names_that_preflight_looks_for_are_those_of_the_manifests() -> None:
+def test_preflight_checks_the_names_of_the_manifests() -> None:
     accounts = [
-        one["metadata"]["name"] for one in documents("base", "accounts.yaml") if one["kind"] == "ServiceAccount"
+        item["metadata"]["name"] for item in documents("base", "accounts.yaml") if item["kind"] == "ServiceAccount"
     ]
     deployed = [
-        one["metadata"]["name"] for one in documents("base", "jobs", "reaper.yaml") if one["kind"] == "Deployment"
+        item["metadata"]["name"] for item in documents("base", "jobs", "reaper.yaml") if item["kind"] == "Deployment"
     ]
     assert accounts == [names.LAUNCHER]
     assert deployed == [names.REAPER]

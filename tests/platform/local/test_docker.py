@@ -1,4 +1,4 @@
-"""What a step in a container is shown of this machine, and what is said where there is no engine."""
+"""The mounts of a step's container, and the error without a Docker engine."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ from pipelines.local.docker import container_mounts, find_image
 STUDY = Path(__file__).parents[3] / "configs/imagenet256.yaml"
 
 
-def test_an_engine_that_does_not_answer_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_docker_engine_is_a_one_line_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
     with pytest.raises(InputError, match=r"no Docker engine answers: .*set DOCKER_HOST") as caught:
         find_image("dit-scaling:any")
     assert "\n" not in str(caught.value)
 
 
-def test_lines_come_whole_however_they_are_cut() -> None:
+def test_whole_lines_are_joined_from_chunks() -> None:
     assert list(whole_lines([b"on", b"e\ntwo\n", b"\xc3", b"\xa9\n\nlast"])) == ["one", "two", "é", "", "last"]
 
 
-def test_a_container_sees_the_store_and_what_the_study_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_container_mounts_the_store_and_the_inputs_of_the_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DIT_CACHE", str(tmp_path / "cache"))
     for folder in ("data/imagenet/train", "weights/sd-vae-ft-mse", "elsewhere"):
@@ -34,7 +36,7 @@ def test_a_container_sees_the_store_and_what_the_study_names(tmp_path: Path, mon
     reference.touch()
     config = load(STUDY, ["evaluation.extractor_weights=s3://bucket/weights/inception.pth"])
     mounts = container_mounts(config, (tmp_path / "the runs").as_uri())
-    # Where a path is the same inside, addresses in the study and in messages mean the same.
+    # Paths in the study and in messages are valid inside and outside of the container.
     assert all(mount["Source"] == mount["Target"] for mount in mounts)
     assert {mount["Source"] for mount in mounts if not mount["ReadOnly"]} == {
         str(tmp_path / "the runs"),
@@ -47,7 +49,7 @@ def test_a_container_sees_the_store_and_what_the_study_names(tmp_path: Path, mon
     }
 
 
-def test_a_glob_of_tars_is_looked_for_where_they_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pattern_of_tar_files_mounts_their_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DIT_CACHE", str(tmp_path / "cache"))
     (tmp_path / "tars").mkdir()

@@ -1,4 +1,4 @@
-"""Which nodes a job's pods may run on, how many fit, and what a queue's quota lacks, or has too much."""
+"""Which nodes are usable, how many pods fit on them, and whether a queue's quota is too small or too large."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def node(labels: dict[str, str] | None = None, taint: str | None = None, **spec:
     return {"metadata": {"labels": labels or {"nvidia.com/gpu.product": A100}}, "spec": {**taints, **spec}}
 
 
-def test_a_node_of_the_kind_asked_for_is_usable() -> None:
+def test_a_node_is_usable_if_it_is_schedulable_and_its_labels_match() -> None:
     assert usable(cluster(), node(), gpus=True)
     assert not usable(cluster(), node({"nvidia.com/gpu.product": "NVIDIA-L4"}), gpus=True)
     assert not usable(cluster(node_selector={"zone": "a"}), node(), gpus=True)
@@ -41,12 +41,10 @@ def test_a_node_of_the_kind_asked_for_is_usable() -> None:
         ("NoSchedule", {"key": "nvidia.com/gpu", "operator": "Equal", "value": "absent"}, False),
     ],
 )
-def test_taints_keep_pods_away_that_do_not_accept_them(
-    taint: str, toleration: dict[str, str] | None, usable_: bool
-) -> None:
+def test_pods_need_tolerations_for_taints(taint: str, toleration: dict[str, str] | None, usable_: bool) -> None:
     own = cluster(tolerations=[toleration] if toleration else [])
     assert usable(own, node(taint=taint), gpus=True) is usable_
-    # Only the pods with GPUs carry the study's tolerations.
+    # Only pods with GPUs have the study's tolerations.
     assert usable(own, node(taint=taint), gpus=False) is (taint == "PreferNoSchedule")
 
 
@@ -79,46 +77,46 @@ def test_one_pod_may_have_all_gpus_of_a_node() -> None:
 
 
 @pytest.mark.parametrize(
-    ("parts", "scratch", "disk", "said"),
+    ("parts", "scratch", "disk", "message"),
     [
         (16, "200Gi", "2Ti", None),
-        (16, "300Gi", "2Ti", "8 pods of prepare may meet on node one, whose disk has room for 6 of 300Gi"),
-        # So few cannot fill it, and more than the node's GPUs do not meet there.
+        (16, "300Gi", "2Ti", "8 pods of prepare may share node one, whose disk has room for 6 of 300Gi"),
+        # Six fit, and no more than the node's GPUs can share it.
         (6, "300Gi", "2Ti", None),
-        (16, "200Gi", "1Ti", "8 pods of prepare may meet on node one, whose disk has room for 5 of 200Gi"),
+        (16, "200Gi", "1Ti", "8 pods of prepare may share node one, whose disk has room for 5 of 200Gi"),
     ],
 )
-def test_parts_of_the_preparation_share_a_nodes_disk(parts: int, scratch: str, disk: str, said: str | None) -> None:
+def test_parts_of_the_preparation_share_a_nodes_disk(parts: int, scratch: str, disk: str, message: str | None) -> None:
     step = {"cpu": 8, "memory": "32Gi", "gpus": 1, "scratch": scratch}
     asked = cluster(steps={"parts": parts, "prepare": step})
-    one, other = offering(disk=disk), offering(disk="1Gi", labels={"nvidia.com/gpu.product": "NVIDIA-L4"})
-    one["metadata"]["name"] = "one"
-    assert crowding(asked, [other, one]) == said
+    large, small = offering(disk=disk), offering(disk="1Gi", labels={"nvidia.com/gpu.product": "NVIDIA-L4"})
+    large["metadata"]["name"] = "one"
+    assert crowding(asked, [small, large]) == message
 
 
 def queue(gpus: list[dict[str, str]], **spec: Any) -> dict[str, Any]:
     others = [{"name": name, "nominalQuota": "1000Ti"} for name in ("cpu", "memory", "ephemeral-storage")]
     flavors = [
-        {"name": str(at), "resources": [*others, {"name": "nvidia.com/gpu", **one}]} for at, one in enumerate(gpus)
+        {"name": str(at), "resources": [*others, {"name": "nvidia.com/gpu", **item}]} for at, item in enumerate(gpus)
     ]
     return {"spec": {"resourceGroups": [{"flavors": flavors}], **spec}}
 
 
 @pytest.mark.parametrize(
-    ("found", "lacks"),
+    ("result", "lacks"),
     [
         (queue([{"nominalQuota": "8"}]), []),
         (queue([{"nominalQuota": "7"}]), ["nvidia.com/gpu: 8 x 1 of 7"]),
-        # One job takes one flavor.
+        # A job gets one flavor.
         (queue([{"nominalQuota": "4"}, {"nominalQuota": "6"}]), ["nvidia.com/gpu: 8 x 1 of 6"]),
         (queue([{"nominalQuota": "0"}], cohort="all"), []),
         (queue([{"nominalQuota": "4", "borrowingLimit": "4"}], cohort="all"), []),
         (queue([{"nominalQuota": "4", "borrowingLimit": "3"}], cohort="all"), ["nvidia.com/gpu: 8 x 1 of 4"]),
     ],
 )
-def test_what_a_queue_lacks_for_one_job(found: dict[str, Any], lacks: list[str]) -> None:
-    # The other resources' quota has no limit to borrow, and is enough.
-    assert list(shortage(cluster(), found)) == lacks
+def test_the_shortage_of_a_queue_for_one_job(result: dict[str, Any], lacks: list[str]) -> None:
+    # The quota of the other resources is large enough.
+    assert list(shortage(cluster(), result)) == lacks
 
 
 def test_a_resource_that_the_queue_does_not_cover_is_named() -> None:
@@ -126,24 +124,24 @@ def test_a_resource_that_the_queue_does_not_cover_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("quotas", "gpus", "said"),
+    ("quotas", "gpus", "message"),
     [
         (["32"], [8, 8, 8, 8], None),
-        (["32"], [8], f"its quota is 32 nvidia.com/gpu, and nodes with {A100} have 8"),
-        (["8"], [], f"its quota is 8 nvidia.com/gpu, and nodes with {A100} have 0"),
-        # One of these has other nodes.
+        (["32"], [8], f"its quota is 32 nvidia.com/gpu, but nodes with {A100} have 8"),
+        (["8"], [], f"its quota is 8 nvidia.com/gpu, but nodes with {A100} have 0"),
+        # With two flavors, one has other nodes.
         (["8", "32"], [8], None),
     ],
 )
-def test_a_quota_above_what_nodes_have_starts_jobs_beside_each_other(
-    quotas: list[str], gpus: list[int], said: str | None
+def test_a_quota_above_the_capacity_of_the_nodes_is_reported(
+    quotas: list[str], gpus: list[int], message: str | None
 ) -> None:
-    found = queue([{"nominalQuota": one} for one in quotas])
+    result = queue([{"nominalQuota": item} for item in quotas])
     nodes = [*map(offering, gpus), offering(8, labels={"nvidia.com/gpu.product": "NVIDIA-L4"})]
-    assert excess(cluster(), found, nodes) == said
+    assert excess(cluster(), result, nodes) == message
 
 
-def test_where_nodes_may_not_be_seen_or_gpus_are_not_asked_for_no_quota_is_too_much() -> None:
-    found = queue([{"nominalQuota": "32"}])
-    assert excess(cluster(), found, None) is None
-    assert excess(cluster(gpu_product=None, gpus_per_pod=0), found, []) is None
+def test_no_quota_is_too_large_if_nodes_are_unknown_or_no_gpus_are_requested() -> None:
+    result = queue([{"nominalQuota": "32"}])
+    assert excess(cluster(), result, None) is None
+    assert excess(cluster(gpu_product=None, gpus_per_pod=0), result, []) is None

@@ -1,4 +1,4 @@
-"""The preflight, and submitting after it: an S3 server, and a cluster, MLflow and pipelines that answer as such do."""
+"""`dit preflight` and `dit submit`, with an S3 server and fake servers for the cluster, MLflow and pipelines."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ A100 = "NVIDIA-A100-SXM4-80GB"
 
 @dataclass
 class MLflow:
-    """A server that checks names and passwords."""
+    """A server that checks host name and password."""
 
     name: str = ""
 
@@ -41,7 +41,7 @@ class MLflow:
 
 @dataclass
 class Place:
-    """A cluster on which everything is as it should be."""
+    """A cluster on which all checks pass."""
 
     kubernetes: Kubernetes
     mlflow: MLflow
@@ -54,7 +54,7 @@ class Place:
 
     def check(self, study: str = "digits", *overrides: str, root: str = f"s3://{BUCKET}/dit") -> int:
         arguments = [str(CONFIGS / f"{study}.yaml"), "--root", root, "--endpoint", self.endpoint]
-        return main(["preflight", *arguments, *(word for one in overrides for word in ("--set", one))])
+        return main(["preflight", *arguments, *(word for item in overrides for word in ("--set", item))])
 
 
 def encoded(**values: str) -> dict[str, Any]:
@@ -119,35 +119,37 @@ def place(
 
 
 def marks(text: str) -> dict[str, str]:
-    """Subject -> mark, and the text behind it."""
-    found = {}
+    """Subject -> mark and text."""
+    result = {}
     for line in text.splitlines():
         if match := re.match(r"^([✓?✗])  (\S.*?)  +(.*)$", line):
-            found[match[2]] = f"{match[1]} {match[3]}"
-    return found
+            result[match[2]] = f"{match[1]} {match[3]}"
+    return result
 
 
 def test_a_study_that_can_run_passes(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     assert place.check() == 0
-    found = marks(capsys.readouterr().out)
-    assert {text[0] for text in found.values()} == {"✓"}
-    assert len(found) > 15
-    assert found["Kubeflow Pipelines"].endswith("version 2.17.0")
+    result = marks(capsys.readouterr().out)
+    assert {text[0] for text in result.values()} == {"✓"}
+    assert len(result) > 15
+    assert result["Kubeflow Pipelines"].endswith("version 2.17.0")
 
 
-def test_rights_are_asked_for_the_account_that_steps_run_as(place: Place) -> None:
+def test_permissions_are_checked_for_the_account_of_the_steps(place: Place) -> None:
     assert place.check() == 0
     reviewed = place.kubernetes.reviewed
-    assert {one["user"] for one in reviewed} == {"system:serviceaccount:kubeflow:dit-launcher"}
+    assert {item["user"] for item in reviewed} == {"system:serviceaccount:kubeflow:dit-launcher"}
     assert "system:serviceaccounts:kubeflow" in reviewed[0]["groups"]
-    asked = {(one["resourceAttributes"]["verb"], one["resourceAttributes"]["resource"]) for one in reviewed}
+    asked = {(item["resourceAttributes"]["verb"], item["resourceAttributes"]["resource"]) for item in reviewed}
     assert {("create", "pytorchjobs"), ("delete", "pytorchjobs"), ("list", "events")} <= asked
 
 
-def test_inside_the_cluster_rights_are_asked_for_oneself(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inside_the_cluster_permissions_are_checked_for_the_own_account(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
     assert place.check() == 0
-    assert not any("user" in one for one in place.kubernetes.reviewed)
+    assert not any("user" in item for item in place.kubernetes.reviewed)
 
 
 Break = Callable[[Place], Any]
@@ -158,7 +160,7 @@ def change(path: str, value: Any = None) -> Break:
 
 
 @pytest.mark.parametrize(
-    ("break_it", "subject", "said"),
+    ("break_it", "subject", "message"),
     [
         (change("/apis/kubeflow.org/v1"), "PyTorchJob", "kubectl get crd pytorchjobs.kubeflow.org"),
         (change("/apis/kubeflow.org/v1", {"resources": [{"name": "mpijobs"}]}), "PyTorchJob", "install"),
@@ -176,7 +178,7 @@ def change(path: str, value: Any = None) -> Break:
             "has no MLFLOW_TRACKING_PASSWORD; kubectl describe secret -n dit-scaling dit-mlflow",
         ),
         (change(REAPER), "reaper", "dit deploy"),
-        (change(REAPER, {"status": {}}), "reaper", "does not run; kubectl describe deployment"),
+        (change(REAPER, {"status": {}}), "reaper", "is not available; kubectl describe deployment"),
         (change("/api/v1/nodes", {"items": [node("one", gpus=7)]}), "GPUs", "room for 7 pods"),
         (
             lambda place: place.kubernetes.denied.add("create pytorchjobs"),
@@ -198,22 +200,22 @@ def change(path: str, value: Any = None) -> Break:
         ),
     ],
 )
-def test_what_is_missing_is_a_cross_with_the_next_command(
-    place: Place, capsys: pytest.CaptureFixture[str], break_it: Break, subject: str, said: str
+def test_a_failed_check_has_a_cross_and_a_remedy(
+    place: Place, capsys: pytest.CaptureFixture[str], break_it: Break, subject: str, message: str
 ) -> None:
     break_it(place)
     assert place.check() == 2
     output = capsys.readouterr()
-    found = marks(output.out)
-    assert found[subject].startswith("✗")
-    assert said in found[subject]
+    result = marks(output.out)
+    assert result[subject].startswith("✗")
+    assert message in result[subject]
     assert subject in output.err.splitlines()[-1]
 
 
-def test_another_version_of_the_kind_of_job_is_named(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_served_versions_of_the_job_kind_are_named(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     place.objects["/apis/trainer.kubeflow.org"] = {"versions": [{"version": "v1"}, {"version": "v2"}]}
     assert place.check("digits", "cluster.job=trainjob") == 2
-    assert "served as v1, v2 only" in marks(capsys.readouterr().out)["TrainJob"]
+    assert "served only as v1, v2" in marks(capsys.readouterr().out)["TrainJob"]
 
 
 def test_a_bucket_that_does_not_exist_is_a_cross(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
@@ -221,7 +223,7 @@ def test_a_bucket_that_does_not_exist_is_a_cross(place: Place, capsys: pytest.Ca
     assert "the bucket does not exist" in marks(capsys.readouterr().out)["bucket"]
 
 
-def test_the_bucket_is_asked_with_the_credentials_of_the_pods(
+def test_the_bucket_is_checked_with_the_credentials_of_the_pods(
     place: Place, s3_proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "mine")
@@ -229,26 +231,28 @@ def test_the_bucket_is_asked_with_the_credentials_of_the_pods(
     before = dict(os.environ)
     assert place.check() == 0
     sent = [{key.lower(): value for key, value in request.headers.items()} for request in s3_proxy.seen]
-    assert {one["authorization"].partition("Credential=")[2].partition("/")[0] for one in sent} == {"study"}
-    assert not any("x-amz-security-token" in one for one in sent)
+    assert {item["authorization"].partition("Credential=")[2].partition("/")[0] for item in sent} == {"study"}
+    assert not any("x-amz-security-token" in item for item in sent)
     assert dict(os.environ) == before
 
 
-def test_what_may_not_be_read_from_here_stops_nobody(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_may_not_be_read_does_not_fail_the_preflight(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     place.kubernetes.forbidden |= {f"{JOBS}/secrets/dit-s3", "/api/v1/nodes"}
     assert place.check() == 0
-    found = marks(capsys.readouterr().out)
-    unknown = {subject for subject, text in found.items() if text.startswith("?")}
+    result = marks(capsys.readouterr().out)
+    unknown = {subject for subject, text in result.items() if text.startswith("?")}
     assert unknown == {"secret dit-scaling/dit-s3", "nodes", "bucket", "MLflow"}
 
 
-def test_a_server_that_only_pods_reach_stops_nobody(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_store_that_only_pods_reach_does_not_fail_the_preflight(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
     place.objects[f"{JOBS}/configmaps/dit-services"]["data"]["AWS_ENDPOINT_URL_S3"] = "http://127.0.0.1:9"
     assert place.check() == 0
     assert "cannot be reached" in marks(capsys.readouterr().out)["bucket"]
 
 
-def test_a_cluster_that_is_away_is_one_line(
+def test_an_unreachable_cluster_is_one_failed_check(
     place: Place, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path / "other", "http://127.0.0.1:9")))
@@ -273,27 +277,27 @@ def imagenet(place: Place) -> int:
 
 
 @pytest.mark.parametrize("missing", [None, *FILES])
-def test_what_the_study_names_in_the_store_must_be_there(
+def test_input_files_of_the_study_must_be_in_the_store(
     place: Place, capsys: pytest.CaptureFixture[str], missing: str | None
 ) -> None:
     for subject, (_, path) in FILES.items():
         if subject != missing:
             raw().put_object(Bucket=BUCKET, Key=path, Body=b"x")
     assert imagenet(place) == (2 if missing else 0)
-    found = marks(capsys.readouterr().out)
-    assert {subject for subject, text in found.items() if text.startswith("✗")} == ({missing} if missing else set())
+    result = marks(capsys.readouterr().out)
+    assert {subject for subject, text in result.items() if text.startswith("✗")} == ({missing} if missing else set())
     if missing:
-        assert f"--set {FILES[missing][0]}=s3://..." in found[missing]
+        assert f"--set {FILES[missing][0]}=s3://..." in result[missing]
 
 
-def test_paths_of_this_machine_are_of_no_use_to_pods(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+def test_local_paths_fail_the_preflight(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     assert place.check("imagenet256") == 2
-    found = marks(capsys.readouterr().out)
-    assert {subject for subject, text in found.items() if text.startswith("✗")} == set(FILES)
+    result = marks(capsys.readouterr().out)
+    assert {subject for subject, text in result.items() if text.startswith("✗")} == set(FILES)
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "said"),
+    ("path", "value", "message"),
     [
         (f"{QUEUES}/namespaces/dit-scaling/localqueues/dit-scaling", None, "there is no LocalQueue"),
         (f"{QUEUES}/clusterqueues/gpus", quota(7), "nvidia.com/gpu: 8 x 1 of 7"),
@@ -308,19 +312,21 @@ def test_paths_of_this_machine_are_of_no_use_to_pods(place: Place, capsys: pytes
     ],
 )
 def test_a_queue_that_never_admits_the_job_is_a_cross(
-    place: Place, capsys: pytest.CaptureFixture[str], path: str, value: Any, said: str
+    place: Place, capsys: pytest.CaptureFixture[str], path: str, value: Any, message: str
 ) -> None:
     change(path, value)(place)
     assert imagenet(place) == 2
-    assert said in marks(capsys.readouterr().out)["queue dit-scaling"]
+    assert message in marks(capsys.readouterr().out)["queue dit-scaling"]
 
 
-def test_a_quota_above_what_nodes_have_is_a_question(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_quota_above_the_capacity_of_the_nodes_is_a_question_mark(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
     place.objects[f"{QUEUES}/clusterqueues/gpus"] = quota(32)
     imagenet(place)
-    said = marks(capsys.readouterr().out)["queue dit-scaling"]
-    assert said.startswith("? ")
-    assert f"quota is 32 nvidia.com/gpu, and nodes with {A100} have 8; lower it" in said
+    message = marks(capsys.readouterr().out)["queue dit-scaling"]
+    assert message.startswith("? ")
+    assert f"quota is 32 nvidia.com/gpu, but nodes with {A100} have 8; lower the quota" in message
     place.kubernetes.forbidden.add("/api/v1/nodes")
     imagenet(place)
     assert marks(capsys.readouterr().out)["queue dit-scaling"].startswith("✓")
@@ -328,20 +334,20 @@ def test_a_quota_above_what_nodes_have_is_a_question(place: Place, capsys: pytes
 
 def test_steps_need_disk_for_what_they_download(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     assert place.check("digits", "cluster.steps.evaluate.scratch=3Ti") == 2
-    said = marks(capsys.readouterr().out)["steps"]
-    assert "no node has room for evaluate" in said
-    assert "3Ti ephemeral-storage" in said
+    message = marks(capsys.readouterr().out)["steps"]
+    assert "no node has room for evaluate" in message
+    assert "3Ti ephemeral-storage" in message
     place.check("imagenet256", "cluster.steps.prepare.scratch=500Gi")
-    assert marks(capsys.readouterr().out)["steps"].startswith("? 8 pods of prepare may meet on node one")
+    assert marks(capsys.readouterr().out)["steps"].startswith("? 8 pods of prepare may share node one")
 
 
-def test_behind_a_queue_nodes_may_still_come(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+def test_with_a_queue_missing_nodes_are_a_question_mark(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     place.objects["/api/v1/nodes"] = {"items": [node("one", product="NVIDIA-L4")]}
     imagenet(place)
     assert marks(capsys.readouterr().out)["GPUs"].startswith("?")
 
 
-def test_a_root_that_pods_do_not_reach_is_refused(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_local_root_is_refused(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     assert place.check(root="runs") == 2
     assert "give s3://bucket/prefix" in capsys.readouterr().err
 
@@ -359,7 +365,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.usefixtures("elsewhere")
-def test_a_study_that_can_run_is_submitted_as_its_launcher(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_study_is_submitted_under_the_launchers_account(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     assert submit(place, "--experiment", "mine", "--run", "first", "--set", "train.steps=100", "--wait") == 0
     (sent,) = place.pipelines.created
     assert (sent["display_name"], sent["service_account"]) == ("first", "dit-launcher")
@@ -367,13 +373,13 @@ def test_a_study_that_can_run_is_submitted_as_its_launcher(place: Place, capsys:
     given = sent["pipeline_spec"]["pipeline_spec"]["root"]["inputDefinitions"]["parameters"]
     assert given["steps"]["defaultValue"] == 100
     assert given["image"]["defaultValue"] == IMAGE
-    told = capsys.readouterr().out.splitlines()
-    assert f"run run-1 (first) in experiment mine: {place.endpoint}/#/runs/details/run-1" in told
-    assert told[-1].startswith("run run-1: succeeded")
+    printed = capsys.readouterr().out.splitlines()
+    assert f"run run-1 (first) in experiment mine: {place.endpoint}/#/runs/details/run-1" in printed
+    assert printed[-1].startswith("run run-1: succeeded")
 
 
 @pytest.mark.usefixtures("elsewhere")
-def test_nothing_is_submitted_after_a_cross(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_submitted_after_a_failed_preflight(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     change(f"{RUNS}/serviceaccounts/dit-launcher")(place)
     assert submit(place) == 2
     assert "preflight: 1 of" in capsys.readouterr().err
@@ -381,13 +387,13 @@ def test_nothing_is_submitted_after_a_cross(place: Place, capsys: pytest.Capture
 
 
 @pytest.mark.usefixtures("elsewhere")
-def test_a_run_that_fails_is_a_failure_of_the_command(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_fails_if_the_run_fails(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     place.pipelines.runs["run-1"] = [run("run-1", "RUNNING", {"a": "RUNNING"}), run("run-1", "FAILED", {"a": "FAILED"})]
     assert submit(place, "--wait") == 1
     assert "run run-1 ended FAILED at step a" in capsys.readouterr().err
 
 
-def test_submitting_needs_to_know_where(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_submitting_needs_an_endpoint(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.delenv("KFP_ENDPOINT", raising=False)
     assert main(["submit"]) == 2
     assert main(["submit", str(CONFIGS / "digits.yaml"), "--root", "s3://b/d", "--image", IMAGE]) == 2

@@ -1,4 +1,4 @@
-"""Runs of Kubeflow Pipelines: what is sent, how a run is waited for, and what is said when the server fails."""
+"""Runs of Kubeflow Pipelines: requests, waiting, and errors of the server."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_run_is_created_once_with_its_experiment_and_account(
     assert sent["pipeline_spec"]["platform_spec"] == {"platforms": {"kubernetes": {}}}
 
 
-def test_an_experiment_that_another_submission_makes_first_is_taken(
+def test_an_experiment_that_another_submission_creates_first_is_used(
     server: PipelinesServer, pipelines: Pipelines
 ) -> None:
     server.raced = True
@@ -70,7 +70,7 @@ def test_an_experiment_that_another_submission_makes_first_is_taken(
     assert server.experiments == ["dit"]
 
 
-def test_an_experiment_that_is_only_asked_for_is_not_made(server: PipelinesServer, pipelines: Pipelines) -> None:
+def test_reading_an_experiment_does_not_create_it(server: PipelinesServer, pipelines: Pipelines) -> None:
     assert pipelines.experiment("dit") is None
     assert server.experiments == []
 
@@ -85,26 +85,26 @@ def test_caching_can_be_switched_off_for_a_run(tmp_path: Path, caching: bool) ->
 def test_the_newest_run_of_a_pipeline_is_found_among_others(server: PipelinesServer, pipelines: Pipelines) -> None:
     other = run("b", "RUNNING", pipeline_spec={"pipelineInfo": {"name": "dit-imagenet256"}})
     server.runs = {"b": [other], "a": [run("a", "RUNNING")], "old": [run("old", "FAILED")]}
-    found = pipelines.latest("e", "dit-digits")
-    assert found is not None
-    assert found.uid == "a"
+    result = pipelines.latest("e", "dit-digits")
+    assert result is not None
+    assert result.uid == "a"
     assert pipelines.latest("e", "dit-nothing") is None
 
 
 @pytest.mark.usefixtures("at_once")
-def test_waiting_outlasts_a_server_that_is_away(
+def test_waiting_retries_an_unavailable_server(
     server: PipelinesServer, pipelines: Pipelines, capsys: pytest.CaptureFixture[str]
 ) -> None:
     states = [{"a": "RUNNING"}, {"a": "SUCCEEDED", "b": "RUNNING"}, {"a": "SUCCEEDED", "b": "SUCCEEDED"}]
-    answers = [run("r", "RUNNING", one) for one in states[:2]]
+    answers = [run("r", "RUNNING", item) for item in states[:2]]
     server.runs["r"] = [answers[0], 503, 500, answers[1], run("r", "SUCCEEDED", states[2])]
     submission.wait(pipelines, "r", patience=60)
-    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step")]
-    assert told == ["step a: running", "step a: succeeded", "step b: running", "step b: succeeded"]
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step")]
+    assert printed == ["step a: running", "step a: succeeded", "step b: running", "step b: succeeded"]
 
 
 @pytest.mark.usefixtures("at_once")
-def test_waiting_gives_up_when_the_server_stays_away(server: PipelinesServer, pipelines: Pipelines) -> None:
+def test_waiting_ends_after_the_timeout_of_an_unavailable_server(server: PipelinesServer, pipelines: Pipelines) -> None:
     server.runs["r"] = [503]
     with pytest.raises(PipelinesUnavailable, match="away"):
         submission.wait(pipelines, "r", patience=0.05)
@@ -125,7 +125,7 @@ def failed_pod(message: str | None, created: str = "2026-01-01T10:00:00Z", step:
 
 @pytest.mark.usefixtures("at_once")
 @pytest.mark.parametrize("logged", [False, True])
-def test_a_run_that_fails_tells_which_step_and_why(
+def test_the_error_of_a_failed_run_names_the_step_and_the_reason(
     server: PipelinesServer,
     pipelines: Pipelines,
     tmp_path: Path,
@@ -148,7 +148,7 @@ def test_a_run_that_fails_tells_which_step_and_why(
 
 
 @pytest.mark.usefixtures("at_once")
-def test_a_failed_run_is_told_without_a_cluster_too(
+def test_a_failed_run_is_reported_without_a_cluster(
     server: PipelinesServer,
     pipelines: Pipelines,
     monkeypatch: pytest.MonkeyPatch,
@@ -167,7 +167,7 @@ WORKFLOWS = "/apis/argoproj.io/v1alpha1/namespaces/kubeflow/workflows"
 
 
 @pytest.mark.usefixtures("at_once")
-def test_steps_that_the_server_lost_sight_of_are_told_by_the_workflow(
+def test_states_that_the_server_lacks_are_read_from_the_workflow(
     server: PipelinesServer,
     pipelines: Pipelines,
     tmp_path: Path,
@@ -183,15 +183,15 @@ def test_steps_that_the_server_lost_sight_of_are_told_by_the_workflow(
         monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path / "config", address)))
         with pytest.raises(DitError, match="run r ended FAILED at step b; http"):
             submission.wait(pipelines, "r", patience=60)
-    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step")]
-    assert told[:2] == ["step a: succeeded", "step b: failed"]
-    assert told[2].startswith("step b: out of memory; kubectl logs")
-    assert len(told) == 3
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step")]
+    assert printed[:2] == ["step a: succeeded", "step b: failed"]
+    assert printed[2].startswith("step b: out of memory; kubectl logs")
+    assert len(printed) == 3
 
 
 @pytest.mark.usefixtures("at_once")
 @pytest.mark.parametrize("unreadable", ["forbidden", "garbled"])
-def test_a_workflow_that_cannot_be_read_leaves_what_the_server_says(
+def test_the_servers_states_are_used_if_the_workflow_cannot_be_read(
     server: PipelinesServer,
     pipelines: Pipelines,
     tmp_path: Path,
@@ -224,23 +224,23 @@ def test_a_run_is_terminated_by_its_id(
 
 
 @pytest.mark.parametrize(
-    ("answer", "said"),
+    ("answer", "expected"),
     [
-        ((200, "<html>sign in</html>"), "not as Kubeflow Pipelines 2 does"),
-        ((404, "no"), "not as Kubeflow Pipelines 2 does"),
-        ((302, ""), "wants you to sign in"),
-        ((401, {"message": "who"}), "wants you to sign in"),
+        ((200, "<html>sign in</html>"), "is not Kubeflow Pipelines 2"),
+        ((404, "no"), "is not Kubeflow Pipelines 2"),
+        ((302, ""), "requires you to sign in"),
+        ((401, {"message": "who"}), "requires you to sign in"),
         ((500, {"message": "broken"}), "broken; see its log"),
         ((400, {"message": "never"}), "refused: never"),
     ],
 )
-def test_what_is_no_server_of_ours_is_told_in_one_line(answer: tuple[int, Any], said: str) -> None:
-    with serve(lambda _: answer) as address, pytest.raises(DitError, match=said) as caught:
+def test_other_servers_and_errors_are_one_line(answer: tuple[int, Any], expected: str) -> None:
+    with serve(lambda _: answer) as address, pytest.raises(DitError, match=expected) as caught:
         Pipelines(address).version()
     assert address in str(caught.value)
 
 
-def test_a_server_that_is_away_is_told_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unreachable_server_is_reported_without_a_retry(capsys: pytest.CaptureFixture[str]) -> None:
     with reserved_port() as port, pytest.raises(PipelinesUnavailable, match="Connection refused"):
         Pipelines(f"http://127.0.0.1:{port}").version()
     assert capsys.readouterr() == ("", "")
@@ -250,7 +250,7 @@ def test_the_endpoint_is_given_or_comes_from_the_environment(monkeypatch: pytest
     monkeypatch.delenv("KFP_ENDPOINT", raising=False)
     with pytest.raises(InputError, match="set KFP_ENDPOINT"):
         endpoint_of(None)
-    with pytest.raises(InputError, match="no address"):
+    with pytest.raises(InputError, match="not a URL"):
         endpoint_of("localhost:8888")
     monkeypatch.setenv("KFP_ENDPOINT", "http://there:8888/")
     assert endpoint_of(None) == "http://there:8888"

@@ -1,4 +1,4 @@
-"""`dit status` against an S3 server, and a cluster and pipelines that answer as such do."""
+"""`dit status`, with an S3 server and fake servers for the cluster and pipelines."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def config() -> StudyConfig:
 
 @pytest.fixture(scope="module")
 def package(config: StudyConfig, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The study as it is compiled."""
+    """The compiled study."""
     output = tmp_path_factory.mktemp("build") / "study.yaml"
     return load_package(compile_study(config, ROOT, f"registry.example/dit@sha256:{'0' * 64}", output))
 
 
 @pytest.fixture
 def kubernetes() -> Kubernetes:
-    """A job of which one pod finds no node."""
+    """A job with one pod that cannot be scheduled."""
     labels = {"dit-scaling/study": "digits", "dit-scaling/variant": "mini-s-2", "dit-scaling/stage": "train"}
     metadata = {"name": NAME, "uid": "j", "creationTimestamp": BORN, "labels": labels}
     job = {"metadata": metadata, "status": {"conditions": [{"type": "Running", "status": "True"}]}}
@@ -69,7 +69,7 @@ def kubernetes() -> Kubernetes:
 
 @pytest.fixture
 def pipelines(package: dict[str, Any]) -> PipelinesServer:
-    """A run of the compiled study, of half the length, that trains."""
+    """A run of the compiled study, with half its steps, during training."""
     states = {"prepare-part": "SUCCEEDED", "prepare-part-2": "SUCCEEDED", "merge": "SUCCEEDED", "train": "RUNNING"}
     run = {
         "run_id": "r-1",
@@ -98,7 +98,7 @@ def place(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[str]:
-    """All three are there; yields the endpoint of the pipelines."""
+    """All three servers; yields the endpoint of the pipelines."""
     losses = [Entry("run", {"id": "r", "name": "n", "hash": "h", "tags": {}}), Entry("metrics", {"loss": 0.5}, 120)]
     key = layout.journal(config, config.specs[0])
     open_store(ROOT).write(key, b"".join(line.to_line() for line in losses))
@@ -113,7 +113,7 @@ def place(
             "data": {"MLFLOW_TRACKING_USERNAME": "eA==", "MLFLOW_TRACKING_PASSWORD": "eA=="}
         },
     }
-    # Whoever asks has no S3 settings of their own.
+    # The caller has no S3 settings.
     for name in ("AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     with serve(kubernetes.answer) as api, serve(pipelines.answer) as endpoint:
@@ -130,11 +130,11 @@ def row(text: str, step: str) -> str:
     return next(" ".join(line.split()) for line in text.splitlines() if line.startswith(step))
 
 
-def test_one_table_joins_pipeline_jobs_and_store(place: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_joins_pipeline_jobs_and_store(place: str, capsys: pytest.CaptureFixture[str]) -> None:
     show()
     text = capsys.readouterr().out
     assert "run r-1 (first) running" in text
-    # As long as the run was submitted for, with the variants that it has, whatever the file says now.
+    # Steps and variants are those of the run, not of the file.
     assert row(text, "train mini-S/2").startswith(
         "train mini-S/2 running PyTorchJob running 7/8 120/750 steps (16 %) loss 0.5000 at 120"
     )
@@ -164,7 +164,7 @@ def test_steps_of_a_run_too_large_for_the_pipelines_server_are_shown_by_its_work
 
 
 @pytest.mark.usefixtures("place")
-def test_the_run_that_is_asked_for_is_shown(pipelines: PipelinesServer, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_can_be_selected_by_its_id(pipelines: PipelinesServer, capsys: pytest.CaptureFixture[str]) -> None:
     old = {**pipelines.runs["r-1"][0], "run_id": "r-0", "display_name": "old", "state": "FAILED"}
     pipelines.runs["r-0"] = [old]
     show(run_id="r-0")
@@ -185,7 +185,7 @@ def test_without_pipelines_jobs_and_store_are_shown(
 
 
 @pytest.mark.usefixtures("place")
-def test_what_is_away_is_said_and_the_rest_is_shown(
+def test_unreachable_servers_are_named_and_the_rest_is_shown(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], s3_proxy: Proxy, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("KFP_ENDPOINT", "http://127.0.0.1:9")
@@ -201,7 +201,7 @@ def test_what_is_away_is_said_and_the_rest_is_shown(
 
 
 @pytest.mark.usefixtures("place")
-def test_nothing_in_reach_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_it_is_an_error_if_nothing_can_be_reached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("KFP_ENDPOINT")
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     with pytest.raises(
@@ -223,7 +223,7 @@ def test_a_study_of_this_machine_is_shown_from_its_folder(
     assert yaml.safe_load(STUDY_FILE.read_text())["variants"][-1] in text
 
 
-def test_jobs_are_looked_for_by_labels_that_they_carry(config: StudyConfig) -> None:
+def test_jobs_have_the_labels_by_which_status_finds_them(config: StudyConfig) -> None:
     from pipelines.jobs.spec import job_spec
 
     labels = job_spec(config, "mini-S/2", "train", ROOT, "image").job_labels

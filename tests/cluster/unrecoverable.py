@@ -1,4 +1,4 @@
-"""Jobs that cannot start. Their launchers begin before all other tests, and wait for their reasons beside them."""
+"""Jobs that cannot start. Their launchers start before all tests, and wait for the reasons in parallel."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NO_IMAGE = "dit-scaling:of-no-such-tag"
 
 @contextmanager
 def launched(site: Site) -> Iterator[dict[str, Running]]:
-    """The launchers, by what is wrong."""
+    """Cause -> launcher."""
     metadata = {"name": POWERLESS, "namespace": NAMESPACE, "labels": OURS}
     apply({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata})
     yield {
@@ -41,7 +41,7 @@ def _launch(site: Site, what: str, *overrides: str, injected: bool = False, **ch
 
 
 def _privileged(study: Study) -> Object:
-    """The job as it is submitted, into which something on its way has put a privileged container."""
+    """The job of a launcher, with a privileged container, as an admission webhook could add it."""
     command = [sys.executable, "-m", "dit", "render", str(STUDY_FILE), "--root", study.site.root]
     command += ["--variant", "mini-S/2", "--image", study.site.image]
     command += [word for override in study.overrides for word in ("--set", override)]

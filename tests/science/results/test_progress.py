@@ -1,0 +1,78 @@
+"""How far each stage of a study is, read from its store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from study_records import checkpoint_meta, fill, train_record
+
+from dit.results.progress import StageProgress, progress
+from dit.results.stages import Work, step_names
+from dit.storage import Store, open_store, write_record
+from dit.study import layout
+from dit.study.config import StudyConfig
+from dit.study.study_file import load
+from dit.tracking.journal import Entry
+
+CONFIG = Path(__file__).parents[3] / "configs" / "digits.yaml"
+TRAIN, EVALUATE = "train mini-S/2", "evaluate mini-S/2"
+
+
+@pytest.fixture
+def config() -> StudyConfig:
+    return load(CONFIG, ["variants=[mini-S/2, mini-B/2]"])
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_store(tmp_path)
+
+
+def stage(config: StudyConfig, store: Store, name: str) -> StageProgress:
+    return next(item for item in progress(Work(config, store)) if item.name == name)
+
+
+def write_losses(config: StudyConfig, store: Store, *losses: tuple[int, float]) -> None:
+    lines = [Entry("run", {"id": "r", "name": "n", "hash": "h", "tags": {}}).to_line()]
+    lines += [Entry("metrics", {"loss": value, "grad_norm": 1.0}, step).to_line() for step, value in losses]
+    store.write(layout.journal(config, config.specs[0]), b"".join(lines))
+
+
+def test_a_study_that_has_not_begun_has_every_stage_before_it(config: StudyConfig, store: Store) -> None:
+    result = progress(Work(config, store))
+    assert [item.name for item in result] == step_names(config)
+    assert not any(item.complete for item in result)
+
+
+def test_training_under_way_is_as_far_as_its_newest_loss_or_checkpoint(config: StudyConfig, store: Store) -> None:
+    write_losses(config, store, (20, 0.9), (60, 0.5), (40, 0.7))
+    result = stage(config, store, TRAIN)
+    assert (result.done, result.total) == (60, 1500)
+    assert result.last is not None
+    assert (result.last.name, result.last.step, result.last.value) == ("loss", 60, 0.5)
+    meta = checkpoint_meta(config, config.specs[0], 200)
+    write_record(store, f"{layout.checkpoint(config, config.specs[0], 200)}/{layout.META}", meta)
+    store.write(f"{layout.checkpoint(config, config.specs[0], 400)}/model.safetensors", b"still being written")
+    assert stage(config, store, TRAIN).done == 200
+
+
+def test_training_is_complete_when_its_record_and_checkpoints_say_so(config: StudyConfig, store: Store) -> None:
+    spec = config.specs[0]
+    write_losses(config, store, (1500, 0.5))
+    assert not stage(config, store, TRAIN).complete
+    fill(store, config)
+    result = stage(config, store, TRAIN)
+    assert result.complete
+    assert result.seconds == train_record(config, spec).train_seconds
+    longer = config.model_copy(update={"train": config.train.model_copy(update={"steps": 3000})})
+    assert not stage(longer, store, TRAIN).complete
+
+
+def test_the_newest_metrics_are_shown(config: StudyConfig, store: Store) -> None:
+    fill(store, config)
+    store.delete(layout.metrics(config, config.specs[0], 1500))
+    result = stage(config, store, EVALUATE)
+    assert (result.done, result.total) == (2, 3)
+    assert result.last is not None
+    assert (result.last.name, result.last.step) == ("fd_digits", 1000)
