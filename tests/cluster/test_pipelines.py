@@ -250,7 +250,7 @@ def test_the_server_has_the_right_states_of_a_run_of_five_variants(submitter: Su
     run = submitter.run(later.five)
     assert len(steps(run)) == 19
     assert set(states(run).values()) == {SUCCEEDED}, states(run)
-    assert {task.state for task in run.tasks} == {SUCCEEDED}, run.tasks
+    assert {task.state for task in run.tasks if task.name} == {SUCCEEDED}, run.tasks
     (workflow,) = find("workflows.argoproj.io", f"{names.KFP_RUN}={run.uid}", "kubeflow")
     assert "compressedNodes" not in workflow["status"]
 
