@@ -1,4 +1,4 @@
-"""A study's finished results, read from the store: whole, of this configuration, or one line on what is missing."""
+"""Reads the results of a complete study from the store."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ class Results:
                 yield variant, record
 
     def last(self) -> Iterator[tuple[VariantResults, MetricsRecord]]:
-        """Every variant's metrics at the step that the verdict is about."""
+        """Every variant's metrics at the verdict's step."""
         return ((variant, record) for variant, record in self.rows() if record.step == self.verdict.step)
 
 
 def load_results(config: StudyConfig, store: Store) -> Results:
     """Read all records of the study and judge the claims.
 
-    Raises MissingError, which names the first result that is missing, the command that makes it and how many more are
-    missing; MismatchError for a result of another configuration, or of another dataset's content.
+    Raises MissingError when results are missing: it names the first, the command that makes it, and their number.
+    Raises MismatchError when a result has another configuration or another content of the dataset.
     """
     work = Work(config, store, compare_decoder=False)
     findings = {spec: [look(work, output) for output in _outputs(work, spec)] for spec in config.specs}
@@ -63,7 +63,7 @@ def load_results(config: StudyConfig, store: Store) -> Results:
 
 
 def _outputs(work: Work, spec: ModelSpec) -> list[Output[Any]]:
-    """What a report is made from; the checkpoints themselves may be gone."""
+    """The outputs that a report needs. Checkpoints may have been removed."""
     return [training(work, spec), *EVALUATE.outputs(work, spec)]
 
 
@@ -73,7 +73,7 @@ def _records(found: Sequence[Finding[Any]]) -> tuple[TrainRecord, tuple[MetricsR
 
 
 def _check_content(variants: Sequence[VariantResults]) -> None:
-    """All models must have been trained on the same shards, and measured beside them."""
+    """Raises MismatchError unless all models were trained on the same shards and measured beside them."""
     content = variants[0].train.dataset_content
     for variant in variants:
         used = [("trained on", variant.train.dataset_content)]
@@ -82,6 +82,6 @@ def _check_content(variants: Sequence[VariantResults]) -> None:
             if found != content:
                 raise MismatchError(
                     f"{variants[0].spec.name} was trained on shards {content}, {variant.spec.name} was {what} {found}:"
-                    " their numbers cannot be compared; make both anew with one dataset, under another study name or"
-                    " root"
+                    " their metrics cannot be compared; make both again with one dataset, under another study name"
+                    " or root"
                 )

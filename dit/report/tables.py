@@ -1,4 +1,4 @@
-"""Results and plans as tables: for the terminal and for programs."""
+"""Results and plans as tables, for the terminal, the page and programs."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ _PLAN_COLUMNS = {
     "Sampling h": 1,
     "Sampling GPU-h": 1,
 }
-"""Column -> which of the two printed tables it belongs to."""
+"""Column -> number of the printed table that has it."""
 _STYLES = {"supported": "bold green", "contradicted": "bold red", "undetermined": "bold yellow"}
 
 
 def result_table(results: Results, others: bool = False) -> Table:
-    """Columns and rows, one row per variant and checkpoint; with `others`, the secondary metrics too."""
+    """Columns and rows, one row per variant and checkpoint; with `others`, also the secondary metrics."""
     confidence = next(record.confidence for _, record in results.rows())
     metric = metric_name(results.verdict.metric)
     names = _secondary(results) if others else []
@@ -61,7 +61,7 @@ def result_table(results: Results, others: bool = False) -> Table:
 
 
 def training_table(results: Results) -> Table:
-    """Columns and rows, one row per variant: what its training was and took."""
+    """Columns and rows, one row per variant: length, loss, speed and cost of its training."""
     columns = ["Variant", "Steps", "Final loss", "Images/s", "Time", "Peak memory", "Device", "Processes"]
     rows: list[list[Cell]] = []
     for variant in results.variants:
@@ -73,10 +73,10 @@ def training_table(results: Results) -> Table:
 
 
 def runs_csv(results: Results, evidence: Evidence) -> bytes:
-    """`runs.csv`: every number of every checkpoint, and where it lies below the store's root.
+    """`runs.csv`: every number of every checkpoint, and the keys of its files.
 
-    `images_per_second` and `train_seconds` are the training's up to that checkpoint; empty where the store no longer
-    has it, the rate also where no logging window had ended.
+    `images_per_second` and `train_seconds` cover the training up to the checkpoint. Both are empty if the store no
+    longer has the checkpoint, the rate also if no logging window had ended.
     """
     names = _secondary(results)
     columns = ["study", "variant", "parameters", "gflops", "tokens", "step", "images_per_second", "train_seconds"]
@@ -118,7 +118,7 @@ def runs_csv(results: Results, evidence: Evidence) -> bytes:
 
 
 def plan_table(planned: Plan) -> Table:
-    """Columns and rows, one row per variant and one for all together; memory is of one device, in GiB."""
+    """Columns and rows, one row per variant and one for their sum; memory is that of one device, in GiB."""
     rows = [_plan_row(variant, planned.count) for variant in planned.variants]
     macs, train, sample = planned.training_macs, planned.train_hours, planned.sample_hours
     total: list[Cell] = ["all", None, None, None, None, f"{macs:.2e}", f"{2 * macs:.2e}", None, None, None]
@@ -127,7 +127,7 @@ def plan_table(planned: Plan) -> Table:
 
 
 def say_trained(record: TrainRecord) -> None:
-    """Print what a training came to, in a line."""
+    """Print the result of a training in one line."""
     say(
         f"{record.variant}: trained to step {record.steps}, loss {format_number(record.final_loss)},"
         f" {format_rate(record.images_per_second, 'images')}, checkpoints at {', '.join(map(str, record.checkpoints))}"
@@ -148,7 +148,7 @@ def show_plan(config: StudyConfig) -> None:
 
 
 def show_results(config: StudyConfig, store: Store) -> None:
-    """Print the study's table, its verdict and where to look next."""
+    """Print the study's results, its verdict, and the paths of the report."""
     results = load_results(config, store)
     table(*result_table(results), title=f"Study {config.study}")
     say()
@@ -163,7 +163,7 @@ def show_results(config: StudyConfig, store: Store) -> None:
 
 
 def address(store: Store, key: str) -> str:
-    """Where people find a key: a path that a click opens, or the store's address."""
+    """A key's path, relative to the current folder if it is below it, or its address in a remote store."""
     parts = urlsplit(store.url)
     if parts.scheme != "file":
         return f"{store.url}/{key}"

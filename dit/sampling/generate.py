@@ -1,4 +1,4 @@
-"""Draws images: a checkpoint's model, or any other denoiser, through the study's sampler and decoder.
+"""Draws images with the study's sampler and decoder, from a checkpoint's model or any other denoiser.
 
 Shape letters: N samples, C latent channels, H and W latent height and width.
 """
@@ -26,7 +26,7 @@ from dit.study.variants import ModelSpec
 
 
 class Generator:
-    """A denoiser with the study's sampler, noise, labels and decoder; `draw` makes any of the set's samples."""
+    """A denoiser with the study's sampler, noise, labels and decoder; `draw` draws any samples of the set."""
 
     def __init__(self, config: StudyConfig, denoise: Denoiser, codec: Codec, device: torch.device, batch: int) -> None:
         self._sampling, self._inputs = config.sampling, config.dataset.inputs
@@ -36,7 +36,7 @@ class Generator:
         self.labels: Labels = sample_labels(config.sampling, self._inputs.classes)
 
     def draw(self, indices: Sequence[int], progress: Progress | None = None) -> Drawn:
-        """Images and latents of these samples, in batches of equal size; `progress` counts images.
+        """Images and latents of these samples, drawn in batches of about equal size; `progress` counts images.
 
         Raises DivergedError when the model's output is not finite.
         """
@@ -52,18 +52,19 @@ class Generator:
         labels_N = torch.from_numpy(self.labels[indices])
         on_step = None if progress is None else _ImagesDone(progress, len(indices), self._sampling.steps)
         with NoiseStream(self._sampling, indices.tolist(), self._inputs, self._device) as noise:
+            # The label after the last class is "no class", for classifier-free guidance (DiT, section 3.1).
             null_label = self._inputs.classes
             latents = sample(self._denoise, self._schedule, noise, labels_N, self._sampling, null_label, on_step)
         if not bool(torch.isfinite(latents).all()):
             raise DivergedError(
-                "samples are not finite: the checkpoint's weights are not, or sampling.precision is too narrow for"
-                " them; look at the training's loss, or set sampling.precision=fp32"
+                "samples are not finite: the checkpoint's weights are not finite, or sampling.precision is too low for"
+                " them; check the training loss, or set sampling.precision=fp32"
             )
         return latents
 
 
 class _ImagesDone:
-    """Turns reverse steps of a batch into a count of images, so that a long batch shows its progress."""
+    """Converts reverse steps of a batch into a number of images, so that a long batch shows its progress."""
 
     def __init__(self, progress: Progress, images: int, steps: int) -> None:
         self._progress, self._images, self._steps = progress, images, steps
@@ -79,7 +80,10 @@ class _ImagesDone:
 def trained(
     config: StudyConfig, spec: ModelSpec, weights: Mapping[str, Tensor], device: torch.device, *, compiled: bool
 ) -> Denoiser:
-    """A variant's model with these weights, loaded strictly, ready to denoise at the study's sampling precision."""
+    """A denoiser from a variant's model with these weights, at the study's sampling precision.
+
+    Raises RuntimeError when names or shapes of the weights do not fit the model.
+    """
     precision = config.sampling.precision
     matmul_precision(precision, device)
     model = DiT(spec, config.dataset.inputs, attention=config.fit_for(spec).attention)
@@ -91,11 +95,15 @@ def trained(
     def denoise(x_NCHW: Tensor, t_N: Tensor, y_N: Tensor) -> Tensor:
         with autocast(precision, device):
             output: Tensor = model(x_NCHW, t_N, y_N)
+        # The reverse step is computed in float32, whatever the model's precision.
         return output.float()
 
     return denoise
 
 
 def untrained(x_NCHW: Tensor, t_N: Tensor, y_N: Tensor) -> Tensor:  # noqa: ARG001
-    """What a DiT answers before its first step: zero, because its last layer starts there (paper, section 3.2)."""
+    """The output [N, 2C, H, W] of a DiT before its first training step.
+
+    It is zero, because the last layer is initialised with zeros (DiT, section 4).
+    """
     return torch.cat([torch.zeros_like(x_NCHW)] * 2, dim=1)
