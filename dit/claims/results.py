@@ -8,7 +8,8 @@ from typing import Any, cast
 
 from dit.claims.verdicts import judge
 from dit.errors import MismatchError, MissingError
-from dit.results.stages import EVALUATE, Output, Work, training
+from dit.results.output import Output
+from dit.results.stages import EVALUATE, Work, training
 from dit.results.state import Finding, look, missing_line
 from dit.storage import Store
 from dit.study.config import StudyConfig

@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from dit.codec.weights import decoder_differs
 from dit.errors import DataError, MismatchError
-from dit.results.stages import Output, Work, samples
+from dit.results.output import Output
+from dit.results.stages import Work, samples
 from dit.results.state import check_hash
 from dit.storage import Store, read_record, sha256_file, write_record
 from dit.study import layout

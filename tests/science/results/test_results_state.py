@@ -13,6 +13,7 @@ from study_records import fill, fill_dataset
 from dit.claims.results import load_results
 from dit.cli.commands import run
 from dit.errors import MismatchError, MissingError
+from dit.results.output import Output
 from dit.results.progress import progress
 from dit.results.stages import (
     EVALUATE,
@@ -22,7 +23,6 @@ from dit.results.stages import (
     STAGES,
     TRAIN,
     VARIANT_STAGES,
-    Output,
     Stage,
     Work,
     step_names,
