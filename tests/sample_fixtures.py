@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
+from dit.metrics.frechet import FeatureSums, Gaussian
 from dit.model.transformer import DiT
 from dit.results.stages import Work
 from dit.results.state import require
@@ -80,6 +81,13 @@ def write_samples(
         sample_set.write_part(part, Drawn(chosen, latents, 1.0), labels[held.start : held.stop], WEIGHTS_SHA256)
     sample_set.write_manifest(sample_set.all_parts(WEIGHTS_SHA256), [])
     return require(sample_set.work, sample_set.output)
+
+
+def gaussian_of(features_ND: torch.Tensor) -> Gaussian:
+    """Mean and covariance of features."""
+    sums = FeatureSums(features_ND.shape[1])
+    sums.add(features_ND)
+    return sums.gaussian()
 
 
 def save_inception(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Charts that stay legible: ticks on every axis length, labels that do not cover each other, curves thinned fairly."""
+"""Readable charts: ticks for every length of axis, labels that do not overlap, thinned curves."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_every_axis_has_a_readable_number_of_ticks(start: float, decades: float)
 
 
 @given(st.lists(st.floats(1, 300), min_size=1, max_size=12))
-def test_labels_at_the_ends_of_lines_keep_apart(values: list[float]) -> None:
+def test_labels_at_the_ends_of_lines_do_not_overlap(values: list[float]) -> None:
     specs = list(VARIANTS.values())
     ends = [
         ChartPoint(specs[i], 400.0, "step 400", Estimate(value=value, low=value, high=value))
@@ -38,7 +38,7 @@ def test_labels_at_the_ends_of_lines_keep_apart(values: list[float]) -> None:
     assert all(label["yshift"] >= 0 for label in _end_labels(ends, y_range))
 
 
-def test_numbers_that_are_none_do_not_break_an_axis() -> None:
+def test_an_axis_ignores_values_that_are_not_finite_and_positive() -> None:
     assert padded([math.nan, math.inf, 0.0, 10.0, 100.0], 0, 0) == (1.0, 2.0)
 
 

@@ -18,7 +18,7 @@ from study_records import fill, study
 from dit.cli.commands import run
 from dit.data.sources import iter_source_images
 from dit.errors import ConfigError, DataError, InputError, MismatchError, MissingError
-from dit.metrics.inputs import INCEPTION_SHA256, read_adm_images
+from dit.metrics.inputs import INCEPTION_SHA256
 from dit.sampling.noise import sample_labels
 from dit.stages import evaluate, prepare, sample
 from dit.storage import Store, open_store, read_record
@@ -320,18 +320,6 @@ def test_images_that_changed_since_the_preparation_are_no_reference(
         evaluate.run(config, store, VARIANT)
     assert "\n" not in str(error.value)
     assert not store.list(layout.reference(config))
-
-
-def test_adms_images_are_read_as_images_or_refused(tmp_path: Path) -> None:
-    images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
-    np.savez(tmp_path / "a.npz", arr_0=images)
-    found = read_adm_images(tmp_path / "a.npz", 4)
-    assert found is not None
-    assert np.array_equal(found, images[:4])
-    for wrong in (images[0], images.astype(float), images[..., :1]):
-        np.savez(tmp_path / "a.npz", arr_0=wrong)
-        with pytest.raises(InputError, match="arr_0 of"):
-            read_adm_images(tmp_path / "a.npz", 4)
 
 
 def test_missing_inception_weights_are_one_line_before_any_work(
