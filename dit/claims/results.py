@@ -8,7 +8,6 @@ from typing import Any, cast
 
 from dit.claims.verdicts import judge
 from dit.errors import MismatchError, MissingError
-from dit.results.output import Output
 from dit.results.stages import EVALUATE, Work, training
 from dit.results.state import Finding, look, missing_line
 from dit.storage import Store
@@ -52,7 +51,11 @@ def load_results(config: StudyConfig, store: Store) -> Results:
     Raises MismatchError when a result has another configuration or another content of the dataset.
     """
     work = Work(config, store, compare_decoder=False)
-    findings = {spec: [look(work, output) for output in _outputs(work, spec)] for spec in config.specs}
+    # Only records are needed: the checkpoints themselves may have been removed.
+    findings = {
+        spec: [look(work, output) for output in (training(work, spec), *EVALUATE.outputs(work, spec))]
+        for spec in config.specs
+    }
     missing = [finding for found in findings.values() for finding in found if not finding.complete]
     if missing:
         more = f" ({len(missing) - 1} more results are missing)" if len(missing) > 1 else ""
@@ -61,11 +64,6 @@ def load_results(config: StudyConfig, store: Store) -> Results:
     _check_content(results)
     verdict = judge(config.study, [record for variant in results for record in variant.metrics])
     return Results(config, results, verdict)
-
-
-def _outputs(work: Work, spec: ModelSpec) -> list[Output[Any]]:
-    """The outputs that a report needs. Checkpoints may have been removed."""
-    return [training(work, spec), *EVALUATE.outputs(work, spec)]
 
 
 def _records(found: Sequence[Finding[Any]]) -> tuple[TrainRecord, tuple[MetricsRecord, ...]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from itertools import combinations, pairwise
 
@@ -103,12 +103,8 @@ def unusable(record: MetricsRecord) -> str | None:
     return None
 
 
-def _spec(record: MetricsRecord) -> ModelSpec:
-    return resolve(record.variant)
-
-
 def _order(record: MetricsRecord) -> tuple[str, int, int]:
-    spec = _spec(record)
+    spec = resolve(record.variant)
     return spec.family, spec.patch, spec.size_index
 
 
@@ -126,22 +122,25 @@ def _check_comparable(records: Sequence[MetricsRecord]) -> None:
 
 def _size_claim(records: Sequence[MetricsRecord]) -> Claim:
     """Claim 1: pairs of neighbouring sizes with the same patch."""
-    groups: dict[tuple[str, int], list[MetricsRecord]] = defaultdict(list)
-    for record in records:
-        spec = _spec(record)
-        groups[spec.family, spec.patch].append(record)
-    pairs = [(larger, smaller) for group in groups.values() for smaller, larger in pairwise(group)]
+    groups = _grouped(records, lambda spec: (spec.family, spec.patch))
+    pairs = [(larger, smaller) for group in groups for smaller, larger in pairwise(group)]
     return _ordered(1, SIZE_STATEMENT, pairs, "no two variants share a patch size")
 
 
 def _patch_claim(records: Sequence[MetricsRecord]) -> Claim:
     """Claim 2: all pairs of patches of the same size."""
-    groups: dict[tuple[str, str], list[MetricsRecord]] = defaultdict(list)
-    for record in records:
-        spec = _spec(record)
-        groups[spec.family, spec.size].append(record)
-    pairs = [(finer, coarser) for group in groups.values() for finer, coarser in combinations(group, 2)]
+    groups = _grouped(records, lambda spec: (spec.family, spec.size))
+    pairs = [(finer, coarser) for group in groups for finer, coarser in combinations(group, 2)]
     return _ordered(2, PATCH_STATEMENT, pairs, "no two variants are one model at two patch sizes")
+
+
+def _grouped(
+    records: Iterable[MetricsRecord], key: Callable[[ModelSpec], tuple[object, ...]]
+) -> Iterable[list[MetricsRecord]]:
+    groups: dict[tuple[object, ...], list[MetricsRecord]] = defaultdict(list)
+    for record in records:
+        groups[key(resolve(record.variant))].append(record)
+    return groups.values()
 
 
 def _ordered(number: int, statement: str, pairs: Sequence[Pair], too_few: str) -> Claim:
@@ -227,7 +226,7 @@ def _weigh(comparison: predictors.Comparison) -> tuple[ClaimVerdict, str]:
 def _too_few_axes(records: Sequence[MetricsRecord]) -> str:
     if len(records) < FEWEST_VARIANTS:
         return f"Too few variants: {len(records)}, and a comparison of two lines needs {FEWEST_VARIANTS}."
-    specs = [_spec(record) for record in records]
+    specs = [resolve(record.variant) for record in records]
     if len({(spec.family, spec.size) for spec in specs}) == len(specs):
         return "No model is studied at two patch sizes: Gflops and parameters grow together and cannot be told apart."
     return ""

@@ -52,7 +52,8 @@ class Extractor:
         self._module: nn.Module = to(device=device, memory_format=torch.channels_last)
         self._channels = 3 if name == INCEPTION else 1
         matmul_precision("fp32", device)
-        self.dimensions, self.classes = self._widths()
+        blank = self(np.zeros((1, 8, 8, self._channels), dtype=np.uint8))
+        self.dimensions, self.classes = blank.features.shape[1], blank.logits.shape[1]
 
     @torch.inference_mode()
     def __call__(self, images_NHWC: Images) -> Features:
@@ -67,10 +68,6 @@ class Extractor:
         if not bool(torch.isfinite(features).all()):
             raise DataError(f"{self.evaluator}: features are not finite; the weights are damaged, replace them")
         return Features(features.float().cpu(), logits.float().cpu())
-
-    def _widths(self) -> tuple[int, int]:
-        blank = self(np.zeros((1, 8, 8, self._channels), dtype=np.uint8))
-        return blank.features.shape[1], blank.logits.shape[1]
 
 
 def open_inception(path: Path, sha256: str, device: torch.device, precision: FeaturePrecision) -> Extractor:

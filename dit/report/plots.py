@@ -106,12 +106,14 @@ def over_steps(results: Results) -> Figure:
         ends.append(points[-1])
     steps = results.config.evaluation.at_steps
     curves = _published_curves(results, until=steps[-1])
-    traces += [_published_curve(name, curve) for name, curve in curves.items()]
+    for name, curve in curves.items():
+        places = [f"step {format_count(step)}, about" for step in curve]
+        traces.append(_open_trace([name] * len(curve), f"paper, {name}", list(curve), list(curve.values()), places))
     values = [value for curve in curves.values() for value in curve.values()]
     y_range = _y_range([primary(record) for _, record in results.rows()], values)
     layout = log_layout("Training steps", metric_name(results.verdict.metric), padded(steps, 0.05, 0.14), y_range)
     layout["xaxis"] |= step_ticks(steps)
-    layout["annotations"] = _end_labels(ends, y_range)
+    layout["annotations"] = end_labels(ends, y_range)
     layout["margin"]["t"] = 44 if curves else 12  # room for a legend
     return {"data": traces, "layout": layout}
 
@@ -228,11 +230,6 @@ def _published_curves(results: Results, until: int) -> dict[str, dict[int, float
     return {name: curve for name, curve in curves.items() if curve}
 
 
-def _published_curve(name: str, curve: Mapping[int, float]) -> Figure:
-    places = [f"step {format_count(step)}, about" for step in curve]
-    return _open_trace([name] * len(curve), f"paper, {name}", list(curve), list(curve.values()), places)
-
-
 def _open_trace(
     names: Sequence[str], title: str, x: Sequence[float], y: Sequence[float], places: Sequence[str]
 ) -> Figure:
@@ -260,7 +257,7 @@ def _y_range(estimates: Iterable[Estimate], others: Iterable[float]) -> Range:
     return padded([*edges, *others], 0.08, 0.1)
 
 
-def _end_labels(ends: Sequence[ChartPoint], y_range: Range) -> list[dict[str, Any]]:
+def end_labels(ends: Sequence[ChartPoint], y_range: Range) -> list[dict[str, Any]]:
     """A label right of every line's end, moved up if it would cover the label below."""
     scale = PLOT_HEIGHT / (y_range[1] - y_range[0])
     labels: list[dict[str, Any]] = []

@@ -83,7 +83,6 @@ def _evaluate(work: Work, spec: ModelSpec, steps: list[int]) -> None:
 
 
 def _features(sample_set: SampleSet, manifest: SampleSetManifest, setup: EvaluationSetup, ranks: Ranks) -> Features:
-    """Features of all samples, extracted by all ranks."""
     from dit.metrics.extractors import extract
 
     config, spec = sample_set.config, sample_set.spec

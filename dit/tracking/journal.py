@@ -119,6 +119,7 @@ class Journal:
         with self._lock, local_errors(self.path), _locked(self._file.fileno()):
             size = _mend(self._file.fileno())
             try:
+                # A disk that is almost full takes a part of the data without an error.
                 if self._file.write(data) != len(data):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             except OSError:

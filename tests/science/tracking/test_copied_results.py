@@ -1,4 +1,4 @@
-"""Results that were copied, that lost their database, or that were tracked to a server: `make ui` shows all of them."""
+"""`dit ui` shows results that were copied, lost their database, or were tracked to a server."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SERVER = TrackingRun(journal="1", run_id="2", experiment_id="7", uri="http://mlf
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Results that were made at a path that is gone."""
+    """Results whose original folder no longer exists."""
     folder = tmp_path_factory.mktemp("made")
     config, store = study_file.load(STUDY, [VARIANTS]), open_store(folder / "old")
     training = train(store, config.spec(KILLED), 10, 50, then=300, wait=False)
@@ -51,7 +51,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("lost", ["nothing", "mlflow.db", "studies/digits/tracking/shipper.json", "mlartifacts"])
-def test_everything_is_shown_below_a_new_root(lost: str, archive: Path, tmp_path: Path) -> None:
+def test_copied_results_are_complete_below_a_new_root(lost: str, archive: Path, tmp_path: Path) -> None:
     root = Path(shutil.copytree(archive, tmp_path / "new root"))
     config, store = study_file.load(STUDY, [VARIANTS]), open_store(root)
     key = layout.tracking_run(config, config.spec(SHIPPED))
@@ -62,7 +62,7 @@ def test_everything_is_shown_below_a_new_root(lost: str, archive: Path, tmp_path
     else:
         (root / lost).unlink(missing_ok=True)
     if lost == "mlflow.db":
-        # The new database has another experiment under the id that the study's had.
+        # In the new database, another experiment has the id of the study's former one.
         MlflowClient(f"sqlite:///{root}/{lost}").create_experiment("other")
     with reserved_port() as port:
         address, _ = server_command(str(root), "127.0.0.1", port)
@@ -79,8 +79,10 @@ def test_everything_is_shown_below_a_new_root(lost: str, archive: Path, tmp_path
     read = Path(found.client.download_artifacts(found.run(SHIPPED).info.run_id, "report.html"))
     assert read.read_bytes() == b"<html>"
     experiments = found.client.search_experiments()
-    addresses = [run.info.artifact_uri for run in found.runs] + [one.artifact_location for one in experiments]
+    addresses = [run.info.artifact_uri for run in found.runs] + [
+        experiment.artifact_location for experiment in experiments
+    ]
     addresses += [path.read_text() for path in root.rglob("tracking*.json")]
-    assert not [one for one in addresses if str(archive.with_name("old")) in one]
+    assert not [address for address in addresses if str(archive.with_name("old")) in address]
     assert (read_record(store, key, TrackingRun) == SERVER) == (lost == "mlartifacts")
     end_shippers(root)
