@@ -124,6 +124,9 @@ class Study:
         return {f"{r['variant']} {r['step']}": r["metrics"][r["metric"]]["value"] for r in records}
 
 
+Finished = tuple[Study, str]
+
+
 def wait_until(condition: Callable[[], object], process: subprocess.Popen[str], seconds: float = SECONDS) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
@@ -151,7 +154,7 @@ def wait_for_end_in_mlflow(study: Study) -> None:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, str]:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """An undisturbed study and what it printed."""
     study = Study(tmp_path_factory.mktemp("study") / "runs")
     code, output, errors = study.run()
@@ -159,7 +162,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, str]:
     return study, output
 
 
-def test_the_study_ends_with_table_verdict_and_paths(finished: tuple[Study, str]) -> None:
+def test_the_study_ends_with_table_verdict_and_paths(finished: Finished) -> None:
     study, output = finished
     assert [line for line in output.splitlines() if line.startswith(f"{STEPS}/{STEPS} ")] == [f"{STEPS}/{STEPS} report"]
     _, _, end = output.partition(f"{STEPS}/{STEPS} report")
@@ -179,7 +182,7 @@ def test_the_study_ends_with_table_verdict_and_paths(finished: tuple[Study, str]
     assert [claim["number"] for claim in claims] == [1, 2, 3]
 
 
-def test_two_variants_run_at_the_same_time(finished: tuple[Study, str]) -> None:
+def test_two_variants_run_at_the_same_time(finished: Finished) -> None:
     events = finished[0].events()
     assert sorted(events) == sorted(
         f"{kind}: {step}"
@@ -196,7 +199,7 @@ def test_two_variants_run_at_the_same_time(finished: tuple[Study, str]) -> None:
     assert events[-2:] == ["begin: report", "end: report"]
 
 
-def test_one_variant_at_a_time_gives_the_same_numbers(finished: tuple[Study, str], tmp_path: Path) -> None:
+def test_one_variant_at_a_time_gives_the_same_numbers(finished: Finished, tmp_path: Path) -> None:
     one = Study(tmp_path / "runs")
     code, _, errors = one.run("fit.parallel_variants=1")
     assert code == 0, errors
@@ -207,7 +210,7 @@ def test_one_variant_at_a_time_gives_the_same_numbers(finished: tuple[Study, str
     assert one.values() == pytest.approx(finished[0].values(), rel=1e-4)
 
 
-def test_the_output_is_free_of_messages_of_the_platform(finished: tuple[Study, str]) -> None:
+def test_the_output_is_free_of_messages_of_the_platform(finished: Finished) -> None:
     study, output = finished
     for noise in ("KFP", "Streamed logs", "Executing task", "\x1b", "\x1e"):
         assert noise not in output
@@ -228,11 +231,11 @@ def check_tracking(study: Study, runs: int) -> None:
             assert steps[-1] == 40
 
 
-def test_every_run_is_finished_in_mlflow(finished: tuple[Study, str]) -> None:
+def test_every_run_is_finished_in_mlflow(finished: Finished) -> None:
     check_tracking(finished[0], runs=3)
 
 
-def test_a_second_run_finds_everything_complete_and_changes_nothing(finished: tuple[Study, str]) -> None:
+def test_a_second_run_finds_everything_complete_and_changes_nothing(finished: Finished) -> None:
     study, output = finished
     before = study.files("studies") | study.files("datasets") | study.files("logs")
     code, again, errors = study.run()
@@ -241,7 +244,7 @@ def test_a_second_run_finds_everything_complete_and_changes_nothing(finished: tu
     assert again.strip().splitlines()[-5:] == output.strip().splitlines()[-5:]
 
 
-def test_a_study_that_lost_a_file_is_not_complete(finished: tuple[Study, str]) -> None:
+def test_a_study_that_lost_a_file_is_not_complete(finished: Finished) -> None:
     study, _ = finished
     config, store = load(REPOSITORY / "configs/digits.yaml", OVERRIDES), open_store(study.root)
     assert study_is_complete(Work(config, store))
@@ -262,9 +265,7 @@ def test_a_study_that_lost_a_file_is_not_complete(finished: tuple[Study, str]) -
     assert not study_is_complete(Work(load(REPOSITORY / "configs/digits.yaml", [*OVERRIDES, "train.seed=1"]), store))
 
 
-def test_an_interrupted_or_killed_study_continues_with_the_same_numbers(
-    finished: tuple[Study, str], tmp_path: Path
-) -> None:
+def test_an_interrupted_or_killed_study_continues_with_the_same_numbers(finished: Finished, tmp_path: Path) -> None:
     """Ctrl-C, kill -9 of the starter, kill -9 of all processes: the results equal those of the undisturbed study."""
     study, moment = Study(tmp_path / "runs"), random.Random(os.urandom(8))
 
@@ -296,7 +297,7 @@ def test_an_interrupted_or_killed_study_continues_with_the_same_numbers(
     check_tracking(study, runs=3)
 
 
-def test_a_failed_step_is_reported_in_one_line_with_its_exit_code(finished: tuple[Study, str]) -> None:
+def test_a_failed_step_is_reported_in_one_line_with_its_exit_code(finished: Finished) -> None:
     """Metrics of another protocol are in the store."""
     study, _ = finished
     before = study.values()
@@ -308,7 +309,7 @@ def test_a_failed_step_is_reported_in_one_line_with_its_exit_code(finished: tupl
     assert study.values() == before
 
 
-def test_a_failure_stops_the_other_variants_which_can_resume(finished: tuple[Study, str], tmp_path: Path) -> None:
+def test_a_failure_stops_the_other_variants_which_can_resume(finished: Finished, tmp_path: Path) -> None:
     """One variant finds samples of another configuration while the other is in training."""
     study = Study(tmp_path / "runs")
     (manifest,) = finished[0].root.glob("studies/digits/mini-s-2/samples/*20/*/manifest.json")

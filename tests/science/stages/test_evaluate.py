@@ -29,6 +29,8 @@ from dit.study.study_file import load_text
 from dit.tracking import read_points
 
 Images = np.ndarray[Any, np.dtype[np.uint8]]
+Judged = tuple[Store, dict[str, MetricsRecord]]
+Pictures = tuple[Store, StudyConfig]
 
 
 def digits_for_labels(config: StudyConfig) -> Images:
@@ -45,7 +47,7 @@ def blurred(images: Images) -> Images:
 
 
 @pytest.fixture(scope="module")
-def judged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, dict[str, MetricsRecord]]:
+def judged(tmp_path_factory: pytest.TempPathFactory) -> Judged:
     """Sample sets of known quality, one per study, with the same dataset."""
     store = open_store(tmp_path_factory.mktemp("judged"))
     config = small_study()
@@ -66,24 +68,20 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, dict[str, M
     return store, records
 
 
-def test_worse_images_have_a_larger_distance(judged: tuple[Store, dict[str, MetricsRecord]]) -> None:
+def test_worse_images_have_a_larger_distance(judged: Judged) -> None:
     distances = {name: record.metrics["fd_digits"] for name, record in judged[1].items()}
     assert distances["real"].high < distances["blurred"].low
     assert distances["real"].high < distances["noise"].low
     assert distances["real"].value < 0.05 * distances["noise"].value
 
 
-def test_the_noise_floor_is_far_above_real_digits(
-    judged: tuple[Store, dict[str, MetricsRecord]],
-) -> None:
+def test_the_noise_floor_is_far_above_real_digits(judged: Judged) -> None:
     floors = {record.noise_floor for record in judged[1].values()}
     assert len(floors) == 1
     assert floors.pop() > 10 * judged[1]["real"].metrics["fd_digits"].value
 
 
-def test_precision_recall_and_label_accuracy_separate_the_defects(
-    judged: tuple[Store, dict[str, MetricsRecord]],
-) -> None:
+def test_precision_recall_and_label_accuracy_separate_the_defects(judged: Judged) -> None:
     values = {name: {key: each.value for key, each in record.metrics.items()} for name, record in judged[1].items()}
     assert set(values["real"]) == {"fd_digits", "precision", "recall", "label_accuracy"}
     assert values["real"]["precision"] == 1
@@ -95,7 +93,7 @@ def test_precision_recall_and_label_accuracy_separate_the_defects(
     assert values["mislabelled"]["fd_digits"] == pytest.approx(values["real"]["fd_digits"], rel=1e-6)
 
 
-def test_the_record_describes_the_evaluation(judged: tuple[Store, dict[str, MetricsRecord]]) -> None:
+def test_the_record_describes_the_evaluation(judged: Judged) -> None:
     store, records = judged
     record, config = records["real"], small_study("study=real")
     spec = config.spec(VARIANT)
@@ -117,7 +115,7 @@ def test_the_record_describes_the_evaluation(judged: tuple[Store, dict[str, Metr
     assert trained.file.sha256 == record.extractor_sha256
 
 
-def test_extractor_and_reference_are_made_once_and_shared(judged: tuple[Store, dict[str, MetricsRecord]]) -> None:
+def test_extractor_and_reference_are_made_once_and_shared(judged: Judged) -> None:
     store, records = judged
     names = [key.rpartition("/")[2] for key in store.list(layout.reference(small_study()))]
     kinds = sorted(name.split("-")[0] + "." + name.rpartition(".")[2] for name in names)
@@ -125,7 +123,7 @@ def test_extractor_and_reference_are_made_once_and_shared(judged: tuple[Store, d
     assert len({(record.extractor_sha256, record.reference_sha256) for record in records.values()}) == 1
 
 
-def test_tracked_points_have_the_protocol_in_their_name(judged: tuple[Store, dict[str, MetricsRecord]]) -> None:
+def test_tracked_points_have_the_protocol_in_their_name(judged: Judged) -> None:
     """Values of another protocol must not be in the same curve."""
     store, records = judged
     config = small_study("study=real")
@@ -137,7 +135,7 @@ def test_tracked_points_have_the_protocol_in_their_name(judged: tuple[Store, dic
     assert all(re.fullmatch(r"[A-Za-z0-9_./ -]+", key) for key in points)
 
 
-def test_another_protocol_gives_points_of_another_name(judged: tuple[Store, dict[str, MetricsRecord]]) -> None:
+def test_another_protocol_gives_points_of_another_name(judged: Judged) -> None:
     store = judged[0]
     plain = small_study("study=again", "evaluation.resamples=200")
     assert layout.metric(plain, "fd_digits") == f"{layout.protocol(plain.sampling)}/fd_digits"
@@ -150,9 +148,7 @@ def test_another_protocol_gives_points_of_another_name(judged: tuple[Store, dict
         store.delete(layout.metrics(config, spec, STEP))
 
 
-def test_a_complete_evaluation_is_recognised_without_importing_torch(
-    judged: tuple[Store, dict[str, MetricsRecord]],
-) -> None:
+def test_a_complete_evaluation_is_recognised_without_importing_torch(judged: Judged) -> None:
     store, records = judged
     code = f"""
         import sys
@@ -168,14 +164,14 @@ def test_a_complete_evaluation_is_recognised_without_importing_torch(
     assert float(done.stdout) == records["real"].metrics["fd_digits"].value
 
 
-def test_evaluating_again_gives_the_same_record(judged: tuple[Store, dict[str, MetricsRecord]]) -> None:
+def test_evaluating_again_gives_the_same_record(judged: Judged) -> None:
     store, records = judged
     config = small_study("study=real")
     store.delete(layout.metrics(config, config.spec(VARIANT), STEP))
     assert evaluate.run(config, store, VARIANT) == [records["real"]]
 
 
-def test_metrics_of_another_protocol_are_refused(judged: tuple[Store, dict[str, MetricsRecord]]) -> None:
+def test_metrics_of_another_protocol_are_refused(judged: Judged) -> None:
     other = small_study("study=real", "evaluation.resamples=50")
     with pytest.raises(MismatchError, match=f"{other.evaluation_hash(other.spec(VARIANT))}.*evaluation keys differ"):
         evaluate.run(other, judged[0], VARIANT)
@@ -189,9 +185,7 @@ def test_metrics_of_another_decoder_are_refused(tmp_path: Path) -> None:
         evaluate.run(study(overrides=(f"dataset.codec.weights={weights}",)), store, "DiT-B/2")
 
 
-def test_missing_samples_are_named_with_their_command(
-    judged: tuple[Store, dict[str, MetricsRecord]],
-) -> None:
+def test_missing_samples_are_named_with_their_command(judged: Judged) -> None:
     with pytest.raises(MissingError, match=f"{VARIANT} at step {STEP}; run `dit sample` with --variant {VARIANT}"):
         evaluate.run(small_study("study=unsampled"), judged[0], VARIANT)
 
@@ -210,7 +204,7 @@ def test_a_set_of_one_sample_is_refused(tmp_path: Path) -> None:
         evaluate.run(config, store, VARIANT)
 
 
-def test_a_damaged_sample_part_stops_the_evaluation(judged: tuple[Store, dict[str, MetricsRecord]]) -> None:
+def test_a_damaged_sample_part_stops_the_evaluation(judged: Judged) -> None:
     config, store = small_study("study=damaged"), judged[0]
     manifest = write_samples(store, config, digits_for_labels(config))
     key = f"{layout.samples(config, config.spec(VARIANT), STEP)}/{manifest.files[1].name}"
@@ -221,7 +215,7 @@ def test_a_damaged_sample_part_stops_the_evaluation(judged: tuple[Store, dict[st
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, StudyConfig]:
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Pictures:
     """A few pictures, samples of them by a random model, and randomly initialised InceptionV3 weights."""
     folder = tmp_path_factory.mktemp("pictures")
     weights = folder / "inception.pth"
@@ -248,7 +242,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, StudyConf
 
 
 @pytest.mark.slow
-def test_inception_measures_colour_images_end_to_end(pictures: tuple[Store, StudyConfig]) -> None:
+def test_inception_measures_colour_images_end_to_end(pictures: Pictures) -> None:
     store, config = pictures
     record = evaluate.run(config, store, VARIANT)[0]
     assert record.metric == "fid"
@@ -261,9 +255,7 @@ def test_inception_measures_colour_images_end_to_end(pictures: tuple[Store, Stud
 
 
 @pytest.mark.slow
-def test_adms_reference_is_read_and_its_images_serve_precision_and_recall(
-    pictures: tuple[Store, StudyConfig], tmp_path: Path
-) -> None:
+def test_adms_reference_is_read_and_its_images_serve_precision_and_recall(pictures: Pictures, tmp_path: Path) -> None:
     store, config = pictures
     plain = evaluate.run(config, store, VARIANT)[0]
     key = next(k for k in store.list(layout.reference(config)) if "statistics" in k and k.endswith(".json"))
@@ -286,7 +278,7 @@ def test_adms_reference_is_read_and_its_images_serve_precision_and_recall(
     assert set(results["without"].metrics) == {"fid", "isc"}
 
 
-def test_an_invalid_adm_reference_is_refused_in_one_line(pictures: tuple[Store, StudyConfig], tmp_path: Path) -> None:
+def test_an_invalid_adm_reference_is_refused_in_one_line(pictures: Pictures, tmp_path: Path) -> None:
     store, config = pictures
     np.savez(tmp_path / "other.npz", mean=np.zeros(3), arr_0=np.zeros(2))
     (tmp_path / "text.npz").write_text("no archive")
@@ -309,9 +301,7 @@ def test_an_invalid_adm_reference_is_refused_in_one_line(pictures: tuple[Store, 
         assert "\n" not in str(error.value)
 
 
-def test_images_that_changed_since_the_preparation_are_refused(
-    pictures: tuple[Store, StudyConfig], tmp_path: Path
-) -> None:
+def test_images_that_changed_since_the_preparation_are_refused(pictures: Pictures, tmp_path: Path) -> None:
     folder = image_folder(tmp_path / "images", per_class=3)
     config = load_text(pictures[1].to_yaml(), [f"dataset.source.path={folder}"])
     store = open_store(tmp_path / "root")
@@ -325,7 +315,7 @@ def test_images_that_changed_since_the_preparation_are_refused(
 
 
 def test_missing_inception_weights_are_refused_in_one_line(
-    pictures: tuple[Store, StudyConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    pictures: Pictures, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store, config = pictures
     bare = load_text(
