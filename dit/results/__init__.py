@@ -8,36 +8,3 @@ stages.py     the table of stages and their outputs; output.py: the conditions o
 state.py      compares the table with a store: complete, missing, or made with another configuration
 progress.py   how far each stage is, for `dit status`
 """
-
-from dit.results.output import Output
-from dit.results.stages import EVALUATE, PREPARE, REPORT, SAMPLE, STAGES, TRAIN, Stage, Work
-from dit.results.state import (
-    StageState,
-    is_complete,
-    look,
-    read_output,
-    require,
-    require_stage,
-    stage_state,
-    unfinished,
-)
-
-__all__ = [
-    "EVALUATE",
-    "PREPARE",
-    "REPORT",
-    "SAMPLE",
-    "STAGES",
-    "TRAIN",
-    "Output",
-    "Stage",
-    "StageState",
-    "Work",
-    "is_complete",
-    "look",
-    "read_output",
-    "require",
-    "require_stage",
-    "stage_state",
-    "unfinished",
-]

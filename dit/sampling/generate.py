@@ -6,7 +6,7 @@ Shape letters: N samples, C latent channels, H and W latent height and width.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -50,7 +50,7 @@ class Generator:
 
     def _latents(self, indices: Labels, progress: Progress | None) -> Tensor:
         labels_N = torch.from_numpy(self.labels[indices])
-        on_step = None if progress is None else _ImagesDone(progress, len(indices), self._sampling.steps)
+        on_step = None if progress is None else _count_images(progress, len(indices), self._sampling.steps)
         with NoiseStream(self._sampling, indices.tolist(), self._inputs, self._device) as noise:
             # The label after the last class is "no class", for classifier-free guidance (DiT, section 3.1).
             null_label = self._inputs.classes
@@ -63,18 +63,10 @@ class Generator:
         return latents
 
 
-class _ImagesDone:
-    """Converts reverse steps of a batch into a number of images, so that a long batch shows its progress."""
-
-    def __init__(self, progress: Progress, images: int, steps: int) -> None:
-        self._progress, self._images, self._steps = progress, images, steps
-        self._step = self._shown = 0
-
-    def __call__(self) -> None:
-        self._step += 1
-        done = self._images * self._step // self._steps
-        self._progress.advance(done - self._shown)
-        self._shown = done
+def _count_images(progress: Progress, images: int, steps: int) -> Callable[[], None]:
+    """Advance the progress by a share of the images at each reverse step, so that a long batch shows its progress."""
+    shares = iter(np.diff(np.arange(steps + 1) * images // steps).tolist())
+    return lambda: progress.advance(next(shares))
 
 
 def trained(

@@ -10,7 +10,7 @@ import pytest
 from dit.errors import ConfigError
 from dit.planning.accelerators import KNOWN
 from dit.planning.cost import memory, plan
-from dit.report.tables import plan_table, show_plan
+from dit.planning.tables import plan_table, show_plan
 from dit.study.config import FitConfig, StudyConfig
 from dit.study.study_file import load_text
 from dit.study.variants import VARIANTS, InputSpec, resolve
