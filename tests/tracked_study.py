@@ -43,13 +43,13 @@ with open_tracker(config, open_store(root), config.spec(variant)) as tracker:
 """
 
 
-class Found:
+class Tracked:
     """A study's experiment as MLflow's client reads it."""
 
     def __init__(self, uri: str, experiment: str = "digits") -> None:
         self.client: Any = MlflowClient(tracking_uri=uri)
-        found = self.client.get_experiment_by_name(experiment)
-        self.runs = self.client.search_runs([found.experiment_id]) if found else []
+        known = self.client.get_experiment_by_name(experiment)
+        self.runs = self.client.search_runs([known.experiment_id]) if known else []
 
     def run(self, name: str) -> Any:
         [run] = [run for run in self.runs if run.info.run_name == name]
@@ -95,7 +95,7 @@ def arrived(config: StudyConfig, store: Store) -> bool:
 
 def stand(store: Store, **statuses: str) -> bool:
     """Whether the named runs, which may include the study's, have these statuses."""
-    return statuses.items() <= Found(database(store)).statuses.items()
+    return statuses.items() <= Tracked(database(store)).statuses.items()
 
 
 def end_shippers(folder: Path) -> None:

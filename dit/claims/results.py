@@ -56,18 +56,18 @@ def load_results(config: StudyConfig, store: Store) -> Results:
         spec: [look(work, output) for output in (training(work, spec), *EVALUATE.outputs(work, spec))]
         for spec in config.specs
     }
-    missing = [finding for found in findings.values() for finding in found if not finding.complete]
+    missing = [finding for row in findings.values() for finding in row if not finding.complete]
     if missing:
         more = f" ({len(missing) - 1} more results are missing)" if len(missing) > 1 else ""
         raise MissingError(f"study {config.study}: {missing_line(work, missing[0])}{more}")
-    results = tuple(VariantResults(spec, *_records(found)) for spec, found in findings.items())
+    results = tuple(VariantResults(spec, *_records(row)) for spec, row in findings.items())
     _check_content(results)
     verdict = judge(config.study, [record for variant in results for record in variant.metrics])
     return Results(config, results, verdict)
 
 
-def _records(found: Sequence[Finding[Any]]) -> tuple[TrainRecord, tuple[MetricsRecord, ...]]:
-    trained, *measured = (cast(Any, finding.record) for finding in found)
+def _records(findings: Sequence[Finding[Any]]) -> tuple[TrainRecord, tuple[MetricsRecord, ...]]:
+    trained, *measured = (cast(Any, finding.record) for finding in findings)
     return trained, tuple(measured)
 
 
@@ -77,10 +77,10 @@ def _check_content(variants: Sequence[VariantResults]) -> None:
     for variant in variants:
         used = [("trained on", variant.train.dataset_content)]
         used += [(f"at step {record.step} measured beside", record.dataset_content) for record in variant.metrics]
-        for what, found in used:
-            if found != content:
+        for what, shards in used:
+            if shards != content:
                 raise MismatchError(
-                    f"{variants[0].spec.name} was trained on shards {content}, {variant.spec.name} was {what} {found}:"
+                    f"{variants[0].spec.name} was trained on shards {content}, {variant.spec.name} was {what} {shards}:"
                     " their metrics cannot be compared; make both again with one dataset, under another study name"
                     " or root"
                 )

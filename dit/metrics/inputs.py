@@ -31,9 +31,9 @@ class EvaluationFiles:
     """Local path and SHA-256 of each file."""
 
     inception: tuple[Path, str] | None
-    """InceptionV3's weights; None where another extractor is used."""
+    """InceptionV3's weights; None if another extractor is used."""
     adm: tuple[Path, str] | None
-    """ADM's reference file; None where the dataset is the reference."""
+    """ADM's reference file; None if the dataset is the reference."""
 
 
 def find_evaluation_files(config: StudyConfig, store: Store) -> EvaluationFiles:
@@ -57,19 +57,19 @@ def find_inception(config: StudyConfig, store: Store) -> tuple[Path, str]:
     evaluation = config.evaluation
     expected = evaluation.extractor_sha256 or INCEPTION_SHA256
     key = layout.weights(layout.INCEPTION_FILE)
-    place = evaluation.extractor_weights or f"{store.url}/{key}"
+    address = evaluation.extractor_weights or f"{store.url}/{key}"
     try:
         path = fetch_file(evaluation.extractor_weights) if evaluation.extractor_weights else store.local(key)
     except MissingError:
         raise MissingError(
-            f"{place}: the InceptionV3 weights are missing; put {layout.INCEPTION_FILE} of torch-fidelity's release"
+            f"{address}: the InceptionV3 weights are missing; put {layout.INCEPTION_FILE} of torch-fidelity's release"
             f" v0.2.0 (SHA-256 {INCEPTION_SHA256}) there, or set evaluation.extractor_weights to its path or store"
             " address"
         ) from None
     actual = sha256_file(path)
     if actual != expected:
         raise MismatchError(
-            f"{place}: SHA-256 is {actual}, expected {expected}; fetch {layout.INCEPTION_FILE} again, or, to measure"
+            f"{address}: SHA-256 is {actual}, expected {expected}; fetch {layout.INCEPTION_FILE} again, or, to measure"
             f" with other weights, set evaluation.extractor_sha256={actual}"
         )
     return path, actual

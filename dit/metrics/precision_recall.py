@@ -66,6 +66,6 @@ class Manifold:
         """Distance of each image's third neighbour among the images drawn, [M]; -1 for an image not drawn."""
         # Position of each neighbour among the drawn ones, the image itself included: the third neighbour is number 4.
         ranks_MK = drawn_M[self._neighbours_MK].cumsum(dim=1)
-        place = (ranks_MK <= NEIGHBOURHOOD).sum(dim=1).clamp_max(ranks_MK.shape[1] - 1)
-        reach = self._distances_MK.gather(1, place[:, None])[:, 0]
+        column = (ranks_MK <= NEIGHBOURHOOD).sum(dim=1).clamp_max(ranks_MK.shape[1] - 1)
+        reach = self._distances_MK.gather(1, column[:, None])[:, 0]
         return torch.where(drawn_M, reach, -1.0)

@@ -52,7 +52,7 @@ class ChartPoint:
 
     spec: ModelSpec
     x: float
-    place: str
+    x_text: str
     """x as text, for the label at the pointer."""
     estimate: Estimate
 
@@ -74,8 +74,8 @@ def against(results: Results, predictor: Predictor) -> Figure:
     by_patch: dict[int, list[ChartPoint]] = defaultdict(list)
     for variant, record in results.last():
         x = float(getattr(record, predictor.field))
-        place = f"{format_number(x) if predictor.field == 'gflops' else format_count(int(x))} {predictor.field}"
-        by_patch[variant.spec.patch].append(ChartPoint(variant.spec, x, place, primary(record)))
+        x_text = f"{format_number(x) if predictor.field == 'gflops' else format_count(int(x))} {predictor.field}"
+        by_patch[variant.spec.patch].append(ChartPoint(variant.spec, x, x_text, primary(record)))
     traces = []
     for patch, row in sorted(by_patch.items()):
         trace = _line(sorted(row, key=lambda point: point.x), f"patch {patch}")
@@ -181,7 +181,7 @@ def _line(points: Sequence[ChartPoint], name: str) -> Figure:
             "opacity": 1,
         },
         "line": {"color": colour, "width": 2},
-        "customdata": [[point.spec.name, point.place, interval(point.estimate)] for point in points],
+        "customdata": [[point.spec.name, point.x_text, interval(point.estimate)] for point in points],
         "hovertemplate": "<b>%{customdata[0]}</b><br>%{customdata[1]}<br>%{customdata[2]}<extra></extra>",
     }
 

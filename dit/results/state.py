@@ -154,8 +154,10 @@ def study_is_complete(work: Work) -> bool:
 def whole_checkpoints(work: Work, spec: ModelSpec) -> dict[int, CheckpointMeta]:
     """A variant's complete checkpoints by step, in order; raises as `look`."""
     steps = list_checkpoints(work.store, work.config, spec)
-    found = {step: look(work, checkpoint(work, spec, step)) for step in steps}
-    return {step: finding.record for step, finding in found.items() if finding.complete and finding.record is not None}
+    findings = {step: look(work, checkpoint(work, spec, step)) for step in steps}
+    return {
+        step: finding.record for step, finding in findings.items() if finding.complete and finding.record is not None
+    }
 
 
 def _no_longer_needed(work: Work, output: Output[Any]) -> bool:

@@ -48,11 +48,11 @@ def run(
         check_target(export)
     spec, work = config.spec(variant), Work(config, store)
     sets = [SampleSet(work, spec, number) for number in (config.evaluation.at_steps if step is None else (step,))]
-    found = [look(work, sample_set.output) for sample_set in sets]
+    findings = [look(work, sample_set.output) for sample_set in sets]
     # A set without files is complete once it is evaluated, but an export needs the files.
     pending = [
         sample_set
-        for sample_set, finding in zip(sets, found, strict=True)
+        for sample_set, finding in zip(sets, findings, strict=True)
         if not finding.complete or (export and not finding.files)
     ]
     if pending:

@@ -73,8 +73,8 @@ class MlflowRuns:
     def find_run(self, tags: Mapping[str, str]) -> str | None:
         """The oldest active run with these tags."""
         condition = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
-        found = self._client.search_runs([self.experiment_id], condition, order_by=["attributes.start_time ASC"])
-        return min(((run.info.start_time, run.info.run_id) for run in found), default=(0, None))[1]
+        runs = self._client.search_runs([self.experiment_id], condition, order_by=["attributes.start_time ASC"])
+        return min(((run.info.start_time, run.info.run_id) for run in runs), default=(0, None))[1]
 
     def create_run(self, name: str, identity: Mapping[str, str], tags: Mapping[str, str]) -> str:
         """A new run, or the run that another machine created with the same identity at the same moment."""

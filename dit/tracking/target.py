@@ -92,8 +92,8 @@ def study_facts(config: StudyConfig) -> dict[str, Any]:
 
 def logged_facts(study: StudyFolder) -> dict[str, Any]:
     """The `study_facts` in the study's journal; only study and experiment if it has none."""
-    found = [entry.values for entry, _ in read_entries(study.journal) if entry.kind == "study"]
-    return dict(found[-1]) if found else {"study": study.path.name, "experiment": study.path.name}
+    facts = [entry.values for entry, _ in read_entries(study.journal) if entry.kind == "study"]
+    return dict(facts[-1]) if facts else {"study": study.path.name, "experiment": study.path.name}
 
 
 def database_below(root: Path, store: Store, study: StudyFolder, *, records_runs: bool) -> Target:

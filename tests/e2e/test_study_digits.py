@@ -200,14 +200,14 @@ def test_two_variants_run_at_the_same_time(finished: Finished) -> None:
 
 
 def test_one_variant_at_a_time_gives_the_same_numbers(finished: Finished, tmp_path: Path) -> None:
-    one = Study(tmp_path / "runs")
-    code, _, errors = one.run("fit.parallel_variants=1")
+    single = Study(tmp_path / "runs")
+    code, _, errors = single.run("fit.parallel_variants=1")
     assert code == 0, errors
-    events = one.events()
+    events = single.events()
     assert events[1::2] == [event.replace("begin", "end") for event in events[::2]]
-    assert one.losses() == pytest.approx(finished[0].losses(), rel=1e-4)
-    assert len(one.losses()) == 20
-    assert one.values() == pytest.approx(finished[0].values(), rel=1e-4)
+    assert single.losses() == pytest.approx(finished[0].losses(), rel=1e-4)
+    assert len(single.losses()) == 20
+    assert single.values() == pytest.approx(finished[0].values(), rel=1e-4)
 
 
 def test_the_output_is_free_of_messages_of_the_platform(finished: Finished) -> None:
@@ -222,9 +222,9 @@ def check_tracking(study: Study, runs: int) -> None:
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{study.root}/mlflow.db")
-    found = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
-    assert [run.info.status for run in found] == ["FINISHED"] * runs
-    for run in found:
+    tracked = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    assert [run.info.status for run in tracked] == ["FINISHED"] * runs
+    for run in tracked:
         if run.data.params.get("variant"):
             steps = [point.step for point in client.get_metric_history(run.info.run_id, "loss")]
             assert steps == sorted(set(steps))

@@ -27,7 +27,7 @@ from tracked_study import (
     SHOWN,
     STUDY,
     VARIANTS,
-    Found,
+    Tracked,
     arrived,
     database,
     end_shippers,
@@ -136,12 +136,12 @@ def _answers(url: str) -> bool:
 def test_the_pages_show_the_tracked_runs(served: Served) -> None:
     base, _, page = served.address.partition("/#")
     until(lambda: _answers(f"{base}/health"), "the pages are served")
-    found = Found(base)
-    run = found.run(SHOWN).info
+    tracked = Tracked(base)
+    run = tracked.run(SHOWN).info
     assert page == view_page(run.experiment_id, "digits").removeprefix("/#")
-    assert view_tag("digits") in found.client.get_experiment(run.experiment_id).tags
-    assert found.history(SHOWN, "loss") == [(20, 0.5)]
-    [png] = [path for path in found.files(SHOWN) if path.endswith(".png")]
+    assert view_tag("digits") in tracked.client.get_experiment(run.experiment_id).tags
+    assert tracked.history(SHOWN, "loss") == [(20, 0.5)]
+    [png] = [path for path in tracked.files(SHOWN) if path.endswith(".png")]
     image = urlopen(f"{base}/get-artifact?run_id={run.run_id}&path={quote(png)}", timeout=60).read()
     assert Image.open(io.BytesIO(image)).size == (64, 32)
 
@@ -195,7 +195,7 @@ def test_an_outage_of_the_server_loses_no_point(served: Served, root: Path, port
         until(lambda: tracker.run_id, "the server has been reached")
         tracker.metrics(60, {"loss": 1 / 60})
         tracker.image("samples", 60, picture(0))
-        until(lambda: len(Found(uri, "outage").history(spec.name, "loss")) == 6, "points arrive")
+        until(lambda: len(Tracked(uri, "outage").history(spec.name, "loss")) == 6, "points arrive")
         gate.shut()
         tracker.metrics(70, {"loss": 1 / 70})
         tracker.artifact("report.html", b"<html>")
@@ -204,8 +204,8 @@ def test_an_outage_of_the_server_loses_no_point(served: Served, root: Path, port
     reconcile(config, store)
     assert flush(config, store, timeout=PATIENCE_SECONDS)
     expected = {"digits": "FINISHED", spec.name: "FINISHED"}
-    until(lambda: Found(uri, "outage").statuses == expected, f"runs stand at {expected}")
-    found = Found(uri, "outage")
-    assert found.history(spec.name, "loss") == losses(*range(10, 80, 10))
-    assert {"report.html"} < set(found.files(spec.name))
+    until(lambda: Tracked(uri, "outage").statuses == expected, f"runs stand at {expected}")
+    tracked = Tracked(uri, "outage")
+    assert tracked.history(spec.name, "loss") == losses(*range(10, 80, 10))
+    assert {"report.html"} < set(tracked.files(spec.name))
     gate.shut()

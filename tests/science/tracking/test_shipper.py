@@ -16,7 +16,7 @@ from tracked_study import (
     SHOWN,
     STUDY,
     VARIANTS,
-    Found,
+    Tracked,
     arrived,
     database,
     end_shippers,
@@ -62,11 +62,11 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
     end_shippers(folder)
 
 
-def _settled(config: StudyConfig, store: Store, **statuses: str) -> Found:
+def _settled(config: StudyConfig, store: Store, **statuses: str) -> Tracked:
     """The client's view once everything has arrived and the named runs have these statuses."""
     until(lambda: arrived(config, store), "all has arrived")
     until(lambda: stand(store, **statuses), f"runs stand at {statuses}")
-    return Found(database(store))
+    return Tracked(database(store))
 
 
 def _runs_of_other_machines(address: str, study: str) -> None:
@@ -99,35 +99,35 @@ def test_a_study_has_one_run_per_variant_below_one_parent_run(shared: Shared) ->
         raise DataError("part 3 is damaged")
     with open_tracker(config, store, None) as tracker:
         tracker.artifact("report.html", b"<html>")
-    found = _settled(config, store, **{"digits": "FINISHED", first.name: "FINISHED", second.name: "FAILED"})
-    assert found.run(second.name).data.tags["error"] == "part 3 is damaged"
-    parent = found.run("digits")
+    tracked = _settled(config, store, **{"digits": "FINISHED", first.name: "FINISHED", second.name: "FAILED"})
+    assert tracked.run(second.name).data.tags["error"] == "part 3 is damaged"
+    parent = tracked.run("digits")
     for spec in (first, second):
-        run = found.run(spec.name)
+        run = tracked.run(spec.name)
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert run.data.params == {"depth": str(spec.depth), "patch": str(spec.patch)}
         assert run.data.metrics == {"gflops": 0.5, "fid_50k:cfg_1.5": 2.0, "loss": 0.1}
-    assert found.run(first.name).data.tags["param_changed/patch"] == "99"
-    assert found.files("digits") == ["report.html"]
-    images = [path for path in found.files(first.name) if path.endswith(".png")]
+    assert tracked.run(first.name).data.tags["param_changed/patch"] == "99"
+    assert tracked.files("digits") == ["report.html"]
+    images = [path for path in tracked.files(first.name) if path.endswith(".png")]
     assert sorted(path.split("+")[2] for path in images) == ["200", "400"]
-    assert "health/health.jsonl" in found.files(first.name)
+    assert "health/health.jsonl" in tracked.files(first.name)
     record = read_record(store, layout.tracking_run(config, first), TrackingRun)
     assert record is not None
-    assert record.run_id == found.run(first.name).info.run_id
+    assert record.run_id == tracked.run(first.name).info.run_id
 
 
 def test_a_training_stopped_by_a_signal_ends_killed_not_failed(shared: Shared) -> None:
     config, store, spec = shared.config, shared.store, shared.config.spec("mini-XL/2")
     with pytest.raises(StoppedError), open_tracker(config, store, spec):
         raise StoppedError("stopped by a signal at step 10", signal.SIGTERM)
-    found = _settled(config, store, **{"digits": "KILLED", spec.name: "KILLED"})
-    assert "error" not in found.run(spec.name).data.tags
+    tracked = _settled(config, store, **{"digits": "KILLED", spec.name: "KILLED"})
+    assert "error" not in tracked.run(spec.name).data.tags
 
 
 def test_a_run_without_heartbeats_ends_killed(shared: Shared) -> None:
     until(lambda: stand(shared.store, silent="KILLED"), "the silent run is ended")
-    assert Found(database(shared.store)).statuses["heard"] == "RUNNING"
+    assert Tracked(database(shared.store)).statuses["heard"] == "RUNNING"
 
 
 def test_a_killed_training_ends_killed_and_its_resumption_continues_the_run(shared: Shared) -> None:
@@ -157,9 +157,9 @@ def test_a_run_deleted_on_the_server_is_restored_with_all_points(shared: Shared)
         until(lambda: tracker.run_id not in (None, first), "another run is there")
         second = tracker.run_id
         client.delete_run(second)
-    found = _settled(config, store, **{spec.name: "FINISHED"})
-    assert found.run(spec.name).info.run_id not in (first, second)
-    assert found.history(spec.name, "loss") == losses(10, 20)
+    tracked = _settled(config, store, **{spec.name: "FINISHED"})
+    assert tracked.run(spec.name).info.run_id not in (first, second)
+    assert tracked.history(spec.name, "loss") == losses(10, 20)
 
 
 def test_points_that_only_the_server_has_return_to_the_journal_once(shared: Shared, root: Path) -> None:
@@ -181,9 +181,9 @@ def test_points_that_only_the_server_has_return_to_the_journal_once(shared: Shar
         for step in range(60, 120, 10):
             tracker.metrics(step, {"loss": 1 / step})
     assert flush(config, store, timeout=PATIENCE_SECONDS)
-    found = Found(database(shared.store))
-    assert found.run(spec.name).info.run_id == before
-    assert found.history(spec.name, "loss") == losses(*range(10, 120, 10))
+    tracked = Tracked(database(shared.store))
+    assert tracked.run(spec.name).info.run_id == before
+    assert tracked.history(spec.name, "loss") == losses(*range(10, 120, 10))
 
 
 def test_a_run_deleted_after_a_comparison_is_restored_with_all_points(shared: Shared, root: Path) -> None:
@@ -197,11 +197,11 @@ def test_a_run_deleted_after_a_comparison_is_restored_with_all_points(shared: Sh
     assert header is not None
     upload = JournalUpload(run, run.journal, header, target, store, state)
     upload.ship(client, None)
-    # Without a state, the run is found by its tags and compared.
+    # Without a state, the run is identified by its tags and compared.
     state.journals.clear()
     upload.ship(client, None)
     first = upload.run_id
-    Found(target.uri, "compared").client.delete_run(first)
+    Tracked(target.uri, "compared").client.delete_run(first)
     with open_tracker(unshipped, store, spec) as tracker:
         tracker.metrics(20, {"loss": 1 / 20})
     with pytest.raises(RunGoneError):
@@ -209,7 +209,7 @@ def test_a_run_deleted_after_a_comparison_is_restored_with_all_points(shared: Sh
     state.journals.clear()
     upload.ship(client, None)
     assert upload.run_id not in (None, first)
-    assert Found(target.uri, "compared").history(spec.name, "loss") == losses(10, 20)
+    assert Tracked(target.uri, "compared").history(spec.name, "loss") == losses(10, 20)
 
 
 def test_a_finished_run_stays_finished_while_a_changed_recipe_runs(root: Path) -> None:
@@ -223,5 +223,5 @@ def test_a_finished_run_stays_finished_while_a_changed_recipe_runs(root: Path) -
         for step in (20, 30):
             tracker.metrics(step, {"loss": 1 / step})
             until(lambda: arrived(config, store), "all has arrived")
-        runs = [run for run in Found(database(store)).runs if run.info.run_name == spec.name]
+        runs = [run for run in Tracked(database(store)).runs if run.info.run_name == spec.name]
         assert sorted(run.info.status for run in runs) == ["FINISHED", "RUNNING"]
