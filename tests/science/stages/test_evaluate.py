@@ -186,8 +186,10 @@ def test_metrics_of_another_decoder_are_refused(tmp_path: Path) -> None:
 
 
 def test_missing_samples_are_named_with_their_command(judged: Judged) -> None:
-    with pytest.raises(MissingError, match=f"{VARIANT} at step {STEP}; run `dit sample` with --variant {VARIANT}"):
-        evaluate.run(small_study("study=unsampled"), judged[0], VARIANT)
+    config, store = small_study("study=unsampled"), judged[0]
+    write_checkpoint(store, config)
+    with pytest.raises(MissingError, match=f"{STEP} is not sampled; run `dit sample STUDY --variant {VARIANT} --step"):
+        evaluate.run(config, store, VARIANT)
 
 
 def test_a_missing_dataset_is_named(tmp_path: Path) -> None:
@@ -208,7 +210,7 @@ def test_a_damaged_sample_part_stops_the_evaluation(judged: Judged) -> None:
     config, store = small_study("study=damaged"), judged[0]
     manifest = write_samples(store, config, digits_for_labels(config))
     key = f"{layout.samples(config, config.spec(VARIANT), STEP)}/{manifest.files[1].name}"
-    store.write(key, store.read(key)[:-9])
+    store.write(key, store.read(key)[:-9] + b"x" * 9)
     with pytest.raises(DataError, match=r"part-00001\.npz"):
         evaluate.run(config, store, VARIANT)
     assert not store.exists(layout.metrics(config, config.spec(VARIANT), STEP))
