@@ -1,8 +1,8 @@
-"""Inception features on this machine: layouts and precisions, and what the precision does to the distance.
+"""Inception features on this machine: memory layouts and precisions, and the effect of bf16 on a distance.
 
-The network is InceptionV3 at full size with random weights, because speed does not depend on them. What bf16 does to
-a distance is measured on the same network; it says how large rounding is beside the features' own spread, not what it
-does to a published FID, and so fp32 stays the default.
+The network is InceptionV3 at full size with random weights, because speed does not depend on the weights. The effect of
+bf16 on a distance is measured on the same network. It shows the size of rounding errors relative to the features, not
+the effect on a published FID, which is why fp32 stays the default.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ COMPARED = 96
 def measure(side: str) -> dict[str, Any]:
     """Images of 256 x 256 per second."""
     if side.endswith("bf16") and not cpu_has_bf16():
-        return {"skipped": "this CPU has no bf16 kernels: asked for bf16, the extractor computes in fp32 and says so"}
+        return {"skipped": "this CPU has no bf16 kernels; the extractor computes in fp32 instead"}
     images = _images()
     with tempfile.TemporaryDirectory() as folder:
         plain = random_inception(Path(folder) / "weights.pth")
@@ -46,13 +46,13 @@ def measure(side: str) -> dict[str, Any]:
 
 
 def random_inception(path: Path) -> nn.Module:
-    """InceptionV3 with random weights, also saved at `path` as the file that holds trained ones would be."""
+    """InceptionV3 with random weights, also saved at `path` in the format of the trained weights."""
     ensure_torchvision()
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     class RandomInception(FeatureExtractorInceptionV3):  # type: ignore[misc]
         def load_state_dict(self, _: dict[str, Tensor]) -> None:
-            # With torch's own initial values, activations fade from layer to layer until only rounding is left.
+            # With torch's default initialisation, activations shrink from layer to layer until only rounding is left.
             for layer in self.modules():
                 if isinstance(layer, nn.Conv2d):
                     nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
@@ -91,6 +91,6 @@ def _shift(folder: str, images: np.ndarray) -> str:
 
 
 def rows() -> list[Row]:
-    """torch-fidelity's own call, ours with channels innermost, ours in bf16."""
+    """torch-fidelity's own call, ours with channels last, ours in bf16."""
     sides = {side: {"side": side} for side in ("plain fp32", "channels last fp32", "channels last bf16")}
     return [Row("Inception features, 256 x 256", "images/s", __name__, sides)]

@@ -1,4 +1,4 @@
-"""Fréchet distance at 2048 dimensions: ours, torch-fidelity's, and the matrix square root that papers write."""
+"""Fréchet distance in 2048 dimensions: ours, torch-fidelity's, and the matrix square root of the papers' formula."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DIMENSIONS = 2048
 
 
 def measure(side: str) -> dict[str, Any]:
-    """Distances per second between two full-rank Gaussians, and the distance, which all sides must agree on."""
+    """Distances per second between two full-rank Gaussians, and the distance, which must be equal for all sides."""
     random = np.random.default_rng(0)
     first, second = (_gaussian(random, shift) for shift in (0.0, 0.1))
     calls = {"matrix square root": _square_root, "torch-fidelity": _torch_fidelity, "ours": _ours}

@@ -1,4 +1,4 @@
-"""On a GPU: training the paper's models at batch 256, as a share of the measured matmul peak; memory; sampling."""
+"""On a GPU: training and sampling with the paper's models, as a share of the measured matmul peak, and memory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from dit.training.trainer import Trainer
 
 INPUTS = InputSpec(channels=4, size=32, classes=1000)
 BATCH = 256
-# The aim is set for the largest, which therefore comes first.
+# The largest first, because the target is set for it.
 MODELS = ("DiT-XL/2", "DiT-B/2", "DiT-L/2", "DiT-XL/4")
 SAMPLING_STEPS = 10
 SAMPLING_BATCH = 128
@@ -31,7 +31,7 @@ GUIDANCE = 4.0
 
 
 def measure(variant: str, task: str, side: str, precision: Precision = "bf16", batch: int = BATCH) -> dict[str, Any]:
-    """Images per second of `task` (train or sample), with the share of the peak and the memory it took."""
+    """Images per second of `task` (train or sample), its share of the peak, and its peak memory."""
     if not torch.cuda.is_available():
         return {"skipped": "no GPU here"}
     spec, device = resolve(variant), torch.device("cuda")
@@ -41,7 +41,7 @@ def measure(variant: str, task: str, side: str, precision: Precision = "bf16", b
             images, seconds, flops = batch, _train(spec, side, precision, batch), 6 * spec.macs(INPUTS) * batch
         else:
             images, seconds = SAMPLING_BATCH, _sample(spec, side, precision)
-            # The guided batch is twice as large: with the label and without.
+            # Guidance doubles the batch: each image with its label and without.
             flops = 2 * spec.macs(INPUTS) * 2 * SAMPLING_BATCH * SAMPLING_STEPS
     except torch.OutOfMemoryError:
         return {"skipped": f"out of memory: {torch.cuda.get_device_properties(0).total_memory / 2**30:.0f} GiB"}
@@ -92,7 +92,7 @@ def _sample(spec: ModelSpec, side: str, precision: Precision) -> float:
     schedule = linear_schedule()
 
     def draw_as_the_stage_does() -> None:
-        # With the noise that depends on nothing but the seed and the sample's number, made on the CPU.
+        # With the stage's noise, which is drawn on the CPU and depends on seed and sample number alone.
         with (
             autocast(precision, device),
             NoiseStream(config, range(SAMPLING_BATCH), INPUTS, device) as noise,
@@ -107,7 +107,7 @@ def _textbook(spec: ModelSpec) -> TextbookDiT:
 
 
 def rows() -> list[Row]:
-    """Training of the four models of the failed study, the largest in the paper's TF32 too, and sampling of them."""
+    """Training and sampling of four models; the largest is also trained in TF32, the paper's precision."""
     largest, *others = MODELS
     return [
         _row("train", f"training step, {largest}, bf16, batch {BATCH}", largest, ("eager", "compiled")),

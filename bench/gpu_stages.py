@@ -1,4 +1,4 @@
-"""On a GPU: what lies around the model. Autoencoder, Inception features, and the copy of a checkpoint to the host."""
+"""On a GPU, besides the model: autoencoder, Inception features, and the copy of a checkpoint to the host."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CHECKPOINT = "DiT-XL/2"
 
 
 def measure(task: str, side: str) -> dict[str, Any]:
-    """The rate of one side, in the row's unit, with the GPU memory it took."""
+    """The rate of one side, in the row's unit, and its peak GPU memory."""
     if not torch.cuda.is_available():
         return {"skipped": "no GPU here"}
     torch.cuda.reset_peak_memory_stats()
@@ -64,7 +64,7 @@ def _plain_autoencoder(folder: Path) -> Any:
 
 
 def _encode(folder: Path, side: str) -> float:
-    """Images and their mirror images to moments on the host."""
+    """Encode images and their mirror images; moments end on the host."""
     save_autoencoder(folder)
     images = _images()
     if side == "plain fp32":
@@ -82,7 +82,7 @@ def _encode(folder: Path, side: str) -> float:
 
 
 def _decode(folder: Path, side: str) -> float:
-    """Latents to 8-bit images on the host."""
+    """Decode latents; 8-bit images end on the host."""
     save_autoencoder(folder)
     latents = torch.randn(BATCH, 4, SIZE // 8, SIZE // 8, device="cuda")
     if side == "plain fp32":
@@ -99,7 +99,7 @@ def _decode(folder: Path, side: str) -> float:
 
 
 def _features(folder: Path, side: str) -> float:
-    """8-bit images on the host to 2048 features on the host."""
+    """Extract 2048 features from 8-bit images; both are on the host."""
     images, path = _images(), folder / "weights.pth"
     plain = random_inception(path)
     if side == "plain fp32":
@@ -115,7 +115,7 @@ def _features(folder: Path, side: str) -> float:
 
 
 def _checkpoint(_folder: Path, side: str) -> float:
-    """GB a second of weights, average and optimizer state, while training waits."""
+    """Copy weights, EMA and optimizer state to the host, in GB/s, while training waits."""
     with torch.device("cuda"):
         model = DiT(resolve(CHECKPOINT), InputSpec(channels=4, size=32, classes=1000))
     optimizer = build_optimizer(model, TrainConfig(steps=1))
@@ -139,7 +139,7 @@ def _checkpoint(_folder: Path, side: str) -> float:
 
 
 def rows() -> list[Row]:
-    """Each against the plain way to do it."""
+    """Each part against its plain implementation."""
     halves = ("plain fp32", "float32", "float16")
     return [
         _row("encode", f"autoencoder, encode image and mirror image, {SIZE} x {SIZE}", "images/s", halves),

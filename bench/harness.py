@@ -1,6 +1,6 @@
-"""Runs every benchmark row in fresh processes, its sides in turn, and keeps all that the launches say.
+"""Runs every benchmark row in fresh processes, its sides in turn, and keeps the output of every launch.
 
-A ratio within one run says what a speed on one machine cannot: the sides share the machine, the hour and the noise.
+Ratios are taken within one run, because its sides share the machine and its load at that time.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ class Row:
     module: str
     sides: dict[str, dict[str, Any]]
     target: float | None = None
-    """Ratio of the fastest side to the first that the project sets itself."""
+    """The project's target for the ratio of the fastest side to the first."""
     parts: bool = False
-    """Whether the first side is the whole and each other one lacks a part, so that ratios are below 1."""
+    """Whether the first side is complete and every other side lacks a part, so that ratios are below 1."""
     ceiling: str | None = None
-    """A side that does only what no side can do without."""
+    """A side with only the work that every side must do."""
     rounds: int = ROUNDS
-    """Fresh launches of every side at most: fewer where one takes a minute."""
+    """Maximum of launches of every side; fewer if a launch takes a minute."""
 
 
 @dataclass
 class Outcome:
-    """What the launches of a row printed, by side, in order of rounds."""
+    """Output of a row's launches, by side, in the order of rounds."""
 
     row: Row
     launches: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     def rate(self, side: str) -> float:
-        """Median over launches, in the row's unit; more is better."""
+        """Median over launches, in the row's unit; higher is better."""
         return statistics.median(launch["rate"] for launch in self.launches[side])
 
     def ratios(self, side: str) -> list[float]:
-        """This side's rate over the reference's, round by round; none where the reference could not run."""
+        """This side's rate divided by the reference's, per round; empty if the reference was skipped."""
         reference = self.launches[next(iter(self.row.sides))]
         if "skipped" in reference[0]:
             return []
@@ -54,7 +54,7 @@ class Outcome:
         return [ours["rate"] / plain["rate"] for ours, plain in pairs]
 
     def to_json(self) -> dict[str, Any]:
-        """Everything a reader needs to judge the row."""
+        """The row with all launches and their statistics."""
         return {
             "name": self.row.name,
             "unit": self.row.unit,
@@ -85,7 +85,7 @@ Launch = Callable[[str, dict[str, Any]], dict[str, Any]]
 
 
 def launch(module: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Measure one side in a process of its own, so that no allocator, thread pool or cache is inherited."""
+    """Measure one side in a fresh process, so that it inherits no allocator, thread pool or cache."""
     command = [sys.executable, "-m", "bench.worker", module, json.dumps(arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -95,7 +95,7 @@ def launch(module: str, arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def run(row: Row, rounds: int, say: Callable[[str], object], launch: Launch = launch) -> Outcome:
-    """One row, the sides interleaved. A side that says it cannot run here is asked once."""
+    """Run one row with its sides in turn. A side that cannot run on this machine is launched once."""
     outcome = Outcome(row, {side: [] for side in row.sides})
     for number in range(min(rounds, row.rounds)):
         for side, arguments in row.sides.items():

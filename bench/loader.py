@@ -1,4 +1,4 @@
-"""Reading shards on one core: webdataset's documented decode, and ours; and how soon a resumed run has its data."""
+"""Reading shards on one core, by webdataset's documented decoding and by ours, and the time until a run resumes."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ evaluation: {at_steps: [1]}
 
 
 def measure(side: str, what: str) -> dict[str, Any]:
-    """Samples per second of one side, or 1 / seconds to the first batch of a run that resumes in mid-epoch."""
+    """Samples per second of one side, or 1 / seconds until a run that resumes mid-epoch has its first batch."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     torch.set_num_threads(1)
     return _resume() if what == "resume" else _read(side, with_noise=what == "batches")
 
 
 def _read(side: str, *, with_noise: bool) -> dict[str, Any]:
-    """All samples of one shard of ImageNet-256 latents, in random order where the side can."""
+    """Read all samples of one shard of ImageNet-256 latents, in random order if the side supports it."""
     with _dataset(shards=1, latent=32) as (store, config):
         shards = ShardSet.open(store, config, show_progress=False)
         tar = store.local(f"{layout.dataset(config)}/{layout.shard(0)}")
@@ -73,7 +73,7 @@ def _webdataset(tar: Path) -> int:
 
 
 def _webdataset_batches(tar: Path) -> int:
-    """What a training script does with it: choose a view, draw from its posterior, stack, draw noise and timesteps."""
+    """The work of a training script: choose a view, sample its posterior, stack, draw noise and timesteps."""
 
     def draw(moments: np.ndarray) -> torch.Tensor:
         mean, log_variance = torch.from_numpy(moments[int(torch.rand(()) < 0.5)]).float().chunk(2)
@@ -106,7 +106,7 @@ def _our_batches(shards: ShardSet) -> int:
 
 
 def _resume() -> dict[str, Any]:
-    """Shards opened as after a restart, then the first batch in the middle of an epoch of ImageNet's length."""
+    """Open the shards as after a restart, then make the first batch in the middle of an epoch of ImageNet's length."""
     with _dataset(shards=-(-IMAGENET // SHARD), latent=2) as (store, config):
         ShardSet.open(store, config, show_progress=False)
         start = time.perf_counter()
@@ -120,7 +120,7 @@ def _resume() -> dict[str, Any]:
 
 @contextmanager
 def _dataset(shards: int, latent: int) -> Iterator[tuple[Store, StudyConfig]]:
-    """A dataset of one shard of random moments under as many names as are asked for."""
+    """A dataset of `shards` links to one shard of random moments."""
     config = load_text(STUDY.replace("IMAGE_SIZE", str(8 * latent)))
     random = np.random.default_rng(0)
     with tempfile.TemporaryDirectory(prefix="dit-bench-") as scratch:
@@ -185,7 +185,7 @@ def _manifest(config: StudyConfig, latent: int, records: tuple[ShardRecord, ...]
 
 
 def rows() -> list[Row]:
-    """Reading alone, whole batches, and a resume, which webdataset has none of to compare with."""
+    """Reading alone, complete batches, and resuming, which webdataset does not support."""
     both = ("webdataset", "ours")
     return [
         Row(

@@ -1,4 +1,4 @@
-"""The machine's matrix product rate, measured: the ceiling under which every other figure stands."""
+"""The machine's measured rate of matrix products, the upper bound of all other rates."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dit.runtime.device import matmul_peak
 
 
 def measure() -> dict[str, Any]:
-    """FLOP/s of square products, fp32 and bf16, on the GPU where there is one."""
+    """TFLOP/s of square matrix products in fp32 and bf16, on the GPU if there is one."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return {
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",

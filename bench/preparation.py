@@ -1,7 +1,7 @@
-"""Preparation of an image folder into shards: the whole step, and the shares of JPEG decoding and of the codec.
+"""Preparation of an image folder into shards: the complete stage, JPEG decoding alone, and the codec alone.
 
-The autoencoder has Stable Diffusion's size and random weights; pictures are generated JPEG files of 500 x 375, the
-usual size in ImageNet.
+The autoencoder has Stable Diffusion's size and random weights. Pictures are generated JPEG files of 500 x 375 pixels,
+the usual size in ImageNet.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PICTURES = {"vae": 2, "pixels": 300}
 
 
 def measure(codec: str, side: str) -> dict[str, Any]:
-    """Images per second of one part of the work, or of all of it."""
+    """Images per second of the complete stage or of one part of it."""
     tune_process()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -80,7 +80,7 @@ def _encode(files: list[Path], config: StudyConfig, _root: Path) -> float:
 
 
 def _one_by_one(files: list[Path], config: StudyConfig, root: Path) -> float:
-    """Open, crop, encode the image and its mirror image, save: the plain loop."""
+    """The plain loop: open, crop, encode the image and its mirror image, save."""
     dataset: DatasetConfig = config.dataset
     codec = open_codec(dataset, "cpu", decoding=False, batch=1)
     start = time.perf_counter()
@@ -110,7 +110,7 @@ def _pictures(folder: Path, count: int) -> list[Path]:
 
 
 def save_autoencoder(folder: Path) -> None:
-    """One of Stable Diffusion's size, with random weights, as a folder that diffusers reads."""
+    """Save an autoencoder of Stable Diffusion's size with random weights, in diffusers' format."""
     ensure_torchvision()
     from diffusers import AutoencoderKL
 
@@ -125,7 +125,7 @@ def save_autoencoder(folder: Path) -> None:
 
 
 def rows() -> list[Row]:
-    """With the autoencoder, and with plain pixels, where JPEG decoding is most of the work."""
+    """With the autoencoder, and with pixels, for which JPEG decoding is most of the work."""
     sides = ("one by one", "JPEG decode alone", "codec alone", "prepare")
     return [
         Row(

@@ -1,4 +1,4 @@
-"""Results as JSON, which keeps everything and adds up over runs, and as a Markdown table made from it alone."""
+"""Results as JSON, which has every launch and is extended by later runs, and as Markdown made from the JSON."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _HEADINGS = ("side", "rate", "unit", "ratio", "range", "of peak", "beside")
 
 
 def machine() -> dict[str, Any]:
-    """What the figures are read on, with the matrix product rates measured now."""
+    """Description of this machine, with its measured rates of matrix products."""
     return {
         "processor": _processor(),
         "python": platform.python_version(),
@@ -25,10 +25,10 @@ def machine() -> dict[str, Any]:
 
 
 class Results:
-    """`results/<name>.json` and `.md`: rows of one machine, each replaced when it is measured again."""
+    """`results/<name>.json` and `.md`: rows of one machine. A row that is measured again replaces the old one."""
 
     def __init__(self, name: str, described: dict[str, Any], command: str, folder: Path = RESULTS) -> None:
-        """Raises SystemExit where the file holds another machine's rows, which no ratio could be compared with."""
+        """Raises SystemExit when the file has rows of another machine, because they cannot be compared."""
         self._json, self.markdown = folder / f"{name}.json", folder / f"{name}.md"
         self._document: dict[str, Any] = {"machine": described, "rows": []}
         self._source = {"command": command, "date": described["date"]}
@@ -43,7 +43,7 @@ class Results:
             self._document["rows"] = kept["rows"]
 
     def add(self, outcome: Outcome) -> None:
-        """Put a row in, and write both files, so that an interrupted run keeps what it has."""
+        """Add a row and write both files, so that an interrupted run keeps its finished rows."""
         row = {**outcome.to_json(), **self._source}
         rows = self._document["rows"]
         places = [place for place, known in enumerate(rows) if known["name"] == row["name"]]
@@ -89,7 +89,7 @@ def _section(row: dict[str, Any]) -> list[str]:
 
 
 def _summary(row: dict[str, Any]) -> list[str]:
-    """Aim and ceiling of a comparison; what each part gives."""
+    """Target and ceiling of a comparison, or the gain of each part."""
     sides = list(row["sides"].values())
     bound = row.get("ceiling")
     if row["parts"]:

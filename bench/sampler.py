@@ -1,4 +1,4 @@
-"""Sampler with guidance: ours against the textbook's loop."""
+"""Sampling with guidance: ours against the textbook's loop."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GUIDANCE = 4.0
 
 
 def measure(variant: str, side: str) -> dict[str, Any]:
-    """Images per second at the variant's number of steps, guided."""
+    """Images per second with guidance, at the variant's number of steps."""
     spec, inputs = resolve(variant), SETTINGS[variant][0]
     steps, batch = STEPS[variant], BATCH[variant]
     labels = torch.arange(batch) % inputs.classes
@@ -33,7 +33,7 @@ def measure(variant: str, side: str) -> dict[str, Any]:
         seconds = seconds_per_call(lambda: textbook_sample(plain, labels, steps, GUIDANCE, inputs.classes, inputs.size))
     else:
         seconds = _ours(spec, inputs, labels, steps, compiled=side == "compiled")
-    # The guided batch is twice as large: with the label and without.
+    # Guidance doubles the batch: each image with its label and without.
     flops = 2 * spec.macs(inputs) * 2 * batch * steps
     share = flops / seconds / matmul_peak(torch.device("cpu"), torch.float32)
     return {"rate": batch / seconds, "share_of_peak": share, "beside": {"batch": batch}}
@@ -56,7 +56,7 @@ def _ours(spec: ModelSpec, inputs: InputSpec, labels: torch.Tensor, steps: int, 
 
 
 def rows() -> list[Row]:
-    """The tiny model and S/2."""
+    """mini-XL/2 and DiT-S/2."""
     aims = {"mini-XL/2": 2.5, "DiT-S/2": 2.0}
     return [
         Row(

@@ -1,7 +1,7 @@
-"""The plain reference that the benchmarks measure against: a DiT, its loss, loop and sampler as a textbook writes them.
+"""The reference of the benchmarks: a DiT, its loss, training step and sampler in plain code, without any tuning.
 
-Eager, one module per layer, default matrix precision, default AdamW, an EMA loop over parameters, tables indexed on the
-fly. Nothing here is tuned, and nothing in the product uses it.
+Eager, one module per layer, default matrix precision, default AdamW, an EMA loop over parameters, tables indexed at
+each use. The product does not use this module.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Block(nn.Module):
 
 
 class TextbookDiT(nn.Module):
-    """Same function and cost as the product's model of the same size."""
+    """The same function and cost as the product's model of the same size."""
 
     def __init__(self, depth: int, hidden: int, heads: int, patch: int, channels: int, size: int, classes: int) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class TextbookDiT(nn.Module):
 
 
 class Diffusion:
-    """Linear schedule, learned-range variance; tables are copied to the device at each use."""
+    """Linear schedule (Ho et al. 2020) and learned variance (Nichol & Dhariwal 2021); tables are copied at each use."""
 
     def __init__(self, kept: int = STEPS) -> None:
         betas = torch.linspace(1e-4, 2e-2, STEPS, dtype=torch.float64)
@@ -125,7 +125,7 @@ def nll(x: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
 
 
 class TextbookTrainer:
-    """Forward, loss, backward, AdamW, EMA, one line after the other."""
+    """A training step: forward, loss, backward, AdamW, EMA."""
 
     def __init__(self, model: TextbookDiT, precision: str = "fp32") -> None:
         self.model, self.ema, self.diffusion = model, copy.deepcopy(model), Diffusion()
@@ -146,7 +146,7 @@ class TextbookTrainer:
 
 @torch.no_grad()
 def textbook_sample(model: TextbookDiT, y: Tensor, steps: int, cfg: float, null: int, size: int) -> Tensor:
-    """Ancestral sampling with guidance on the first three channels; doubles the batch at every step."""
+    """Ancestral sampling (Ho et al. 2020, algorithm 2) with guidance on the first three channels."""
     diffusion = Diffusion(steps)
     x = torch.randn(len(y), model.channels, size, size, device=y.device)
     for i in reversed(range(steps)):

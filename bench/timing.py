@@ -1,4 +1,4 @@
-"""Seconds per call: the median of enough calls, the first left out."""
+"""Seconds per call: the median of several calls, without the first."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LONG_SECONDS = 8.0
 
 
 def seconds_per_call(call: Callable[[], object]) -> float:
-    """Median over at least MIN_CALLS calls and MIN_SECONDS; one call where it is long. Waits for the GPU."""
+    """Median over at least MIN_CALLS calls and MIN_SECONDS, or of a single long call. Waits for the GPU."""
     _timed(call)  # may compile
     times = [_timed(call)]
     if times[0] >= LONG_SECONDS:

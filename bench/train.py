@@ -1,4 +1,4 @@
-"""Training step: forward, loss, backward, AdamW, EMA; ours against the textbook's, and ours with one part left out."""
+"""Training step (forward, loss, backward, AdamW, EMA): ours against the textbook's, and ours without one part."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dit.study.config import FitConfig, TrainConfig
 from dit.study.variants import InputSpec, ModelSpec, resolve
 from dit.training.trainer import Trainer
 
-# Variant -> latent, batch: a second or two a step on two cores.
+# Variant -> latent, batch; a step takes one or two seconds on two cores.
 SETTINGS: dict[str, tuple[InputSpec, int]] = {
     "mini-XL/2": (InputSpec(1, 8, 10), 128),
     "DiT-S/2": (InputSpec(4, 32, 1000), 4),
@@ -32,7 +32,7 @@ PARTS = ("allocator", "matmul", "attention", "activation", "optimizer", "average
 
 
 def measure(variant: str, precision: str, side: str, left_out: str = "") -> dict[str, Any]:
-    """Steps per second. `left_out` names the one of PARTS that is put back to torch's default."""
+    """Steps per second. `left_out` is the one of PARTS that is replaced by torch's default."""
     if _takes_minutes(variant, precision):
         return {"skipped": "this CPU has no bf16 kernels, and the textbook's step takes a minute"}
     spec = resolve(variant)
@@ -45,7 +45,7 @@ def measure(variant: str, precision: str, side: str, left_out: str = "") -> dict
         torch.randn(batch, inputs.channels, inputs.size, inputs.size),
     )
     flops = 6 * spec.macs(inputs) * batch
-    # The faster of the two products is the ceiling: without bf16 kernels that is fp32's, for all sides.
+    # The ceiling is the faster product: without bf16 kernels, fp32's for all sides.
     fastest = computed_in(precision, torch.device("cpu"))
     dtype = torch.bfloat16 if fastest == "bf16" else torch.float32
     if side in ("textbook", PRODUCTS):
@@ -59,7 +59,7 @@ def measure(variant: str, precision: str, side: str, left_out: str = "") -> dict
             seconds = seconds_per_call(lambda: plain.step(*data))
     else:
         seconds = _ours(spec, inputs, data, precision, compiled=side == "compiled", left_out=left_out)
-    # The peak is read after the timing: a probe before it would warm up what the step is to be timed with.
+    # The peak is measured after the timing, because measuring it first would warm up kernels that the step uses.
     peak = matmul_peak(torch.device("cpu"), dtype)
     return {
         "rate": 1 / seconds,
@@ -72,9 +72,9 @@ def measure(variant: str, precision: str, side: str, left_out: str = "") -> dict
 def _products(
     model: TextbookDiT, data: tuple[torch.Tensor, ...], precision: str, dtype: torch.dtype
 ) -> tuple[Callable[[], None], int]:
-    """The linear layers' products alone, forward and backward, at their own shapes: a call, and its FLOPs.
+    """A call with the linear layers' products alone, forward and backward, at their own shapes; and its FLOPs.
 
-    The kernels are those of our steps. Layers of one shape share their operands, which is kinder to caches than a step.
+    It uses the kernels of our steps. Layers of one shape share their operands, so caches work better than in a step.
     """
     tune_process()
     matmul_precision("bf16" if precision == "bf16" else "fp32", torch.device("cpu"))
@@ -108,7 +108,7 @@ def _products(
 
 
 def _batch(variant: str, precision: str) -> int:
-    """Smaller where the textbook's bf16 products run in plain loops, 50 times slower."""
+    """The batch; smaller if the textbook's bf16 products run without bf16 kernels, 50 times slower."""
     batch = SETTINGS[variant][1]
     return batch if precision != "bf16" or variant.startswith("mini") or cpu_has_bf16() else 1
 
@@ -183,7 +183,7 @@ def _parts(variant: str) -> Row:
 
 
 def rows() -> list[Row]:
-    """Both precisions of three sizes, and what each part gives at the smaller two."""
+    """Three sizes in both precisions, and the gain of each part for the smaller two."""
     aims = {"mini-XL/2": (2.0, 3.0), "DiT-S/2": (2.0, 1.6), "DiT-B/2": (1.8, 1.3)}
     compared = [_row(v, p, aim) for v, pair in aims.items() for p, aim in zip(("fp32", "bf16"), pair, strict=True)]
     return [*compared, _parts("mini-XL/2"), _parts("DiT-S/2")]

@@ -1,4 +1,4 @@
-"""The fresh process of one launch: `python -m bench.worker MODULE JSON` prints MODULE.measure(**JSON) as JSON."""
+"""The process of one launch: `python -m bench.worker MODULE JSON` prints MODULE.measure(**JSON) as JSON."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
+from dit.metrics.frechet import FeatureSums, Gaussian
 from dit.model.transformer import DiT
 from dit.results.stages import Work
 from dit.results.state import require
@@ -82,11 +83,18 @@ def write_samples(
     return require(sample_set.work, sample_set.output)
 
 
+def gaussian_of(features_ND: torch.Tensor) -> Gaussian:
+    """Mean and covariance of features."""
+    sums = FeatureSums(features_ND.shape[1])
+    sums.add(features_ND)
+    return sums.gaussian()
+
+
 def save_inception(path: Path) -> str:
     """Save randomly initialised weights of torch-fidelity's InceptionV3; returns the file's SHA-256."""
     import pytest
 
-    from dit.metrics import torch_fidelity_api  # noqa: F401  (mends torchvision)
+    from dit.metrics import torch_fidelity_api  # noqa: F401  (patches torchvision)
 
     from torch_fidelity import feature_extractor_inceptionv3 as inception  # isort: skip
 
@@ -97,7 +105,7 @@ def save_inception(path: Path) -> str:
     random = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         if parameter.ndim == 4:
-            # Keeps the signal's size through a hundred rectified layers.
+            # Keeps the scale of activations through a hundred ReLU layers.
             nn.init.kaiming_normal_(parameter, nonlinearity="relu", generator=random)
     torch.save(model.state_dict(), path)
     return sha256_file(path)

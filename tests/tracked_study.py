@@ -1,4 +1,4 @@
-"""What is logged to a study's runs, by processes of their own too, and what MLflow's own client finds of it."""
+"""Helpers that log to a study's runs, also from other processes, and read them with MLflow's client."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from dit.tracking.state import waiting
 from dit.tracking.target import resolve_target
 
 STUDY = Path(__file__).parents[1] / "configs" / "digits.yaml"
-# One for every test that shares a study, and one that is there from the beginning.
+# One variant for each test that shares a study, and one that the shared study starts with.
 VARIANTS = "variants=[mini-S/2, mini-B/2, mini-L/2, mini-XL/2, mini-S/4, mini-B/4, mini-L/4]"
 SHOWN = "mini-S/2"
 PATIENCE_SECONDS = 240.0
@@ -43,13 +43,13 @@ with open_tracker(config, open_store(root), config.spec(variant)) as tracker:
 """
 
 
-class Found:
-    """What a client sees of a study's experiment."""
+class Tracked:
+    """A study's experiment as MLflow's client reads it."""
 
     def __init__(self, uri: str, experiment: str = "digits") -> None:
         self.client: Any = MlflowClient(tracking_uri=uri)
-        found = self.client.get_experiment_by_name(experiment)
-        self.runs = self.client.search_runs([found.experiment_id]) if found else []
+        known = self.client.get_experiment_by_name(experiment)
+        self.runs = self.client.search_runs([known.experiment_id]) if known else []
 
     def run(self, name: str) -> Any:
         [run] = [run for run in self.runs if run.info.run_name == name]
@@ -71,7 +71,7 @@ class Found:
 def train(
     store: Store, spec: ModelSpec, first: int, last: int, *overrides: str, then: float = 0, wait: bool = True
 ) -> subprocess.Popen[str]:
-    """A training in a process of its own, which has logged when this returns."""
+    """A training in its own process, which has logged its points when this returns."""
     command = [sys.executable, "-c", TRAINING, str(STUDY), store.url, spec.name]
     command += [str(first), str(last), str(then), VARIANTS, *overrides]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -85,7 +85,7 @@ def train(
 def until(condition: Callable[[], Any], what: str) -> None:
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not condition():
-        assert time.monotonic() < deadline, f"waited in vain until {what}"
+        assert time.monotonic() < deadline, f"timeout: {what}"
         time.sleep(0.1)
 
 
@@ -94,8 +94,8 @@ def arrived(config: StudyConfig, store: Store) -> bool:
 
 
 def stand(store: Store, **statuses: str) -> bool:
-    """Whether the named runs, the study's among them, stand like this."""
-    return statuses.items() <= Found(database(store)).statuses.items()
+    """Whether the named runs, which may include the study's, have these statuses."""
+    return statuses.items() <= Tracked(database(store)).statuses.items()
 
 
 def end_shippers(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""How metrics are named and written: the same in the terminal, in the verdict's reasons and in the report."""
+"""Labels of metrics and intervals in the terminal, the verdicts and the report."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dit.study.records import Estimate
 
 
 def metric_name(metric: str) -> str:
-    """A metric's label; its key where the table of metrics does not have it."""
+    """A metric's label, or its key if it is not in the table of metrics."""
     return METRICS[metric].label if metric in METRICS else metric
 
 
 def interval(estimate: Estimate) -> str:
-    """`19.47 [18.93, 20.02]`."""
+    """An estimate as `19.47 [18.93, 20.02]`."""
     return f"{format_number(estimate.value)} [{format_number(estimate.low)}, {format_number(estimate.high)}]"

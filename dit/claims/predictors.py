@@ -1,4 +1,4 @@
-"""Which axis a metric follows: linear fits of its logarithm on log Gflops and on log parameters, compared."""
+"""Compares two predictors of a metric: linear fits of its logarithm on log Gflops and on log parameters."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 Vector = NDArray[np.float64]
 
 DRAWS = 4000
+"""Joint bootstrap draws."""
 SMALLEST_SHARE = 0.01
-"""A replicate below this share of its value is raised to it, so that its logarithm exists."""
+"""Replicates below this share of the value are raised to it, because centred replicates can be negative."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,24 +21,25 @@ class Fit:
     """log metric = intercept + slope x log predictor, by least squares over the variants."""
 
     slope: float
-    """Exponent of the power law: negative where the metric falls as the predictor grows."""
+    """Exponent of the power law: negative if the metric falls as the predictor grows."""
     intercept: float
     slope_low: float
     slope_high: float
     r2: float
     loo_rmse: float | None
-    """Root mean square error, in log units, for each variant from a fit to the others; None where it is undefined."""
+    """Leave-one-out root mean square error in log units; None if it is undefined."""
     spearman: float
+    """Spearman's rank correlation of metric and predictor."""
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Both fits, and by how much more of the metric's variance Gflops explain than parameters do."""
+    """Both fits, and the difference in explained variance with its interval."""
 
     gflops: Fit
     parameters: Fit
     difference: float
-    """R² with log Gflops less R² with log parameters; its sign is that of the difference in residual error."""
+    """R² with log Gflops minus R² with log parameters: positive if Gflops leave the smaller residual error."""
     low: float
     high: float
 
@@ -49,11 +51,12 @@ def compare(
     replicates: Sequence[Sequence[float]],
     confidence: float,
 ) -> Comparison:
-    """Fit and compare; all sequences are over variants, `replicates` holding each one's bootstrap replicates.
+    """Fit and compare. All sequences have one item per variant; `replicates` has each variant's bootstrap replicates.
 
-    The intervals come from a joint bootstrap: each draw takes one replicate of every variant, independently, and
-    fits both lines to them. `values` and both predictors must be positive.
+    `values` and both predictors must be positive.
     """
+    # Joint bootstrap: each draw takes one replicate of every variant, independently, and fits both lines to them. The
+    # interval of the difference uses the same draws for both lines, because their errors are correlated.
     log_gflops, log_parameters = np.log(np.asarray(gflops)), np.log(np.asarray(parameters))
     point = np.log(np.asarray(values, dtype=np.float64))
     draws = _draw(values, replicates)
@@ -65,7 +68,7 @@ def compare(
 
 
 def _draw(values: Sequence[float], replicates: Sequence[Sequence[float]]) -> NDArray[np.float64]:
-    """Log replicates [DRAWS, variants]; a fixed seed, so that a verdict can be repeated."""
+    """Log replicates [DRAWS, variants], from a fixed seed, so that a verdict can be reproduced."""
     generator = np.random.default_rng(0)
     columns = [
         generator.choice(np.maximum(np.asarray(own, dtype=np.float64), SMALLEST_SHARE * value), size=DRAWS)
@@ -97,7 +100,7 @@ def _slope(x: Vector, rows: NDArray[np.float64]) -> Vector:
 
 
 def _correlation(x: Vector, rows: NDArray[np.float64]) -> Vector:
-    """Pearson's correlation of `x` with each row; 0 where either does not vary."""
+    """Pearson's correlation of `x` [variants] with each row [draws, variants]; 0 if either is constant."""
     centred = x - x.mean()
     deviations = rows - rows.mean(axis=1, keepdims=True)
     spread = np.sqrt((centred @ centred) * (deviations**2).sum(axis=1))
@@ -110,7 +113,7 @@ def _r2(x: Vector, rows: NDArray[np.float64]) -> Vector:
 
 
 def _leave_one_out(x: Vector, y: Vector, slope: float) -> float | None:
-    """By the hat matrix: a variant's residual when it is left out is its residual over 1 minus its leverage."""
+    """Leave-one-out error without refitting: the residual of a left-out point is its residual / (1 - leverage)."""
     centred = x - x.mean()
     spread = centred @ centred
     leverage = 1 / len(x) + (centred**2 / spread if spread else 0.0)

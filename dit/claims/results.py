@@ -1,4 +1,4 @@
-"""A study's finished results, read from the store: whole, of this configuration, or one line on what is missing."""
+"""Reads the results of a complete study from the store."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from dit.claims.verdicts import judge
 from dit.errors import MismatchError, MissingError
-from dit.results.stages import EVALUATE, Output, Work, training
+from dit.results.stages import EVALUATE, Work, training
 from dit.results.state import Finding, look, missing_line
 from dit.storage import Store
 from dit.study.config import StudyConfig
@@ -40,48 +40,47 @@ class Results:
                 yield variant, record
 
     def last(self) -> Iterator[tuple[VariantResults, MetricsRecord]]:
-        """Every variant's metrics at the step that the verdict is about."""
+        """Every variant's metrics at the verdict's step."""
         return ((variant, record) for variant, record in self.rows() if record.step == self.verdict.step)
 
 
 def load_results(config: StudyConfig, store: Store) -> Results:
     """Read all records of the study and judge the claims.
 
-    Raises MissingError, which names the first result that is missing, the command that makes it and how many more are
-    missing; MismatchError for a result of another configuration, or of another dataset's content.
+    Raises MissingError when results are missing: it names the first, the command that makes it, and their number.
+    Raises MismatchError when a result has another configuration or another content of the dataset.
     """
     work = Work(config, store, compare_decoder=False)
-    findings = {spec: [look(work, output) for output in _outputs(work, spec)] for spec in config.specs}
-    missing = [finding for found in findings.values() for finding in found if not finding.complete]
+    # Only records are needed: the checkpoints themselves may have been removed.
+    findings = {
+        spec: [look(work, output) for output in (training(work, spec), *EVALUATE.outputs(work, spec))]
+        for spec in config.specs
+    }
+    missing = [finding for row in findings.values() for finding in row if not finding.complete]
     if missing:
         more = f" ({len(missing) - 1} more results are missing)" if len(missing) > 1 else ""
         raise MissingError(f"study {config.study}: {missing_line(work, missing[0])}{more}")
-    results = tuple(VariantResults(spec, *_records(found)) for spec, found in findings.items())
+    results = tuple(VariantResults(spec, *_records(row)) for spec, row in findings.items())
     _check_content(results)
     verdict = judge(config.study, [record for variant in results for record in variant.metrics])
     return Results(config, results, verdict)
 
 
-def _outputs(work: Work, spec: ModelSpec) -> list[Output[Any]]:
-    """What a report is made from; the checkpoints themselves may be gone."""
-    return [training(work, spec), *EVALUATE.outputs(work, spec)]
-
-
-def _records(found: Sequence[Finding[Any]]) -> tuple[TrainRecord, tuple[MetricsRecord, ...]]:
-    trained, *measured = (cast(Any, finding.record) for finding in found)
+def _records(findings: Sequence[Finding[Any]]) -> tuple[TrainRecord, tuple[MetricsRecord, ...]]:
+    trained, *measured = (cast(Any, finding.record) for finding in findings)
     return trained, tuple(measured)
 
 
 def _check_content(variants: Sequence[VariantResults]) -> None:
-    """All models must have been trained on the same shards, and measured beside them."""
+    """Raises MismatchError unless all models were trained on the same shards and measured beside them."""
     content = variants[0].train.dataset_content
     for variant in variants:
         used = [("trained on", variant.train.dataset_content)]
         used += [(f"at step {record.step} measured beside", record.dataset_content) for record in variant.metrics]
-        for what, found in used:
-            if found != content:
+        for what, shards in used:
+            if shards != content:
                 raise MismatchError(
-                    f"{variants[0].spec.name} was trained on shards {content}, {variant.spec.name} was {what} {found}:"
-                    " their numbers cannot be compared; make both anew with one dataset, under another study name or"
-                    " root"
+                    f"{variants[0].spec.name} was trained on shards {content}, {variant.spec.name} was {what} {shards}:"
+                    " their metrics cannot be compared; make both again with one dataset, under another study name"
+                    " or root"
                 )

@@ -1,10 +1,13 @@
-"""Verdicts on the paper's three claims, from intervals and never from point estimates."""
+"""Verdicts on the paper's three claims, from intervals and never from point estimates.
+
+verdict = judge("digits", [record for variant in results.variants for record in variant.metrics])
+"""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from itertools import combinations, pairwise
 
@@ -16,9 +19,9 @@ from dit.study.records import Claim, ClaimVerdict, Estimate, MetricsRecord, Verd
 from dit.study.variants import ModelSpec, resolve
 
 NOISE_SHARE = 0.8
-"""A model whose interval reaches above this share of the noise floor has not learned enough to be compared."""
+"""A model whose interval reaches above this share of the noise floor has learned too little to be compared."""
 FEWEST_VARIANTS = 4
-"""A line has two parameters; below this many points it fits anything."""
+"""Fewest points for claim 3: a line has two parameters and fits fewer points too easily."""
 
 SIZE_STATEMENT = "At the same patch size, a larger model is better: its Fréchet distance is lower."
 PATCH_STATEMENT = "At the same model size, a smaller patch, which makes more tokens, is better: the distance is lower."
@@ -31,7 +34,7 @@ SCOPE = (
     " another seed gives another model."
 )
 Pair = tuple[MetricsRecord, MetricsRecord]
-"""(said to be better, said to be worse)."""
+"""(better, worse), as the claim predicts."""
 _MUST_AGREE = (
     "science_hash",
     "dataset_content",
@@ -44,10 +47,9 @@ _MUST_AGREE = (
 
 
 def judge(study: str, records: Sequence[MetricsRecord]) -> Verdict:
-    """Judge the claims at the largest step that every variant of `records` was evaluated at.
+    """Judge the claims at the largest step that is evaluated for every variant in `records`.
 
-    Raises MissingError where there is no such step, MismatchError where two records, of whatever steps, cannot be
-    compared.
+    Raises MissingError when there is no such step, MismatchError when two records, of any steps, cannot be compared.
     """
     step = common_step(records)
     _check_comparable(records)
@@ -64,25 +66,28 @@ def judge(study: str, records: Sequence[MetricsRecord]) -> Verdict:
 
 
 def common_step(records: Iterable[MetricsRecord]) -> int:
-    """The largest step at which every variant has a record; MissingError where there is none."""
+    """The largest step at which every variant has a record.
+
+    Raises MissingError when there is none.
+    """
     steps: dict[str, set[int]] = defaultdict(set)
     for record in records:
         steps[record.variant].add(record.step)
     shared = set.intersection(*steps.values()) if steps else set()
     if not shared:
         raise MissingError(
-            f"claims: {', '.join(steps) or 'the study'} share no evaluated step; evaluate all variants at one step"
+            f"claims: {', '.join(steps) or 'the study'} share no evaluated step; evaluate all variants at the same step"
         )
     return max(shared)
 
 
 def primary(record: MetricsRecord) -> Estimate:
-    """The metric that the claims are about."""
+    """The value and interval of the study's primary metric, which the claims are about."""
     return record.metrics[record.metric]
 
 
 def unusable(record: MetricsRecord) -> str | None:
-    """Why a record cannot carry a verdict, or None: its number is not finite and positive, or no better than noise."""
+    """Why a record cannot support a verdict (not finite, not positive, no better than noise); None if it can."""
     estimate = primary(record)
     shown = f"{metric_names.metric_name(record.metric)} {metric_names.interval(estimate)}"
     if not all(math.isfinite(value) and value > 0 for value in (estimate.value, estimate.low, estimate.high)):
@@ -98,12 +103,8 @@ def unusable(record: MetricsRecord) -> str | None:
     return None
 
 
-def _spec(record: MetricsRecord) -> ModelSpec:
-    return resolve(record.variant)
-
-
 def _order(record: MetricsRecord) -> tuple[str, int, int]:
-    spec = _spec(record)
+    spec = resolve(record.variant)
     return spec.family, spec.patch, spec.size_index
 
 
@@ -115,37 +116,41 @@ def _check_comparable(records: Sequence[MetricsRecord]) -> None:
             if ours != theirs:
                 raise MismatchError(
                     f"claims: {first.variant} at step {first.step} has {field} {ours}, {other.variant} at step"
-                    f" {other.step} has {theirs}: their numbers cannot be compared; evaluate both under one study file"
+                    f" {other.step} has {theirs}: their metrics cannot be compared; evaluate both with one study file"
                 )
 
 
 def _size_claim(records: Sequence[MetricsRecord]) -> Claim:
-    """Claim 1, over neighbours in size of the same patch."""
-    groups: dict[tuple[str, int], list[MetricsRecord]] = defaultdict(list)
-    for record in records:
-        spec = _spec(record)
-        groups[spec.family, spec.patch].append(record)
-    pairs = [(larger, smaller) for group in groups.values() for smaller, larger in pairwise(group)]
+    """Claim 1: pairs of neighbouring sizes with the same patch."""
+    groups = _grouped(records, lambda spec: (spec.family, spec.patch))
+    pairs = [(larger, smaller) for group in groups for smaller, larger in pairwise(group)]
     return _ordered(1, SIZE_STATEMENT, pairs, "no two variants share a patch size")
 
 
 def _patch_claim(records: Sequence[MetricsRecord]) -> Claim:
-    """Claim 2, over all pairs of patches of the same size."""
-    groups: dict[tuple[str, str], list[MetricsRecord]] = defaultdict(list)
-    for record in records:
-        spec = _spec(record)
-        groups[spec.family, spec.size].append(record)
-    pairs = [(finer, coarser) for group in groups.values() for finer, coarser in combinations(group, 2)]
+    """Claim 2: all pairs of patches of the same size."""
+    groups = _grouped(records, lambda spec: (spec.family, spec.size))
+    pairs = [(finer, coarser) for group in groups for finer, coarser in combinations(group, 2)]
     return _ordered(2, PATCH_STATEMENT, pairs, "no two variants are one model at two patch sizes")
 
 
+def _grouped(
+    records: Iterable[MetricsRecord], key: Callable[[ModelSpec], tuple[object, ...]]
+) -> Iterable[list[MetricsRecord]]:
+    groups: dict[tuple[object, ...], list[MetricsRecord]] = defaultdict(list)
+    for record in records:
+        groups[key(resolve(record.variant))].append(record)
+    return groups.values()
+
+
 def _ordered(number: int, statement: str, pairs: Sequence[Pair], too_few: str) -> Claim:
-    """The verdict on claims of the form "these are all in order"."""
+    """The verdict on a claim that every pair is in the given order."""
     bad = _bad([record for pair in pairs for record in pair])
     reversed_, overlapping = ([pair for pair in pairs if _outcome(pair) == kind] for kind in ("reversed", "overlap"))
     verdict: ClaimVerdict = "undetermined"
     if not pairs:
         reason = f"Too few variants: {too_few}."
+    # Unusable records come first: a pair that is out of order must not count if one of its models has not learned.
     elif bad:
         reason = bad
     elif reversed_:
@@ -182,7 +187,7 @@ def _outcome(pair: Pair) -> str:
 
 
 def _compute_claim(records: Sequence[MetricsRecord]) -> Claim:
-    """Claim 3, over all variants together."""
+    """Claim 3: all variants together."""
     verdict: ClaimVerdict = "undetermined"
     numbers: dict[str, object] = {"variants": [_numbers(record) for record in records]}
     reason = _too_few_axes(records) or _bad(records)
@@ -194,18 +199,18 @@ def _compute_claim(records: Sequence[MetricsRecord]) -> Claim:
             [record.replicates for record in records],
             records[0].confidence,
         )
-        verdict, why = _weigh(comparison)
+        verdict, reading = _weigh(comparison)
         spread = f"{comparison.difference:.3f} [{comparison.low:.3f}, {comparison.high:.3f}]"
         reason = (
             f"Over {len(records)} variants log Gflops explain {comparison.gflops.r2:.1%} of the variance of the log"
-            f" distance, log parameters {comparison.parameters.r2:.1%}; the difference in R² is {spread}, {why}."
+            f" distance, log parameters {comparison.parameters.r2:.1%}; the difference in R² is {spread}, {reading}."
         )
         numbers |= {**asdict(comparison), "draws": predictors.DRAWS}
     return Claim(number=3, statement=COMPUTE_STATEMENT, verdict=verdict, reason=reason, numbers=numbers)
 
 
 def _weigh(comparison: predictors.Comparison) -> tuple[ClaimVerdict, str]:
-    """Supported only where Gflops fit better throughout the interval, with a slope that is surely negative."""
+    """Supported only if Gflops fit better in the whole interval and the whole interval of the slope is negative."""
     slope = comparison.gflops
     if slope.slope_low > 0:
         return "contradicted", "yet the distance rises with Gflops"
@@ -221,16 +226,14 @@ def _weigh(comparison: predictors.Comparison) -> tuple[ClaimVerdict, str]:
 def _too_few_axes(records: Sequence[MetricsRecord]) -> str:
     if len(records) < FEWEST_VARIANTS:
         return f"Too few variants: {len(records)}, and a comparison of two lines needs {FEWEST_VARIANTS}."
-    specs = [_spec(record) for record in records]
+    specs = [resolve(record.variant) for record in records]
     if len({(spec.family, spec.size) for spec in specs}) == len(specs):
-        return (
-            "No model is there at two patch sizes: Gflops and parameters grow together, and nothing tells them apart."
-        )
+        return "No model is studied at two patch sizes: Gflops and parameters grow together and cannot be told apart."
     return ""
 
 
 def _bad(records: Iterable[MetricsRecord]) -> str:
-    """Why these records cannot carry a verdict, a sentence for each that cannot; empty where all can."""
+    """A sentence for each record that cannot support a verdict; empty if all can."""
     reasons = {record.variant: reason for record in records if (reason := unusable(record))}
     return " ".join(f"{reason}." for reason in reasons.values())
 

@@ -23,7 +23,7 @@ def plan(study: Study, overrides: Overrides = None) -> None:
       dit plan configs/imagenet256.yaml --set plan.count=16
     """
     config = load_study(study, overrides)
-    from dit.report.tables import show_plan
+    from dit.planning.tables import show_plan
 
     show_plan(config)
 

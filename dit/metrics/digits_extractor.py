@@ -1,8 +1,8 @@
-"""A small network that reads handwritten digits, whose features take the place of Inception's on 8x8 pixels.
+"""A small classifier of handwritten digits. Its features replace Inception's for images of 8x8 pixels.
 
-It learns to read noisy digits and to grade their noise. One that sees clean digits only has no reason to order what is
-far from them, and puts a model that has hardly begun farther away than noise. Trained once on the dataset, always with
-the same result on the same machine, then kept with the dataset.
+It learns to classify noisy digits and to estimate the strength of their noise. A classifier trained on clean digits
+alone does not order images that are far from any digit: it ranks a model after a few training steps below pure noise.
+It is trained once on the dataset, with the same result each time on the same machine, and kept with the dataset.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ CLASSES = 10
 
 _EPOCHS, _BATCH, _LEARNING_RATE = 24, 64, 3e-3
 _LARGEST_NOISE = 127.5
-"""Standard deviation, in grey levels, of the strongest noise that is learned: half of all that there are."""
+"""Standard deviation of the strongest noise in training, in grey levels: half of the range."""
 _GRADE_WEIGHT = 4.0
+"""Weight of the noise estimate's error in the loss."""
 _TEST_SHARE = 5
-"""One image in so many is left out of training."""
+"""One image in five is left out of training."""
 
 
 class DigitsExtractor(FeatureExtractorBase):  # type: ignore[misc]
-    """Features and logits of uint8 images [N, 1, 8, 8]; the signature is torch-fidelity's."""
+    """Features [N, 64] and logits [N, 10] of uint8 images [N, 1, 8, 8]; the signature is torch-fidelity's."""
 
     def __init__(
         self, name: str, features_list: list[str], feature_extractor_weights_path: str | None = None, **_: Any
@@ -50,7 +51,7 @@ class DigitsExtractor(FeatureExtractorBase):  # type: ignore[misc]
             nn.Flatten(),
             nn.Linear(64 * 4 * 4, 64),
         )
-        # The features are taken before this rectifier: unrectified they are closer to a Gaussian.
+        # Features are taken before this ReLU: without it they are closer to a Gaussian, which the distance assumes.
         self.classify = nn.Sequential(nn.ReLU(), nn.Linear(64, CLASSES))
         if feature_extractor_weights_path is not None:
             self.load_state_dict(load_file(feature_extractor_weights_path), strict=True)
@@ -76,14 +77,15 @@ class DigitsExtractor(FeatureExtractorBase):  # type: ignore[misc]
         return torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
 
     def forward(self, images_N1HW: Tensor) -> tuple[Tensor, ...]:
-        """The requested ones of features [N, 64] and logits [N, 10], float32."""
+        """The layers in `features_list`: features [N, 64], logits [N, 10], float32."""
+        # Grey levels 0 to 255 become -1 to 1, as in training.
         features = self.embed(images_N1HW.float() / 127.5 - 1)
         provided = {FEATURES: features.float(), LOGITS: self.classify(features).float()}
         return tuple(provided[name] for name in self.features_list)
 
 
 def train(images_NHW1: npt.NDArray[np.uint8], labels_N: npt.NDArray[np.int64]) -> tuple[dict[str, Tensor], float, int]:
-    """Weights trained on four fifths of the images, their accuracy on the rest, and how many those are."""
+    """Train on four fifths of the images; the weights, their accuracy on the rest, and the number of the rest."""
     order = np.random.Generator(np.random.PCG64(0)).permutation(len(labels_N))
     images = torch.from_numpy(images_NHW1[order].transpose(0, 3, 1, 2).copy())
     labels = torch.from_numpy(labels_N[order])
@@ -103,7 +105,7 @@ def _fit(model: DigitsExtractor, images: Tensor, labels: Tensor) -> None:
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, _EPOCHS * -(-len(images) // _BATCH))
     for _ in range(_EPOCHS):
         for batch in torch.split(torch.randperm(len(images)), _BATCH):
-            # Squared, so that weak noise, in which samples of good models differ, is seen more often.
+            # Squared, so that weak noise is more frequent: samples of good models differ in weak noise.
             strength_N1 = torch.rand(len(batch), 1).square()
             features, logits = model(_noised(images[batch], strength_N1))
             graded = functional.mse_loss(grade(features), strength_N1)
@@ -115,14 +117,14 @@ def _fit(model: DigitsExtractor, images: Tensor, labels: Tensor) -> None:
 
 
 def _noised(images_N1HW: Tensor, strength_N1: Tensor) -> Tensor:
-    """uint8 images with Gaussian noise of `strength` times the largest, clipped as a sampler's are."""
+    """uint8 images with Gaussian noise of `strength` times `_LARGEST_NOISE`, rounded and clipped as samples are."""
     noise = torch.randn(images_N1HW.shape) * _LARGEST_NOISE * strength_N1[..., None, None]
     return (images_N1HW + noise).round().clamp(0, 255).to(torch.uint8)
 
 
 @contextmanager
 def _deterministic() -> Iterator[None]:
-    """A seed of our own and one thread, whose sums have one order; both are put back afterwards."""
+    """A fixed seed and one thread, because the order of sums depends on the threads; both are restored afterwards."""
     threads = torch.get_num_threads()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

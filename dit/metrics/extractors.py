@@ -30,7 +30,7 @@ INCEPTION = "inception-v3-compat"
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """What an extractor sees in N images: features [N, D] and class logits [N, K], float32, on the CPU."""
+    """An extractor's output for N images: features [N, D] and class logits [N, K], float32, on the CPU."""
 
     features: Tensor
     logits: Tensor
@@ -47,39 +47,38 @@ class Extractor:
         self.evaluator = f"torch-fidelity {version} {name} {self.precision}, weights {sha256[:8]}"
         self.sha256 = sha256
         self._device = device
-        # With channels innermost a CPU is half as fast again, and a GPU's tensor cores need no transposition.
-        to: Any = module.to  # torch leaves this argument out of its types
+        # Channels last: 1.5 times as fast on a CPU, and tensor cores of a GPU need no transposition.
+        to: Any = module.to  # torch's types lack the argument memory_format
         self._module: nn.Module = to(device=device, memory_format=torch.channels_last)
         self._channels = 3 if name == INCEPTION else 1
         matmul_precision("fp32", device)
-        self.dimensions, self.classes = self._widths()
+        blank = self(np.zeros((1, 8, 8, self._channels), dtype=np.uint8))
+        self.dimensions, self.classes = blank.features.shape[1], blank.logits.shape[1]
 
     @torch.inference_mode()
     def __call__(self, images_NHWC: Images) -> Features:
-        """Features of one batch; grey images are shown to an RGB extractor as RGB.
+        """Features of one batch of uint8 images [N, H, W, 1 or 3]; an RGB extractor gets grey images as RGB.
 
-        DataError when they are not finite.
+        Raises DataError when a feature is not finite.
         """
         shape = (*images_NHWC.shape[:3], self._channels)
         pixels = torch.from_numpy(np.broadcast_to(images_NHWC, shape).copy()).to(self._device).permute(0, 3, 1, 2)
         with autocast(self.precision, self._device):
             features, logits = self._module(pixels)
         if not bool(torch.isfinite(features).all()):
-            raise DataError(f"{self.evaluator}: its features are not finite; the weights are damaged, put others there")
+            raise DataError(f"{self.evaluator}: features are not finite; the weights are damaged, replace them")
         return Features(features.float().cpu(), logits.float().cpu())
-
-    def _widths(self) -> tuple[int, int]:
-        seen = self(np.zeros((1, 8, 8, self._channels), dtype=np.uint8))
-        return seen.features.shape[1], seen.logits.shape[1]
 
 
 def open_inception(path: Path, sha256: str, device: torch.device, precision: FeaturePrecision) -> Extractor:
-    """InceptionV3 of 2015 in torch-fidelity's port, with these weights: 2048 pooled features, 1008 unbiased logits.
+    """InceptionV3 of 2015, the network of FID (Heusel et al. 2017), in torch-fidelity's port, with these weights.
 
-    MismatchError for a file that does not hold them.
+    Features [N, 2048] of the last pooling layer, logits [N, 1008] without bias.
+
+    Raises MismatchError when the file does not hold these weights.
     """
     try:
-        # torch-fidelity unpickles whatever it is given; a file that loads here holds tensors and nothing else.
+        # torch-fidelity unpickles any file, and a pickle can run code. A file that loads here holds tensors only.
         torch.load(path, weights_only=True, map_location="meta")
         module = _create(INCEPTION, ["2048", "logits_unbiased"], path)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
@@ -89,7 +88,7 @@ def open_inception(path: Path, sha256: str, device: torch.device, precision: Fea
 
 
 def open_digits(path: Path, sha256: str, device: torch.device, precision: FeaturePrecision) -> Extractor:
-    """The classifier of digits that was trained on the dataset: 64 features, 10 logits."""
+    """The digits classifier that was trained on the dataset: features [N, 64], logits [N, 10]."""
     module = _create(digits_extractor.NAME, [digits_extractor.FEATURES, digits_extractor.LOGITS], path)
     return Extractor(digits_extractor.NAME, sha256, module, device, precision)
 
@@ -102,19 +101,20 @@ def extract(
     batch: int,
     progress: Progress | None = None,
 ) -> Features:
-    """Features of `total` images, of which each rank gives its own share, as (number of the first, images).
+    """Features of `total` images on every rank; each rank passes its share as (number of the first image, images).
 
-    Every rank gets all features. Every image must be given by exactly one rank.
+    Exactly one rank must pass each image.
     """
     features = torch.zeros(total, extractor.dimensions)
     logits = torch.zeros(total, extractor.classes)
     for first, images in shares:
         for start in range(0, len(images), batch):
-            seen = extractor(images[start : start + batch])
-            rows = slice(first + start, first + start + len(seen.features))
-            features[rows], logits[rows] = seen.features, seen.logits
+            output = extractor(images[start : start + batch])
+            rows = slice(first + start, first + start + len(output.features))
+            features[rows], logits[rows] = output.features, output.logits
             if progress is not None:
-                progress.advance(len(seen.features))
+                progress.advance(len(output.features))
+    # Rows of other ranks are zero here, so the sum over ranks gathers all rows without rounding.
     ranks.barrier()
     return Features(ranks.all_reduce_sum(features), ranks.all_reduce_sum(logits))
 

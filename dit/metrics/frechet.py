@@ -1,7 +1,10 @@
-"""Fréchet distance between Gaussians fitted to features (Heusel et al. 2017), in float64, on any device.
+"""Fréchet distance between Gaussians fitted to features (Heusel et al. 2017, equation 6), in float64, on any device.
 
 |m - m_r|^2 + tr S + tr S_r - 2 tr (S_r^1/2 S S_r^1/2)^1/2, by symmetric eigendecompositions: exact for covariances of
 any rank, and faster than a matrix square root. Shapes: N images, D feature dimensions, R the reference's rank.
+
+    reference = FrechetReference(real_sums.gaussian())
+    reference.distance(sample_sums.gaussian())
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ class Gaussian:
 
 
 class FeatureSums:
-    """Sums of features and of their outer products: they add up over batches, parts and processes without error."""
+    """Sums of features and of their outer products, which add up over batches, parts and processes."""
 
     def __init__(self, dimensions: int, device: torch.device | str = "cpu") -> None:
         self._dimensions = dimensions
@@ -30,22 +33,26 @@ class FeatureSums:
 
     @property
     def count(self) -> int:
-        """How many images were added."""
+        """Number of images added."""
         return int(self.packed[-1, 0])
 
     def add(self, features_ND: Tensor) -> None:
-        """Add a batch."""
+        """Add the features of a batch."""
+        # float64 before the product: a covariance is a small difference of large sums.
         features = features_ND.to(self.packed)
         self.packed[:-2].addmm_(features.T, features)
         self.packed[-2] += features.sum(dim=0)
         self.packed[-1] += len(features)
 
     def merge(self, other: FeatureSums) -> None:
-        """Add all that another one has seen."""
+        """Add the sums of another part."""
         self.packed += other.packed.to(self.packed.device)
 
     def gaussian(self) -> Gaussian:
-        """Mean and unbiased covariance; ValueError for fewer than two images."""
+        """Mean and unbiased covariance.
+
+        Raises ValueError for fewer than two images.
+        """
         if self.count < 2:
             raise ValueError(f"a covariance needs two images, not {self.count}")
         mean = self.packed[-2] / self.count
@@ -54,20 +61,21 @@ class FeatureSums:
 
 
 class FrechetReference:
-    """The Gaussian that others are measured against, its square root taken once."""
+    """The Gaussian that others are measured against; its square root is computed once."""
 
     def __init__(self, gaussian: Gaussian) -> None:
         self.mean = gaussian.mean.double()
         covariance = gaussian.covariance.double()
         self._trace = covariance.trace()
         eigenvalues, vectors = torch.linalg.eigh(covariance)
-        # What rounding leaves of the zero eigenvalues of a covariance that is not of full rank.
+        # Rounding turns the zero eigenvalues of a rank-deficient covariance into small numbers; they are dropped.
         noise = eigenvalues.abs().max() * len(eigenvalues) * torch.finfo(torch.float64).eps
         kept = eigenvalues > noise
+        # L [D, R] with S_r = L L^T. It serves as S_r^1/2 above: L^T S L has the eigenvalues of S_r^1/2 S S_r^1/2.
         self.root_DR = vectors[:, kept] * eigenvalues[kept].sqrt()
 
     def distance(self, gaussian: Gaussian) -> float:
-        """Distance of another Gaussian."""
+        """Squared Fréchet distance of another Gaussian, as FID reports it."""
         covariance = gaussian.covariance.to(self.mean)
         product = self.root_DR.T @ covariance @ self.root_DR
         overlap = _positive_roots(torch.linalg.eigvalsh(product))
@@ -75,15 +83,12 @@ class FrechetReference:
 
     def _combine(self, mean: Tensor, trace: Tensor, overlap: Tensor) -> float:
         distance = (mean - self.mean).square().sum() + trace + self._trace - 2 * overlap
-        return float(distance.clamp_min(0))  # not a number stays so
+        # Rounding can make the distance of equal Gaussians negative; NaN stays NaN.
+        return float(distance.clamp_min(0))
 
 
 class FrechetResampler:
-    """Distances of the same images drawn again with other weights, without fitting each draw from the start.
-
-    Seen through the reference's root, a draw's overlap term is the nuclear norm of its centred features; the smaller
-    of the two Gram matrices has it, so few images of many dimensions are cheap too.
-    """
+    """Distances of bootstrap draws of the same images, without fitting a covariance [D, D] to each draw."""
 
     def __init__(self, reference: FrechetReference, features_ND: Tensor) -> None:
         features = features_ND.to(reference.mean)
@@ -91,18 +96,20 @@ class FrechetResampler:
         self._centre = features.mean(dim=0)
         self._features = features - self._centre
         self._squares = self._features.square().sum(dim=1)
-        self._seen_NR = self._features @ reference.root_DR
+        self._projected_NR = self._features @ reference.root_DR
 
     def distance(self, counts_N: Tensor) -> float:
-        """Distance when image i occurs counts[i] times."""
+        """Distance when image i occurs counts[i] times; counts [N]."""
         weights = counts_N.to(self._squares)
         n = weights.sum()
         shift = weights @ self._features / n
+        # tr S of the draw = (sum of w |x|^2 - n |shift|^2) / (n - 1), with x and shift relative to the centre.
         trace = (weights @ self._squares - n * shift.square().sum()) / (n - 1)
         drawn = weights > 0
-        seen = self._seen_NR[drawn] - weights @ self._seen_NR / n
-        seen *= weights[drawn].sqrt()[:, None]
-        gram = seen @ seen.T if len(seen) < seen.shape[1] else seen.T @ seen
+        rows_NR = self._projected_NR[drawn] - weights @ self._projected_NR / n
+        rows_NR *= weights[drawn].sqrt()[:, None]
+        # L^T S L = rows^T rows / (n - 1). rows rows^T has the same nonzero eigenvalues, so the smaller one is used.
+        gram = rows_NR @ rows_NR.T if len(rows_NR) < rows_NR.shape[1] else rows_NR.T @ rows_NR
         overlap = _positive_roots(torch.linalg.eigvalsh(gram / (n - 1)))
         return self._reference._combine(self._centre + shift, trace, overlap)
 

@@ -1,7 +1,4 @@
-"""Files that an evaluation needs and no stage makes: where they lie, and whether they are the right ones.
-
-Torch-free.
-"""
+"""Files that an evaluation needs and no stage makes: their paths and checksums. Torch-free."""
 
 from __future__ import annotations
 
@@ -21,26 +18,29 @@ from dit.storage import Store, fetch_file, sha256_file
 from dit.study import layout
 from dit.study.config import AdmReference, StudyConfig
 
-# Of `layout.INCEPTION_FILE`: the TensorFlow graph of 2015 that FID is defined by (Heusel et al. 2017).
+# SHA-256 of `layout.INCEPTION_FILE`: the TensorFlow graph of 2015 that defines FID (Heusel et al. 2017).
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 _DIMENSIONS = {"inception": 2048, "digits": 64}
-"""Of the extractors' features."""
-# What numpy and zipfile raise on bytes that are no npz, or only part of one.
+"""Feature dimensions of each extractor."""
+# Errors of numpy and zipfile for a file that is not an npz, or is truncated.
 _UNREADABLE = (ValueError, OSError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
 class EvaluationFiles:
-    """Local path and SHA-256 of each."""
+    """Local path and SHA-256 of each file."""
 
     inception: tuple[Path, str] | None
-    """InceptionV3's weights; None where another extractor is used."""
+    """InceptionV3's weights; None if another extractor is used."""
     adm: tuple[Path, str] | None
-    """ADM's reference file; None where the dataset is the reference."""
+    """ADM's reference file; None if the dataset is the reference."""
 
 
 def find_evaluation_files(config: StudyConfig, store: Store) -> EvaluationFiles:
-    """Find those files; MissingError and MismatchError say what to put where, InputError what no reference is."""
+    """Find the files that the study's evaluation needs.
+
+    Raises MissingError or MismatchError for a missing or wrong file, InputError when the reference is not valid.
+    """
     evaluation = config.evaluation
     inception = find_inception(config, store) if evaluation.extractor == "inception" else None
     adm = fetch_file(evaluation.reference.path) if isinstance(evaluation.reference, AdmReference) else None
@@ -50,33 +50,36 @@ def find_evaluation_files(config: StudyConfig, store: Store) -> EvaluationFiles:
 
 
 def find_inception(config: StudyConfig, store: Store) -> tuple[Path, str]:
-    """Local path and SHA-256 of the weights that `evaluation` names, or that lie in the store.
+    """Local path and SHA-256 of Inception's weights, from `evaluation.extractor_weights` or else from the store.
 
-    Raises MissingError, which says which file to put where, and MismatchError for a file that is another one.
+    Raises MissingError when the file is missing, MismatchError when its SHA-256 is not the expected one.
     """
     evaluation = config.evaluation
     expected = evaluation.extractor_sha256 or INCEPTION_SHA256
     key = layout.weights(layout.INCEPTION_FILE)
-    place = evaluation.extractor_weights or f"{store.url}/{key}"
+    address = evaluation.extractor_weights or f"{store.url}/{key}"
     try:
         path = fetch_file(evaluation.extractor_weights) if evaluation.extractor_weights else store.local(key)
     except MissingError:
         raise MissingError(
-            f"{place}: the InceptionV3 weights are missing; put {layout.INCEPTION_FILE} of torch-fidelity's release"
+            f"{address}: the InceptionV3 weights are missing; put {layout.INCEPTION_FILE} of torch-fidelity's release"
             f" v0.2.0 (SHA-256 {INCEPTION_SHA256}) there, or set evaluation.extractor_weights to its path or store"
             " address"
         ) from None
     actual = sha256_file(path)
     if actual != expected:
         raise MismatchError(
-            f"{place}: SHA-256 is {actual}, expected {expected}; fetch {layout.INCEPTION_FILE} again, or, to measure"
+            f"{address}: SHA-256 is {actual}, expected {expected}; fetch {layout.INCEPTION_FILE} again, or, to measure"
             f" with other weights, set evaluation.extractor_sha256={actual}"
         )
     return path, actual
 
 
 def read_adm_moments(path: Path, dimensions: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """mu [D] and sigma [D, D] of ADM's file; InputError for a file without them, or where they are not finite."""
+    """mu [D] and sigma [D, D] of an ADM reference file (Dhariwal & Nichol 2021).
+
+    Raises InputError when the file lacks them, or when they are not finite.
+    """
     with _npz(path) as arrays:
         moments = [arrays[name] for name in ("mu", "sigma") if name in arrays]
         if [moment.shape for moment in moments] != [(dimensions,), (dimensions, dimensions)]:
@@ -91,7 +94,10 @@ def read_adm_moments(path: Path, dimensions: int) -> tuple[npt.NDArray[np.float6
 
 
 def read_adm_images(path: Path, most: int) -> npt.NDArray[np.uint8] | None:
-    """The first images [N, H, W, 3] of ADM's file, `most` of them at most; None for a file that holds none."""
+    """At most `most` images [N, H, W, 3] of ADM's file, from the first on; None for a file without images.
+
+    Raises InputError when arr_0 does not hold uint8 RGB images.
+    """
     with _npz(path) as arrays:
         if "arr_0" not in arrays:
             return None

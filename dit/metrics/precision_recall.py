@@ -1,7 +1,7 @@
-"""Precision and recall (Kynkäänniemi et al. 2019) image by image, over torch-fidelity's distances.
+"""Precision and recall (Kynkäänniemi et al. 2019) image by image, from torch-fidelity's distances.
 
-torch-fidelity reports only the means; intervals need to know which images they are means of, and what the manifold of
-other images would be. Shapes: N points, M images of the manifold, D feature dimensions, K neighbours.
+torch-fidelity reports only the means. Intervals need the value of each image, and the manifolds of resampled images.
+Shapes: N points, M images of the manifold, D feature dimensions, K neighbours.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ from torch import Tensor
 from dit.metrics.torch_fidelity_api import calc_cdist_part
 
 NEIGHBOURHOOD = 3
+"""k of the paper: an image reaches to its third nearest neighbour."""
 BLOCK, SMALL_BLOCK = 10_000, 250
+"""Points for which distances are computed at once, which bounds the memory."""
 _NEAREST = 32
-"""Neighbours of each image that are kept: a random half of the images all but never leaves fewer than three of them."""
+"""Neighbours kept for each image. A random half of the images includes three of these with near certainty."""
 
 
 class Manifold:
-    """What some images [M, D] cover: each reaches as far as its third nearest neighbour among them."""
+    """The region that images [M, D] cover: a ball around each, up to its third nearest neighbour (section 2)."""
 
     def __init__(self, images_MD: Tensor) -> None:
         """Raises ValueError for fewer than four images."""
@@ -34,14 +36,14 @@ class Manifold:
             for block in torch.split(images_MD, BLOCK)
         ]
         self._images = images_MD
-        # The nearest is the image itself.
+        # Column 0 is the image itself, at distance 0, so column k is the k-th neighbour.
         self._distances_MK = torch.cat([block.values for block in nearest])
         self._neighbours_MK = torch.cat([block.indices for block in nearest])
 
     def covers(self, points_ND: Tensor) -> Tensor:
-        """Whether each point lies within reach of some image, bool [N] on the CPU.
+        """True for each point that lies in some image's ball (equation 1), bool [N] on the CPU.
 
-        Precision is the mean over generated images on the real ones' manifold, recall the other way round.
+        Precision is the mean over generated images on the real images' manifold; recall swaps the two (equation 2).
         """
         reach = self._distances_MK[:, NEIGHBOURHOOD]
         return torch.cat(
@@ -52,7 +54,7 @@ class Manifold:
         )
 
     def shares(self, points_ND: Tensor, draws: Iterable[npt.NDArray[np.bool_]]) -> npt.NDArray[np.float64]:
-        """Which share of the points the images of each draw, bool [M], would cover by themselves; [draws]."""
+        """Share of the points that the images of each draw, bool [M], cover without the other images; [draws]."""
         reaches = [self._reach(torch.from_numpy(drawn)) for drawn in draws]
         covered = np.zeros(len(reaches))
         for block in torch.split(points_ND, SMALL_BLOCK):
@@ -61,8 +63,9 @@ class Manifold:
         return covered / len(points_ND)
 
     def _reach(self, drawn_M: Tensor) -> Tensor:
-        """How far each image reaches among those drawn, [M]; nowhere where it is not drawn itself."""
+        """Distance of each image's third neighbour among the images drawn, [M]; -1 for an image not drawn."""
+        # Position of each neighbour among the drawn ones, the image itself included: the third neighbour is number 4.
         ranks_MK = drawn_M[self._neighbours_MK].cumsum(dim=1)
-        place = (ranks_MK <= NEIGHBOURHOOD).sum(dim=1).clamp_max(ranks_MK.shape[1] - 1)
-        reach = self._distances_MK.gather(1, place[:, None])[:, 0]
+        column = (ranks_MK <= NEIGHBOURHOOD).sum(dim=1).clamp_max(ranks_MK.shape[1] - 1)
+        reach = self._distances_MK.gather(1, column[:, None])[:, 0]
         return torch.where(drawn_M, reach, -1.0)

@@ -1,4 +1,4 @@
-"""What generated images are measured against: statistics of real images, and some of their features."""
+"""The reference of an evaluation: statistics of real images, and the features of some of them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from dit.runtime.distributed import Ranks
 from dit.sampling.sets import Images
 
 MAX_FEATURES = 10_000
-"""How many real images' features precision and recall need; ADM's evaluator uses as many."""
+"""Real images whose features are kept for precision and recall, as many as in ADM's evaluator."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,21 +34,23 @@ class Reference:
     gaussian: Gaussian
     features: Tensor | None
     count: int
-    """Images behind the Gaussian; 0 where that is unknown."""
+    """Images behind the Gaussian; 0 if unknown."""
 
     def to_bytes(self) -> bytes:
-        """As an npz of mu, sigma and features."""
-        mean, covariance = self.gaussian.mean.cpu().numpy(), self.gaussian.covariance.cpu().numpy()
+        """An npz with mu [D], sigma [D, D] and, if there are any, features [M, D]."""
+        arrays = {"mu": self.gaussian.mean.cpu().numpy(), "sigma": self.gaussian.covariance.cpu().numpy()}
+        if self.features is not None:
+            arrays["features"] = self.features.numpy()
         buffer = io.BytesIO()
-        if self.features is None:
-            np.savez(buffer, mu=mean, sigma=covariance)
-        else:
-            np.savez(buffer, mu=mean, sigma=covariance, features=self.features.numpy())
+        np.savez(buffer, **arrays)  # type: ignore[arg-type]  # numpy types every keyword as allow_pickle
         return buffer.getvalue()
 
     @classmethod
     def from_file(cls, path: Path, count: int) -> Self:
-        """What `to_bytes` wrote; DataError for anything else."""
+        """The reference that `to_bytes` wrote.
+
+        Raises DataError when the file is damaged.
+        """
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 gaussian = Gaussian(torch.from_numpy(arrays["mu"]), torch.from_numpy(arrays["sigma"]))
@@ -59,9 +61,9 @@ class Reference:
 
 
 def from_source(source: Source, extractor: Extractor, ranks: Ranks, batch: int) -> Reference:
-    """Statistics of every readable image of a dataset, each rank taking its share.
+    """Statistics of every readable image of a dataset; all ranks share the work.
 
-    InputError when there are fewer than two.
+    Raises InputError when fewer than two images are readable.
     """
     sums = FeatureSums(extractor.dimensions, ranks.device)
     items = source.items
@@ -72,9 +74,10 @@ def from_source(source: Source, extractor: Extractor, ranks: Ranks, batch: int) 
         for numbers, images in _batches(source, mine, batch):
             features = extractor(images).features
             sums.add(features)
-            few = [i for i, number in enumerate(numbers) if number < len(kept)]
-            rows = [numbers[i] for i in few]
-            kept[rows], present[rows] = features[few], 1.0
+            # The first images of the source, so that the choice does not depend on the number of ranks.
+            chosen = [i for i, number in enumerate(numbers) if number < len(kept)]
+            rows = [numbers[i] for i in chosen]
+            kept[rows], present[rows] = features[chosen], 1.0
             bar.advance(len(numbers))
     ranks.barrier()
     for tensor in (sums.packed, kept, present):
@@ -86,9 +89,9 @@ def from_source(source: Source, extractor: Extractor, ranks: Ranks, batch: int) 
 
 
 def from_adm(path: Path, extractor: Extractor, ranks: Ranks, batch: int) -> Reference:
-    """Statistics of ADM's npz: mu and sigma as they are, features of its images arr_0 where it holds any.
+    """Statistics of ADM's npz: its mu and sigma unchanged, and features of the images in its arr_0, if it has any.
 
-    InputError for a file without mu and sigma of this extractor's dimensions.
+    Raises InputError when the file lacks mu and sigma of this extractor's dimensions.
     """
     mean, covariance = read_adm_moments(path, extractor.dimensions)
     images = read_adm_images(path, MAX_FEATURES)
@@ -102,7 +105,7 @@ def from_adm(path: Path, extractor: Extractor, ranks: Ranks, batch: int) -> Refe
 
 
 def _batches(source: Source, numbers: Sequence[int], batch: int) -> Iterator[tuple[list[int], Images]]:
-    """Numbers and images [n, H, W, C] of the readable ones among these items."""
+    """Numbers and images [n, H, W, C] of the readable items, in batches."""
     wanted: list[Item] = [source.items[number] for number in numbers]
     rows: list[int] = []
     images: list[Images] = []

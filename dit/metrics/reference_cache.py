@@ -1,7 +1,7 @@
-"""The folder beside the shards in which what a study measures with is kept. Torch-free.
+"""The folder beside the shards that keeps the extractor, reference and noise floor of a dataset. Torch-free.
 
-Files are named by their content and records name the files, so that two evaluations that make the same thing at once
-leave a record that fits its file, whichever was last.
+File names contain a hash of the content, and records name their files. If two evaluations write at the same moment,
+each record therefore matches its file, whichever is written last.
 """
 
 from __future__ import annotations
@@ -26,18 +26,21 @@ RecordT = TypeVar("RecordT", bound=Record)
 
 @dataclass(frozen=True)
 class ReferenceFolder:
-    """The folder of one dataset, as the ranks of one evaluation see it."""
+    """The folder of one dataset, used by all ranks of one evaluation together."""
 
     config: StudyConfig
     store: Store
     ranks: Ranks
 
     def has(self, key: str) -> bool:
-        """Whether there is something at `key`; the first rank's answer."""
+        """Whether the store has `key`; all ranks get the answer of the first."""
         return self.ranks.broadcast(self.store.exists(key))
 
     def kept(self, key: str, cls: type[RecordT], make: Callable[[], RecordT | None]) -> RecordT:
-        """The record at `key`. Where there is none, all ranks call `make`, and what the first one made is written."""
+        """The record at `key`. If there is none, all ranks call `make`, and the first rank's record is written.
+
+        Raises MissingError when the record is removed meanwhile.
+        """
         if not self.has(key):
             made = make()
             if self.ranks.is_main and made is not None:
@@ -45,16 +48,19 @@ class ReferenceFolder:
             self.ranks.barrier()
         record = read_record(self.store, key, cls)
         if record is None:
-            raise MissingError(f"{self.store.url}/{key}: was removed while it was needed; run `dit evaluate` again")
+            raise MissingError(f"{self.store.url}/{key}: removed during the evaluation; run `dit evaluate` again")
         return record
 
     def add(self, stem: str, suffix: str, data: bytes) -> FileEntry:
-        """Write a file whose name ends in its own digest."""
+        """Write a file whose name ends in the hash of its content."""
         digest = hashlib.sha256(data).hexdigest()[:12]
         return self.store.write(f"{layout.reference(self.config)}/{stem}-{digest}{suffix}", data)
 
     def path(self, entry: FileEntry) -> Path:
-        """A local path of a file, its SHA-256 checked; DataError when it is damaged."""
+        """A local path of a file, its SHA-256 checked.
+
+        Raises DataError when the file is damaged.
+        """
         key = f"{layout.reference(self.config)}/{entry.name}"
         path = self.store.local(key, entry.sha256)
         if sha256_file(path) != entry.sha256:

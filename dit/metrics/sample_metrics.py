@@ -32,20 +32,20 @@ _ISC_SPLITS, _ISC_SPLIT_IMAGES = 10, 10
 
 @dataclass(frozen=True, slots=True)
 class SampleFeatures:
-    """What a metric is computed from: one sample set as the extractor sees it, and the reference."""
+    """The inputs of a metric: features of one sample set, and the reference."""
 
     generated_ND: Tensor
     logits_NK: Tensor
     labels_N: Tensor
-    """The classes that were asked for, int64, on the CPU as the logits are."""
+    """Class labels that the samples were drawn for, int64, on the CPU like the logits."""
     real_MD: Tensor | None
-    """Features of real images; None where the reference has none."""
+    """Features of real images; None if the reference has none."""
     reference: FrechetReference
     resamples: int
 
     @property
     def manifolds(self) -> tuple[Tensor, Tensor] | None:
-        """Real and generated features, where both are enough for the neighbours of each half; None otherwise."""
+        """Real and generated features; None if there are too few for a manifold of every half of them."""
         real, generated = self.real_MD, self.generated_ND
         if real is None or min(len(real), len(generated) // 2) <= NEIGHBOURHOOD:
             return None
@@ -57,7 +57,7 @@ class SampleFeatures:
 
 
 class Measurement(NamedTuple):
-    """A metric's value and its bootstrap replicates, [resamples], centred on the value where they are biased."""
+    """A metric's value and its bootstrap replicates, [resamples], centred on the value if the metric is biased."""
 
     value: float
     replicates: Replicates
@@ -73,14 +73,14 @@ class SampleMetrics:
         self._frechet = FrechetReference(Gaussian(mean, covariance))
 
     def distance(self, features_ND: Tensor) -> float:
-        """The Fréchet distance alone."""
+        """The Fréchet distance of features [N, D] to the reference."""
         return _distance(self._frechet, features_ND)
 
-    def measure(self, seen: Features, labels_N: npt.NDArray[np.int64]) -> tuple[dict[str, Estimate], Replicates]:
-        """Every metric of the table that is defined for these samples, by name, and the primary one's replicates."""
+    def measure(self, output: Features, labels_N: npt.NDArray[np.int64]) -> tuple[dict[str, Estimate], Replicates]:
+        """All metrics that are defined for these samples, by name, and the primary metric's replicates [resamples]."""
         samples = SampleFeatures(
-            generated_ND=seen.features.to(self._device),
-            logits_NK=seen.logits,
+            generated_ND=output.features.to(self._device),
+            logits_NK=output.logits,
             labels_N=torch.from_numpy(labels_N),
             real_MD=None if self._real is None else self._real.to(self._device),
             reference=self._frechet,
@@ -114,9 +114,10 @@ def frechet(samples: SampleFeatures) -> Measurement:
 
 
 def inception_score(samples: SampleFeatures) -> Measurement:
-    """Inception Score (Salimans et al. 2016) over ten splits, fewer where they would hold fewer than ten images."""
+    """Inception Score (Salimans et al. 2016): mean over ten splits, or over fewer so that each has ten images."""
     splits = max(1, min(_ISC_SPLITS, len(samples.logits_NK) // _ISC_SPLIT_IMAGES))
     score = isc_features_to_metric(samples.logits_NK, splits=splits)[KEY_METRIC_ISC_MEAN]
+    # exp of the mean KL divergence of p(y|x) from p(y), which is exp(H(y) - H(y|x)). Replicates use a single split.
     log_p = samples.logits_NK.to(samples.generated_ND.device).double().log_softmax(dim=1)
     p = log_p.exp()
     entropies = -(p * log_p).sum(dim=1)
@@ -130,12 +131,12 @@ def inception_score(samples: SampleFeatures) -> Measurement:
 
 
 def label_accuracy(samples: SampleFeatures) -> Measurement:
-    """Share of the samples that the extractor classifies as what was asked for."""
+    """Share of the samples that the extractor assigns to the class they were drawn for."""
     return mean(samples, samples.logits_NK.argmax(dim=1) == samples.labels_N)
 
 
 def precision(samples: SampleFeatures) -> Measurement | None:
-    """Share of the samples on the real images' manifold (Kynkäänniemi et al. 2019)."""
+    """Share of the samples on the real images' manifold (Kynkäänniemi et al. 2019, equation 2)."""
     if not samples.manifolds:
         return None
     real_MD, generated_ND = samples.manifolds
@@ -143,13 +144,11 @@ def precision(samples: SampleFeatures) -> Measurement | None:
 
 
 def recall(samples: SampleFeatures) -> Measurement | None:
-    """Share of the real images on the samples' manifold (Kynkäänniemi et al. 2019).
-
-    The real images stay; what other samples would cover shows in halves of these.
-    """
+    """Share of the real images on the samples' manifold (Kynkäänniemi et al. 2019, equation 2)."""
     if not samples.manifolds:
         return None
     real_MD, generated_ND = samples.manifolds
+    # The real images stay fixed. Halves of the samples give the spread over other sample sets.
     manifold = Manifold(generated_ND)
     value = float(manifold.covers(real_MD).float().mean())
     replicates = manifold.shares(real_MD, random_halves(len(generated_ND), samples.resamples))
@@ -157,7 +156,7 @@ def recall(samples: SampleFeatures) -> Measurement | None:
 
 
 def mean(samples: SampleFeatures, values_N: Tensor) -> Measurement:
-    """The mean of one value per sample."""
+    """The mean of one value per sample, values [N]."""
     values = values_N.cpu().numpy()
     replicates = samples.replicate(lambda counts: float(counts @ values) / len(values))
     return Measurement(float(values.mean()), replicates)

@@ -1,6 +1,6 @@
-"""What a study's samples are measured with: an extractor, a reference and the score of noise.
+"""The measuring instrument of a study: extractor, reference and noise floor.
 
-Made by the first evaluation that needs them, kept beside the dataset, and the same for all variants and checkpoints.
+The first evaluation makes them and keeps them beside the dataset. All variants and checkpoints share them.
 """
 
 from __future__ import annotations
@@ -32,58 +32,58 @@ from dit.study.hashing import digest
 from dit.study.records import DatasetManifest, ExtractorRecord, NoiseFloorRecord, ReferenceRecord
 
 NOISE_IMAGES = 1000
-"""Enough for a floor: noise is many times farther from any image than the error of so few."""
+"""Enough for a floor: the distance of noise is many times the error that so few images cause."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a setup is made with that no evaluation makes."""
+    """Inputs of a setup that exist before any evaluation."""
 
     dataset: DatasetManifest
     files: EvaluationFiles
 
     @property
     def source_sha256(self) -> str:
-        """Of what the reference is made from."""
+        """Hash of the reference's source: ADM's file or the dataset."""
         return self.files.adm[1] if self.files.adm else self.dataset.source_sha256
 
 
 @dataclass(frozen=True)
 class EvaluationSetup:
-    """See the module."""
+    """Extractor, reference and noise floor, ready to measure sample sets."""
 
     extractor: Extractor
     sample_metrics: SampleMetrics
     reference: ReferenceRecord
     noise_floor: float
-    """The distance of what an untrained model samples."""
+    """The distance of an untrained model's samples."""
     dataset_content: str
 
 
 def find_inputs(work: Work) -> Inputs:
-    """Find those files before any work.
+    """Find the inputs, before any work starts.
 
-    Raises MissingError and MismatchError, which name what to put where.
+    Raises MissingError or MismatchError, which name the file to provide.
     """
-    # The images are read at their source, so that the shards may be gone.
+    # Images are read from their source, so the shards may have been removed.
     manifest = require(work, dataset(work), files=False)
     return Inputs(manifest, find_evaluation_files(work.config, work.store))
 
 
 def open_setup(folder: ReferenceFolder, inputs: Inputs, decoder: str) -> EvaluationSetup:
-    """The study's setup for samples from this decoder; made where it is not there yet, by all ranks together.
+    """The study's setup for samples from this decoder. All ranks together make the parts that do not exist yet.
 
-    Raises MissingError when the dataset's images or the decoder are needed to make it and are not there, MismatchError
-    when the images are not those that the dataset was prepared from.
+    Raises MissingError when it needs the dataset's images or the decoder and they are missing, MismatchError when the
+    dataset was prepared from other images.
     """
     config, ranks = folder.config, folder.ranks
     extractor = _open_extractor(folder, inputs)
     reference_hash = digest([config.dataset_hash(), inputs.source_sha256, extractor.sha256, extractor.precision])
-    # Noise goes through the training's chain, whose schedule is in the hash only where it is not the default.
+    # The floor depends on the noise schedule, which is in the hash only if it is not the default.
     chain = {key: value for key, value in config.train.hashed().items() if key == "schedule"}
     floor_hash = digest([reference_hash, decoder, config.sampling.hashed(), *([chain] if chain else [])])
     floor_key = layout.noise_floor(config, floor_hash)
-    # That the decoder is missing must show before hours of reference features, not after them.
+    # A missing decoder must raise before hours of work on the reference, not after them.
     noise = None if folder.has(floor_key) else _noise_generator(config, ranks)
 
     reference_key = layout.reference_statistics(config, reference_hash)
@@ -95,13 +95,13 @@ def open_setup(folder: ReferenceFolder, inputs: Inputs, decoder: str) -> Evaluat
     )
 
     def make_floor() -> NoiseFloorRecord:
-        """What some samples of an untrained model score; all ranks draw them together."""
+        """The distance of an untrained model's samples, which all ranks draw together."""
         images = min(config.sampling.num_samples, NOISE_IMAGES)
-        seen = _noise_features(folder, noise or _noise_generator(config, ranks), extractor, images)
+        output = _noise_features(folder, noise or _noise_generator(config, ranks), extractor, images)
         return NoiseFloorRecord(
             config_hash=floor_hash,
             metric=config.evaluation.metric,
-            value=sample_metrics.distance(seen.features),
+            value=sample_metrics.distance(output.features),
             num_samples=images,
             decoder=decoder,
         )
@@ -122,7 +122,7 @@ def _open_extractor(folder: ReferenceFolder, inputs: Inputs) -> Extractor:
 def _train_digits(folder: ReferenceFolder) -> ExtractorRecord:
     _, images, labels = zip(*iter_source_images(folder.config), strict=True)
     weights, accuracy, tests = digits_extractor.train(np.stack(images), np.array(labels))
-    say(f"digits extractor: reads {accuracy:.1%} of the {tests} digits right that it was not trained on")
+    say(f"digits extractor: accuracy {accuracy:.1%} on {tests} digits left out of training")
     return ExtractorRecord(
         config_hash=folder.config.dataset_hash(),
         file=folder.add("extractor-digits", ".safetensors", save(weights)),
@@ -156,12 +156,12 @@ def _make_reference(
 
 
 def _prepared_source(config: StudyConfig, prepared: DatasetManifest) -> Source:
-    """The source as it was when the dataset was prepared, told by its images' names and labels."""
+    """The dataset's source, if the names and labels of its images are those that the dataset was prepared from."""
     source = open_source(config.dataset)
-    found = source.sha256()
-    if found != prepared.source_sha256:
+    actual = source.sha256()
+    if actual != prepared.source_sha256:
         raise MismatchError(
-            f"dataset.source: {len(source.items)} images, source {found[:12]}; the dataset was prepared from"
+            f"dataset.source: {len(source.items)} images, source {actual[:12]}; the dataset was prepared from"
             f" {prepared.count + prepared.corrupt}, source {prepared.source_sha256[:12]}; give the images it was"
             " prepared from, or prepare these under another dataset.name"
         )
@@ -174,7 +174,7 @@ def _noise_generator(config: StudyConfig, ranks: Ranks) -> Generator:
 
 
 def _noise_features(folder: ReferenceFolder, noise: Generator, extractor: Extractor, images: int) -> Features:
-    """Features of what a model would sample that had learned nothing, under the study's sampler and decoder."""
+    """Features of an untrained model's samples, drawn with the study's sampler and decoder."""
     ranks = folder.ranks
     starts = range(ranks.rank * PART_IMAGES, images, ranks.world_size * PART_IMAGES)
     mine = [range(start, min(start + PART_IMAGES, images)) for start in starts]

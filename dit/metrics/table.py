@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One number that a sample set is measured by."""
+    """One number that describes a sample set."""
 
     name: str
     """Key in records, in runs.csv and on the tracking server."""
@@ -15,10 +15,10 @@ class Metric:
     """Name in tables and charts."""
     lower_is_better: bool
     function: str
-    """`module:function`, imported when a sample set is measured: (SampleFeatures) -> Measurement, or None where it is
-    not defined for these samples."""
+    """`module:function`, imported when a sample set is measured: (SampleFeatures) -> Measurement, or None if the metric
+    is not defined for these samples."""
     extractor: str | None = None
-    """The only extractor whose features it is defined for; None for any."""
+    """The only extractor that the metric is defined for; None for any."""
 
 
 _FUNCTIONS = "dit.metrics.sample_metrics"

@@ -1,4 +1,4 @@
-"""torch-fidelity, as far as it is used; the only place that imports it, because torchvision must be mended first."""
+"""The parts of torch-fidelity in use. Only this module imports it, because torchvision must be patched before."""
 
 from dit.runtime.torchvision_shim import ensure_torchvision
 

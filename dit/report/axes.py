@@ -1,4 +1,4 @@
-"""Logarithmic axes for the report's charts: ranges with room for labels, ticks that read plainly, one layout."""
+"""Logarithmic axes of the report's charts: ranges with room for labels, readable ticks, one layout."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from typing import Any
 
 Figure = dict[str, Any]
 Range = tuple[float, float]
-"""An axis' ends as powers of ten."""
+"""Ends of an axis, as log10."""
 
 NARROW = 0.5
-"""Below so many decades plotly's own ticks read better."""
+"""On shorter axes (in decades) plotly's own ticks are better to read."""
 _FACTORS: tuple[tuple[float, Sequence[int]], ...] = ((3.5, (1,)), (1.4, (1, 3)), (0.9, (1, 2, 5)), (0, (1, 2, 3, 5, 7)))
-"""Decades on the axis -> ticks in each."""
+"""(Fewest decades on the axis, ticks in each decade)."""
 PLOT_HEIGHT = 330
 """Pixels between the y axis' ends."""
 
 
 def padded(values: Iterable[float], below: float, above: float) -> Range:
-    """log10 of the finite positive values' ends, with room of these shares of the span on both sides."""
+    """Range of the finite positive values, extended at both ends by these shares of its length."""
     logs = [math.log10(value) for value in values if value > 0 and math.isfinite(value)] or [0.0]
     span = max(max(logs) - min(logs), 0.1)
     return min(logs) - below * span, max(logs) + above * span
 
 
 def log_layout(x_title: str, y_title: str, x_range: Range, y_range: Range) -> Figure:
-    """Two logarithmic axes on a ground that lets the page's colours through."""
+    """Layout with two logarithmic axes on a transparent background."""
     axis = {
         "type": "log",
         "gridcolor": "@grid",
@@ -54,11 +54,11 @@ def log_layout(x_title: str, y_title: str, x_range: Range, y_range: Range) -> Fi
 
 
 def log_ticks(span: Range) -> Figure:
-    """Ticks at powers of ten and, the shorter the axis, at ever more multiples of them, written plainly."""
+    """Ticks at powers of ten, and at more multiples of them the shorter the axis is."""
     decades = span[1] - span[0]
     if decades < NARROW:
         return {"nticks": 5}
-    factors = next(factors for wide, factors in _FACTORS if decades > wide)
+    factors = next(factors for fewest, factors in _FACTORS if decades > fewest)
     ticks = [
         factor * 10.0**power
         for power in range(math.floor(span[0]), math.ceil(span[1]) + 1)
@@ -74,7 +74,7 @@ def step_ticks(steps: Sequence[int]) -> Figure:
 
 
 def short(value: float) -> str:
-    """`20k`, `1.5M`."""
+    """A number as `20k` or `1.5M`."""
     for size, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= size:
             return f"{value / size:.4g}{prefix}"

@@ -1,4 +1,4 @@
-"""What the report shows beside the numbers: sample grids, loss curves, and what the results were made from."""
+"""The report's inputs besides metrics: previews, loss curves, manifests and checkpoints."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dit.tracking import read_points
 LARGEST_GRID_BYTES = 400_000
 LARGEST_GRID_SIDE = 1024
 CURVE_POINTS = 300
-"""A loss curve is drawn through this many means at most."""
+"""Most points in a loss curve."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,35 +36,35 @@ class Grid:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """Everything but the metrics; a part that the store no longer has is left out of the report."""
+    """The report's inputs besides metrics. Parts that the store no longer has are left out."""
 
     grids: dict[tuple[str, int], Grid]
     """(variant, step) -> preview."""
     losses: dict[str, list[tuple[float, float]]]
-    """Variant -> (step, training loss), thinned."""
+    """Variant -> points (step, training loss), thinned."""
     samples: dict[tuple[str, int], SampleSetManifest]
     dataset: DatasetManifest | None
     checkpoints: dict[tuple[str, int], CheckpointMeta]
 
     @property
     def code_versions(self) -> list[str]:
-        """Of the programs that trained the evaluated checkpoints."""
+        """Versions of the program that trained the evaluated checkpoints."""
         return sorted({meta.code_version for meta in self.checkpoints.values()})
 
 
 def load_evidence(results: Results, store: Store) -> Evidence:
-    """Read what is there."""
+    """Read what the store has."""
     config, work = results.config, Work(results.config, store)
     grids, sets, metas = {}, {}, {}
     for variant, record in results.rows():
-        place = variant.spec.name, record.step
+        point = variant.spec.name, record.step
         key = layout.sample_grid(config, variant.spec, record.step)
         if store.exists(key):
-            grids[place] = embed(store.read(key))
+            grids[point] = embed(store.read(key))
         if manifest := read_output(work, samples(work, variant.spec, record.step)):
-            sets[place] = manifest
+            sets[point] = manifest
         if meta := read_output(work, checkpoint(work, variant.spec, record.step)):
-            metas[place] = meta
+            metas[point] = meta
     return Evidence(
         grids=grids,
         losses={spec.name: curve for spec in config.specs if (curve := _loss_curve(config, store, spec))},
@@ -75,7 +75,8 @@ def load_evidence(results: Results, store: Store) -> Evidence:
 
 
 def embed(png: bytes) -> Grid:
-    """A PNG as a data URI; one too large for a page becomes a smaller JPEG."""
+    """A PNG as a data URI; a large one becomes a smaller JPEG."""
+    # Width and height are the first two words of the PNG's first chunk, which is read without Pillow.
     width, height = struct.unpack(">II", png[16:24])
     if len(png) <= LARGEST_GRID_BYTES:
         return Grid(_data_uri("png", png), width, height)
@@ -89,7 +90,7 @@ def embed(png: bytes) -> Grid:
 
 
 def thin(points: list[tuple[int, float]], most: int = CURVE_POINTS) -> list[tuple[float, float]]:
-    """Means of neighbouring points, so many in one that at most `most` are left."""
+    """The curve with at most `most` points, each the mean of as many neighbouring points."""
     size = -(-len(points) // most)
     runs = [points[i : i + size] for i in range(0, len(points), size)] if points else []
     return [(sum(step for step, _ in run) / len(run), sum(value for _, value in run) / len(run)) for run in runs]

@@ -1,4 +1,7 @@
-"""The report: one HTML file that needs nothing beside itself and fetches nothing."""
+"""The report as one HTML file, which contains everything it needs and loads nothing.
+
+html = render(results, load_evidence(results, store))
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ _MARKS = {"supported": "✓", "contradicted": "✗", "undetermined": "?"}
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A figure with its heading and what to read in it."""
+    """A figure with its heading and caption."""
 
     id: str
     title: str
@@ -39,7 +42,7 @@ class Chart:
 
 @dataclass(frozen=True, slots=True)
 class GridView:
-    """A variant's preview at one step; `grid` is None where the store has none."""
+    """A variant's preview at one step; `grid` is None if the store has none."""
 
     variant: str
     caption: str
@@ -76,28 +79,28 @@ def render(results: Results, evidence: Evidence) -> bytes:
 
 
 def script_json(value: Any) -> Markup:
-    """JSON that can stand inside <script>: no `<`, and null for a number that is not finite."""
+    """JSON for a <script> element: without `<`, and with null for numbers that are not finite."""
     text = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
 
 
 def claim_table(claim: Claim) -> Table | None:
-    """A claim's numbers as columns and rows; None where there is nothing to list."""
+    """A claim's numbers as columns and rows; None if it has none."""
     numbers = claim.numbers
     if "gflops" in numbers:
         fits = [numbers["gflops"], numbers["parameters"]]
         slopes = [f"{fit['slope']:.3f} [{fit['slope_low']:.3f}, {fit['slope_high']:.3f}]" for fit in fits]
         rows: list[list[Cell]] = [
             ["R²", *(fit["r2"] for fit in fits)],
-            ["Error of a variant left out (log)", *(fit["loo_rmse"] for fit in fits)],
+            ["Leave-one-out error (log)", *(fit["loo_rmse"] for fit in fits)],
             ["Spearman's correlation", *(fit["spearman"] for fit in fits)],
             ["Exponent", *slopes],
         ]
-        return ["The distance over", "log Gflops", "log parameters"], rows
+        return ["Fit of the distance on", "log Gflops", "log parameters"], rows
     if pairs := numbers.get("pairs"):
-        words = {"as claimed": "apart, as claimed", "overlap": "overlap", "reversed": "apart, reversed"}
+        labels = {"as claimed": "apart, as claimed", "overlap": "overlap", "reversed": "apart, reversed"}
         return ["Should be better", "Should be worse", "Intervals"], [
-            [_with_interval(pair["better"]), _with_interval(pair["worse"]), words[pair["outcome"]]] for pair in pairs
+            [_with_interval(pair["better"]), _with_interval(pair["worse"]), labels[pair["outcome"]]] for pair in pairs
         ]
     return None
 
@@ -109,10 +112,10 @@ def _with_interval(numbers: dict[str, Any]) -> str:
 
 def _charts(results: Results, evidence: Evidence) -> list[Chart]:
     step = format_count(results.verdict.step)
-    bars = "Bars are the intervals of the table below."
-    fit = " The dashed line is the fit that claim 3 weighs." if "gflops" in results.verdict.claims[2].numbers else ""
-    beside = " Open markers are the paper's, at 400,000 steps." if plots.is_imagenet(results) else ""
-    curves = " Open markers are the paper's curves, of another evaluator, about 6 % lower." if beside else ""
+    bars = "Bars are the intervals in the table below."
+    fit = " The dashed line is the fit of claim 3." if "gflops" in results.verdict.claims[2].numbers else ""
+    beside = " Open markers are the paper's values at 400,000 steps." if plots.is_imagenet(results) else ""
+    curves = " Open markers are the paper's curves; their evaluator gives values about 6 % lower." if beside else ""
     charts = [
         Chart(
             "gflops", "Against compute", f"At step {step}. {bars}{fit}{beside}", plots.against(results, plots.GFLOPS)
@@ -120,19 +123,19 @@ def _charts(results: Results, evidence: Evidence) -> list[Chart]:
         Chart(
             "parameters",
             "Against parameters",
-            f"The same points. Where one size at several patches spreads, size alone does not tell.{fit}",
+            f"The same points. One size at several patches has nearly equal parameters, but different values.{fit}",
             plots.against(results, plots.PARAMETERS),
         ),
         Chart("steps", "Over training", f"Every evaluated checkpoint.{curves}", plots.over_steps(results)),
     ]
     if evidence.losses:
-        caption = "As logged during training, neighbouring points averaged."
+        caption = "Loss during training; neighbouring points are averaged."
         charts.append(Chart("losses", "Training loss", caption, plots.losses(evidence.losses)))
     return charts
 
 
 def _grids(results: Results, evidence: Evidence) -> list[tuple[int, list[GridView]]]:
-    """(Step, a view per variant) for every step with a preview."""
+    """(step, a view per variant) for every step with a preview."""
     views: dict[int, list[GridView]] = {}
     for variant, record in results.rows():
         estimate = record.metrics[record.metric]

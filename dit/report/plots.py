@@ -1,7 +1,7 @@
 """The report's charts as plotly figures in plain data; colours are names such as `@hue-0` that the page resolves.
 
-A patch size has one colour and a model size one marker in every chart, and points are labelled where they stand, so
-that nothing hangs on telling colours apart.
+A patch size has the same colour and a model size the same marker in every chart. Points are also labelled, so that the
+charts can be read without colours.
 """
 
 from __future__ import annotations
@@ -24,21 +24,22 @@ from dit.study.variants import VARIANTS, ModelSpec
 PAPER_STEP = 400_000
 LABEL_HEIGHT = 15
 HUES = 5
-"""Colours `@hue-0` and following in report.css.j2, one for each patch size, the finest first."""
+"""Number of colours `@hue-0`, `@hue-1`, ... in report.css.j2, one per patch size from the finest on."""
 _MARKERS = (("circle", 10), ("square", 10), ("diamond", 12), ("triangle-up", 13), ("pentagon", 12), ("star", 13))
-"""Marker and its size for each model size, the smallest first; the sizes make areas look alike."""
+"""(Symbol, size) for each model size from the smallest on; the sizes give the symbols similar areas."""
 _DASHES = ("dot", "dash", "dashdot", "longdash", "longdashdot")
-"""Of each model size but the largest, whose line is solid."""
+"""Line styles of all model sizes but the largest, whose line is solid."""
 
 
 @dataclass(frozen=True, slots=True)
 class Predictor:
-    """What the metric is drawn against; `field` is its name in records, in the paper's data and in claim 3."""
+    """The x axis of a chart; `field` is its name in records, in the paper's data and in claim 3."""
 
     field: Literal["gflops", "parameters"]
     title: str
     spread_labels: bool
-    """Labels of every second patch size go down and left: two models of different patch can stand at one place."""
+    """Place labels of every second patch size below left, because models of different patches can have nearly equal x
+    and y."""
 
 
 GFLOPS = Predictor("gflops", "Gflops of one forward pass", spread_labels=True)
@@ -47,12 +48,12 @@ PARAMETERS = Predictor("parameters", "Parameters", spread_labels=False)
 
 @dataclass(frozen=True, slots=True)
 class ChartPoint:
-    """A variant somewhere in a chart."""
+    """A variant's point in a chart."""
 
     spec: ModelSpec
     x: float
-    place: str
-    """x in words, for the label that appears at the pointer."""
+    x_text: str
+    """x as text, for the label at the pointer."""
     estimate: Estimate
 
     @property
@@ -62,19 +63,19 @@ class ChartPoint:
 
 
 def is_imagenet(results: Results) -> bool:
-    """Whether the paper's numbers belong beside ours: its data, its metric and its models."""
+    """Whether the study has the paper's dataset, metric and models, so that its values can be shown beside ours."""
     dataset = results.config.dataset
     named = dataset.name.startswith("imagenet") or dataset.classes == 1000
     return named and results.verdict.metric == "fid" and any(spec.family == "DiT" for spec in results.config.specs)
 
 
 def against(results: Results, predictor: Predictor) -> Figure:
-    """The metric at the last common step, a trace per patch size, with the fit that claim 3 weighs."""
+    """The metric at the verdict's step, a trace per patch size, with the fit of claim 3."""
     by_patch: dict[int, list[ChartPoint]] = defaultdict(list)
     for variant, record in results.last():
         x = float(getattr(record, predictor.field))
-        place = f"{format_number(x) if predictor.field == 'gflops' else format_count(int(x))} {predictor.field}"
-        by_patch[variant.spec.patch].append(ChartPoint(variant.spec, x, place, primary(record)))
+        x_text = f"{format_number(x) if predictor.field == 'gflops' else format_count(int(x))} {predictor.field}"
+        by_patch[variant.spec.patch].append(ChartPoint(variant.spec, x, x_text, primary(record)))
     traces = []
     for patch, row in sorted(by_patch.items()):
         trace = _line(sorted(row, key=lambda point: point.x), f"patch {patch}")
@@ -105,12 +106,14 @@ def over_steps(results: Results) -> Figure:
         ends.append(points[-1])
     steps = results.config.evaluation.at_steps
     curves = _published_curves(results, until=steps[-1])
-    traces += [_published_curve(name, curve) for name, curve in curves.items()]
+    for name, curve in curves.items():
+        places = [f"step {format_count(step)}, about" for step in curve]
+        traces.append(_open_trace([name] * len(curve), f"paper, {name}", list(curve), list(curve.values()), places))
     values = [value for curve in curves.values() for value in curve.values()]
     y_range = _y_range([primary(record) for _, record in results.rows()], values)
     layout = log_layout("Training steps", metric_name(results.verdict.metric), padded(steps, 0.05, 0.14), y_range)
     layout["xaxis"] |= step_ticks(steps)
-    layout["annotations"] = _end_labels(ends, y_range)
+    layout["annotations"] = end_labels(ends, y_range)
     layout["margin"]["t"] = 44 if curves else 12  # room for a legend
     return {"data": traces, "layout": layout}
 
@@ -150,7 +153,7 @@ def _dash(spec: ModelSpec) -> str:
 
 
 def _line(points: Sequence[ChartPoint], name: str) -> Figure:
-    """One trace of one patch size, with error bars."""
+    """A trace with error bars in the colour of its first point's patch size."""
     colour = _hue(points[0].spec)
     return {
         "type": "scatter",
@@ -178,7 +181,7 @@ def _line(points: Sequence[ChartPoint], name: str) -> Figure:
             "opacity": 1,
         },
         "line": {"color": colour, "width": 2},
-        "customdata": [[point.spec.name, point.place, interval(point.estimate)] for point in points],
+        "customdata": [[point.spec.name, point.x_text, interval(point.estimate)] for point in points],
         "hovertemplate": "<b>%{customdata[0]}</b><br>%{customdata[1]}<br>%{customdata[2]}<extra></extra>",
     }
 
@@ -196,7 +199,7 @@ def _fit_line(ends: list[float], fit: Mapping[str, float]) -> Figure:
 
 
 def _published(results: Results, predictor: Predictor) -> dict[str, float]:
-    """The paper's variants and where they stand, cheapest first; none where they have no place in the chart."""
+    """The paper's variants and their x, in ascending order; none for a study that is not the paper's."""
     if not is_imagenet(results):
         return {}
     places = {name: float(getattr(model, predictor.field)) for name, model in paper().models.items()}
@@ -227,11 +230,6 @@ def _published_curves(results: Results, until: int) -> dict[str, dict[int, float
     return {name: curve for name, curve in curves.items() if curve}
 
 
-def _published_curve(name: str, curve: Mapping[int, float]) -> Figure:
-    places = [f"step {format_count(step)}, about" for step in curve]
-    return _open_trace([name] * len(curve), f"paper, {name}", list(curve), list(curve.values()), places)
-
-
 def _open_trace(
     names: Sequence[str], title: str, x: Sequence[float], y: Sequence[float], places: Sequence[str]
 ) -> Figure:
@@ -259,8 +257,8 @@ def _y_range(estimates: Iterable[Estimate], others: Iterable[float]) -> Range:
     return padded([*edges, *others], 0.08, 0.1)
 
 
-def _end_labels(ends: Sequence[ChartPoint], y_range: Range) -> list[dict[str, Any]]:
-    """A label right of every line's end, moved up where it would cover the one below."""
+def end_labels(ends: Sequence[ChartPoint], y_range: Range) -> list[dict[str, Any]]:
+    """A label right of every line's end, moved up if it would cover the label below."""
     scale = PLOT_HEIGHT / (y_range[1] - y_range[0])
     labels: list[dict[str, Any]] = []
     floor = -math.inf

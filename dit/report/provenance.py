@@ -1,4 +1,4 @@
-"""How each number in a report was made, in words: what a reader needs to repeat it or to doubt it."""
+"""Text on how each number in a report was made, for readers who want to reproduce or check it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _GUIDED = {"first3": "the first 3 channels", "all": "all channels"}
 
 
 def provenance(results: Results, evidence: Evidence) -> Facts:
-    """(Term, explanation) in the order in which the numbers come about."""
+    """(term, explanation), in the order in which the numbers are made."""
     config = results.config
     record = next(record for _, record in results.last())
     facts = [
@@ -32,8 +32,8 @@ def provenance(results: Results, evidence: Evidence) -> Facts:
         ("Training", _training(config)),
         (
             "Images per second",
-            "Median over logging windows, start-up left out; in runs.csv, like the seconds of training, up to each"
-            " checkpoint.",
+            "Median over logging windows, without start-up. In runs.csv, rate and seconds of training are those up to"
+            " each checkpoint.",
         ),
         ("Samples", _samples(config, record)),
         *_metric(config, record),
@@ -98,19 +98,19 @@ def _metric(config: StudyConfig, record: MetricsRecord) -> Facts:
         (
             "Interval",
             f"{record.confidence:.0%}, by bootstrap over the sampled images: {config.evaluation.resamples} resamples,"
-            " centred on the value. That a finite number of images makes a Fréchet distance a little too large holds"
-            " for all variants alike.",
+            " centred on the value. A finite number of images makes every Fréchet distance slightly too large, by about"
+            " the same amount for all variants.",
         ),
         (
             "Noise floor",
-            f"{format_number(record.noise_floor)}: the metric of what an untrained model samples. A model whose"
+            f"{format_number(record.noise_floor)}: the metric of an untrained model's samples. A model whose"
             f" interval reaches above {NOISE_SHARE:.0%} of it is not compared.",
         ),
     ]
 
 
 def _other_metrics(record: MetricsRecord) -> Facts:
-    """Which way the secondary metrics improve; nothing where there are none."""
+    """The direction in which each secondary metric improves; nothing if there are none."""
     others = [METRICS[name] for name in record.metrics if name in METRICS and name != record.metric]
     directions = [
         f"{', '.join(metric.label for metric in group)}: {direction} is better."
@@ -122,9 +122,10 @@ def _other_metrics(record: MetricsRecord) -> Facts:
 
 def _verdicts(record: MetricsRecord) -> str:
     return (
-        "From intervals alone. Claims 1 and 2 are supported when in every pair the one interval lies wholly below the"
-        " other, contradicted when in some pair it lies wholly above. Claim 3 fits the log metric on log Gflops and on"
-        f" log parameters and takes the difference in R²; its {record.confidence:.0%} interval comes from"
+        "From intervals alone. Claims 1 and 2 are supported if in every pair the interval of the model that should be"
+        " better lies entirely below the other, and contradicted if in some pair it lies entirely above. Claim 3 fits"
+        " the log metric on log Gflops and on log parameters and compares their R²; the"
+        f" {record.confidence:.0%} interval of the difference comes from"
         f" {format_count(predictors.DRAWS)} joint draws from the variants' bootstrap replicates."
     )
 

@@ -1,4 +1,4 @@
-"""Results and plans as tables: for the terminal and for programs."""
+"""Results as tables, for the terminal, the page and programs."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from dit.claims.results import Results, load_results
 from dit.claims.verdicts import primary
 from dit.console import Cell, console, say, table
 from dit.console.formatting import format_bytes, format_duration, format_number, format_rate
-from dit.planning.accelerators import GIB
-from dit.planning.cost import Plan, VariantPlan, plan
 from dit.report.evidence import Evidence
 from dit.storage import Store
 from dit.study import layout
@@ -24,28 +22,11 @@ from dit.tracking.mlflow_ui import view_on_server
 
 Table = tuple[list[str], list[list[Cell]]]
 
-_PLAN_COLUMNS = {
-    "Variant": 0,
-    "Parameters": 0,
-    "Gflops": 0,
-    "GFLOPs": 0,
-    "Tokens": 0,
-    "Training MACs": 0,
-    "Training FLOPs": 0,
-    "GiB each": 1,
-    "Micro-batch": 1,
-    "Largest": 1,
-    "Training h": 1,
-    "Training GPU-h": 1,
-    "Sampling h": 1,
-    "Sampling GPU-h": 1,
-}
-"""Column -> which of the two printed tables it belongs to."""
 _STYLES = {"supported": "bold green", "contradicted": "bold red", "undetermined": "bold yellow"}
 
 
 def result_table(results: Results, others: bool = False) -> Table:
-    """Columns and rows, one row per variant and checkpoint; with `others`, the secondary metrics too."""
+    """Columns and rows, one row per variant and checkpoint; with `others`, also the secondary metrics."""
     confidence = next(record.confidence for _, record in results.rows())
     metric = metric_name(results.verdict.metric)
     names = _secondary(results) if others else []
@@ -62,7 +43,7 @@ def result_table(results: Results, others: bool = False) -> Table:
 
 
 def training_table(results: Results) -> Table:
-    """Columns and rows, one row per variant: what its training was and took."""
+    """Columns and rows, one row per variant: length, loss, speed and cost of its training."""
     columns = ["Variant", "Steps", "Final loss", "Images/s", "Time", "Peak memory", "Device", "Processes"]
     rows: list[list[Cell]] = []
     for variant in results.variants:
@@ -74,10 +55,10 @@ def training_table(results: Results) -> Table:
 
 
 def runs_csv(results: Results, evidence: Evidence) -> bytes:
-    """`runs.csv`: every number of every checkpoint, and where it lies below the store's root.
+    """`runs.csv`: every number of every checkpoint, and the keys of its files.
 
-    `images_per_second` and `train_seconds` are the training's up to that checkpoint; empty where the store no longer
-    has it, the rate also where no logging window had ended.
+    `images_per_second` and `train_seconds` cover the training up to the checkpoint. Both are empty if the store no
+    longer has the checkpoint, the rate also if no logging window had ended.
     """
     names = _secondary(results)
     columns = ["study", "variant", "parameters", "gflops", "tokens", "step", "images_per_second", "train_seconds"]
@@ -118,38 +99,16 @@ def runs_csv(results: Results, evidence: Evidence) -> bytes:
     return text.getvalue().encode()
 
 
-def plan_table(planned: Plan) -> Table:
-    """Columns and rows, one row per variant and one for all together; memory is of one device, in GiB."""
-    rows = [_plan_row(variant, planned.count) for variant in planned.variants]
-    macs, train, sample = planned.training_macs, planned.train_hours, planned.sample_hours
-    total: list[Cell] = ["all", None, None, None, None, f"{macs:.2e}", f"{2 * macs:.2e}", None, None, None]
-    rows.append([*total, train, planned.count * train, sample, planned.count * sample])
-    return list(_PLAN_COLUMNS), rows
-
-
 def say_trained(record: TrainRecord) -> None:
-    """Print what a training came to, in a line."""
+    """Print the result of a training in one line."""
     say(
         f"{record.variant}: trained to step {record.steps}, loss {format_number(record.final_loss)},"
         f" {format_rate(record.images_per_second, 'images')}, checkpoints at {', '.join(map(str, record.checkpoints))}"
     )
 
 
-def show_plan(config: StudyConfig) -> None:
-    """Print what the study will cost."""
-    planned = plan(config)
-    columns, rows = plan_table(planned)
-    titles = ("Models and compute", f"On {planned.count} x {planned.accelerator.name}")
-    for part, title in enumerate(titles):
-        chosen = [i for i, column in enumerate(columns) if i == 0 or _PLAN_COLUMNS[column] == part]
-        table([columns[i] for i in chosen], [[row[i] for i in chosen] for row in rows], title)
-        say()
-    for note in planned.notes:
-        say(note)
-
-
 def show_results(config: StudyConfig, store: Store) -> None:
-    """Print the study's table, its verdict and where to look next."""
+    """Print the study's results, its verdict, and the paths of the report."""
     results = load_results(config, store)
     table(*result_table(results), title=f"Study {config.study}")
     say()
@@ -164,7 +123,7 @@ def show_results(config: StudyConfig, store: Store) -> None:
 
 
 def address(store: Store, key: str) -> str:
-    """Where people find a key: a path that a click opens, or the store's address."""
+    """A key's path, relative to the current folder if it is below it, or its address in a remote store."""
     parts = urlsplit(store.url)
     if parts.scheme != "file":
         return f"{store.url}/{key}"
@@ -188,22 +147,3 @@ def _show_verdict(verdict: Verdict) -> None:
 
 def _secondary(results: Results) -> list[str]:
     return sorted({name for _, record in results.rows() for name in record.metrics} - {results.verdict.metric})
-
-
-def _plan_row(variant: VariantPlan, count: int) -> list[Cell]:
-    return [
-        variant.variant,
-        variant.parameters,
-        variant.gflops,
-        variant.true_gflops,
-        variant.tokens,
-        f"{variant.training_macs:.2e}",
-        f"{variant.training_flops:.2e}",
-        variant.memory.total / GIB,
-        variant.micro_batch if variant.fits else f"{variant.micro_batch} does not fit",
-        variant.largest_micro_batch or "none",
-        variant.train_hours,
-        count * variant.train_hours,
-        variant.sample_hours,
-        count * variant.sample_hours,
-    ]

@@ -26,16 +26,16 @@ class Measured:
 
 @dataclass(frozen=True)
 class StageProgress:
-    """How far one stage is, of one variant where it has several."""
+    """How far one stage is, for one variant if it runs per variant."""
 
     name: str
-    """As the pipeline calls the step."""
+    """Name of the step in the pipeline."""
     done: int
     total: int
     unit: str
     last: Measured | None = None
     seconds: float | None = None
-    """What it took, where the store has it."""
+    """Time that it took; None if the store does not have it."""
 
     @property
     def complete(self) -> bool:
@@ -44,15 +44,15 @@ class StageProgress:
 
 
 def progress(work: Work) -> list[StageProgress]:
-    """Every stage of a study in its order.
+    """Every stage of a study, in order.
 
-    Raises MismatchError when another configuration made what is there, DataError when a record is damaged.
+    Raises MismatchError when a record has another configuration, DataError when a record is damaged.
     """
-    found = [_prepared(work)]
+    rows = [_prepared(work)]
     for spec in work.config.specs:
-        found += [_trained(work, spec), _sampled(work, spec), _evaluated(work, spec)]
+        rows += [_trained(work, spec), _sampled(work, spec), _evaluated(work, spec)]
     state = stage_state(REPORT, work)
-    return [*found, StageProgress(REPORT.name, state.done, 1, REPORT.unit)]
+    return [*rows, StageProgress(REPORT.name, state.done, 1, REPORT.unit)]
 
 
 def _prepared(work: Work) -> StageProgress:
@@ -60,12 +60,12 @@ def _prepared(work: Work) -> StageProgress:
     shards = sum(key.endswith(".tar") for key in work.store.list(layout.dataset(work.config)))
     if state.complete:
         shards = sum(len(record.shards) for record in state.records if isinstance(record, DatasetManifest))
-    # How many there will be, only the parts know before the manifest is written.
+    # The total is not known before the manifest is written, so at least one shard counts as left.
     return StageProgress(PREPARE.name, shards, shards if state.complete else shards + 1, PREPARE.unit)
 
 
 def _trained(work: Work, spec: ModelSpec) -> StageProgress:
-    """Steps that are done: those of the newest checkpoint or of the newest loss, whichever is later."""
+    """Steps done: the last one that is checkpointed or has a logged loss."""
     name, total, state = TRAIN.step_name(spec), work.config.train.steps, stage_state(TRAIN, work, spec)
     for record in state.records:
         if isinstance(record, TrainRecord) and state.complete:
@@ -75,7 +75,7 @@ def _trained(work: Work, spec: ModelSpec) -> StageProgress:
     losses = [point for point in read_points(work.config, work.store, spec) if point.key == LOSS]
     newest = max(losses, key=lambda point: (point.step, point.time), default=None)
     saved = list_checkpoints(work.store, work.config, spec)
-    # A training that is complete has its record; until then something is left to do.
+    # A training without a record is not complete, even if its last step is logged.
     done = min(max([0, *saved, newest.step if newest else 0]), total - 1)
     return StageProgress(name, done, total, TRAIN.unit, Measured(LOSS, newest.step, newest.value) if newest else None)
 

@@ -1,7 +1,6 @@
-"""The table of stages: a stage is one row, and everybody who asks "is it done?" reads this table.
+"""The table of stages. A stage is one row, and every check of "is it complete?" reads this table.
 
-A stage leaves outputs. An output is one record in the store, written last, and the files that the record vouches for.
-`state.py` compares outputs with a store.
+A stage has outputs (see `output.py`), which `state.py` compares with a store.
 """
 
 from __future__ import annotations
@@ -9,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Literal
 
 from dit import __version__
 from dit.checkpoints.read import list_checkpoints
 from dit.codec.weights import decoder_at_hand, decoder_differs
+from dit.results.output import FileSize, Output
 from dit.storage import Store, read_record
 from dit.study import layout
 from dit.study.config import StudyConfig, as_yaml
@@ -23,79 +23,35 @@ from dit.study.records import (
     DatasetManifest,
     FileEntry,
     MetricsRecord,
-    Record,
     ReportRecord,
     SampleSetManifest,
     TrainRecord,
 )
 from dit.study.variants import ModelSpec
 
-RecordT = TypeVar("RecordT", bound=Record)
-FileSize = tuple[str, int | None]
-"""A key, and the bytes that the file must have; None where the record does not say."""
 PodKind = Literal["prepare", "launch", "evaluate", "report"]
 """Sections of `cluster.steps`."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """A study and the store of its results: what every stage works on."""
+    """A study and the store of its results: the input of every stage."""
 
     config: StudyConfig
     store: Store
     compare_decoder: bool = True
-    """False leaves out the comparison of the autoencoder's weights with records: they may have to be fetched first."""
+    """Whether to compare the autoencoder's weights with records, which may require a download."""
 
     @cached_property
     def decoder(self) -> str:
-        """What the study decodes with, as records name it; empty where that is not known, and not compared."""
+        """Name of the study's decoder, as in records; empty if it is unknown or not compared."""
         return decoder_at_hand(self.config.dataset) if self.compare_decoder else ""
 
     @cached_property
     def dataset_content(self) -> str | None:
-        """Hash of the prepared shards' content; None where the dataset's manifest is not there."""
+        """Hash of the prepared shards' content; None without the dataset's manifest."""
         manifest = read_record(self.store, dataset(self).key, DatasetManifest)
         return manifest.content_hash() if manifest else None
-
-
-def _no_files(_: Any) -> Iterable[FileSize]:
-    return ()
-
-
-def _nothing(_: Any) -> None:
-    return None
-
-
-@dataclass(frozen=True)
-class Output(Generic[RecordT]):
-    """One record that a stage leaves, and what the record must agree with."""
-
-    key: str
-    type: type[RecordT]
-    hash: str
-    """The configuration hash that this study expects."""
-    sections: str
-    """Sections of the study file that decide the hash, for people."""
-    lacking: str
-    """What people read where the output is not complete, such as `mini-S/2 at step 1500 is not sampled`."""
-    command: str
-    """The command that makes it."""
-    files: Callable[[RecordT], Iterable[FileSize]] = _no_files
-    """Files that the record vouches for."""
-    differs: Callable[[RecordT], str | None] = _nothing
-    """What contradicts the study although the hash is right, and what to do about it, in words."""
-    falls_short: Callable[[RecordT], str | None] = _nothing
-    """What the record has not reached yet, in words."""
-    detail: Callable[[], str] = str
-    """What else to say where there is no record."""
-    needed_by: Callable[[], Iterable[Output[Any]]] | None = None
-    """Outputs that are made from this one: once all are complete, its files may be gone. None: they may never be."""
-    record_stays: bool = True
-    """Whether the record must be there also where the files may be gone."""
-    made_from: Callable[[], Iterable[Output[Any]]] = tuple
-    """Outputs that are needed to make this one, the first in the study's order first."""
-    replaceable: bool = False
-    """Whether a record of another hash is made again instead of refused."""
 
 
 @dataclass(frozen=True)
@@ -105,19 +61,19 @@ class Stage:
     name: str
     per_variant: bool
     unit: str
-    """What `dit status` counts."""
+    """The unit that `dit status` counts."""
     as_job: bool
-    """Whether it runs in many pods on a cluster; otherwise it runs in the pod of its pipeline step."""
+    """Whether it runs as a job of many pods on a cluster, or in the pod of its pipeline step."""
     pod: PodKind
     outputs: Callable[[Work, ModelSpec | None], Sequence[Output[Any]]]
 
     def step_name(self, spec: ModelSpec | None) -> str:
-        """What people and the pipeline call the step, such as `train mini-S/2`."""
+        """Name of the step in the pipeline and in messages, such as `train mini-S/2`."""
         return f"{self.name} {spec.name}" if spec else self.name
 
 
 def dataset(work: Work) -> Output[DatasetManifest]:
-    """The manifest, which vouches for every shard and its index. These may be gone once every variant is trained."""
+    """The dataset's manifest, with all shards and their indices. They may be removed once every variant is trained."""
     folder = layout.dataset(work.config)
 
     def files(manifest: DatasetManifest) -> Iterable[FileSize]:
@@ -141,7 +97,7 @@ def dataset(work: Work) -> Output[DatasetManifest]:
 
 
 def checkpoint(work: Work, spec: ModelSpec, step: int) -> Output[CheckpointMeta]:
-    """A checkpoint's meta.json, which vouches for its weights and optimizer state."""
+    """A checkpoint's meta.json, with its weights and optimizer state."""
     config, folder = work.config, layout.checkpoint(work.config, spec, step)
 
     def differs(meta: CheckpointMeta) -> str | None:
@@ -170,17 +126,15 @@ def checkpoint(work: Work, spec: ModelSpec, step: int) -> Output[CheckpointMeta]
 
 
 def training(work: Work, spec: ModelSpec) -> Output[TrainRecord]:
-    """The record of a training that reached its last step and promised to keep every evaluated checkpoint.
-
-    With a constant learning rate a longer training passes through every shorter one.
-    """
+    """The record of a training that reached the last step and keeps every evaluated checkpoint."""
     config = work.config
 
     def falls_short(record: TrainRecord) -> str | None:
+        # The learning rate is constant, so a longer training passes through every shorter one and serves it, too.
         if record.steps < config.train.steps:
             return f"it is trained to step {record.steps} of {config.train.steps}"
         dropped = sorted({*milestones(config)} - {*record.checkpoints})
-        return f"its checkpoint of step {dropped[0]} was not to be kept" if dropped else None
+        return f"its checkpoint at step {dropped[0]} was not kept" if dropped else None
 
     return Output(
         key=layout.train_record(config, spec),
@@ -196,7 +150,7 @@ def training(work: Work, spec: ModelSpec) -> Output[TrainRecord]:
 
 
 def samples(work: Work, spec: ModelSpec, step: int) -> Output[SampleSetManifest]:
-    """The manifest of a sample set, which vouches for its parts and preview. All may be gone once it is evaluated."""
+    """The manifest of a sample set, with its parts and preview. All may be removed once the set is evaluated."""
     folder, evaluated = layout.samples(work.config, spec, step), metrics(work, spec, step)
     remedy = f"remove {work.store.url}/{folder}, and {evaluated.key} if there, to draw these samples again"
 
@@ -219,7 +173,7 @@ def metrics(work: Work, spec: ModelSpec, step: int) -> Output[MetricsRecord]:
     """The record of a checkpoint's evaluation."""
 
     def differs(record: MetricsRecord) -> str | None:
-        remedy = "remove it, and its samples where they are left"
+        remedy = "remove it, and its samples if there are any"
         return decoder_differs(record.decoder, work.decoder, remedy) or _other_shards(
             "measured beside", record.dataset_content, work
         )
@@ -241,7 +195,7 @@ def metrics(work: Work, spec: ModelSpec, step: int) -> Output[MetricsRecord]:
 
 
 def report(work: Work) -> Output[ReportRecord]:
-    """The record of the report, which is made again when anything changed that it was made from."""
+    """The record of the report, which is made again when one of its inputs changes."""
     folder = layout.report(work.config)
     return Output(
         key=layout.report_record(work.config),
@@ -256,7 +210,7 @@ def report(work: Work) -> Output[ReportRecord]:
 
 
 def report_hash(work: Work) -> str:
-    """Changes when anything does that the report is made from; reads no image."""
+    """A hash of the records that the report is made from."""
 
     def content(output: Output[Any]) -> str | None:
         record = read_record(work.store, output.key, output.type)
@@ -301,11 +255,11 @@ def _listed(folder: str, files: Iterable[FileEntry]) -> Iterable[FileSize]:
 
 
 def _other_shards(how: str, recorded: str, work: Work) -> str | None:
-    # What is complete needs its shards no more; they may have been removed with their manifest.
+    # Without a manifest there is nothing to compare: complete variants do not need the dataset any more.
     if work.dataset_content in (None, recorded):
         return None
     return (
-        f"{how} shards {recorded}, the dataset is now {work.dataset_content}; restore the shards, or use another"
+        f"{how} shards {recorded}, the dataset is now {work.dataset_content}; restore the shards or use another"
         " study name or root"
     )
 
@@ -317,12 +271,12 @@ EVALUATE = Stage("evaluate", True, "checkpoints", False, "evaluate", _at_steps(m
 REPORT = Stage("report", False, "reports", False, "report", lambda work, _: (report(work),))
 
 STAGES: tuple[Stage, ...] = (PREPARE, TRAIN, SAMPLE, EVALUATE, REPORT)
-"""In the order of a study."""
+"""All stages, in the order of a study."""
 VARIANT_STAGES: tuple[Stage, ...] = tuple(stage for stage in STAGES if stage.per_variant)
 
 
 def step_names(config: StudyConfig) -> list[str]:
-    """Every step of a study, in its order: stage by stage, and variant by variant those that are done for each."""
+    """Names of a study's steps, in order; stages that run per variant are listed variant by variant."""
     first, last = STAGES.index(VARIANT_STAGES[0]), STAGES.index(VARIANT_STAGES[-1]) + 1
     each = [stage.step_name(spec) for spec in config.specs for stage in VARIANT_STAGES]
     return [*(stage.name for stage in STAGES[:first]), *each, *(stage.name for stage in STAGES[last:])]

@@ -1,6 +1,6 @@
-"""The one answer to "is this complete?": the table of stages against a store. Torch-free.
+"""Compares the table of stages with a store: which outputs are complete. Torch-free.
 
-Sizes of files are compared here, from one listing of each folder. The stage that reads a file verifies its checksum.
+Only the sizes of files are compared here, from one listing per folder. The stage that reads a file checks its SHA-256.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from typing import Any, Generic
 
 from dit.checkpoints.read import list_checkpoints
 from dit.errors import MismatchError, MissingError
-from dit.results.stages import VARIANT_STAGES, FileSize, Output, RecordT, Stage, Work, checkpoint, dataset
+from dit.results.output import FileSize, Output, RecordT
+from dit.results.stages import VARIANT_STAGES, Stage, Work, checkpoint, dataset
 from dit.storage import Store, read_record
 from dit.study.records import CheckpointMeta, Record
 from dit.study.variants import ModelSpec
@@ -19,15 +20,15 @@ from dit.study.variants import ModelSpec
 
 @dataclass(frozen=True)
 class Finding(Generic[RecordT]):
-    """What a store holds of one output."""
+    """State of one output in a store."""
 
     output: Output[RecordT]
     record: RecordT | None
     complete: bool
     files: bool = False
-    """Whether the record and all its files are there; what is needed no more is complete without them."""
+    """Whether the record and all its files exist. An output that is no longer needed is complete without them."""
     problem: str = ""
-    """Why it is not complete, in words; empty where there is no more to say than that the record is missing."""
+    """Why it is not complete; empty if simply the record is missing."""
 
 
 @dataclass(frozen=True)
@@ -39,23 +40,23 @@ class StageState:
     @property
     def complete(self) -> bool:
         """Whether every output is complete."""
-        return all(finding.complete for finding in self.findings)
+        return self.done == len(self.findings)
 
     @property
     def done(self) -> int:
-        """Outputs that are complete."""
+        """Number of complete outputs."""
         return sum(finding.complete for finding in self.findings)
 
     @property
     def records(self) -> list[Record]:
-        """The records of complete outputs. What is needed no more may have none."""
+        """The records of complete outputs; an output that is no longer needed may have none."""
         return [finding.record for finding in self.findings if finding.complete and finding.record is not None]
 
 
 def look(work: Work, output: Output[RecordT]) -> Finding[RecordT]:
     """Compare one output with the store.
 
-    Raises MismatchError when what is there was made by something else, DataError when its record is damaged.
+    Raises MismatchError when its record has another configuration or origin, DataError when it is damaged.
     """
     record = read_output(work, output)
     if record is not None and output.replaceable and getattr(record, "config_hash", None) != output.hash:
@@ -65,15 +66,15 @@ def look(work: Work, output: Output[RecordT]) -> Finding[RecordT]:
         problem = output.falls_short(record) or _missing_file(work.store, output.files(record))
         if problem is None:
             return Finding(output, record, complete=True, files=True)
-    if (record is not None or not output.record_stays) and _needed_no_more(work, output):
+    if (record is not None or not output.record_stays) and _no_longer_needed(work, output):
         return Finding(output, record, complete=True)
     return Finding(output, record, complete=False, problem=problem or output.detail())
 
 
 def read_output(work: Work, output: Output[RecordT]) -> RecordT | None:
-    """An output's record, whether or not its files are there; None when there is no record.
+    """An output's record, whether or not its files exist; None without a record.
 
-    Raises MismatchError when what is there was made by something else, DataError when its record is damaged.
+    Raises MismatchError when the record has another configuration or origin, DataError when it is damaged.
     """
     record = read_record(work.store, output.key, output.type)
     if record is None or output.replaceable:
@@ -86,19 +87,19 @@ def read_output(work: Work, output: Output[RecordT]) -> RecordT | None:
 
 
 def check_hash(where: str, record: Record, expected: str, sections: str) -> None:
-    """Raises MismatchError, which names both hashes, for a record of another configuration."""
+    """Raises MismatchError, which names both hashes, when the record has another configuration."""
     made_with = getattr(record, "config_hash", None)
     if made_with != expected:
         raise MismatchError(
             f"{where}: made with configuration {made_with}, this study's configuration is {expected}: {sections} keys"
-            " differ; restore them, or use another study name or root"
+            " differ; restore them or use another study name or root"
         )
 
 
 def require(work: Work, output: Output[RecordT], *, files: bool = True) -> RecordT:
-    """The record of an output that is there with all its files; without `files`, of one whose record is there.
+    """The record of an output. With `files=False` its files may be missing.
 
-    Raises MissingError, which names the command that makes it, and what `look` raises.
+    Raises MissingError, which names the command that makes it, and the errors of `look`.
     """
     finding = look(work, output)
     if finding.record is None or (files and not finding.files):
@@ -109,8 +110,8 @@ def require(work: Work, output: Output[RecordT], *, files: bool = True) -> Recor
 def require_stage(stage: Stage, work: Work, spec: ModelSpec | None = None) -> list[Record]:
     """The records of a complete stage.
 
-    Raises MissingError, which names the first output that is missing and the command that makes it, and what `look`
-    raises.
+    Raises MissingError, which names the first incomplete output and the command that makes it, and the errors of
+    `look`.
     """
     state = stage_state(stage, work, spec)
     for finding in state.findings:
@@ -120,27 +121,27 @@ def require_stage(stage: Stage, work: Work, spec: ModelSpec | None = None) -> li
 
 
 def missing_line(work: Work, finding: Finding[Any]) -> str:
-    """What is missing, where, why, and the command that makes it: of what it is made from, if that is missing, too."""
+    """One line: what is missing, where, why, and the command that makes it; about the first missing input, if any."""
     output = finding.output
     for needed in output.made_from():
         if not (source := look(work, needed)).files:
             return missing_line(work, source)
-    why = f" ({finding.problem})" if finding.problem else ""
-    return f"{work.store.url}/{output.key}: {output.lacking}{why}; run `{output.command}`"
+    reason = f" ({finding.problem})" if finding.problem else ""
+    return f"{work.store.url}/{output.key}: {output.lacking}{reason}; run `{output.command}`"
 
 
 def stage_state(stage: Stage, work: Work, spec: ModelSpec | None = None) -> StageState:
-    """How far a stage is, for one variant where it has several; raises as `look`."""
+    """How far a stage is, for one variant if it runs per variant; raises as `look`."""
     return StageState(tuple(look(work, output) for output in stage.outputs(work, spec)))
 
 
 def is_complete(stage: Stage, work: Work, spec: ModelSpec | None = None) -> bool:
-    """Whether nothing of a stage is left to do; raises as `look`."""
+    """Whether all outputs of a stage are complete; raises as `look`."""
     return all(look(work, output).complete for output in stage.outputs(work, spec))
 
 
 def unfinished(work: Work) -> list[ModelSpec]:
-    """Variants of which a stage is not complete, those with the most Gflops first; raises as `look`."""
+    """Variants with an incomplete stage, the most expensive first; raises as `look`."""
     left = [spec for spec in work.config.specs if not all(is_complete(stage, work, spec) for stage in VARIANT_STAGES)]
     return sorted(left, key=lambda spec: spec.macs(work.config.dataset.inputs), reverse=True)
 
@@ -151,13 +152,15 @@ def study_is_complete(work: Work) -> bool:
 
 
 def whole_checkpoints(work: Work, spec: ModelSpec) -> dict[int, CheckpointMeta]:
-    """A variant's complete checkpoints whose files are all there, by step, in order; raises as `look`."""
+    """A variant's complete checkpoints by step, in order; raises as `look`."""
     steps = list_checkpoints(work.store, work.config, spec)
-    found = {step: look(work, checkpoint(work, spec, step)) for step in steps}
-    return {step: finding.record for step, finding in found.items() if finding.complete and finding.record is not None}
+    findings = {step: look(work, checkpoint(work, spec, step)) for step in steps}
+    return {
+        step: finding.record for step, finding in findings.items() if finding.complete and finding.record is not None
+    }
 
 
-def _needed_no_more(work: Work, output: Output[Any]) -> bool:
+def _no_longer_needed(work: Work, output: Output[Any]) -> bool:
     if output.needed_by is None:
         return False
     return all(look(work, made_from_it).complete for made_from_it in output.needed_by())
@@ -165,7 +168,7 @@ def _needed_no_more(work: Work, output: Output[Any]) -> bool:
 
 def _missing_file(store: Store, files: Iterable[FileSize]) -> str | None:
     wanted = list(files)
-    # One listing of each folder: a sample set on S3 has hundreds of files, and a request for each would take minutes.
+    # One listing per folder: a sample set on S3 has hundreds of files, and one request per file would take minutes.
     folders = {key.rpartition("/")[0] for key, _ in wanted}
     present = {key: size for folder in folders for key, size in store.sizes(folder).items()}
     for key, size in wanted:

@@ -1,4 +1,4 @@
-"""Sample sets in the form that the ADM evaluator reads: an npz whose arr_0 holds all images. Torch-free."""
+"""Export for the evaluator of ADM (Dhariwal & Nichol 2021): an npz whose arr_0 holds all images. Torch-free."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from dit.storage.base import local_errors, place_file
 
 
 def check_target(path: Path) -> None:
-    """InputError when no file can be written at this path; its folder is made."""
+    """Check that a file can be written at this path, and create its folder.
+
+    Raises InputError when it cannot.
+    """
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
@@ -32,13 +35,14 @@ def check_target(path: Path) -> None:
 def write_npz(
     path: Path, parts: Iterable[tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]], count: int, size: int
 ) -> None:
-    """Write arr_0, uint8 [count, size, size, 3], and arr_1, the labels, atomically; grey images become RGB.
+    """Write arr_0, uint8 [count, size, size, 3], and arr_1, the labels [count], atomically; grey images become RGB.
 
-    Part after part, because 50,000 images of 256 pixels are 10 GB. StoreError when the disk does not take them.
+    Raises StoreError when the disk fails or is full.
     """
 
     def fill(file: BinaryIO) -> None:
-        """Write the archive, arr_0 before arr_1."""
+        # Part by part, because 50,000 images of 256 pixels are 10 GB. A member of a zip can be streamed, np.savez
+        # needs the whole array.
         labels = []
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
             with archive.open("arr_0.npy", "w", force_zip64=True) as member:

@@ -1,4 +1,4 @@
-"""Draws images: a checkpoint's model, or any other denoiser, through the study's sampler and decoder.
+"""Draws images with the study's sampler and decoder, from a checkpoint's model or any other denoiser.
 
 Shape letters: N samples, C latent channels, H and W latent height and width.
 """
@@ -6,7 +6,7 @@ Shape letters: N samples, C latent channels, H and W latent height and width.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from dit.study.variants import ModelSpec
 
 
 class Generator:
-    """A denoiser with the study's sampler, noise, labels and decoder; `draw` makes any of the set's samples."""
+    """A denoiser with the study's sampler, noise, labels and decoder; `draw` draws any samples of the set."""
 
     def __init__(self, config: StudyConfig, denoise: Denoiser, codec: Codec, device: torch.device, batch: int) -> None:
         self._sampling, self._inputs = config.sampling, config.dataset.inputs
@@ -36,7 +36,7 @@ class Generator:
         self.labels: Labels = sample_labels(config.sampling, self._inputs.classes)
 
     def draw(self, indices: Sequence[int], progress: Progress | None = None) -> Drawn:
-        """Images and latents of these samples, in batches of equal size; `progress` counts images.
+        """Images and latents of these samples, drawn in batches of about equal size; `progress` counts images.
 
         Raises DivergedError when the model's output is not finite.
         """
@@ -50,36 +50,32 @@ class Generator:
 
     def _latents(self, indices: Labels, progress: Progress | None) -> Tensor:
         labels_N = torch.from_numpy(self.labels[indices])
-        on_step = None if progress is None else _ImagesDone(progress, len(indices), self._sampling.steps)
+        on_step = None if progress is None else _count_images(progress, len(indices), self._sampling.steps)
         with NoiseStream(self._sampling, indices.tolist(), self._inputs, self._device) as noise:
+            # The label after the last class is "no class", for classifier-free guidance (DiT, section 3.1).
             null_label = self._inputs.classes
             latents = sample(self._denoise, self._schedule, noise, labels_N, self._sampling, null_label, on_step)
         if not bool(torch.isfinite(latents).all()):
             raise DivergedError(
-                "samples are not finite: the checkpoint's weights are not, or sampling.precision is too narrow for"
-                " them; look at the training's loss, or set sampling.precision=fp32"
+                "samples are not finite: the checkpoint's weights are not finite, or sampling.precision is too low for"
+                " them; check the training loss, or set sampling.precision=fp32"
             )
         return latents
 
 
-class _ImagesDone:
-    """Turns reverse steps of a batch into a count of images, so that a long batch shows its progress."""
-
-    def __init__(self, progress: Progress, images: int, steps: int) -> None:
-        self._progress, self._images, self._steps = progress, images, steps
-        self._step = self._shown = 0
-
-    def __call__(self) -> None:
-        self._step += 1
-        done = self._images * self._step // self._steps
-        self._progress.advance(done - self._shown)
-        self._shown = done
+def _count_images(progress: Progress, images: int, steps: int) -> Callable[[], None]:
+    """Advance the progress by a share of the images at each reverse step, so that a long batch shows its progress."""
+    shares = iter(np.diff(np.arange(steps + 1) * images // steps).tolist())
+    return lambda: progress.advance(next(shares))
 
 
 def trained(
     config: StudyConfig, spec: ModelSpec, weights: Mapping[str, Tensor], device: torch.device, *, compiled: bool
 ) -> Denoiser:
-    """A variant's model with these weights, loaded strictly, ready to denoise at the study's sampling precision."""
+    """A denoiser from a variant's model with these weights, at the study's sampling precision.
+
+    Raises RuntimeError when names or shapes of the weights do not fit the model.
+    """
     precision = config.sampling.precision
     matmul_precision(precision, device)
     model = DiT(spec, config.dataset.inputs, attention=config.fit_for(spec).attention)
@@ -91,11 +87,15 @@ def trained(
     def denoise(x_NCHW: Tensor, t_N: Tensor, y_N: Tensor) -> Tensor:
         with autocast(precision, device):
             output: Tensor = model(x_NCHW, t_N, y_N)
+        # The reverse step is computed in float32, whatever the model's precision.
         return output.float()
 
     return denoise
 
 
 def untrained(x_NCHW: Tensor, t_N: Tensor, y_N: Tensor) -> Tensor:  # noqa: ARG001
-    """What a DiT answers before its first step: zero, because its last layer starts there (paper, section 3.2)."""
+    """The output [N, 2C, H, W] of a DiT before its first training step.
+
+    It is zero, because the last layer is initialised with zeros (DiT, section 4).
+    """
     return torch.cat([torch.zeros_like(x_NCHW)] * 2, dim=1)

@@ -1,4 +1,4 @@
-"""A preview of a sample set, laid out by its labels only: the same places show the same noise for every variant."""
+"""A preview of a sample set. Its layout depends on the labels alone, so it shows the same samples for every variant."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CAPTION_LETTERS = 16
 
 
 def choose(labels: npt.NDArray[np.int64], classes: int) -> list[list[int]]:
-    """Rows of sample numbers: the first 8 of each class, or, of very many classes, the first 64 samples."""
+    """Rows of sample numbers: the first 8 of each class, or the first 64 samples if there are more than 20 classes."""
     if classes <= MAX_CLASS_ROWS:
         rows = [np.flatnonzero(labels == label)[:COLUMNS].tolist() for label in range(classes)]
         return [row for row in rows if row]
@@ -25,9 +25,9 @@ def choose(labels: npt.NDArray[np.int64], classes: int) -> list[list[int]]:
 
 
 def render(rows: Sequence[Sequence[tuple[npt.NDArray[np.uint8], str]]]) -> bytes:
-    """A PNG of rows of images [H, W, 1 or 3], each with its caption below.
+    """A PNG of rows of (image [H, W, 1 or 3], caption below it).
 
-    Small images grow by a whole factor without smoothing, so that every pixel can be seen; large ones shrink.
+    Small images are enlarged by an integer factor without smoothing, so that every pixel is visible; large ones shrink.
     """
     side = _tile_side(rows[0][0][0].shape[0])
     width = MARGIN + (side + MARGIN) * max(len(row) for row in rows)
@@ -40,8 +40,8 @@ def render(rows: Sequence[Sequence[tuple[npt.NDArray[np.uint8], str]]]) -> bytes
         for x, (pixels, caption) in enumerate(row):
             left = MARGIN + x * (side + MARGIN)
             canvas.paste(_tile(pixels, side), (left, top))
-            place = (left + side // 2, top + side + CAPTION // 2)
-            draw.text(place, caption[:CAPTION_LETTERS], fill="black", font=font, anchor="mm")
+            centre = (left + side // 2, top + side + CAPTION // 2)
+            draw.text(centre, caption[:CAPTION_LETTERS], fill="black", font=font, anchor="mm")
     buffer = io.BytesIO()
     canvas.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()

@@ -1,6 +1,6 @@
-"""Noise and labels of sample i, functions of (seed, i) alone: any batches, processes and restarts draw the same images.
+"""Noise and labels of sample i. They depend on (seed, i) alone, not on batches, processes or restarts.
 
-Drawn on the CPU, by numpy, whatever the device: so a CPU and a GPU start from the same noise too.
+numpy draws them on the CPU for every device, so that a CPU and a GPU start from the same noise.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from dit.study.config import SamplingConfig
 from dit.study.variants import InputSpec
 
 CHUNK_BYTES = 64 << 20
-# Separates the two streams of one seed.
+# Second word of the generators' seeds, which keeps labels and noise independent.
 _LABELS, _NOISE = 0, 1
 
 
 def sample_labels(sampling: SamplingConfig, classes: int) -> npt.NDArray[np.int64]:
-    """Class of every sample of a set, [num_samples]: in turn when balanced, else drawn evenly (paper, section 4).
+    """Class of every sample, int64 [num_samples]: in turn if `labels` is balanced, else drawn uniformly.
 
-    A smaller set with the same seed has the labels of the larger one's beginning.
+    With the same seed, a smaller set has the first labels of a larger one.
     """
     count = sampling.num_samples
     if sampling.labels == "balanced":
@@ -37,19 +37,22 @@ def sample_labels(sampling: SamplingConfig, classes: int) -> npt.NDArray[np.int6
 
 
 def draws_per_sample(sampling: SamplingConfig) -> int:
-    """How often the sampler asks for noise: once to start, then in every step but the last, which adds none."""
+    """Number of noise draws per sample: one for x_T, and one per reverse step but the last, which adds no noise."""
+    # DDIM with eta = 0 is deterministic after x_T (Song et al. 2021, section 4.1).
     if sampling.sampler == "ddim" and sampling.eta == 0:
         return 1
     return sampling.steps
 
 
 class NoiseStream:
-    """Standard normal noise for some samples, draw after draw: `stream(k)` is draw k, [N, C, H, W] float32.
+    """Standard normal noise of some samples: `stream(k)` is draw k, float32 [N, C, H, W]; `k` must not decrease.
 
-    Every sample has a generator of its own, from which its draws come in order; so `k` must never decrease. Draws are
-    made in chunks, because a call for one draw of one sample costs more than the numbers. For a GPU the next chunk is
-    made by a thread while the model works on this one. Use it as a context manager, which ends that thread.
+    Use it as a context manager, which ends its thread.
     """
+
+    # Each sample has its own generator, so its noise does not depend on the batch. Draws are made in chunks, because
+    # the call overhead of a single draw of one sample exceeds its cost. For a GPU, a thread makes the next chunk while
+    # the model uses the current one.
 
     def __init__(
         self, sampling: SamplingConfig, indices: Sequence[int], inputs: InputSpec, device: torch.device
@@ -73,11 +76,14 @@ class NoiseStream:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
     def __call__(self, draw: int) -> Tensor:
-        """Draw number `draw`, counted from 0, for all samples; IndexError for one that is past or was never due."""
+        """Draw number `draw`, from 0, of all samples.
+
+        Raises IndexError for an earlier draw than the last, or one that the sampler does not need.
+        """
         while draw >= self._first + len(self._chunk):
             self._advance()
         if draw < self._first:
-            raise IndexError(f"noise draw {draw} was asked for after draw {self._first}")
+            raise IndexError(f"noise draw {draw} was requested after draw {self._first}")
         return self._chunk[draw - self._first]
 
     def _advance(self) -> None:
@@ -85,13 +91,13 @@ class NoiseStream:
         if made is None:
             raise IndexError(f"this sampler needs no more than {self._draws} draws of noise")
         self._first += len(self._chunk)
-        # A blocking copy: the pinned buffer may be reused as soon as this returns.
+        # A blocking copy, because the pinned buffer may be reused as soon as this returns.
         self._chunk = made.to(self._device)
         if self._pool is not None:
             self._pending = self._pool.submit(next, self._chunks, None)
 
     def _make_chunks(self) -> Iterator[Tensor]:
-        """[draws, N, C, H, W] on the host, pinned for a GPU."""
+        """Chunks [draws, N, C, H, W] in host memory, pinned for a GPU."""
         generators = [np.random.Generator(np.random.SFC64(seed)) for seed in self._seeds]
         draw_bytes = 4 * len(generators) * math.prod(self._shape)
         most = max(1, CHUNK_BYTES // draw_bytes)

@@ -1,7 +1,7 @@
-"""The files of a sample set: parts that any process may make, and a manifest that joins them. Torch-free.
+"""The files of a sample set: parts, which any process may write, and a manifest. Torch-free.
 
-A part holds a fixed number of images, whatever the number of processes. Its record, written after it, marks it
-complete; the manifest, written after all of them, does so for the set.
+A part has a fixed number of images, whatever the number of processes. Its record is written after it and marks it
+complete; the manifest is written last and marks the set complete.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from dit.codec.weights import decoder_differs
 from dit.errors import DataError, MismatchError
-from dit.results.stages import Output, Work, samples
+from dit.results.output import Output
+from dit.results.stages import Work, samples
 from dit.results.state import check_hash
 from dit.storage import Store, read_record, sha256_file, write_record
 from dit.study import layout
@@ -32,16 +33,17 @@ Labels = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """What the sampler and the decoder made: images [N, H, W, C], and the latents [N, c, h, w] behind them."""
+    """Output of sampler and decoder: images uint8 [N, H, W, C], and the latents [N, c, h, w] they were decoded from."""
 
     images: Images
     latents: npt.NDArray[np.float32]
     seconds: float
+    """Time that drawing took."""
 
 
 @dataclass(frozen=True, slots=True)
 class SampleSet:
-    """The samples of one checkpoint under one protocol: where they lie and what they must have been made from."""
+    """The samples of one checkpoint: their keys in the store, and the origin that they must have."""
 
     work: Work
     spec: ModelSpec
@@ -54,7 +56,7 @@ class SampleSet:
 
     @property
     def store(self) -> Store:
-        """Where its results are."""
+        """The store of its results."""
         return self.work.store
 
     @property
@@ -69,7 +71,7 @@ class SampleSet:
 
     @property
     def config_hash(self) -> str:
-        """What every part and the manifest must carry."""
+        """The configuration hash that every part and the manifest must have."""
         return self.config.sampling_hash(self.spec)
 
     @property
@@ -78,14 +80,15 @@ class SampleSet:
         return range(-(-self.config.sampling.num_samples // PART_IMAGES))
 
     def indices(self, part: int) -> range:
-        """Which samples a part holds."""
+        """Numbers of the samples in a part."""
         return range(part * PART_IMAGES, min((part + 1) * PART_IMAGES, self.config.sampling.num_samples))
 
     def finished_parts(self, checkpoint_sha256: str) -> dict[int, SamplePartRecord]:
-        """Records of the parts that were drawn from these weights and whose files are there.
+        """Records of the parts that were drawn from these weights and whose files exist, by part.
 
-        Raises MismatchError for another configuration or decoder.
+        Raises MismatchError when a part was made with another configuration or decoder.
         """
+        # One listing instead of a request per part, which would take minutes on S3.
         sizes = self.store.sizes(self.folder)
         finished = {}
         for part in self.parts:
@@ -100,7 +103,7 @@ class SampleSet:
         return finished
 
     def write_part(self, part: int, drawn: Drawn, labels: Labels, checkpoint_sha256: str) -> None:
-        """Store one part's images, labels and latent statistics, then its record."""
+        """Write one part's images and labels, then its record with sums of the latents."""
         buffer = io.BytesIO()
         np.savez(buffer, images=drawn.images, labels=labels)
         entry = self.store.write(f"{self.folder}/{layout.sample_part(part)}", buffer.getvalue())
@@ -119,7 +122,10 @@ class SampleSet:
         write_record(self.store, f"{self.folder}/{layout.sample_part_record(part)}", record)
 
     def all_parts(self, checkpoint_sha256: str) -> list[SamplePartRecord]:
-        """Records of all parts, in order; DataError when parts are missing."""
+        """Records of all parts, in order.
+
+        Raises DataError when parts are missing.
+        """
         finished = self.finished_parts(checkpoint_sha256)
         missing = [part for part in self.parts if part not in finished]
         if missing:
@@ -130,7 +136,8 @@ class SampleSet:
         return [finished[part] for part in self.parts]
 
     def write_manifest(self, records: Sequence[SamplePartRecord], others: Sequence[FileEntry]) -> None:
-        """Mark the set complete; `others` are its files besides the parts."""
+        """Write the manifest, which marks the set complete; `others` are its files besides the parts."""
+        # Mean and deviation of all latents per channel, from the parts' sums: E[x^2] - E[x]^2 in float64.
         values = sum(record.values_per_channel for record in records)
         mean = np.sum([record.latent_sum for record in records], axis=0) / values
         square = np.sum([record.latent_square_sum for record in records], axis=0) / values
@@ -152,16 +159,19 @@ class SampleSet:
         write_record(self.store, f"{self.folder}/{layout.MANIFEST}", manifest)
 
     def read(self, manifest: SampleSetManifest) -> Iterator[tuple[Images, Labels]]:
-        """Images [n, H, W, C] and labels [n] of one part after the other; DataError names a damaged one."""
+        """Images [n, H, W, C] and labels [n] of each part, in order; raises as `read_part`."""
         for part in self.parts:
             yield self.read_part(manifest.files[part])
 
     def read_part(self, entry: FileEntry) -> tuple[Images, Labels]:
-        """Images and labels of the part in this file, its SHA-256 checked."""
+        """Images [n, H, W, C] and labels [n] of the part in this file.
+
+        Raises DataError when its SHA-256 is not the recorded one, or it is not an npz of a part.
+        """
         key = f"{self.folder}/{entry.name}"
         path = self.store.local(key, entry.sha256)
         damaged = f"{self.store.url}/{key}: damaged; remove {self.store.url}/{self.folder} and run `dit sample` again"
-        # A file store hands out the file as it is.
+        # A file store returns its own file without checking it.
         if sha256_file(path) != entry.sha256:
             raise DataError(damaged)
         try:

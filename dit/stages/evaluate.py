@@ -1,4 +1,7 @@
-"""Evaluate: sample sets into metrics with intervals, one record for each checkpoint."""
+"""Evaluate: sample sets into metrics with intervals, one record for each checkpoint.
+
+dit evaluate configs/digits.yaml --variant mini-S/2 --step 400
+"""
 
 from __future__ import annotations
 
@@ -27,11 +30,11 @@ if TYPE_CHECKING:
 
 
 def run(config: StudyConfig, store: Store, variant: str, step: int | None = None) -> list[MetricsRecord]:
-    """Measure the samples of one checkpoint, or, without a step, of every evaluated one.
+    """Measure the samples of one checkpoint, or of every evaluated one without `step`; their records.
 
-    Raises MissingError when samples, dataset, extractor weights or reference are not there, MismatchError when another
-    configuration, decoder or source made them, ConfigError for a single sample, InputError for a reference file that is
-    none, DataError when another file of theirs is damaged.
+    Raises MissingError when samples, dataset, extractor weights or reference are missing, MismatchError when they have
+    another configuration, decoder or source, ConfigError for a set of one sample, InputError for a reference file that
+    is not valid, DataError when another file is damaged.
     """
     spec, work = config.spec(variant), Work(config, store)
     steps = config.evaluation.at_steps if step is None else (step,)
@@ -42,7 +45,10 @@ def run(config: StudyConfig, store: Store, variant: str, step: int | None = None
 
 
 def check_files(config: StudyConfig, store: Store) -> None:
-    """Raise InputError now for what an evaluation would miss, or could not use, after days of training."""
+    """Check the files that an evaluation needs, so that a study does not fail on them after days of training.
+
+    Raises MissingError or MismatchError for a missing or wrong file, InputError when the reference is not valid.
+    """
     find_evaluation_files(config, store)
 
 
@@ -53,7 +59,7 @@ def _evaluate(work: Work, spec: ModelSpec, steps: list[int]) -> None:
     if config.sampling.num_samples < 2:
         raise ConfigError("sampling.num_samples=1: a distance between distributions needs two samples or more")
     store.check_writable()
-    # These imports take seconds, which a study that is complete, or not ready, need not wait for.
+    # Imported here because they take seconds, and a complete or unready study does not need them.
     from dit.metrics.reference_cache import ReferenceFolder
     from dit.metrics.setup import find_inputs, open_setup
     from dit.runtime.device import tune_process
@@ -67,9 +73,9 @@ def _evaluate(work: Work, spec: ModelSpec, steps: list[int]) -> None:
     with session() as ranks, open_tracker(config, store, spec, enabled=ranks.is_main) as tracker:
         setup = open_setup(ReferenceFolder(config, store, ranks), inputs, manifests[0].decoder)
         for sample_set, manifest in zip(sets, manifests, strict=True):
-            seen = _features(sample_set, manifest, setup, ranks)
+            features = _features(sample_set, manifest, setup, ranks)
             if ranks.is_main:
-                metrics, replicates = setup.sample_metrics.measure(seen, labels)
+                metrics, replicates = setup.sample_metrics.measure(features, labels)
                 record = _record(sample_set, manifest, setup, metrics, replicates)
                 _log(record, config, tracker)
                 write_record(store, layout.metrics(config, spec, sample_set.step), record)
@@ -77,7 +83,6 @@ def _evaluate(work: Work, spec: ModelSpec, steps: list[int]) -> None:
 
 
 def _features(sample_set: SampleSet, manifest: SampleSetManifest, setup: EvaluationSetup, ranks: Ranks) -> Features:
-    """Features of all samples, extracted by all ranks."""
     from dit.metrics.extractors import extract
 
     config, spec = sample_set.config, sample_set.spec
@@ -126,7 +131,7 @@ def _record(
 
 
 def _log(record: MetricsRecord, config: StudyConfig, tracker: Tracker) -> None:
-    # The tracker keeps a name's first point of a step, so numbers of another protocol need names of their own.
+    # The tracker keeps the first value of a name and step, so `layout.metric` puts the protocol into the name.
     points: dict[str, float] = {}
     for name, metric in record.metrics.items():
         points |= {name: metric.value, f"{name}_low": metric.low, f"{name}_high": metric.high}

@@ -1,4 +1,7 @@
-"""The last stage: judge the claims and write the report, for people and for programs."""
+"""Report: judge the claims and write the report, for people (HTML) and for programs (CSV and JSON).
+
+dit report configs/digits.yaml
+"""
 
 from __future__ import annotations
 
@@ -17,12 +20,12 @@ __all__ = ["load_results", "run"]
 
 
 def run(config: StudyConfig, store: Store) -> ReportRecord:
-    """Write `report/{report.html, runs.csv, verdict.json}` and log them to the study's run; done already, return.
+    """Write `report/{report.html, runs.csv, verdict.json}`, unless complete, and log them to the study's run.
 
-    Ends when the tracking server has everything that the study logged, or has been waited for in vain.
+    Waits for the tracking server to receive everything that the study logged, up to a timeout.
 
-    Raises MissingError naming the first variant and step without a result, MismatchError for results that were made
-    by another configuration or cannot be compared.
+    Raises MissingError when a result is missing, naming the first variant and step, MismatchError when results have
+    another configuration or cannot be compared.
     """
     results = load_results(config, store)
     work = Work(config, store)
@@ -54,7 +57,6 @@ def _pages(results: Results, store: Store) -> dict[str, bytes]:
 
 
 def _track(config: StudyConfig, store: Store, results: Results, pages: dict[str, bytes]) -> None:
-    """Put the report into the study's parent run."""
     with open_tracker(config, store, None) as tracker:
         tracker.tags({f"claim_{claim.number}": claim.verdict for claim in results.verdict.claims})
         for name, data in pages.items():

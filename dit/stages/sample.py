@@ -1,6 +1,8 @@
-"""Sample: checkpoints into sets of images, the same noise and labels for every variant and checkpoint.
+"""Sample: checkpoints into sets of images, with the same noise and labels for every variant and checkpoint.
 
-Any number of processes share the work by parts; what an earlier launch finished is kept.
+Any number of processes share the work by parts. Parts that an earlier launch finished are kept.
+
+    dit sample configs/digits.yaml --variant mini-S/2 --step 400
 """
 
 from __future__ import annotations
@@ -32,25 +34,25 @@ if TYPE_CHECKING:
 def run(
     config: StudyConfig, store: Store, variant: str, step: int | None = None, export: Path | None = None
 ) -> list[SampleSetManifest]:
-    """Draw the sample set of one checkpoint, or, without a step, of every evaluated one.
+    """Draw the sample set of one checkpoint, or of every evaluated one without `step`; their manifests.
 
-    The first rank then writes the set, or the first of them, to the file `export` for the ADM evaluator.
+    With `export`, the first rank then writes the (first) set to this file for the ADM evaluator.
 
-    Raises InputError when that file could not be written, MissingError when a checkpoint or the decoder's weights are
-    not there, MismatchError when another configuration or decoder made what is there, DivergedError when a model's
-    samples are not finite.
+    Raises InputError when that file cannot be written, MissingError when a checkpoint or the decoder's weights are
+    missing, MismatchError when existing samples have another configuration or decoder, DivergedError when samples are
+    not finite.
     """
     export = export if environment_rank() == 0 else None
     if export:
-        # What cannot be written must show before hours of sampling, not after them.
+        # Before hours of sampling, not after them.
         check_target(export)
     spec, work = config.spec(variant), Work(config, store)
     sets = [SampleSet(work, spec, number) for number in (config.evaluation.at_steps if step is None else (step,))]
-    found = [look(work, sample_set.output) for sample_set in sets]
-    # An export needs the samples themselves, also where their metrics stand for them.
+    findings = [look(work, sample_set.output) for sample_set in sets]
+    # A set without files is complete once it is evaluated, but an export needs the files.
     pending = [
         sample_set
-        for sample_set, finding in zip(sets, found, strict=True)
+        for sample_set, finding in zip(sets, findings, strict=True)
         if not finding.complete or (export and not finding.files)
     ]
     if pending:
@@ -63,9 +65,9 @@ def run(
 
 
 def export_adm(config: StudyConfig, store: Store, variant: str, step: int, path: Path) -> None:
-    """Write a complete sample set as the npz of the ADM evaluator.
+    """Write a complete sample set as an npz for the ADM evaluator.
 
-    Raises MissingError where the set is not complete, MismatchError where something else made it.
+    Raises MissingError when the set is not complete, MismatchError when it has another configuration or decoder.
     """
     work, spec = Work(config, store), config.spec(variant)
     sample_set = SampleSet(work, spec, step)
@@ -86,7 +88,7 @@ def _draw_sets(work: Work, spec: ModelSpec, sets: Sequence[tuple[SampleSet, Chec
     tune_process(fit.threads)
     with session() as ranks, open_tracker(config, store, spec, enabled=ranks.is_main) as tracker:
         compiled = compiles(fit, ranks)
-        # First, because its weights may be missing.
+        # Before the model, because the decoder's weights may be missing.
         codec = open_codec(config.dataset, ranks.device, decoding=True, batch=fit.decode_batch)
         for sample_set, meta in sets:
             folder = layout.checkpoint(config, spec, sample_set.step)
@@ -101,7 +103,8 @@ def _draw_sets(work: Work, spec: ModelSpec, sets: Sequence[tuple[SampleSet, Chec
 
 
 def _draw_parts(sample_set: SampleSet, generator: Generator, sha256: str, ranks: Ranks) -> None:
-    """This rank's share of the parts that are not there yet."""
+    """Draw this rank's share of the missing parts."""
+    # The first rank's listing for all: listings at different moments would give different shares.
     finished = ranks.broadcast(list(sample_set.finished_parts(sha256)))
     mine = [part for part in sample_set.parts if part not in finished][ranks.rank :: ranks.world_size]
     todo = sum(len(sample_set.indices(part)) for part in mine)
@@ -109,7 +112,7 @@ def _draw_parts(sample_set: SampleSet, generator: Generator, sha256: str, ranks:
     title = f"sample {sample_set.spec.name} step {sample_set.step}"
     if ranks.world_size > 1:
         title += f" (process 1 of {ranks.world_size})"
-    # Several small parts share a batch; noise and labels belong to the samples, so the images stay the same.
+    # A batch larger than a part spans several parts. Noise and labels depend on the sample alone, so images stay equal.
     size = max(1, sample_set.config.fit_for(sample_set.spec).sample_batch // PART_IMAGES)
     with progress(title, done + todo, "images", done, enabled=ranks.is_main) as bar:
         for group in (mine[start : start + size] for start in range(0, len(mine), size)):
@@ -126,7 +129,7 @@ def _draw_parts(sample_set: SampleSet, generator: Generator, sha256: str, ranks:
 
 
 def _finish(sample_set: SampleSet, sha256: str, tracker: Tracker) -> None:
-    """Preview and manifest, once all parts are there."""
+    """Write preview and manifest of a set whose parts are all complete."""
     config, store, spec, step = sample_set.config, sample_set.store, sample_set.spec, sample_set.step
     records = sample_set.all_parts(sha256)
     png = _preview(sample_set, records)

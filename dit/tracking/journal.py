@@ -94,12 +94,12 @@ class Journal:
 
     def header(self) -> Entry:
         """The first line."""
-        found = read_header(self.path)
-        if found is None:
+        header = read_header(self.path)
+        if header is None:
             raise StoreError(
                 f"{self.path}: the journal was removed or damaged while it was written; run the step again"
             )
-        return found
+        return header
 
     def sync(self) -> None:
         """Flush to the disk, so that a power cut loses nothing."""
@@ -119,6 +119,7 @@ class Journal:
         with self._lock, local_errors(self.path), _locked(self._file.fileno()):
             size = _mend(self._file.fileno())
             try:
+                # A disk that is almost full takes a part of the data without an error.
                 if self._file.write(data) != len(data):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             except OSError:
@@ -135,10 +136,10 @@ def open_journal(path: Path, identity: str, header: Mapping[str, Any], copy: byt
     """
     with exclusive(path.parent / TRACKING_STATE / "journal.lock"), local_errors(path):
         stored = path.read_bytes() if path.is_file() else b""
-        found, theirs = header_of(stored), header_of(stored if copy is None else copy)
+        ours, theirs = header_of(stored), header_of(stored if copy is None else copy)
         usable = theirs if theirs is not None and theirs.values["hash"] == identity else None
-        if found is not None and (usable is None or usable.values["id"] != found.values["id"]):
-            path.rename(aside(path, found))
+        if ours is not None and (usable is None or usable.values["id"] != ours.values["id"]):
+            path.rename(aside(path, ours))
         journal = Journal(path)
         if usable is None:
             journal.append(Entry("run", {"id": secrets.token_hex(8), "hash": identity, **header}))
@@ -191,13 +192,13 @@ def read_entries(path: Path, offset: int = 0) -> list[tuple[Entry, int]]:
                 data = file.read()
         except FileNotFoundError:
             return []
-    found = []
+    entries = []
     for line in _whole_lines(data):
         offset += len(line)
         entry = Entry.from_line(line)
         if entry is not None:
-            found.append((entry, offset))
-    return found
+            entries.append((entry, offset))
+    return entries
 
 
 def points(entries: Iterable[Entry]) -> Iterator[Point]:

@@ -27,9 +27,9 @@ _NOTE_TAG = "mlflow.note.content"
 
 
 class JournalUpload:
-    """Sends one journal.
+    """Sends one journal. Every method can be called again after an error.
 
-    Its methods raise whatever the server or the store raises, and RunGoneError if the run was deleted. Call them again.
+    Its methods raise the errors of the server's client and of the store, and RunGoneError if the run was deleted.
     """
 
     def __init__(
@@ -42,12 +42,12 @@ class JournalUpload:
 
     @property
     def run_id(self) -> str | None:
-        """The MLflow run, once there is one."""
+        """Id of the MLflow run; None before it exists."""
         return self._shipped.run_id
 
     @property
     def is_current(self) -> bool:
-        """Whether the run's writers write to this journal; one that was moved aside has no writers."""
+        """Whether the run's writers write to this journal; a journal that was moved aside has no writers."""
         return self._path == self.run.journal
 
     @property
@@ -123,7 +123,7 @@ class JournalUpload:
         else:
             tags = {_NOTE_TAG: self._target.description, **study}
             if not self._target.store.startswith("file:"):
-                # Machines that start a study at the same moment have a journal each, but share the parent run.
+                # Machines that start a study at the same moment each have a journal, but they share the parent run.
                 root = hashlib.sha256(self._target.store.encode()).hexdigest()[:12]
                 identity = {**study, _ROOT_TAG: root}
         run_id = client.find_run(identity)
@@ -138,11 +138,9 @@ class JournalUpload:
         return run_id
 
     def _compare(self, client: MlflowRuns, run_id: str) -> None:
-        """Compare the journal with a run that exists already.
-
-        Points on the server are not sent again, even if their time differs. Points that the journal lacks, because
-        another machine lost its disk, are added to it, so that a resumed training does not log them again.
-        """
+        """Compare the journal with a run that exists already, so that no point is lost or sent twice."""
+        # Points on the server are not sent again, even if their time differs. Points that the journal lacks, because
+        # another machine lost its disk, are added to it, so that a resumed training does not log them again.
         own = {(metric_name(point.key), point.step) for point in points(e for e, _ in read_entries(self._path))}
         lost: dict[tuple[str, int], Entry] = {}
         for point in client.history(run_id):
@@ -157,7 +155,7 @@ class JournalUpload:
 
     def _record(self, client: MlflowRuns, run_id: str) -> None:
         root = local_root(self._store)
-        # Relative to the root for a database below it, so that the results can be moved.
+        # The address of a database below the root is stored relative to it, so that the results can be moved.
         uri = self._target.address.replace(f"{SQLITE}{root}/", SQLITE)
         record = TrackingRun(journal=self._header["id"], run_id=run_id, experiment_id=client.experiment_id, uri=uri)
         folder = self.run.path.relative_to(root).as_posix()
@@ -165,7 +163,7 @@ class JournalUpload:
 
 
 def _note(shipped: Shipped, entry: Entry) -> None:
-    """Remember what is sent apart from the batches: files and the final status."""
+    """Record files and the final status, which are sent apart from the batches."""
     values = entry.values
     if entry.kind in ("artifact", "image"):
         item = {"name": values["name"], "step": entry.step, "time": entry.time, "sha256": values["sha256"]}

@@ -44,7 +44,7 @@ class LockFile:
         name = secrets.token_hex(6)
         lock = cls.take(folder / f".{name}")
         if lock is None:
-            raise AssertionError("no other process knows the name")
+            raise AssertionError("another process locked a file with a random name")
         lock.path = folder / name
         os.rename(folder / f".{name}", lock.path)
         return lock

@@ -42,17 +42,17 @@ class RunGoneError(Exception):
     """The run was deleted on the server, or the server's database was replaced."""
 
     def __init__(self, run_id: str) -> None:
-        super().__init__(f"run {run_id} was deleted on the server; it is made again from its journal")
+        super().__init__(f"run {run_id} was deleted on the server; it is restored from its journal")
 
 
 class MlflowRuns:
     """The target's experiment, found by its name; created or restored if needed.
 
-    Every method raises whatever MLflow's client raises, and RunGoneError for a run that was deleted.
+    Every method raises the errors of MLflow's client, and RunGoneError if the run was deleted.
     """
 
     def __init__(self, target: Target) -> None:
-        # Two processes that create the same database at the same moment would break it.
+        # MLflow's migrations are not safe if two processes create the same database at the same moment.
         with exclusive(Path(f"{target.database}.lock")) if target.database else nullcontext():
             if target.database and target.artifacts:
                 follow_move(target.database, target.experiment, target.artifacts)
@@ -73,11 +73,11 @@ class MlflowRuns:
     def find_run(self, tags: Mapping[str, str]) -> str | None:
         """The oldest active run with these tags."""
         condition = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
-        found = self._client.search_runs([self.experiment_id], condition, order_by=["attributes.start_time ASC"])
-        return min(((run.info.start_time, run.info.run_id) for run in found), default=(0, None))[1]
+        runs = self._client.search_runs([self.experiment_id], condition, order_by=["attributes.start_time ASC"])
+        return min(((run.info.start_time, run.info.run_id) for run in runs), default=(0, None))[1]
 
     def create_run(self, name: str, identity: Mapping[str, str], tags: Mapping[str, str]) -> str:
-        """A new run, or the one that another machine created with the same identity at the same moment."""
+        """A new run, or the run that another machine created with the same identity at the same moment."""
         created: str = self._client.create_run(
             self.experiment_id, run_name=name, tags={**identity, **tags, HEARTBEAT_TAG: _now()}
         ).info.run_id
@@ -205,7 +205,7 @@ class MlflowRuns:
         send: Callable[[Sequence[ItemT]], None],
         instead: Callable[[ItemT], None] | None = None,
     ) -> None:
-        """Send all at once; if that is refused, one by one, so that one bad item does not block the others."""
+        """Send all items at once, or one by one if the server refuses them, so that one bad item blocks no other."""
         try:
             send(items)
             return
@@ -218,7 +218,7 @@ class MlflowRuns:
 
     @contextmanager
     def _refusals(self, run_id: str, what: str, instead: Callable[[], None] | None = None) -> Iterator[None]:
-        """Log what the server refuses and continue: a retry would block everything after it."""
+        """Log what the server refuses and continue, because a retry would fail again and block everything after it."""
         try:
             yield
         except MlflowException as error:

@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 from dit.errors import StoreError
 
 _BUSY_SECONDS = 30.0
-# Experiments last: their addresses show whether all is done.
+# Experiments last: their addresses show whether the update is complete.
 _MOVES = (
     "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?) WHERE substr(artifact_uri, 1, ?) = ?",
     "UPDATE experiments SET artifact_location = ? || substr(artifact_location, ?)"
@@ -56,4 +56,4 @@ def _query(path: Path, statement: str, *values: object) -> list[tuple[Any, ...]]
     except sqlite3.DatabaseError as error:
         if "no such table" in str(error):
             return []
-        raise StoreError(f"{path}: {error}; try again, or remove it: it is made again from the journals") from error
+        raise StoreError(f"{path}: {error}; retry, or remove the file: it is rebuilt from the journals") from error

@@ -1,4 +1,4 @@
-"""MLflow's pages on everything that was tracked below a root: `dit ui`."""
+"""MLflow's pages for all studies below a root: `dit ui`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 _PORTS_TRIED = 20
 _FILL_SECONDS = 60.0
 _POLL_SECONDS = 0.2
-# Only errors of MLflow and its libraries are of interest here.
+# Of MLflow and its libraries, show errors only.
 _QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
@@ -44,23 +44,23 @@ _QUIET_OPTIONS = ["--uvicorn-opts", "--log-level warning"]
 def server_command(root: str, host: str, port: int) -> tuple[str, list[str]]:
     """The address of the results below a root, and the command that serves it.
 
-    The database below the root is filled from the journals first, wherever they were made.
+    The database below the root is first filled from the journals, also from journals of other machines.
 
-    Raises InputError if there are none.
+    Raises InputError if there are no journals.
     """
     store = open_store(root)
     fetch_journals(store)
-    place = local_root(store)
-    studies = tracked_studies(place)
+    folder = local_root(store)
+    studies = tracked_studies(folder)
     if not studies:
         raise InputError(
-            f"{root}: no study was tracked below it; run one first, for example with dit study configs/digits.yaml"
+            f"{root}: no tracked study is below it; run one first, for example `dit study configs/digits.yaml`"
         )
     views = []
     for study in studies:
-        server = _run_on_server(store, study.path.relative_to(place).as_posix())
-        target = database_below(place, store, study, records_runs=server is None)
-        # Before the first shipper starts, because it creates the database if that is gone.
+        server = _run_on_server(store, study.path.relative_to(folder).as_posix())
+        target = database_below(folder, store, study, records_runs=server is None)
+        # Before the first shipper starts, because a shipper creates a missing database.
         forget_lost_runs(study, target)
         views.append((study, target, server.uri if server else "another database"))
     for view in views:
@@ -68,7 +68,7 @@ def server_command(root: str, host: str, port: int) -> tuple[str, list[str]]:
     port, target = free_port(host, port), views[0][1]
     # MLflow prints a line if the registry's address is missing.
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", target.uri]
-    command += ["--registry-store-uri", target.uri, "--artifacts-destination", (place / ARTIFACTS).as_uri()]
+    command += ["--registry-store-uri", target.uri, "--artifacts-destination", (folder / ARTIFACTS).as_uri()]
     command += ["--host", host, "--port", str(port), "--workers", "1", *_QUIET_OPTIONS]
     return f"http://{host}:{port}{_page(target)}", command
 
@@ -130,7 +130,7 @@ def _fill(study: StudyFolder, target: Target, elsewhere: str) -> None:
     for run in study.runs():
         close_dead_writers(run)
     if ships_elsewhere(study, target):
-        say(f"{target.study}: its runs go to {elsewhere} while it runs; open that")
+        say(f"{target.study}: is running and tracked to {elsewhere}; open that server instead")
     elif waiting(study, target):
         say(f"{target.study}: filling {target.database} from the journals")
         deliver(study, target, _FILL_SECONDS, stay=False)

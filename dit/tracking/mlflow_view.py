@@ -1,7 +1,7 @@
 """The saved view of a study in MLflow's pages: its variants' distance against Gflops, its curves, its sample grids.
 
-MLflow keeps a view as a tag of the experiment, and opens it by the tag's name. The tag holds JSON with the page's
-state, compressed; the state's keys are those of MLflow's own "Save as new view". Knows no MLflow.
+MLflow stores a view as a tag of the experiment and opens it by the tag's name. The tag's value is JSON with the page's
+compressed state, whose keys are those of MLflow's own "Save as new view". This module does not import mlflow.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _DEFLATED = "deflate;"
 _AS_CHARTS = "&compareRunsMode=CHART&workflowType=machine_learning"
 _COMPUTE, _STEPS, _SAMPLES = "dit-compute", "dit-steps", "dit-samples"
 State = dict[str, Any]
-# A patch size has one hue, in degrees, the finest patch the first; within it, the larger the model the darker.
+# Hues in degrees, one per patch size from the finest on. Larger models have darker colours of the hue.
 _HUES = (210, 26, 134, 290, 345)
 _LIGHTEST, _DARKEST, _SATURATION = 0.7, 0.25, 0.7
 
@@ -38,17 +38,17 @@ def view_tag(study: str) -> str:
 
 
 def experiment_page(experiment_id: str) -> str:
-    """Where an experiment is, below a server's address."""
+    """Path of an experiment's page, below a server's address."""
     return f"/#/experiments/{experiment_id}/runs"
 
 
 def view_page(experiment_id: str, study: str) -> str:
-    """Where the view is, below a server's address; the runs are shown as charts."""
+    """Path of a study's view, below a server's address; it shows runs as charts."""
     return f"{experiment_page(experiment_id)}?viewStateShareKey={quote(study)}{_AS_CHARTS}"
 
 
 def view_value(study: str, metric: str, step: int, created_ms: int) -> str:
-    """What the tag holds: `metric` is the distance that the study is judged by, `step` the last it is measured at.
+    """The tag's value: `metric` is the study's primary metric, `step` its last evaluated step.
 
     The same arguments give the same text.
     """
@@ -66,7 +66,7 @@ def colour(variant: str) -> str:
 
 
 def is_ours(value: str) -> bool:
-    """Whether a view is as `view_value` made it: a person who overwrites one gives it a later time of change."""
+    """Whether a view is unchanged since `view_value`: overwriting it in MLflow's pages sets a later `updatedAt`."""
     try:
         envelope = json.loads(value)
     except ValueError:
@@ -77,7 +77,7 @@ def is_ours(value: str) -> bool:
 def _state(study: str, metric: str, step: int) -> State:
     name = metric.rpartition("/")[2]
     return {
-        # The study's own run, the parent, has no point on any of the charts.
+        # Without the parent run of the study, which has no point in any chart.
         "searchFilter": f"tags.`{STUDY_TAG}` = '{study}' AND tags.`{VARIANT_TAG}` != ''",
         "orderByKey": f"metrics.`{GFLOPS}`",
         "orderByAsc": True,
@@ -91,7 +91,7 @@ def _state(study: str, metric: str, step: int) -> State:
             _section(_STEPS, "Over steps", columns=2, height=400),
             _section(_SAMPLES, "Samples by step", columns=1, height=560),
         ],
-        # What MLflow adds for all other metrics comes below.
+        # Keeps these sections above those that MLflow adds for all other metrics.
         "isAccordionReordered": True,
         "compareRunCharts": [
             _scatter(GFLOPS, metric),
@@ -114,14 +114,14 @@ def _chart(kind: str, section: str, name: str) -> State:
 
 
 def _scatter(x: str, y: str) -> State:
-    # The title is made of both keys; a distance's own would fill it with its protocol.
+    # The title consists of both keys, and the full key of a distance contains its protocol.
     vertical = {"key": y.rpartition("/")[2], "dataAccessKey": y, "type": "METRIC"}
     return {**_chart("SCATTER", _COMPUTE, x), "xaxis": {"key": x, "type": "METRIC"}, "yaxis": vertical}
 
 
 def _curve(metric: str) -> State:
     axes = {"xAxisKey": "step", "xAxisScaleType": "linear", "scaleType": "linear", "range": {}, "yAxisKey": "metric"}
-    # A distance is measured at a few steps only: a line without points would hide which.
+    # A distance is measured at few steps, which a line without points would hide.
     look = {"displayPoints": True, "lineSmoothness": 0, "useGlobalLineSmoothing": False, "useGlobalXaxisKey": False}
     rest = {"selectedXAxisMetricKey": "", "yAxisExpressions": [], "ignoreOutliers": False}
     return {**_chart("LINE", _STEPS, metric), "metricKey": metric, **axes, **look, **rest}

@@ -1,4 +1,4 @@
-"""Where journals and the tracker's files are on this machine's disk.
+"""Paths of journals and of the tracker's files on this machine's disk.
 
 In a file store a journal has its own key. For a remote store, a folder in the cache mirrors the keys, because a journal
 is appended to.
@@ -6,7 +6,7 @@ is appended to.
     studies/<study>/[<variant>/]metrics.jsonl
     studies/<study>/[<variant>/]tracking/writers/<id>    a lock file per process that writes to the journal
     studies/<study>/[<variant>/]tracking/files/<sha256>  content of artifacts and images
-    studies/<study>/tracking/shipper.{lock,json,log}     of the process that ships the study; json: how far it is
+    studies/<study>/tracking/shipper.{lock,json,log}     of the study's shipper; json: its progress
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dit.study.variants import ModelSpec
 from dit.tracking.lock_file import is_held
 
 JOURNALS = "metrics*.jsonl"
-"""Pattern of the journal that is written to and of those that were moved aside."""
+"""Pattern of the current journal and of those that were moved aside."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class RunFolder:
 
     @property
     def journals(self) -> list[Path]:
-        """It, and those that were moved aside."""
+        """The current journal and those that were moved aside."""
         return sorted(self.path.glob(JOURNALS))
 
     @property

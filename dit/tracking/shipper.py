@@ -1,8 +1,8 @@
 """The process that ships a study's journals to MLflow: `python -m dit.tracking.shipper FOLDER PARENT`.
 
-It is a child of the process that started the study, and serves all of the study's stages on that machine: MLflow's
-import, which takes seconds, is paid once, at low priority. It ends when its parent has ended, no process writes to the
-journals, and everything has been sent.
+It is a child of the process that started the study and serves all of the study's stages on that machine, so that
+MLflow, whose import takes seconds, is imported once, at low priority. It ends when its parent has ended, no process
+writes to the journals, and everything has been sent.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 ROUND_SECONDS = 2.0
 TICK_SECONDS = 0.1
 GIVE_UP_SECONDS = 30.0
-"""Retries go on for so long after parent and writers have ended."""
+"""Duration of retries after parent and writers have ended."""
 PAUSES_SECONDS = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 """Between retries; the last is repeated."""
 HEARTBEAT_SECONDS = 30.0
 SILENCE_SECONDS = 300.0
-"""A run without a heartbeat for so long counts as killed; long, because clocks of machines differ."""
+"""A run whose heartbeat is older counts as killed; long, because the clocks of machines differ."""
 
 
 class Shipper:
@@ -55,7 +55,7 @@ class Shipper:
         self._next_heartbeat = 0.0
 
     def serve(self, lock: LockFile) -> bool:
-        """Ship until nobody needs it any more; False if something is left.
+        """Ship until parent and writers have ended; False if something is left to ship.
 
         Something is left if the server does not answer, or if the study was removed.
         """
@@ -76,7 +76,7 @@ class Shipper:
         return False
 
     def has_work(self) -> bool:
-        """Whether a process has begun to write, or something waits."""
+        """Whether a process writes to a journal, or something is left to ship."""
         return bool(self._live() or waiting(self._study, self._target))
 
     def _attempt(self, live: set[Path]) -> str | None:
@@ -84,7 +84,7 @@ class Shipper:
         try:
             self._ship(live)
         except Exception as problem:
-            # Whatever the server, its driver or the network raises must not lose points: report it and retry.
+            # No error of the server, its driver or the network may lose points: report it and retry.
             cause = root_cause(problem)
             error = (one_line(cause) or type(cause).__name__)[:200]
             if self._state.error != error:
@@ -111,7 +111,7 @@ class Shipper:
             is_live = upload.is_current and (upload.run.path in live or upload.run.is_live())
             upload.set_status(client, live=is_live, ended=upload.ended)
         latest = max((upload.ended for upload in uploads if upload.ended[1]), default=(0, None))
-        # The study has one run, also if it has journals that were moved aside.
+        # Journals that were moved aside share the study's one run.
         for upload in parents:
             upload.set_status(client, live=bool(live), ended=latest)
         living = [upload for upload in children if upload.is_current and upload.run.path in live]
@@ -163,7 +163,7 @@ class Shipper:
         return {run.path for run in runs if run.is_live()}
 
     def _pause(self, before: tuple[object, ...], seconds: float) -> None:
-        """Wait, but not if a writer came or went, or the parent ended, since `before`."""
+        """Wait, at most until a writer starts or ends, or the parent ends, since `before`."""
         until = time.monotonic() + seconds
         while time.monotonic() < until and self._signs() == before:
             time.sleep(TICK_SECONDS)
@@ -182,14 +182,14 @@ class Shipper:
 
 
 def main(folder: str, parent: int) -> None:
-    """Serve the study in this folder, unless another process does."""
+    """Serve the study in this folder, unless another process serves it."""
     study, target = StudyFolder(Path(folder)), Target(**json.loads(os.environ[TARGET_VARIABLE]))
     os.nice(10)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ |= {
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
-        # The shipper retries by itself, because it must watch the writers meanwhile.
+        # The shipper has its own retries, between which it watches the writers.
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
         "GIT_PYTHON_REFRESH": "quiet",
@@ -201,7 +201,7 @@ def main(folder: str, parent: int) -> None:
             return
         done = shipper.serve(lock)
         lock.release()
-        # A writer that came before the lock was free has not started another shipper.
+        # A writer that started before the lock was free did not start another shipper.
         again = done and shipper.has_work()
 
 

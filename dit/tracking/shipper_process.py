@@ -72,7 +72,7 @@ class Shipping:
         _try_to_start(study, target)
 
     def run_id(self) -> str | None:
-        """The MLflow run of this journal, once there is one."""
+        """Id of this journal's MLflow run; None before it exists."""
         header, state = read_header(self._run.journal), read_state(self._study, self._target)
         shipped = state.journals.get(header.values["id"]) if header else None
         return shipped.run_id if shipped else None
@@ -134,7 +134,7 @@ def start_shipper(study: StudyFolder, target: Target, *, stay: bool = True) -> N
 
 
 def _try_to_start(study: StudyFolder, target: Target) -> None:
-    """As `start_shipper`, but only print a failure: the journal is written all the same, and a later stage ships it."""
+    """As `start_shipper`, but a failure is only printed: the journal is still written, and a later stage ships it."""
     try:
         start_shipper(study, target)
     except StoreError as error:

@@ -1,6 +1,6 @@
-"""How far each journal of a study has been shipped: one file per study, written by the shipper alone. Knows no MLflow.
+"""How far each journal of a study has been shipped: one file per study, written by the shipper alone.
 
-The file may be lost or out of date: a shipper then finds its runs by their tags and sends only points that they lack.
+If the file is lost or out of date, a shipper finds its runs by their tags and sends only the points that they lack.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dit.tracking.writer_session import Status
 
 
 class TrackingRun(Record):
-    """The MLflow run that continues at the next start: `tracking.json`."""
+    """`tracking.json`: the MLflow run that the next start continues."""
 
     journal: str
     """Id of the journal that the run was made for."""
@@ -40,18 +40,18 @@ class Shipped:
     pending: list[dict[str, Any]] = field(default_factory=list)
     """Artifacts and images in those bytes that have not been sent."""
     status: Status | None = None
-    """Last set on the server."""
+    """Status that was last set on the server."""
     ended: Status | None = None
     """Status with which the latest writer ended."""
     ended_at: int = 0
     """Milliseconds since 1970."""
     error: str | None = None
-    """Why it failed."""
+    """Error with which it failed."""
 
 
 @dataclass
 class ShipState:
-    """What the shipper of a study has done."""
+    """Progress of a study's shipper."""
 
     path: Path
     target: str
@@ -59,7 +59,7 @@ class ShipState:
     reached: bool = False
     """Whether this shipper has reached the server."""
     error: str | None = None
-    """Why it cannot ship now."""
+    """Error that keeps it from shipping now."""
     journals: dict[str, Shipped] = field(default_factory=dict)
     """By the journals' ids."""
 
@@ -72,7 +72,7 @@ class ShipState:
 
 
 def read_state(study: StudyFolder, target: Target) -> ShipState:
-    """What has been shipped to this target; empty for another target than the file's."""
+    """What has been shipped to this target; empty if the file is about another target."""
     state = _load(study, target.records_runs)
     return state if state.target == target.digest else ShipState(state.path, target.digest)
 

@@ -1,4 +1,4 @@
-"""The copy of a journal in a remote store, from which the run continues on another machine. A file store needs none."""
+"""The copy of a journal in a remote store, from which another machine continues the run. A file store needs none."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ SQLITE = "sqlite:///"
 
 @dataclass(frozen=True)
 class Target:
-    """Where a study's runs go, and what MLflow shows of the study."""
+    """The destination of a study's runs, and the study's data for MLflow's pages."""
 
     uri: str
     artifacts: str | None
@@ -36,9 +36,9 @@ class Target:
     experiment: str
     description: str = ""
     metric: str = ""
-    """Name of the study's primary metric; empty if the journal has none, and then no view is made."""
+    """Name of the study's primary metric; empty if the journal has none, which means no view."""
     last_step: int = 0
-    """The last step at which it is measured."""
+    """The last evaluated step."""
     records_runs: bool = True
     """Whether `tracking.json` names the runs here; False for a local view of a study that is tracked to a server."""
 
@@ -80,7 +80,7 @@ def resolve_target(config: StudyConfig, store: Store) -> Target:
 
 
 def study_facts(config: StudyConfig) -> dict[str, Any]:
-    """What MLflow shows of a study; the study's journal holds it, so that a view can be made without the study file."""
+    """The study's data for MLflow's pages. They are also in its journal, so that `dit ui` needs no study file."""
     return {
         "study": config.study,
         "experiment": config.tracking.experiment or config.study,
@@ -91,13 +91,13 @@ def study_facts(config: StudyConfig) -> dict[str, Any]:
 
 
 def logged_facts(study: StudyFolder) -> dict[str, Any]:
-    """The facts that the study's journal holds; study and experiment alone for a journal without them."""
-    found = [entry.values for entry, _ in read_entries(study.journal) if entry.kind == "study"]
-    return dict(found[-1]) if found else {"study": study.path.name, "experiment": study.path.name}
+    """The `study_facts` in the study's journal; only study and experiment if it has none."""
+    facts = [entry.values for entry, _ in read_entries(study.journal) if entry.kind == "study"]
+    return dict(facts[-1]) if facts else {"study": study.path.name, "experiment": study.path.name}
 
 
 def database_below(root: Path, store: Store, study: StudyFolder, *, records_runs: bool) -> Target:
-    """The database below a root, for a study found there."""
+    """The database below a root, as the target of a study there."""
     return _target(f"{SQLITE}{root / DATABASE}", root, store, logged_facts(study) | {"records_runs": records_runs})
 
 

@@ -1,6 +1,6 @@
-"""What a stage logs to. One call appends one line to the journal; another process ships it.
+"""The tracker that stages log to. One call appends one line to the journal; another process ships it.
 
-Nothing here talks to a tracking server or imports mlflow, so the server cannot slow training down.
+Nothing here contacts a tracking server or imports mlflow, so the server cannot slow training down.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _ERROR_LENGTH = 500
 
 
 class _Session(NamedTuple):
-    """What a tracker writes to."""
+    """The files and the shipper of an open tracker."""
 
     run: RunFolder
     writer: LockFile
@@ -63,7 +63,7 @@ class Tracker:
     def __init__(self, session: _Session | None = None) -> None:
         self._session = session
         self._lock = threading.Lock()
-        # What the journal holds: (kind, name, step) -> value, or the hash of a file.
+        # Content of the journal: (kind, name, step) -> value, or the hash of a file.
         self._logged: dict[tuple[Kind, str, int | None], object] = {}
         self._read_until = 0
 
@@ -129,7 +129,7 @@ class Tracker:
         return key not in self._logged or (key[0] != "metrics" and self._logged[key] != value)
 
     def _catch_up(self, journal: Journal) -> None:
-        """Read what the journal has gained, from this process or another."""
+        """Read new lines of the journal, from this process or another."""
         for entry, end in read_entries(journal.path, self._read_until):
             if entry.kind in ("artifact", "image"):
                 self._logged[entry.kind, entry.values["name"], entry.step] = entry.values["sha256"]
@@ -147,8 +147,8 @@ def open_tracker(
     The run ends FINISHED, FAILED with the error in one line, or KILLED if a signal ended the body. `enabled=False`, for
     all ranks but the first, logs nothing. With `tracking.kind: none` only the journal is written.
 
-    Raises InputError for a tracking address that cannot work, and StoreError when the disk or the store fails; no state
-    of a tracking server raises anything.
+    Raises InputError for an invalid tracking address, and StoreError when the disk or the store fails. Failures of the
+    tracking server are not raised.
     """
     if not enabled:
         yield Tracker()
@@ -157,7 +157,7 @@ def open_tracker(
     try:
         yield Tracker(session)
     except BaseException as problem:
-        # The user needs the first error.
+        # The user needs the first error, not one that follows from it.
         with suppress(StoreError):
             _end(session, *_outcome(problem))
         raise
@@ -180,9 +180,9 @@ def read_points(config: StudyConfig, store: Store, spec: ModelSpec | None) -> li
 
 
 def collect(config: StudyConfig, store: Store) -> None:
-    """Take over the journals of all variants from a remote store, and ship what their machines could not.
+    """Fetch the journals of all variants from a remote store, and ship what their machines did not ship.
 
-    For a study whose variants are complete: their runs end FINISHED.
+    All variants must be complete, because their runs end FINISHED.
     """
     for spec in config.specs if config.tracking.kind == "mlflow" else ():
         if StoreCopy(store, run_folder(config, store, spec)).is_needed:
@@ -191,9 +191,9 @@ def collect(config: StudyConfig, store: Store) -> None:
 
 
 def end_failed(config: StudyConfig, store: Store, spec: ModelSpec, error: DitError) -> None:
-    """End a variant's run FAILED with this error, for machines that are gone, and ship what they could not.
+    """End a variant's run FAILED with this error if its machines are gone, and ship what they did not ship.
 
-    Does nothing if the store has no journal of it. Waits for the server for a bounded time.
+    Does nothing if the store has no journal of the variant. Waits for the server up to a timeout.
 
     Raises StoreError when the disk or the store fails.
     """
@@ -246,7 +246,7 @@ def _end(session: _Session, status: Status, error: str | None = None) -> None:
     copy.push(journal, _CLOSE_SECONDS)
     journal.close()
     if shipping:
-        # A later process can ship a journal in a file store; one in a pod's cache ends with the pod.
+        # A later process can ship a journal in a file store, but a journal in a pod's cache ends with the pod.
         shipping.wait_for_delivery(_CLOSE_SECONDS, start=copy.is_needed)
 
 

@@ -1,4 +1,4 @@
-"""The shipped ImageNet studies on a few generated pictures: every loader, with full-size models, for two steps."""
+"""The shipped ImageNet studies on a few generated pictures: all stages with full-size models, for two steps."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ IMAGES = 2
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What a user brings: pictures in class folders, an autoencoder of Stable Diffusion's size, InceptionV3."""
+    """Files that a user provides: pictures in class folders, an autoencoder of Stable Diffusion's size, InceptionV3."""
     folder = tmp_path_factory.mktemp("files")
     save_autoencoder(folder / "vae", channels=FULL_SIZE)
     sha256 = save_inception(folder / "inception.pth")

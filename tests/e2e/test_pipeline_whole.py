@@ -1,4 +1,4 @@
-"""The pipeline as a cluster gets it, in one piece and with its parameters, by kfp's own runner on this machine."""
+"""The compiled pipeline with its parameters, run by kfp's local runner."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OVERRIDES = (
     "sampling.steps=5",
     "cluster.steps.retries=0",
 )
-# What the run is asked for is judged at its end, and at the study's checkpoints before it.
+# The parameters of the run: it is evaluated at its last step, and at the study's earlier steps.
 CHANGED = ("train.steps=20", "evaluation.at_steps=[10, 20]", "sampling.num_samples=60", "train.seed=3")
 PROGRAM = """
 import sys, warnings
@@ -42,7 +42,7 @@ build(load(study, overrides), root)(steps=20, samples=60, seed=3, overrides=["fi
 
 @pytest.mark.slow
 @pytest.mark.timeout(1000)
-def test_it_makes_the_study_that_was_asked_for_when_it_was_submitted(tmp_path: Path) -> None:
+def test_the_pipeline_runs_the_study_with_the_parameters_of_its_submission(tmp_path: Path) -> None:
     study, root = "configs/digits.yaml", str(tmp_path / "runs")
     given = (*OVERRIDES, f"cluster.env={{DIT_CACHE: {tmp_path / 'cache'}}}")
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""The digits study in small, as a user starts it: through the pipeline, to a verdict, and again after anything."""
+"""A small digits study through `dit study`: to its verdict, repeated, interrupted, killed and failed."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ pytestmark = pytest.mark.timeout(2 * SECONDS)
 
 @dataclass
 class Study:
-    """A small study in a folder of its own; `mark` is found in the environment of each of its processes."""
+    """A small study in its own folder; `mark` is in the environment of each of its processes."""
 
     root: Path
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -75,19 +75,19 @@ class Study:
         return self._processes(b"kfp.dsl.executor_main")
 
     def processes(self) -> list[int]:
-        """Those, and the ones that run them."""
+        """These processes and the workers that run them."""
         return self.steps_under_way() + self._processes(b"pipelines.local.worker")
 
     def _processes(self, module: bytes) -> list[int]:
-        found = []
+        numbers = []
         for folder in Path("/proc").glob("[0-9]*"):
             try:
                 marked = self.mark.encode() in (folder / "environ").read_bytes()
                 if marked and module in (folder / "cmdline").read_bytes().replace(b"sh\0-ec", b""):
-                    found.append(int(folder.name))
+                    numbers.append(int(folder.name))
             except OSError:
                 continue
-        return found
+        return numbers
 
     def events(self) -> list[str]:
         """Beginnings and ends of steps, in the order of the log."""
@@ -105,7 +105,7 @@ class Study:
         }
 
     def statuses(self) -> set[str]:
-        """Of its runs in MLflow; none while the tables are not there. A client would make them, beside tracking."""
+        """Statuses of its runs in MLflow; empty before its tables exist, which a client would create."""
         with (
             suppress(sqlite3.OperationalError),
             closing(sqlite3.connect(f"file:{self.root}/mlflow.db?mode=ro", uri=True)) as database,
@@ -114,7 +114,7 @@ class Study:
         return set()
 
     def files(self, below: str = "") -> dict[str, int]:
-        """Every file's time of change, but for what tracking keeps."""
+        """Time of change of every file."""
         paths = [path for path in (self.root / below).rglob("*") if path.is_file()]
         return {str(path.relative_to(self.root)): path.stat().st_mtime_ns for path in paths}
 
@@ -122,6 +122,9 @@ class Study:
         """The primary metric of each checkpoint."""
         records = [json.loads(path.read_bytes()) for path in (self.root / "studies").glob("*/*/metrics/*.json")]
         return {f"{r['variant']} {r['step']}": r["metrics"][r["metric"]]["value"] for r in records}
+
+
+Finished = tuple[Study, str]
 
 
 def wait_until(condition: Callable[[], object], process: subprocess.Popen[str], seconds: float = SECONDS) -> None:
@@ -134,7 +137,7 @@ def wait_until(condition: Callable[[], object], process: subprocess.Popen[str], 
 
 @contextmanager
 def no_survivors(study: Study) -> Iterator[None]:
-    """Afterwards, soon, no step of the study is alive, nor what runs it."""
+    """Check that soon after the body no process of the study is alive."""
     yield
     deadline = time.monotonic() + 25
     while study.processes():
@@ -143,7 +146,7 @@ def no_survivors(study: Study) -> Iterator[None]:
 
 
 def wait_for_end_in_mlflow(study: Study) -> None:
-    """No run of a study that was ended stays RUNNING."""
+    """Wait until no run of the study is RUNNING."""
     deadline = time.monotonic() + 240
     while not (statuses := study.statuses()) or "RUNNING" in statuses:
         assert time.monotonic() < deadline
@@ -151,7 +154,7 @@ def wait_for_end_in_mlflow(study: Study) -> None:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, str]:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """An undisturbed study and what it printed."""
     study = Study(tmp_path_factory.mktemp("study") / "runs")
     code, output, errors = study.run()
@@ -159,7 +162,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, str]:
     return study, output
 
 
-def test_it_ends_with_the_table_the_verdict_and_where_to_look(finished: tuple[Study, str]) -> None:
+def test_the_study_ends_with_table_verdict_and_paths(finished: Finished) -> None:
     study, output = finished
     assert [line for line in output.splitlines() if line.startswith(f"{STEPS}/{STEPS} ")] == [f"{STEPS}/{STEPS} report"]
     _, _, end = output.partition(f"{STEPS}/{STEPS} report")
@@ -179,7 +182,7 @@ def test_it_ends_with_the_table_the_verdict_and_where_to_look(finished: tuple[St
     assert [claim["number"] for claim in claims] == [1, 2, 3]
 
 
-def test_two_variants_are_worked_on_at_a_time(finished: tuple[Study, str]) -> None:
+def test_two_variants_run_at_the_same_time(finished: Finished) -> None:
     events = finished[0].events()
     assert sorted(events) == sorted(
         f"{kind}: {step}"
@@ -196,18 +199,18 @@ def test_two_variants_are_worked_on_at_a_time(finished: tuple[Study, str]) -> No
     assert events[-2:] == ["begin: report", "end: report"]
 
 
-def test_one_at_a_time_gives_the_same_numbers(finished: tuple[Study, str], tmp_path: Path) -> None:
-    one = Study(tmp_path / "runs")
-    code, _, errors = one.run("fit.parallel_variants=1")
+def test_one_variant_at_a_time_gives_the_same_numbers(finished: Finished, tmp_path: Path) -> None:
+    single = Study(tmp_path / "runs")
+    code, _, errors = single.run("fit.parallel_variants=1")
     assert code == 0, errors
-    events = one.events()
+    events = single.events()
     assert events[1::2] == [event.replace("begin", "end") for event in events[::2]]
-    assert one.losses() == pytest.approx(finished[0].losses(), rel=1e-4)
-    assert len(one.losses()) == 20
-    assert one.values() == pytest.approx(finished[0].values(), rel=1e-4)
+    assert single.losses() == pytest.approx(finished[0].losses(), rel=1e-4)
+    assert len(single.losses()) == 20
+    assert single.values() == pytest.approx(finished[0].values(), rel=1e-4)
 
 
-def test_the_platform_stays_out_of_sight(finished: tuple[Study, str]) -> None:
+def test_the_output_is_free_of_messages_of_the_platform(finished: Finished) -> None:
     study, output = finished
     for noise in ("KFP", "Streamed logs", "Executing task", "\x1b", "\x1e"):
         assert noise not in output
@@ -215,24 +218,24 @@ def test_the_platform_stays_out_of_sight(finished: tuple[Study, str]) -> None:
 
 
 def check_tracking(study: Study, runs: int) -> None:
-    """Every run ended well, and no point of a loss is missing at the end, out of order or double."""
+    """Every run is FINISHED, and no point of a loss is lost, out of order or doubled."""
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{study.root}/mlflow.db")
-    found = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
-    assert [run.info.status for run in found] == ["FINISHED"] * runs
-    for run in found:
+    tracked = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    assert [run.info.status for run in tracked] == ["FINISHED"] * runs
+    for run in tracked:
         if run.data.params.get("variant"):
             steps = [point.step for point in client.get_metric_history(run.info.run_id, "loss")]
             assert steps == sorted(set(steps))
             assert steps[-1] == 40
 
 
-def test_every_run_is_finished_in_mlflow(finished: tuple[Study, str]) -> None:
+def test_every_run_is_finished_in_mlflow(finished: Finished) -> None:
     check_tracking(finished[0], runs=3)
 
 
-def test_a_second_time_finds_everything_complete(finished: tuple[Study, str]) -> None:
+def test_a_second_run_finds_everything_complete_and_changes_nothing(finished: Finished) -> None:
     study, output = finished
     before = study.files("studies") | study.files("datasets") | study.files("logs")
     code, again, errors = study.run()
@@ -241,7 +244,7 @@ def test_a_second_time_finds_everything_complete(finished: tuple[Study, str]) ->
     assert again.strip().splitlines()[-5:] == output.strip().splitlines()[-5:]
 
 
-def test_a_study_that_lost_a_file_is_not_complete(finished: tuple[Study, str]) -> None:
+def test_a_study_that_lost_a_file_is_not_complete(finished: Finished) -> None:
     study, _ = finished
     config, store = load(REPOSITORY / "configs/digits.yaml", OVERRIDES), open_store(study.root)
     assert study_is_complete(Work(config, store))
@@ -262,8 +265,8 @@ def test_a_study_that_lost_a_file_is_not_complete(finished: tuple[Study, str]) -
     assert not study_is_complete(Work(load(REPOSITORY / "configs/digits.yaml", [*OVERRIDES, "train.seed=1"]), store))
 
 
-def test_interrupted_at_any_moment_it_goes_on(finished: tuple[Study, str], tmp_path: Path) -> None:
-    """Ctrl-C, the death of the starter, and of all processes at once: the end is that of the undisturbed study."""
+def test_an_interrupted_or_killed_study_continues_with_the_same_numbers(finished: Finished, tmp_path: Path) -> None:
+    """Ctrl-C, kill -9 of the starter, kill -9 of all processes: the results equal those of the undisturbed study."""
     study, moment = Study(tmp_path / "runs"), random.Random(os.urandom(8))
 
     with no_survivors(study):
@@ -294,8 +297,8 @@ def test_interrupted_at_any_moment_it_goes_on(finished: tuple[Study, str], tmp_p
     check_tracking(study, runs=3)
 
 
-def test_a_step_that_fails_is_one_line_with_its_exit_code(finished: tuple[Study, str]) -> None:
-    """A sample set of another protocol lies where this study's metrics would come from."""
+def test_a_failed_step_is_reported_in_one_line_with_its_exit_code(finished: Finished) -> None:
+    """Metrics of another protocol are in the store."""
     study, _ = finished
     before = study.values()
     code, _, errors = study.run("evaluation.resamples=41")
@@ -306,27 +309,27 @@ def test_a_step_that_fails_is_one_line_with_its_exit_code(finished: tuple[Study,
     assert study.values() == before
 
 
-def test_a_failure_ends_the_other_variants_which_go_on_later(finished: tuple[Study, str], tmp_path: Path) -> None:
-    """Samples of another configuration lie where one variant's would go, while another is in training."""
+def test_a_failure_stops_the_other_variants_which_can_resume(finished: Finished, tmp_path: Path) -> None:
+    """One variant finds samples of another configuration while the other is in training."""
     study = Study(tmp_path / "runs")
-    (found,) = finished[0].root.glob("studies/digits/mini-s-2/samples/*20/*/manifest.json")
-    place = study.root / found.relative_to(finished[0].root)
-    place.parent.mkdir(parents=True)
-    place.write_text(json.dumps(json.loads(found.read_bytes()) | {"config_hash": "0" * 12}))
+    (manifest,) = finished[0].root.glob("studies/digits/mini-s-2/samples/*20/*/manifest.json")
+    target = study.root / manifest.relative_to(finished[0].root)
+    target.parent.mkdir(parents=True)
+    target.write_text(json.dumps(json.loads(manifest.read_bytes()) | {"config_hash": "0" * 12}))
     with no_survivors(study):
         code, _, errors = study.run("variants=[mini-S/2, mini-XL/2]", "train.steps=900")
     assert code == 2
     assert [line[:21] for line in errors.splitlines() if line.startswith("dit: ")] == ["dit: sample mini-S/2: "[:21]]
     assert "Traceback" not in errors
     assert (study.root / "studies/digits/mini-s-2/train.json").exists()
-    # The other one wrote the checkpoint of the step at which it was stopped, and no record of its end.
+    # The other variant wrote a checkpoint when it was stopped, and no record of a complete training.
     assert any(study.root.glob("studies/digits/mini-xl-2/checkpoints/*/meta.json"))
     assert not (study.root / "studies/digits/mini-xl-2/train.json").exists()
     wait_for_end_in_mlflow(study)
 
 
-def test_a_step_that_is_killed_fails_the_study(tmp_path: Path) -> None:
-    """As the kernel does where memory runs out."""
+def test_a_killed_step_fails_the_study(tmp_path: Path) -> None:
+    """As the kernel kills a process if memory runs out."""
     study = Study(tmp_path / "runs")
     process = study.start()
     wait_until(study.steps_under_way, process)

@@ -1,49 +1,40 @@
-"""The verdicts, on the paper's own numbers and under changes that must not, or must, alter them."""
+"""Verdicts on the paper's own numbers, and under changes that alter them or must not."""
 
 from __future__ import annotations
+
+from functools import cache
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from study_records import metrics_record, study
 
 from dit.claims.verdicts import NOISE_SHARE, judge
 from dit.errors import MismatchError, MissingError
 from dit.study.paper import paper
 from dit.study.records import Claim, Estimate, MetricsRecord
-from dit.study.variants import InputSpec, resolve
+from dit.study.variants import resolve
 
-LATENT = InputSpec(channels=4, size=32, classes=1000)
+PAPER = study("imagenet256", 1000)
+LATENT = PAPER.dataset.inputs
 STUDIED = ("DiT-B/2", "DiT-L/2", "DiT-XL/2", "DiT-XL/4")
 
 
-def record(variant: str, value: float, spread: float = 0.01, **changes: object) -> MetricsRecord:
+@cache
+def base(variant: str) -> MetricsRecord:
+    return metrics_record(PAPER, resolve(variant), 400_000)
+
+
+def record(variant: str, value: float, spread: float = 0.01) -> MetricsRecord:
     """A metric with an interval of +-2 spreads (relative) and normal replicates of that spread."""
-    spec = resolve(variant)
     noise = np.random.default_rng(len(variant)).standard_normal(200)
-    fields: dict[str, object] = {
-        "study": "s",
-        "variant": variant,
-        "step": 400_000,
-        "config_hash": variant,
-        "science_hash": "same",
-        "dataset_content": "same",
-        "metric": "fid",
-        "metrics": {"fid": Estimate(value=value, low=value * (1 - 2 * spread), high=value * (1 + 2 * spread))},
-        "replicates": tuple(value * (1 + spread * (noise - noise.mean()))),
-        "confidence": 0.95,
-        "num_samples": 50_000,
-        "sampling": {},
-        "decoder": "ft-mse",
-        "evaluator": "torch-fidelity",
-        "reference": "dataset",
-        "reference_sha256": "same",
-        "extractor_sha256": "same",
-        "noise_floor": 309.0,
-        "parameters": spec.parameters(LATENT),
-        "gflops": spec.gflops(LATENT),
-    }
-    return MetricsRecord.model_validate(fields | changes)
+    return base(variant).model_copy(
+        update={
+            "metrics": {"fid": Estimate(value=value, low=value * (1 - 2 * spread), high=value * (1 + 2 * spread))},
+            "replicates": tuple(value * (1 + spread * (noise - noise.mean()))),
+        }
+    )
 
 
 def published(variants: tuple[str, ...] | None = None, spread: float = 0.001) -> list[MetricsRecord]:
@@ -68,7 +59,7 @@ def test_the_papers_numbers_support_all_three_claims(variants: tuple[str, ...] |
     assert verdicts(published(variants)) == ["supported"] * 3
 
 
-def test_the_papers_numbers_show_gflops_to_be_the_better_predictor() -> None:
+def test_gflops_predict_the_papers_numbers_better_than_parameters() -> None:
     numbers = claims(published())[2].numbers
     assert numbers["gflops"]["r2"] > numbers["parameters"]["r2"]
     assert numbers["gflops"]["loo_rmse"] < numbers["parameters"]["loo_rmse"]
@@ -92,20 +83,20 @@ def test_fits_agree_with_numpys_least_squares() -> None:
     assert fit["loo_rmse"] == pytest.approx(np.sqrt(np.mean(np.square(left_out))), rel=1e-6)
 
 
-def test_an_overlap_is_named_with_its_numbers() -> None:
+def test_overlapping_intervals_are_undetermined_and_named() -> None:
     first, second, _ = claims(with_value(published(STUDIED), "DiT-XL/2", 23.0, spread=0.02))
     assert first.verdict == "undetermined"
     assert "DiT-XL/2 23.00 [22.08, 23.92] and DiT-L/2 23.33 [23.28, 23.38]" in first.reason
     assert second.verdict == "supported"
 
 
-def test_a_larger_model_wholly_above_contradicts_claim_1() -> None:
+def test_a_larger_model_with_a_higher_interval_contradicts_claim_1() -> None:
     first = claims(with_value(published(STUDIED), "DiT-L/2", 60.0))[0]
     assert first.verdict == "contradicted"
     assert "DiT-L/2 60.00 [59.88, 60.12] and DiT-B/2 43.47" in first.reason
 
 
-def test_a_larger_patch_wholly_below_contradicts_claim_2() -> None:
+def test_a_larger_patch_with_a_lower_interval_contradicts_claim_2() -> None:
     assert claims(with_value(published(STUDIED), "DiT-XL/4", 10.0))[1].verdict == "contradicted"
 
 
@@ -122,7 +113,7 @@ def test_a_metric_that_rises_with_gflops_contradicts_claim_3() -> None:
     assert claims(records)[2].verdict == "contradicted"
 
 
-def test_a_model_no_better_than_noise_leaves_every_claim_that_uses_it_open() -> None:
+def test_a_model_no_better_than_noise_leaves_its_claims_undetermined() -> None:
     records = with_value(published(STUDIED), "DiT-XL/4", 250.0)
     first, second, third = claims(records)
     assert first.verdict == "supported", "claim 1 compares patch 2 only"
@@ -134,16 +125,13 @@ def test_a_model_no_better_than_noise_leaves_every_claim_that_uses_it_open() -> 
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0])
-def test_a_number_that_is_none_leaves_the_claims_open(value: float) -> None:
+def test_a_metric_that_is_not_finite_and_positive_leaves_the_claims_undetermined(value: float) -> None:
     assert verdicts(with_value(published(STUDIED), "DiT-XL/2", value)) == ["undetermined"] * 3
 
 
-def test_too_few_variants_are_said_to_be_too_few() -> None:
-    first, second, third = claims(published(("DiT-XL/2",)))
-    assert {first.verdict, second.verdict, third.verdict} == {"undetermined"}
-    assert "Too few variants" in first.reason
-    assert "Too few variants" in second.reason
-    assert "Too few variants: 1" in third.reason
+def test_one_variant_is_too_few_for_every_claim() -> None:
+    one = claims(published(("DiT-XL/2",)))
+    assert all(claim.verdict == "undetermined" and claim.reason.startswith("Too few variants") for claim in one)
 
 
 def test_one_patch_size_cannot_tell_gflops_from_parameters() -> None:
@@ -152,7 +140,7 @@ def test_one_patch_size_cannot_tell_gflops_from_parameters() -> None:
     assert "two patch sizes" in third.reason
 
 
-def test_the_last_step_that_all_variants_reached_is_judged() -> None:
+def test_the_largest_step_of_all_variants_is_judged() -> None:
     early = [own.model_copy(update={"step": 100_000}) for own in published(STUDIED)]
     late = published(STUDIED)[:-1]
     assert judge("s", early + late).step == 100_000
@@ -161,7 +149,7 @@ def test_the_last_step_that_all_variants_reached_is_judged() -> None:
 
 
 @pytest.mark.parametrize("field", ["science_hash", "dataset_content", "reference_sha256", "extractor_sha256"])
-def test_what_cannot_be_compared_is_refused_by_name(field: str) -> None:
+def test_records_that_differ_in_a_key_field_are_refused(field: str) -> None:
     records = published(STUDIED)
     records[1] = records[1].model_copy(update={field: "other"})
     with pytest.raises(MismatchError, match=rf"has {field} (other|same), DiT-\S+ has {field} (other|same)|{field}"):
@@ -169,14 +157,14 @@ def test_what_cannot_be_compared_is_refused_by_name(field: str) -> None:
 
 
 @pytest.mark.parametrize("field", ["decoder", "reference_sha256", "evaluator"])
-def test_steps_that_were_not_measured_alike_are_refused(field: str) -> None:
-    """Also where the step that is judged is alike for all: the curves and runs.csv show the others beside it."""
+def test_other_steps_measured_differently_are_refused(field: str) -> None:
+    """Also if the judged step is consistent, because charts and runs.csv show the other steps beside it."""
     early = [own.model_copy(update={"step": 100_000, field: "old"}) for own in published(STUDIED)]
     with pytest.raises(MismatchError, match=rf"DiT-B/2 at step 100000 has {field} old, DiT-B/2 at step 400000 has"):
         judge("s", early + published(STUDIED))
 
 
-def test_the_verdict_says_what_its_intervals_leave_out() -> None:
+def test_the_verdict_notes_that_intervals_exclude_training_noise() -> None:
     notes = " ".join(judge("s", published(STUDIED)).notes)
     assert "another seed" in notes
     assert "19.5, 18.1" in notes
@@ -218,7 +206,7 @@ def test_the_unit_of_the_metric_does_not_matter(sizes: list[float], widths: list
 
 @given(values, spreads, st.floats(1, 8))
 @settings(max_examples=40, deadline=None)
-def test_more_uncertainty_never_settles_a_claim(sizes: list[float], widths: list[float], factor: float) -> None:
+def test_wider_intervals_never_decide_a_claim(sizes: list[float], widths: list[float], factor: float) -> None:
     narrow, wide = study_of(sizes, widths), study_of(sizes, [min(width * factor, 0.45) for width in widths])
     for before, after in zip(claims(narrow)[:2], claims(wide)[:2], strict=True):
         assert after.verdict in (before.verdict, "undetermined")
@@ -227,7 +215,7 @@ def test_more_uncertainty_never_settles_a_claim(sizes: list[float], widths: list
 
 @given(values, spreads)
 @settings(max_examples=25, deadline=None)
-def test_exchanging_two_models_turns_support_into_contradiction(sizes: list[float], widths: list[float]) -> None:
+def test_exchanging_two_models_turns_supported_into_contradicted(sizes: list[float], widths: list[float]) -> None:
     records = study_of(sizes, widths)
     fine, coarse = records[2], records[3]
     exchanged = [
@@ -239,6 +227,6 @@ def test_exchanging_two_models_turns_support_into_contradiction(sizes: list[floa
     assert verdicts(exchanged)[1] == opposite[verdicts(records)[1]]
 
 
-def test_widening_the_papers_intervals_leaves_claim_3_open() -> None:
+def test_wide_intervals_leave_claim_3_undetermined() -> None:
     assert verdicts(published(STUDIED, spread=0.02))[2] == "supported"
     assert verdicts(published(STUDIED, spread=0.4))[2] == "undetermined"

@@ -9,9 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sample_fixtures import gaussian_of
 from torch import Tensor
 
-from dit.metrics import torch_fidelity_api  # noqa: F401  (mends torchvision before torch_fidelity is imported)
+from dit.metrics import torch_fidelity_api  # noqa: F401  (patches torchvision before torch_fidelity is imported)
 from dit.metrics.frechet import FeatureSums, FrechetReference, FrechetResampler, Gaussian, frechet_distance
 
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric  # isort: skip
@@ -23,19 +24,13 @@ def features(count: int, dimensions: int, seed: int, shift: float = 0.0) -> Tens
     return torch.randn(count, dimensions, generator=random, dtype=torch.float64) @ mix + shift
 
 
-def gaussian(features_ND: Tensor) -> Gaussian:
-    sums = FeatureSums(features_ND.shape[1])
-    sums.add(features_ND)
-    return sums.gaussian()
-
-
 def torch_fidelity_distance(first: Tensor, second: Tensor) -> float:
     statistics = [fid_features_to_statistics(each) for each in (first, second)]
     return float(fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"])
 
 
-def test_gaussians_with_diagonal_covariances() -> None:
-    """Where covariances commute, the distance is that of means plus that of standard deviations."""
+def test_the_distance_of_gaussians_with_diagonal_covariances() -> None:
+    """If covariances commute, the distance is that of the means plus that of the standard deviations."""
     one = Gaussian(torch.tensor([0.0, 3.0]).double(), torch.diag(torch.tensor([4.0, 9.0])).double())
     other = Gaussian(torch.tensor([4.0, 0.0]).double(), torch.diag(torch.tensor([1.0, 25.0])).double())
     assert frechet_distance(one, other) == pytest.approx(3**2 + 4**2 + (2 - 1) ** 2 + (3 - 5) ** 2)
@@ -43,39 +38,39 @@ def test_gaussians_with_diagonal_covariances() -> None:
 
 def test_scaling_all_features_scales_the_distance_by_the_square() -> None:
     one, other = features(300, 8, 0), features(300, 8, 1, shift=1)
-    near = frechet_distance(gaussian(one), gaussian(other))
-    assert frechet_distance(gaussian(10 * one), gaussian(10 * other)) == pytest.approx(100 * near)
+    near = frechet_distance(gaussian_of(one), gaussian_of(other))
+    assert frechet_distance(gaussian_of(10 * one), gaussian_of(10 * other)) == pytest.approx(100 * near)
 
 
-def test_a_set_is_at_no_distance_from_itself() -> None:
-    own = gaussian(features(500, 32, 0))
+def test_the_distance_of_a_set_to_itself_is_zero() -> None:
+    own = gaussian_of(features(500, 32, 0))
     assert frechet_distance(own, own) == pytest.approx(0, abs=1e-8 * float(own.covariance.trace()))
 
 
-def test_rotating_both_changes_nothing() -> None:
+def test_a_rotation_of_both_sets_keeps_the_distance() -> None:
     one, other = features(200, 16, 0), features(200, 16, 1, shift=0.5)
     rotation, _ = torch.linalg.qr(torch.randn(16, 16, generator=torch.Generator().manual_seed(2), dtype=torch.float64))
-    turned = frechet_distance(gaussian(one @ rotation), gaussian(other @ rotation))
-    assert turned == pytest.approx(frechet_distance(gaussian(one), gaussian(other)))
+    turned = frechet_distance(gaussian_of(one @ rotation), gaussian_of(other @ rotation))
+    assert turned == pytest.approx(frechet_distance(gaussian_of(one), gaussian_of(other)))
 
 
 @pytest.mark.parametrize(("images", "dimensions"), [(1000, 64), (500, 192)])
-def test_equals_torch_fidelity(images: int, dimensions: int) -> None:
+def test_the_distance_equals_torch_fidelitys(images: int, dimensions: int) -> None:
     one, other = features(images, dimensions, 0, shift=0.3), features(images + 100, dimensions, 1)
-    ours = frechet_distance(gaussian(one), gaussian(other))
+    ours = frechet_distance(gaussian_of(one), gaussian_of(other))
     assert ours == pytest.approx(torch_fidelity_distance(one, other), rel=1e-6)
 
 
 @pytest.mark.parametrize(("first", "second"), [(20, 1000), (1000, 20), (20, 30)])
-def test_fewer_images_than_dimensions(first: int, second: int) -> None:
+def test_the_distance_with_fewer_images_than_dimensions_equals_torch_fidelitys(first: int, second: int) -> None:
     one, other = features(first, 64, 0), features(second, 64, 1)
-    ours = frechet_distance(gaussian(one), gaussian(other))
+    ours = frechet_distance(gaussian_of(one), gaussian_of(other))
     assert ours == pytest.approx(torch_fidelity_distance(one, other), rel=1e-5)
 
 
 @settings(max_examples=30, deadline=None)
 @given(cuts=st.lists(st.integers(0, 100), max_size=5), seed=st.integers(0, 1000))
-def test_parts_add_up_to_the_whole(cuts: list[int], seed: int) -> None:
+def test_sums_of_parts_give_mean_and_covariance_of_the_whole(cuts: list[int], seed: int) -> None:
     data = features(100, 6, seed, shift=2)
     edges = [0, *sorted(cuts), 100]
     merged = FeatureSums(6)
@@ -88,29 +83,29 @@ def test_parts_add_up_to_the_whole(cuts: list[int], seed: int) -> None:
     torch.testing.assert_close(merged.gaussian().covariance, torch.cov(data.T))
 
 
-def test_float32_features_lose_nothing_that_matters() -> None:
+def test_float32_features_give_the_same_distance() -> None:
     data = features(2000, 16, 0, shift=50)
-    exact = frechet_distance(gaussian(data), gaussian(features(2000, 16, 1, shift=50)))
-    single = frechet_distance(gaussian(data.float()), gaussian(features(2000, 16, 1, shift=50).float()))
+    exact = frechet_distance(gaussian_of(data), gaussian_of(features(2000, 16, 1, shift=50)))
+    single = frechet_distance(gaussian_of(data.float()), gaussian_of(features(2000, 16, 1, shift=50).float()))
     assert single == pytest.approx(exact, rel=1e-4)
 
 
-def test_what_is_not_a_number_is_at_no_distance_of_zero() -> None:
-    own = gaussian(features(100, 4, 0))
+def test_the_distance_of_nan_features_is_nan() -> None:
+    own = gaussian_of(features(100, 4, 0))
     assert math.isnan(FrechetReference(own).distance(Gaussian(own.mean * math.nan, own.covariance)))
 
 
-def test_one_image_has_no_covariance() -> None:
+def test_the_covariance_of_one_image_is_refused() -> None:
     with pytest.raises(ValueError, match="two images"):
-        gaussian(features(1, 4, 0))
+        gaussian_of(features(1, 4, 0))
 
 
 @pytest.mark.parametrize("images", [300, 12])
-def test_a_weighted_draw_is_the_distance_of_the_images_drawn(images: int) -> None:
-    """With many images the dimensions' Gram matrix is used, with few the images'."""
-    data, reference = features(images, 24, 0, shift=0.2), FrechetReference(gaussian(features(400, 24, 1)))
+def test_the_resampled_distance_equals_that_of_the_drawn_images(images: int) -> None:
+    """Many images use the Gram matrix over dimensions, few images the one over images."""
+    data, reference = features(images, 24, 0, shift=0.2), FrechetReference(gaussian_of(features(400, 24, 1)))
     counts = torch.bincount(
         torch.randint(images, (images,), generator=torch.Generator().manual_seed(3)), minlength=images
     )
-    expected = reference.distance(gaussian(data.repeat_interleave(counts, dim=0)))
+    expected = reference.distance(gaussian_of(data.repeat_interleave(counts, dim=0)))
     assert FrechetResampler(reference, data).distance(counts) == pytest.approx(expected, rel=1e-8)

@@ -8,7 +8,7 @@ from study_records import study
 from dit.errors import ConfigError
 from dit.planning.accelerators import KNOWN
 from dit.planning.cost import memory, plan
-from dit.report.tables import plan_table, show_plan
+from dit.planning.tables import plan_table, show_plan
 from dit.study.config import FitConfig, StudyConfig
 from dit.study.variants import VARIANTS, InputSpec, resolve
 

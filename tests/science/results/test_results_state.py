@@ -1,4 +1,4 @@
-"""The table of stages against a store: every reader gives the same answer, and the stage makes only what is missing."""
+"""The table of stages and a store: every reader gives the same answer, for complete, damaged and other results."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from study_records import fill, fill_dataset
 from dit.claims.results import load_results
 from dit.cli.commands import run
 from dit.errors import MismatchError, MissingError
+from dit.results.output import Output
 from dit.results.progress import progress
 from dit.results.stages import (
     EVALUATE,
@@ -22,7 +23,6 @@ from dit.results.stages import (
     STAGES,
     TRAIN,
     VARIANT_STAGES,
-    Output,
     Stage,
     Work,
     step_names,
@@ -70,12 +70,12 @@ def spec_of(stage: Stage, work: Work) -> ModelSpec | None:
 
 
 def fresh(work: Work) -> Work:
-    """The same study, as a process that starts now sees it."""
+    """The same study without cached values, as in a new process."""
     return Work(work.config, work.store)
 
 
 def without_later_stages(work: Work, stage: Stage) -> None:
-    """What is made from a stage's outputs would stand for them."""
+    """Remove later outputs, because a stage is complete if everything made from it is."""
     for spec in work.config.specs:
         if stage in (PREPARE, TRAIN):
             work.store.delete(layout.train_record(work.config, spec))
@@ -85,7 +85,7 @@ def without_later_stages(work: Work, stage: Stage) -> None:
 
 
 def last_output(stage: Stage, work: Work) -> Output[Any]:
-    """The last that has files, where the stage's records vouch for files."""
+    """The stage's last output, which has files if any of its outputs has."""
     return stage.outputs(work, spec_of(stage, work))[-1]
 
 
@@ -103,7 +103,7 @@ def test_a_complete_study_is_complete_for_every_reader(work: Work) -> None:
     assert len(load_results(work.config, work.store).variants) == 2
 
 
-def test_an_empty_store_holds_no_stage(config: StudyConfig, store: Store) -> None:
+def test_no_stage_is_complete_in_an_empty_store(config: StudyConfig, store: Store) -> None:
     empty = Work(config, store)
     assert not any(stage_state(stage, empty, spec_of(stage, empty)).done for stage in STAGES)
     assert unfinished(empty) == [config.spec("mini-B/2"), config.spec("mini-S/2")]
@@ -135,7 +135,7 @@ DAMAGES: dict[str, Callable[[Work, Output[Any]], None]] = {
     [(stage, damage) for stage in STAGES for damage in DAMAGES if stage in WITH_FILES or damage == "record gone"],
     ids=lambda value: value if isinstance(value, str) else value.name,
 )
-def test_what_is_missing_makes_the_stage_incomplete(stage: Stage, damage: str, work: Work) -> None:
+def test_a_missing_or_damaged_file_makes_the_stage_incomplete(stage: Stage, damage: str, work: Work) -> None:
     DAMAGES[damage](work, last_output(stage, work))
     without_later_stages(work, stage)
     now = fresh(work)
@@ -151,7 +151,7 @@ def test_what_is_missing_makes_the_stage_incomplete(stage: Stage, damage: str, w
 
 
 @pytest.mark.parametrize("stage", [PREPARE, TRAIN, SAMPLE, EVALUATE], ids=lambda stage: stage.name)
-def test_a_record_of_another_configuration_is_refused_alike_by_every_reader(stage: Stage, work: Work) -> None:
+def test_every_reader_refuses_a_record_of_another_configuration_with_the_same_message(stage: Stage, work: Work) -> None:
     output = last_output(stage, work)
     replace_record(work, output, config_hash="another")
     now = fresh(work)
@@ -210,7 +210,7 @@ def test_shards_that_changed_are_refused(stage: Stage, work: Work) -> None:
         is_complete(stage, now, spec_of(stage, now))
 
 
-def test_a_longer_study_asks_for_more_of_the_training_alone(work: Work) -> None:
+def test_a_longer_study_needs_more_training_and_no_new_samples(work: Work) -> None:
     longer = Work(load(CONFIG, [*OVERRIDES, "train.steps=3000", "evaluation.at_steps=[500, 1500]"]), work.store)
     assert not is_complete(TRAIN, longer, longer.config.specs[0])
     assert is_complete(SAMPLE, longer, longer.config.specs[0])
@@ -219,7 +219,7 @@ def test_a_longer_study_asks_for_more_of_the_training_alone(work: Work) -> None:
 def test_every_reader_finds_a_manifest_without_its_parts_incomplete(
     work: Work, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One way out, which every reader names: `dit sample`, which then makes the missing files (test_sample.py)."""
+    """Every reader names `dit sample`, which makes the missing files (test_sample.py)."""
     config, store, spec = work.config, work.store, work.config.specs[0]
     store.delete(layout.metrics(config, spec, 500))
     store.delete(f"{layout.samples(config, spec, 500)}/{layout.sample_part(0)}")
@@ -234,7 +234,7 @@ def test_every_reader_finds_a_manifest_without_its_parts_incomplete(
     with pytest.raises(MissingError, match=command):
         require_stage(SAMPLE, now, spec)
     # dit evaluate, and dit report
-    common = [str(CONFIG), "--root", store.url, *(word for one in OVERRIDES for word in ("--set", one))]
+    common = [str(CONFIG), "--root", store.url, *(word for override in OVERRIDES for word in ("--set", override))]
     for arguments in (["evaluate", *common, "--variant", "mini-S/2"], ["report", *common]):
         assert run(arguments) == 2
         assert command in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Evaluation as a stage: numbers that tell good samples from bad ones, records, and what it refuses."""
+"""The evaluate stage: metrics that separate good samples from bad ones, its records, and its refusals."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from study_records import fill, study
 from dit.cli.commands import run
 from dit.data.sources import iter_source_images
 from dit.errors import ConfigError, DataError, InputError, MismatchError, MissingError
-from dit.metrics.inputs import INCEPTION_SHA256, read_adm_images
+from dit.metrics.inputs import INCEPTION_SHA256
 from dit.sampling.noise import sample_labels
 from dit.stages import evaluate, prepare, sample
 from dit.storage import Store, open_store, read_record
@@ -29,10 +29,12 @@ from dit.study.study_file import load_text
 from dit.tracking import read_points
 
 Images = np.ndarray[Any, np.dtype[np.uint8]]
+Judged = tuple[Store, dict[str, MetricsRecord]]
+Pictures = tuple[Store, StudyConfig]
 
 
-def digits_asked_for(config: StudyConfig) -> Images:
-    """A real digit for every label of the sample set: what a perfect model would draw."""
+def digits_for_labels(config: StudyConfig) -> Images:
+    """A real digit for every label of the sample set, as a perfect model would draw."""
     _, images, labels = zip(*iter_source_images(config), strict=True)
     pools = [[image for image, label in zip(images, labels, strict=True) if label == digit] for digit in range(10)]
     wanted = sample_labels(config.sampling, 10)
@@ -45,12 +47,12 @@ def blurred(images: Images) -> Images:
 
 
 @pytest.fixture(scope="module")
-def judged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, dict[str, MetricsRecord]]:
-    """Sample sets of known quality, each the samples of a study of its own, beside the same dataset."""
+def judged(tmp_path_factory: pytest.TempPathFactory) -> Judged:
+    """Sample sets of known quality, one per study, with the same dataset."""
     store = open_store(tmp_path_factory.mktemp("judged"))
     config = small_study()
     prepare.run(config, store)
-    real = digits_asked_for(config)
+    real = digits_for_labels(config)
     random = np.random.default_rng(0)
     sets = {
         "real": real,
@@ -66,34 +68,32 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, dict[str, M
     return store, records
 
 
-def test_worse_images_are_farther_from_the_dataset(judged: tuple[Store, dict[str, MetricsRecord]]) -> None:
+def test_worse_images_have_a_larger_distance(judged: Judged) -> None:
     distances = {name: record.metrics["fd_digits"] for name, record in judged[1].items()}
     assert distances["real"].high < distances["blurred"].low
     assert distances["real"].high < distances["noise"].low
     assert distances["real"].value < 0.05 * distances["noise"].value
 
 
-def test_the_noise_floor_is_above_anything_that_looks_like_a_digit(
-    judged: tuple[Store, dict[str, MetricsRecord]],
-) -> None:
+def test_the_noise_floor_is_far_above_real_digits(judged: Judged) -> None:
     floors = {record.noise_floor for record in judged[1].values()}
     assert len(floors) == 1
     assert floors.pop() > 10 * judged[1]["real"].metrics["fd_digits"].value
 
 
-def test_precision_recall_and_labels_say_what_is_wrong(judged: tuple[Store, dict[str, MetricsRecord]]) -> None:
+def test_precision_recall_and_label_accuracy_separate_the_defects(judged: Judged) -> None:
     values = {name: {key: each.value for key, each in record.metrics.items()} for name, record in judged[1].items()}
     assert set(values["real"]) == {"fd_digits", "precision", "recall", "label_accuracy"}
     assert values["real"]["precision"] == 1
     assert values["real"]["recall"] > 0.5
     assert values["noise"]["precision"] < 0.2
     assert values["real"]["label_accuracy"] > 0.97
-    # The same images under each other's labels: as good to every metric but one.
+    # Real images with wrong labels differ in label accuracy alone.
     assert values["mislabelled"]["label_accuracy"] < 0.1
     assert values["mislabelled"]["fd_digits"] == pytest.approx(values["real"]["fd_digits"], rel=1e-6)
 
 
-def test_the_record_tells_how_its_number_was_made(judged: tuple[Store, dict[str, MetricsRecord]]) -> None:
+def test_the_record_describes_the_evaluation(judged: Judged) -> None:
     store, records = judged
     record, config = records["real"], small_study("study=real")
     spec = config.spec(VARIANT)
@@ -115,7 +115,7 @@ def test_the_record_tells_how_its_number_was_made(judged: tuple[Store, dict[str,
     assert trained.file.sha256 == record.extractor_sha256
 
 
-def test_extractor_and_reference_are_made_once_and_shared(judged: tuple[Store, dict[str, MetricsRecord]]) -> None:
+def test_extractor_and_reference_are_made_once_and_shared(judged: Judged) -> None:
     store, records = judged
     names = [key.rpartition("/")[2] for key in store.list(layout.reference(small_study()))]
     kinds = sorted(name.split("-")[0] + "." + name.rpartition(".")[2] for name in names)
@@ -123,8 +123,8 @@ def test_extractor_and_reference_are_made_once_and_shared(judged: tuple[Store, d
     assert len({(record.extractor_sha256, record.reference_sha256) for record in records.values()}) == 1
 
 
-def test_points_are_named_for_their_protocol(judged: tuple[Store, dict[str, MetricsRecord]]) -> None:
-    """Evaluated again under another protocol, numbers must not land in the same curve."""
+def test_tracked_points_have_the_protocol_in_their_name(judged: Judged) -> None:
+    """Values of another protocol must not be in the same curve."""
     store, records = judged
     config = small_study("study=real")
     points = {point.key: (point.step, point.value) for point in read_points(config, store, config.spec(VARIANT))}
@@ -135,11 +135,11 @@ def test_points_are_named_for_their_protocol(judged: tuple[Store, dict[str, Metr
     assert all(re.fullmatch(r"[A-Za-z0-9_./ -]+", key) for key in points)
 
 
-def test_points_of_another_evaluation_are_other_points(judged: tuple[Store, dict[str, MetricsRecord]]) -> None:
+def test_another_protocol_gives_points_of_another_name(judged: Judged) -> None:
     store = judged[0]
     plain = small_study("study=again", "evaluation.resamples=200")
     assert layout.metric(plain, "fd_digits") == f"{layout.protocol(plain.sampling)}/fd_digits"
-    write_samples(store, plain, digits_asked_for(plain))
+    write_samples(store, plain, digits_for_labels(plain))
     for config in (plain, small_study("study=again", "evaluation.confidence=0.9", "evaluation.resamples=200")):
         spec = config.spec(VARIANT)
         record = evaluate.run(config, store, VARIANT)[0]
@@ -148,7 +148,7 @@ def test_points_of_another_evaluation_are_other_points(judged: tuple[Store, dict
         store.delete(layout.metrics(config, spec, STEP))
 
 
-def test_a_complete_evaluation_is_found_without_torch(judged: tuple[Store, dict[str, MetricsRecord]]) -> None:
+def test_a_complete_evaluation_is_recognised_without_importing_torch(judged: Judged) -> None:
     store, records = judged
     code = f"""
         import sys
@@ -164,14 +164,14 @@ def test_a_complete_evaluation_is_found_without_torch(judged: tuple[Store, dict[
     assert float(done.stdout) == records["real"].metrics["fd_digits"].value
 
 
-def test_evaluating_again_gives_the_same_record(judged: tuple[Store, dict[str, MetricsRecord]]) -> None:
+def test_evaluating_again_gives_the_same_record(judged: Judged) -> None:
     store, records = judged
     config = small_study("study=real")
     store.delete(layout.metrics(config, config.spec(VARIANT), STEP))
     assert evaluate.run(config, store, VARIANT) == [records["real"]]
 
 
-def test_metrics_of_another_protocol_are_refused(judged: tuple[Store, dict[str, MetricsRecord]]) -> None:
+def test_metrics_of_another_protocol_are_refused(judged: Judged) -> None:
     other = small_study("study=real", "evaluation.resamples=50")
     with pytest.raises(MismatchError, match=f"{other.evaluation_hash(other.spec(VARIANT))}.*evaluation keys differ"):
         evaluate.run(other, judged[0], VARIANT)
@@ -185,11 +185,11 @@ def test_metrics_of_another_decoder_are_refused(tmp_path: Path) -> None:
         evaluate.run(study(overrides=(f"dataset.codec.weights={weights}",)), store, "DiT-B/2")
 
 
-def test_missing_samples_are_named_with_the_command_that_makes_them(
-    judged: tuple[Store, dict[str, MetricsRecord]],
-) -> None:
-    with pytest.raises(MissingError, match=f"{VARIANT} at step {STEP}; run `dit sample` with --variant {VARIANT}"):
-        evaluate.run(small_study("study=unsampled"), judged[0], VARIANT)
+def test_missing_samples_are_named_with_their_command(judged: Judged) -> None:
+    config, store = small_study("study=unsampled"), judged[0]
+    write_checkpoint(store, config)
+    with pytest.raises(MissingError, match=f"{STEP} is not sampled; run `dit sample STUDY --variant {VARIANT} --step"):
+        evaluate.run(config, store, VARIANT)
 
 
 def test_a_missing_dataset_is_named(tmp_path: Path) -> None:
@@ -199,25 +199,25 @@ def test_a_missing_dataset_is_named(tmp_path: Path) -> None:
         evaluate.run(config, store, VARIANT)
 
 
-def test_one_sample_has_no_distribution(tmp_path: Path) -> None:
+def test_a_set_of_one_sample_is_refused(tmp_path: Path) -> None:
     config, store = small_study("sampling.num_samples=1"), open_store(tmp_path)
     write_samples(store, config, np.zeros((1, 8, 8, 1), dtype=np.uint8))
     with pytest.raises(ConfigError, match=r"num_samples=1"):
         evaluate.run(config, store, VARIANT)
 
 
-def test_a_damaged_sample_part_stops_the_evaluation(judged: tuple[Store, dict[str, MetricsRecord]]) -> None:
+def test_a_damaged_sample_part_stops_the_evaluation(judged: Judged) -> None:
     config, store = small_study("study=damaged"), judged[0]
-    manifest = write_samples(store, config, digits_asked_for(config))
+    manifest = write_samples(store, config, digits_for_labels(config))
     key = f"{layout.samples(config, config.spec(VARIANT), STEP)}/{manifest.files[1].name}"
-    store.write(key, store.read(key)[:-9])
+    store.write(key, store.read(key)[:-9] + b"x" * 9)
     with pytest.raises(DataError, match=r"part-00001\.npz"):
         evaluate.run(config, store, VARIANT)
     assert not store.exists(layout.metrics(config, config.spec(VARIANT), STEP))
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, StudyConfig]:
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Pictures:
     """A few pictures, samples of them by a random model, and randomly initialised InceptionV3 weights."""
     folder = tmp_path_factory.mktemp("pictures")
     weights = folder / "inception.pth"
@@ -244,7 +244,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, StudyConf
 
 
 @pytest.mark.slow
-def test_inception_measures_colour_images_end_to_end(pictures: tuple[Store, StudyConfig]) -> None:
+def test_inception_measures_colour_images_end_to_end(pictures: Pictures) -> None:
     store, config = pictures
     record = evaluate.run(config, store, VARIANT)[0]
     assert record.metric == "fid"
@@ -257,9 +257,7 @@ def test_inception_measures_colour_images_end_to_end(pictures: tuple[Store, Stud
 
 
 @pytest.mark.slow
-def test_adms_reference_is_read_and_its_images_serve_precision_and_recall(
-    pictures: tuple[Store, StudyConfig], tmp_path: Path
-) -> None:
+def test_adms_reference_is_read_and_its_images_serve_precision_and_recall(pictures: Pictures, tmp_path: Path) -> None:
     store, config = pictures
     plain = evaluate.run(config, store, VARIANT)[0]
     key = next(k for k in store.list(layout.reference(config)) if "statistics" in k and k.endswith(".json"))
@@ -272,7 +270,7 @@ def test_adms_reference_is_read_and_its_images_serve_precision_and_recall(
     for name, extra in {"with": {"arr_0": images}, "without": {}}.items():
         np.savez(tmp_path / f"{name}.npz", mu=mu, sigma=sigma, mu_s=mu[:5], sigma_s=sigma[:5, :5], **extra)
         adm = load_text(config.to_yaml(), [f"evaluation.reference={{kind: adm, path: {tmp_path}/{name}.npz}}"])
-        # The protocol's place is taken by the first evaluation.
+        # Both evaluations have the same key.
         store.delete(layout.metrics(config, config.spec(VARIANT), STEP))
         results[name] = evaluate.run(adm, store, VARIANT)[0]
     store.delete(layout.metrics(config, config.spec(VARIANT), STEP))
@@ -282,9 +280,7 @@ def test_adms_reference_is_read_and_its_images_serve_precision_and_recall(
     assert set(results["without"].metrics) == {"fid", "isc"}
 
 
-def test_a_file_that_is_not_adms_is_refused_before_any_work(
-    pictures: tuple[Store, StudyConfig], tmp_path: Path
-) -> None:
+def test_an_invalid_adm_reference_is_refused_in_one_line(pictures: Pictures, tmp_path: Path) -> None:
     store, config = pictures
     np.savez(tmp_path / "other.npz", mean=np.zeros(3), arr_0=np.zeros(2))
     (tmp_path / "text.npz").write_text("no archive")
@@ -307,9 +303,7 @@ def test_a_file_that_is_not_adms_is_refused_before_any_work(
         assert "\n" not in str(error.value)
 
 
-def test_images_that_changed_since_the_preparation_are_no_reference(
-    pictures: tuple[Store, StudyConfig], tmp_path: Path
-) -> None:
+def test_images_that_changed_since_the_preparation_are_refused(pictures: Pictures, tmp_path: Path) -> None:
     folder = image_folder(tmp_path / "images", per_class=3)
     config = load_text(pictures[1].to_yaml(), [f"dataset.source.path={folder}"])
     store = open_store(tmp_path / "root")
@@ -322,20 +316,8 @@ def test_images_that_changed_since_the_preparation_are_no_reference(
     assert not store.list(layout.reference(config))
 
 
-def test_adms_images_are_read_as_images_or_refused(tmp_path: Path) -> None:
-    images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
-    np.savez(tmp_path / "a.npz", arr_0=images)
-    found = read_adm_images(tmp_path / "a.npz", 4)
-    assert found is not None
-    assert np.array_equal(found, images[:4])
-    for wrong in (images[0], images.astype(float), images[..., :1]):
-        np.savez(tmp_path / "a.npz", arr_0=wrong)
-        with pytest.raises(InputError, match="arr_0 of"):
-            read_adm_images(tmp_path / "a.npz", 4)
-
-
-def test_missing_inception_weights_are_one_line_before_any_work(
-    pictures: tuple[Store, StudyConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_missing_inception_weights_are_refused_in_one_line(
+    pictures: Pictures, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store, config = pictures
     bare = load_text(

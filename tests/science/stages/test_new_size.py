@@ -1,4 +1,4 @@
-"""A model size that nobody but the table of sizes knows: planned, judged, drawn, and taken through a whole study."""
+"""A new row in the table of sizes is enough: planned, judged, plotted, and run through a complete study."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DIGITS = Path(__file__).parents[3] / "configs" / "digits.yaml"
 
 
 def add_size(monkeypatch: pytest.MonkeyPatch, family: str, size: Size) -> None:
-    """One more row, as if it stood in the table."""
+    """Add a row to the table of sizes."""
     monkeypatch.setitem(FAMILIES, family, (*FAMILIES[family], size))
     for name, spec in variants_of(family).items():
         monkeypatch.setitem(VARIANTS, name, spec)

@@ -1,4 +1,4 @@
-"""The report stage on a store of records: what it refuses, what it writes, when it writes it again."""
+"""The report stage on a store of records: its files, its refusals, and when it runs again."""
 
 from __future__ import annotations
 
@@ -22,13 +22,19 @@ from dit.study.variants import ModelSpec
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return open_store(tmp_path / "root")
+def config() -> StudyConfig:
+    return study()
 
 
-def test_runs_csv_has_a_row_for_every_checkpoint(store: Store) -> None:
-    config = study()
+@pytest.fixture
+def store(tmp_path: Path, config: StudyConfig) -> Store:
+    """The records of a study, without a report."""
+    store = open_store(tmp_path / "root")
     fill(store, config)
+    return store
+
+
+def test_runs_csv_has_a_row_for_every_checkpoint(config: StudyConfig, store: Store) -> None:
     report.run(config, store)
     rows = list(csv.DictReader(io.StringIO(read(store, config, "runs.csv"))))
     assert [(row["variant"], int(row["step"])) for row in rows] == [
@@ -43,31 +49,25 @@ def test_runs_csv_has_a_row_for_every_checkpoint(store: Store) -> None:
     assert all(store.exists(f"{row['samples']}/{layout.MANIFEST}") for row in rows)
 
 
-def test_runs_csv_tells_what_training_up_to_each_checkpoint_took(store: Store) -> None:
-    config = study()
-    fill(store, config)
+def test_runs_csv_has_the_training_time_up_to_each_checkpoint(config: StudyConfig, store: Store) -> None:
     gone = layout.checkpoint(config, config.specs[1], 100_000)
     store.delete(gone)
     report.run(config, store)
     rows = list(csv.DictReader(io.StringIO(read(store, config, "runs.csv"))))
-    told = {(row["variant"], row["step"]): (row["train_seconds"], row["images_per_second"]) for row in rows}
-    assert told["DiT-B/2", "100000"] == ("1750.0", "1010.0")
-    assert told["DiT-B/2", "400000"] == ("7000.0", "1040.0")
-    assert told["DiT-L/2", "100000"] == ("", "")
+    cost = {(row["variant"], row["step"]): (row["train_seconds"], row["images_per_second"]) for row in rows}
+    assert cost["DiT-B/2", "100000"] == ("1750.0", "1010.0")
+    assert cost["DiT-B/2", "400000"] == ("7000.0", "1040.0")
+    assert cost["DiT-L/2", "100000"] == ("", "")
 
 
-def test_verdict_json_reads_back(store: Store) -> None:
-    config = study()
-    fill(store, config)
+def test_verdict_json_can_be_read_back(config: StudyConfig, store: Store) -> None:
     report.run(config, store)
     verdict = Verdict.from_json(store.read(f"{layout.report(config)}/verdict.json"), "verdict.json")
     assert verdict == load_results(config, store).verdict
     assert [claim.verdict for claim in verdict.claims] == ["supported"] * 3
 
 
-def test_a_complete_report_is_left_alone_until_its_inputs_change(store: Store) -> None:
-    config = study()
-    fill(store, config)
+def test_a_complete_report_is_left_alone_until_its_inputs_change(config: StudyConfig, store: Store) -> None:
     first = report.run(config, store)
     page = store.local(f"{layout.report(config)}/report.html")
     written = page.stat().st_mtime_ns
@@ -81,18 +81,16 @@ def test_a_complete_report_is_left_alone_until_its_inputs_change(store: Store) -
 
 
 @pytest.mark.parametrize("damage", ["lost", "cut short"])
-def test_a_report_with_a_damaged_page_is_made_again(store: Store, damage: str) -> None:
-    config = study()
-    fill(store, config)
+def test_a_report_with_a_damaged_page_is_made_again(config: StudyConfig, store: Store, damage: str) -> None:
     report.run(config, store)
     key = f"{layout.report(config)}/report.html"
-    whole = store.read(key)
+    intact = store.read(key)
     if damage == "lost":
         store.delete(key)
     else:
-        store.write(key, whole[:1000])
+        store.write(key, intact[:1000])
     report.run(config, store)
-    assert store.read(key) == whole
+    assert store.read(key) == intact
 
 
 Removal = Callable[[StudyConfig, ModelSpec], list[str]]
@@ -121,10 +119,8 @@ MISSING: dict[str, tuple[Removal, str]] = {
 
 
 @pytest.mark.parametrize("what", MISSING)
-def test_a_missing_result_is_named_with_the_command_that_makes_it(store: Store, what: str) -> None:
+def test_a_missing_result_is_named_with_the_command_that_makes_it(config: StudyConfig, store: Store, what: str) -> None:
     remove, message = MISSING[what]
-    config = study()
-    fill(store, config)
     for key in remove(config, config.specs[1]):
         store.delete(key)
     with pytest.raises(MissingError, match=message):
@@ -132,16 +128,14 @@ def test_a_missing_result_is_named_with_the_command_that_makes_it(store: Store, 
     assert not store.list(layout.report(config))
 
 
-def test_an_empty_store_is_one_line(store: Store) -> None:
+def test_an_empty_store_is_refused_in_one_line(config: StudyConfig, tmp_path: Path) -> None:
     with pytest.raises(
         MissingError, match=r"the dataset is not prepared; run `dit prepare STUDY` \(11 more results are missing\)"
     ):
-        report.run(study(), store)
+        report.run(config, open_store(tmp_path))
 
 
-def test_results_of_another_recipe_are_refused(store: Store) -> None:
-    config = study()
-    fill(store, config)
+def test_results_of_another_recipe_are_refused(config: StudyConfig, store: Store) -> None:
     other = study(overrides=("train.learning_rate=1e-3",))
     with pytest.raises(
         MismatchError, match=f"{config.training_hash(config.specs[0])}.*{other.training_hash(other.specs[0])}"
@@ -149,8 +143,9 @@ def test_results_of_another_recipe_are_refused(store: Store) -> None:
         report.run(other, store)
 
 
-def test_a_variant_that_was_trained_to_fewer_steps_is_not_finished(store: Store) -> None:
-    """As after a short run that is now to go on: its records are there, and are not of this study's length."""
+def test_a_shorter_training_is_not_complete(tmp_path: Path) -> None:
+    """The records of a short run exist, and the study is now longer."""
+    store = open_store(tmp_path)
     short = study(overrides=("train.steps=100000", "evaluation.at_steps=[100000]"))
     fill(store, short)
     report.run(short, store)
@@ -163,10 +158,8 @@ def test_a_variant_that_was_trained_to_fewer_steps_is_not_finished(store: Store)
 
 
 @pytest.mark.parametrize("what", ["training", "metrics"])
-def test_results_beside_other_shards_are_refused(store: Store, what: str) -> None:
-    """Also where the dataset itself is gone."""
-    config = study()
-    fill(store, config)
+def test_results_with_other_shards_are_refused(config: StudyConfig, store: Store, what: str) -> None:
+    """Also if the dataset itself was removed."""
     store.delete(layout.dataset(config))
     if what == "training":
         spec = config.specs[2]
@@ -183,9 +176,9 @@ def test_results_beside_other_shards_are_refused(store: Store, what: str) -> Non
         report.run(config, store)
 
 
-def test_the_terminal_shows_table_verdict_and_where_to_look(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
-    config = study()
-    fill(store, config)
+def test_the_terminal_shows_table_verdict_and_paths(
+    config: StudyConfig, store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
     report.run(config, store)
     capsys.readouterr()
     show_results(config, store)

@@ -1,4 +1,4 @@
-"""Sampling as a stage: the same images however the work is split or interrupted, and what it refuses."""
+"""The sample stage: the same images for every batch, process count and interruption, and its refusals."""
 
 from __future__ import annotations
 
@@ -41,11 +41,12 @@ from dit.study.study_file import load_text
 
 Array = np.ndarray[Any, np.dtype[Any]]
 CPU = torch.device("cpu")
+Whole = tuple[Store, StudyConfig, SampleSetManifest]
 
 
-def whole_set(store: Store, config: StudyConfig) -> bool:
-    found = sample_set(store, config)
-    return look(found.work, found.output).complete
+def is_sampled(store: Store, config: StudyConfig) -> bool:
+    samples = sample_set(store, config)
+    return look(samples.work, samples.output).complete
 
 
 def sample_set(store: Store, config: StudyConfig) -> SampleSet:
@@ -53,8 +54,8 @@ def sample_set(store: Store, config: StudyConfig) -> SampleSet:
 
 
 def images_of(store: Store, config: StudyConfig) -> tuple[Array, Array]:
-    found = sample_set(store, config)
-    images, labels = zip(*found.read(require(found.work, found.output)), strict=True)
+    samples = sample_set(store, config)
+    images, labels = zip(*samples.read(require(samples.work, samples.output)), strict=True)
     return np.concatenate(images), np.concatenate(labels)
 
 
@@ -65,7 +66,7 @@ def fresh(folder: Path, config: StudyConfig, **checkpoint: Any) -> FileStore:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, StudyConfig, SampleSetManifest]:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
     """A set drawn by one process without interruption."""
     config = small_study()
     store = fresh(tmp_path_factory.mktemp("whole"), config)
@@ -73,12 +74,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, StudyConfig,
 
 
 def same(one: tuple[Array, Array], other: tuple[Array, Array]) -> bool:
-    """Equal labels, and images that differ where float error crossed a rounding step at most."""
+    """Equal labels, and images that differ only by rounding of float errors."""
     difference = np.abs(one[0].astype(int) - other[0].astype(int))
     return np.array_equal(one[1], other[1]) and difference.max() <= 1 and (difference > 0).mean() < 0.001
 
 
-def test_the_manifest_tells_what_was_drawn(whole: tuple[Store, StudyConfig, SampleSetManifest]) -> None:
+def test_the_manifest_describes_the_set(whole: Whole) -> None:
     store, config, manifest = whole
     images, labels = images_of(store, config)
     assert images.shape == (560, 8, 8, 1)
@@ -86,25 +87,22 @@ def test_the_manifest_tells_what_was_drawn(whole: tuple[Store, StudyConfig, Samp
     assert labels.tolist() == [i % 10 for i in range(560)]
     assert (manifest.variant, manifest.step, manifest.num_samples) == (VARIANT, STEP, 560)
     assert len({image.tobytes() for image in images}) == 560
-    # Pixels are latents cut to [-1, 1]; where few are cut, the statistics agree.
     assert len(manifest.latent_mean) == 1
     assert manifest.latent_std[0] > 0
     folder = layout.samples(config, config.spec(VARIANT), STEP)
-    assert {entry.name for entry in manifest.files} == {
-        "part-00000.npz", "part-00001.npz", "part-00002.npz", "grid.png"
-    }  # fmt: skip
+    assert sorted(entry.name for entry in manifest.files) == ["grid.png", *(f"part-0000{i}.npz" for i in range(3))]
     assert all(store.size(f"{folder}/{entry.name}") == entry.bytes for entry in manifest.files)
     with Image.open(store.local(layout.sample_grid(config, config.spec(VARIANT), STEP))) as grid:
         assert grid.size[1] > grid.size[0] > 500
 
 
 def all_is_noise(x_NCHW: Tensor, t_N: Tensor, y_N: Tensor) -> Tensor:  # noqa: ARG001
-    """A denoiser that takes everything for noise, so that samples come out small."""
+    """A denoiser that predicts its input as the noise, which gives samples of small values."""
     return torch.cat([x_NCHW, torch.zeros_like(x_NCHW)], dim=1)
 
 
-def test_pixels_are_the_latents_rounded_as_the_paper_does() -> None:
-    """127.5 x + 128, cut to [0, 255], decimals dropped."""
+def test_pixels_are_rounded_as_in_the_papers_code() -> None:
+    """127.5 x + 128, clipped to [0, 255], truncated."""
     config = small_study()
     drawn = Generator(config, all_is_noise, Pixels(), CPU, 8).draw(range(20))
     expected = np.clip(127.5 * drawn.latents + 128, 0, 255).astype(np.uint8)
@@ -112,14 +110,14 @@ def test_pixels_are_the_latents_rounded_as_the_paper_does() -> None:
     assert ((drawn.images > 0) & (drawn.images < 255)).mean() > 0.3
 
 
-def test_an_untrained_model_samples_what_the_paper_code_does_from_zeros() -> None:
+def test_samples_of_an_untrained_model_have_the_deviation_of_the_papers_code() -> None:
     """Latents of deviation about 218, the signature of weights that were never loaded (250 steps, 4 channels)."""
     config = small_study("sampling.steps=250")
     drawn = Generator(config, untrained, Pixels(), CPU, 100).draw(range(100))
     assert drawn.latents.std() == pytest.approx(218, rel=0.03)
 
 
-def test_a_complete_set_is_found_without_torch(whole: tuple[Store, StudyConfig, SampleSetManifest]) -> None:
+def test_a_complete_set_is_recognised_without_importing_torch(whole: Whole) -> None:
     store, config, manifest = whole
     code = f"""
         import sys
@@ -135,9 +133,7 @@ def test_a_complete_set_is_found_without_torch(whole: tuple[Store, StudyConfig, 
 
 
 @pytest.mark.parametrize("batch", [90, 560])
-def test_any_batch_draws_the_same_images(
-    tmp_path: Path, whole: tuple[Store, StudyConfig, SampleSetManifest], batch: int
-) -> None:
+def test_any_batch_draws_the_same_images(tmp_path: Path, whole: Whole, batch: int) -> None:
     config = small_study(f"fit.sample_batch={batch}")
     store = fresh(tmp_path, config)
     manifest = sample.run(config, store, VARIANT)[0]
@@ -146,9 +142,7 @@ def test_any_batch_draws_the_same_images(
     assert manifest.latent_std == pytest.approx(whole[2].latent_std, rel=1e-4)
 
 
-def test_a_smaller_set_is_the_beginning_of_a_larger(
-    tmp_path: Path, whole: tuple[Store, StudyConfig, SampleSetManifest]
-) -> None:
+def test_a_smaller_set_has_the_first_images_of_a_larger_one(tmp_path: Path, whole: Whole) -> None:
     config = small_study("sampling.num_samples=30")
     store = fresh(tmp_path, config)
     sample.run(config, store, VARIANT)
@@ -173,9 +167,7 @@ def finish(process: subprocess.Popen[str]) -> str:
 
 
 @pytest.mark.slow
-def test_two_processes_draw_the_same_images(
-    tmp_path: Path, whole: tuple[Store, StudyConfig, SampleSetManifest]
-) -> None:
+def test_two_processes_draw_the_same_images(tmp_path: Path, whole: Whole) -> None:
     config = small_study()
     store = fresh(tmp_path / "root", config)
     export = tmp_path / "adm.npz"
@@ -186,9 +178,7 @@ def test_two_processes_draw_the_same_images(
         assert arrays["arr_0"].shape == (560, 8, 8, 3)
 
 
-def test_a_killed_launch_keeps_its_parts_and_the_next_draws_the_rest(
-    tmp_path: Path,
-) -> None:
+def test_a_killed_launch_keeps_its_parts_and_the_next_draws_the_rest(tmp_path: Path) -> None:
     # Slow enough to be killed between two parts.
     config = small_study("sampling.steps=100")
     store = fresh(tmp_path / "root", config)
@@ -199,7 +189,7 @@ def test_a_killed_launch_keeps_its_parts_and_the_next_draws_the_rest(
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert not whole_set(store, config)
+    assert not is_sampled(store, config)
     before = {key: store.read(key) for key in store.list(folder) if key.endswith(".json")}
     assert first in before
 
@@ -209,9 +199,7 @@ def test_a_killed_launch_keeps_its_parts_and_the_next_draws_the_rest(
 
 
 @pytest.mark.parametrize("lost", ["part", "preview"])
-def test_files_that_are_lost_under_a_manifest_are_made_again_and_nothing_else(
-    whole: tuple[Store, StudyConfig, SampleSetManifest], lost: str, tmp_path: Path
-) -> None:
+def test_only_the_missing_files_of_a_complete_set_are_made_again(whole: Whole, lost: str, tmp_path: Path) -> None:
     _, config, manifest = whole
     shutil.copytree(whole[0].local_folder(""), tmp_path / "root")
     store = FileStore(tmp_path / "root")
@@ -236,7 +224,7 @@ def test_parts_of_other_weights_are_drawn_again(tmp_path: Path) -> None:
     assert len(sample_set(store, config).finished_parts(manifest.checkpoint_sha256)) == 3
 
 
-def test_a_missing_checkpoint_is_named_with_the_command_that_makes_it(tmp_path: Path) -> None:
+def test_a_missing_checkpoint_is_named_with_its_command(tmp_path: Path) -> None:
     config = small_study()
     store = fresh(tmp_path, config, step=2)
     fill_dataset(store, config)
@@ -251,10 +239,10 @@ def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("study", "variant"), [("digits", "mini-B/2"), ("other", VARIANT)])
-def test_a_checkpoint_of_another_variant_or_study_is_one_line_before_any_work(
+def test_a_checkpoint_of_another_variant_or_study_is_refused_in_one_line(
     study: str, variant: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Moved to where this study looks for its own; the dataset is there."""
+    """A checkpoint in the folder of another variant or study, whose dataset is prepared."""
     mine, theirs = small_study(), small_study(f"study={study}", "train.steps=8")
     store = fresh(tmp_path / "root", mine)
     prepare.run(mine, store)
@@ -273,7 +261,7 @@ def test_a_checkpoint_of_another_variant_or_study_is_one_line_before_any_work(
         assert store.list() == before
 
 
-def test_samples_of_another_recipe_are_refused(whole: tuple[Store, StudyConfig, SampleSetManifest]) -> None:
+def test_samples_of_another_recipe_are_refused(whole: Whole) -> None:
     other = small_study("train.learning_rate=0.5")
     with pytest.raises(MismatchError, match=f"{whole[2].config_hash}.*{other.sampling_hash(other.spec(VARIANT))}"):
         sample.run(other, whole[0], VARIANT)
@@ -286,7 +274,7 @@ def decoded_study(weights: Path, *overrides: str) -> StudyConfig:
     return load_text(base.to_yaml(), [*own, "tracking.kind=none", *overrides])
 
 
-def test_samples_of_another_decoder_are_refused_and_its_place_does_not_count(tmp_path: Path) -> None:
+def test_samples_of_another_decoder_are_refused_whatever_its_path(tmp_path: Path) -> None:
     mse, ema = (pretend_autoencoder(tmp_path / name, name.encode()) for name in ("mse", "ema"))
     config, store = decoded_study(mse), FileStore(tmp_path / "root")
     manifest = write_samples(store, config, np.zeros((PART_IMAGES + 2, 16, 16, 3), dtype=np.uint8))
@@ -311,23 +299,23 @@ def test_one_set_does_not_mix_two_decoders(tmp_path: Path) -> None:
         save_autoencoder(tmp_path / name, seed)
     config = decoded_study(tmp_path / "one")
     store = fresh(tmp_path / "root", config)
-    found = sample_set(store, config)
-    whole = sample.run(config, store, VARIANT)[0]
-    # As an interrupt after the first part leaves it.
-    store.delete(f"{found.folder}/{layout.MANIFEST}")
-    store.delete(f"{found.folder}/{layout.sample_part_record(1)}")
+    samples = sample_set(store, config)
+    complete = sample.run(config, store, VARIANT)[0]
+    # As after an interrupt between the two parts.
+    store.delete(f"{samples.folder}/{layout.MANIFEST}")
+    store.delete(f"{samples.folder}/{layout.sample_part_record(1)}")
     with pytest.raises(MismatchError, match=r"part-00000\.json: decoded with AutoencoderKL"):
         sample.run(decoded_study(tmp_path / "one", f"dataset.codec.decoder={tmp_path / 'two'}"), store, VARIANT)
-    assert not whole_set(store, config)
-    assert sample.run(config, store, VARIANT)[0].decoder == whole.decoder == found.work.decoder
+    assert not is_sampled(store, config)
+    assert sample.run(config, store, VARIANT)[0].decoder == complete.decoder == samples.work.decoder
 
 
-def test_samples_that_are_not_finite_stop_the_stage(tmp_path: Path) -> None:
+def test_samples_that_are_not_finite_raise_diverged_error(tmp_path: Path) -> None:
     config = small_study()
     store = fresh(tmp_path, config, scale=1e30)
     with pytest.raises(DivergedError, match="not finite"):
         sample.run(config, store, VARIANT)
-    assert not whole_set(store, config)
+    assert not is_sampled(store, config)
 
 
 def test_a_damaged_part_is_named(tmp_path: Path) -> None:
@@ -340,14 +328,14 @@ def test_a_damaged_part_is_named(tmp_path: Path) -> None:
         images_of(store, config)
 
 
-def test_an_unwritable_store_is_found_out_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unwritable_store_is_refused_before_sampling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = small_study()
     store = fresh(tmp_path, config)
 
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    # The tests may run as root, whom no permission stops.
+    # The tests may run as root, who ignores permissions.
     monkeypatch.setattr("dit.storage.file.place_file", refuse)
     with pytest.raises(InputError, match="not writable"):
         sample.run(config, store, VARIANT)
@@ -365,9 +353,7 @@ def test_guidance_changes_the_samples_and_their_folder(tmp_path: Path) -> None:
     assert len(folders) == 3
 
 
-def test_adms_file_holds_the_samples_in_order(
-    tmp_path: Path, whole: tuple[Store, StudyConfig, SampleSetManifest]
-) -> None:
+def test_the_adm_export_has_the_samples_in_order(tmp_path: Path, whole: Whole) -> None:
     store, config, _ = whole
     sample.export_adm(config, store, VARIANT, STEP, tmp_path / "adm.npz")
     images, labels = images_of(store, config)
@@ -384,7 +370,7 @@ def test_an_export_needs_a_complete_set(tmp_path: Path) -> None:
         sample.export_adm(config, open_store(tmp_path), VARIANT, STEP, tmp_path / "adm.npz")
 
 
-def test_part_records_add_up(whole: tuple[Store, StudyConfig, SampleSetManifest]) -> None:
+def test_part_records_add_up_to_the_manifest(whole: Whole) -> None:
     store, config, manifest = whole
     folder = layout.samples(config, config.spec(VARIANT), STEP)
     records = [json.loads(store.read(f"{folder}/{layout.sample_part_record(part)}")) for part in range(3)]

@@ -1,4 +1,4 @@
-"""The saved view: what MLflow's pages read out of it."""
+"""The saved view of a study, as MLflow's pages unpack it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ METRIC = "cfg-1.0_n-1000_steps-25_seed-0/fid"
 
 
 def state(value: str) -> dict[str, Any]:
-    """As the pages unpack it."""
+    """The page state in a view."""
     envelope = json.loads(value)
     mark, _, packed = envelope["state"].partition(";")
     assert mark == "deflate"
@@ -41,7 +41,7 @@ def test_the_view_draws_the_distance_against_gflops_and_parameters_and_over_step
     assert (grid["imageKeys"], grid["step"]) == (["samples"], 400)
 
 
-def test_the_view_is_the_same_each_time_and_of_its_study_alone() -> None:
+def test_the_view_is_reproducible_and_shows_its_study_alone() -> None:
     value = mlflow_view.view_value("first", METRIC, 400, 1)
     assert mlflow_view.view_value("first", METRIC, 400, 1) == value
     assert "'first'" in state(value)["searchFilter"]
@@ -49,7 +49,7 @@ def test_the_view_is_the_same_each_time_and_of_its_study_alone() -> None:
     assert "viewStateShareKey=first&" in mlflow_view.view_page("7", "first")
 
 
-def test_a_view_that_a_person_changed_is_theirs() -> None:
+def test_a_view_changed_by_a_person_is_recognised() -> None:
     value = mlflow_view.view_value("first", METRIC, 400, 1)
     assert mlflow_view.is_ours(value)
     assert not mlflow_view.is_ours(json.dumps({**json.loads(value), "updatedAt": 2}))
@@ -63,7 +63,7 @@ def test_every_variant_of_a_family_has_its_own_colour() -> None:
     assert all(re.fullmatch("#[0-9a-f]{6}", colour) for colour in colours)
 
 
-def test_the_view_has_an_address_where_a_server_has_it(tmp_path: Path) -> None:
+def test_the_view_has_an_address_on_a_server_only(tmp_path: Path) -> None:
     config, store = study_file.load(Path(__file__).parents[3] / "configs" / "digits.yaml"), open_store(tmp_path)
     assert view_on_server(config, store) is None
     for uri, shown in (

@@ -1,4 +1,4 @@
-"""Journals of a study whose store is S3, over real HTTP: they go on at another machine, and with no MLflow server."""
+"""Journals of a study in an S3 store, over HTTP: another machine continues them, with or without an MLflow server."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
 from mlflow import MlflowClient
-from moto.server import ThreadedMotoServer
+from s3_proxy import BUCKET
 from tracked_study import PATIENCE_SECONDS, STUDY, end_shippers
 
 from dit.errors import DitError, StoreError
@@ -25,28 +24,10 @@ from dit.tracking.store_copy import fetch_journals
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
 
 
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
 @pytest.fixture
-def store(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    for key, value in {
-        "AWS_ENDPOINT_URL_S3": endpoint,
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "DIT_CACHE": str(tmp_path / "machine-1"),
-    }.items():
-        monkeypatch.setenv(key, value)
-    boto3.client("s3").create_bucket(Bucket=(bucket := tmp_path.name.replace("_", "-").lower()))
-    yield open_store(f"s3://{bucket}/results")
+def store(s3_environment: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:  # noqa: ARG001
+    monkeypatch.setenv("DIT_CACHE", str(tmp_path / "machine-1"))
+    yield open_store(f"s3://{BUCKET}/results")
     end_shippers(tmp_path)
 
 
@@ -65,7 +46,7 @@ def _log(config: StudyConfig, store: Store, *steps: int) -> None:
             tracker.metrics(step, {"loss": 1 / step})
 
 
-def test_another_machine_goes_on_with_the_journal(
+def test_another_machine_continues_the_journal(
     config: StudyConfig, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _log(config, store, 10, 20)
@@ -79,7 +60,7 @@ def test_another_machine_goes_on_with_the_journal(
     assert _steps(config, store) == [10, 20, 30, 40]
 
 
-def test_the_pages_find_the_journals_of_the_store_on_any_machine(
+def test_journals_can_be_fetched_on_any_machine(
     config: StudyConfig, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _log(config, store, 10, 20)
@@ -90,7 +71,7 @@ def test_the_pages_find_the_journals_of_the_store_on_any_machine(
     assert [run.journal.read_bytes() for run in study.runs()] == [store.read(key) for key in keys]
 
 
-def test_what_was_logged_before_a_checkpoint_outlives_the_machine(
+def test_points_logged_before_a_checkpoint_outlive_the_machine(
     config: StudyConfig, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with open_tracker(config, store, config.specs[0]) as tracker:
@@ -115,7 +96,7 @@ def test_results_removed_from_the_store_are_not_continued_from_the_cache(config:
     assert journal.count(b'"metrics"') == 2
 
 
-def test_a_store_that_fails_at_the_end_costs_no_training(
+def test_a_store_that_fails_at_the_end_does_not_fail_the_training(
     config: StudyConfig, store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse(self: S3Store, key: str, data: bytes) -> None:  # noqa: ARG001
@@ -129,7 +110,7 @@ def test_a_store_that_fails_at_the_end_costs_no_training(
     assert _steps(config, store) == [10]
 
 
-def test_without_a_server_runs_are_kept_on_this_machine_and_it_is_said_once(
+def test_without_a_server_runs_stay_on_this_machine_with_one_message(
     store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = study_file.load(STUDY)
@@ -148,10 +129,10 @@ def test_without_a_server_runs_are_kept_on_this_machine_and_it_is_said_once(
     assert [(point.step, point.value) for point in history] == [(10, 0.1), (20, 1 / 20)]
 
 
-def test_what_machines_that_are_gone_did_not_ship_is_shipped_from_the_store(
+def test_journals_of_lost_machines_are_shipped_from_the_store(
     config: StudyConfig, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They came to an end before the server had heard of them."""
+    """The machines ended before they reached the server."""
     variants = config.specs[:2]
     for spec in variants:
         with open_tracker(config, store, spec) as tracker:
@@ -171,7 +152,7 @@ def test_what_machines_that_are_gone_did_not_ship_is_shipped_from_the_store(
             assert [(point.step, point.value) for point in history] == [(10, value)]
 
 
-def test_a_run_whose_machines_were_killed_is_ended_as_failed(
+def test_a_run_whose_machines_were_killed_ends_failed(
     config: StudyConfig, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec, other = config.specs[:2]
@@ -182,8 +163,8 @@ def test_a_run_whose_machines_were_killed_is_ended_as_failed(
     monkeypatch.setenv("DIT_CACHE", str(tmp_path / "machine-2"))
     config = study_file.load(STUDY)
     reason = DitError("pod w-1 (rank 1), OOMKilled")
-    for one in (spec, other):
-        end_failed(config, store, one, reason)
+    for failed in (spec, other):
+        end_failed(config, store, failed, reason)
     client: Any = MlflowClient(tracking_uri=f"sqlite:///{local_root(store)}/mlflow.db")
     record = read_record(store, layout.tracking_run(config, spec), TrackingRun)
     assert record is not None
@@ -193,5 +174,5 @@ def test_a_run_whose_machines_were_killed_is_ended_as_failed(
     assert [point.step for point in client.get_metric_history(record.run_id, "loss")] == [10]
     (parent,) = client.search_runs([record.experiment_id], f"attributes.run_name = '{config.study}'")
     assert parent.info.status == "FAILED"
-    # It never began.
+    # The other variant never started.
     assert read_record(store, layout.tracking_run(config, other), TrackingRun) is None

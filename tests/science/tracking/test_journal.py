@@ -1,22 +1,17 @@
-"""The journal's lines under kills, full disks and several writers, and the locks that show which writers live."""
+"""The journal's lines under kills, full disks and several writers."""
 
 from __future__ import annotations
 
 import json
 import math
 import multiprocessing
-import os
 import resource
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from dit.errors import StoreError
 from dit.tracking.journal import Entry, Journal, Point, header_of, open_journal, points, read_entries, read_header
-from dit.tracking.lock_file import LockFile, is_held
 
 HEADER = {"study": "s", "variant": "DiT-S/2"}
 
@@ -46,7 +41,7 @@ def test_points_come_back_as_they_were_logged(path: Path) -> None:
 
 
 @pytest.mark.parametrize("torn", [b'{"kind":"metrics","time":1,"st', b"{", b"\0" * 200_000])
-def test_a_line_cut_short_is_ignored_and_then_removed(path: Path, torn: bytes) -> None:
+def test_an_incomplete_line_is_ignored_and_then_removed(path: Path, torn: bytes) -> None:
     journal = open_journal(path, "hash", HEADER)
     log(journal, 10, loss=1.0)
     journal.close()
@@ -60,7 +55,7 @@ def test_a_line_cut_short_is_ignored_and_then_removed(path: Path, torn: bytes) -
     assert all(json.loads(line) for line in path.read_text().splitlines())
 
 
-def test_a_damaged_line_costs_no_other(path: Path) -> None:
+def test_a_damaged_line_is_skipped(path: Path) -> None:
     journal = open_journal(path, "hash", HEADER)
     log(journal, 10, loss=1.0)
     with open(path, "ab") as file:
@@ -69,7 +64,7 @@ def test_a_damaged_line_costs_no_other(path: Path) -> None:
     assert [point.step for point in read_points(path)] == [10, 20]
 
 
-def test_reading_goes_on_where_it_stopped(path: Path) -> None:
+def test_reading_continues_from_an_offset(path: Path) -> None:
     journal = open_journal(path, "hash", HEADER)
     log(journal, 10, loss=1.0)
     offset = read_entries(path)[-1][1]
@@ -102,15 +97,15 @@ def _write_many(path: Path, name: str) -> None:
     journal.close()
 
 
-def test_several_processes_write_to_one_journal(path: Path) -> None:
+def test_several_processes_append_to_one_journal(path: Path) -> None:
     spawn = multiprocessing.get_context("fork")
     writers = [spawn.Process(target=_write_many, args=(path, name)) for name in ("a", "b", "c")]
     for writer in writers:
         writer.start()
     for writer in writers:
         writer.join()
-    found = read_points(path)
-    assert {name: [p.step for p in found if p.key == name] for name in "abc"} == {
+    written = read_points(path)
+    assert {name: [p.step for p in written if p.key == name] for name in "abc"} == {
         name: list(range(200)) for name in "abc"
     }
     assert path.read_bytes().count(b'"kind":"run"') == 1
@@ -122,11 +117,11 @@ def test_a_journal_of_another_configuration_is_moved_aside(path: Path) -> None:
     journal.close()
     log(open_journal(path, "new", HEADER), 10, loss=2.0)
     assert [point.value for point in read_points(path)] == [2.0]
-    [aside] = [other for other in path.parent.glob("metrics-*.jsonl")]
+    [aside] = path.parent.glob("metrics-*.jsonl")
     assert [point.value for point in read_points(aside)] == [1.0]
 
 
-def test_copies_on_two_machines_are_joined(tmp_path: Path) -> None:
+def test_copies_on_two_machines_are_merged(tmp_path: Path) -> None:
     first, second = tmp_path / "a" / "metrics.jsonl", tmp_path / "b" / "metrics.jsonl"
     here = open_journal(first, "hash", HEADER, copy=b"")
     log(here, 10, loss=1.0)
@@ -139,7 +134,7 @@ def test_copies_on_two_machines_are_joined(tmp_path: Path) -> None:
     assert read_header(first) == read_header(second)
 
 
-def test_what_is_gone_from_the_store_is_not_continued(path: Path) -> None:
+def test_a_journal_removed_from_the_store_is_not_continued(path: Path) -> None:
     journal = open_journal(path, "hash", HEADER, copy=b"")
     log(journal, 10, loss=1.0)
     journal.close()
@@ -152,48 +147,3 @@ def test_what_is_gone_from_the_store_is_not_continued(path: Path) -> None:
 def read_points_after_open(path: Path, copy: bytes) -> list[Point]:
     open_journal(path, "hash", HEADER, copy=copy).close()
     return read_points(path)
-
-
-def _holder(path: Path) -> subprocess.Popen[str]:
-    code = (
-        "import sys, time, pathlib; from dit.tracking.lock_file import LockFile\n"
-        "lock = LockFile.take(pathlib.Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
-    )
-    holder = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True)
-    assert holder.stdout is not None
-    assert holder.stdout.readline() == "held\n"
-    return holder
-
-
-def test_a_lock_ends_with_its_holder_however_that_dies(tmp_path: Path) -> None:
-    path = tmp_path / "lock"
-    with _holder(path) as holder:
-        assert is_held(path)
-        assert LockFile.take(path) is None
-        holder.send_signal(signal.SIGKILL)
-        holder.wait()
-    assert not is_held(path)
-    lock = LockFile.take(path)
-    assert lock is not None
-    assert is_held(path)
-    lock.release(remove=True)
-    assert not is_held(path)
-
-
-def test_a_forked_child_does_not_keep_its_parents_lock(tmp_path: Path) -> None:
-    lock = LockFile.new(tmp_path)
-    (ready, tell), (end, keep) = os.pipe(), os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(keep)
-        os.write(tell, b"x")
-        os.read(end, 1)
-        os._exit(0)
-    os.read(ready, 1)
-    assert is_held(lock.path)
-    lock.abandon()  # as the parent's death would, without freeing the lock for others
-    assert not is_held(lock.path)
-    os.close(keep)
-    os.waitpid(child, 0)
-    for handle in (ready, tell, end):
-        os.close(handle)

@@ -1,4 +1,4 @@
-"""Results that were copied, that lost their database, or that were tracked to a server: `make ui` shows all of them."""
+"""`dit ui` shows results that were copied, lost their database, or were tracked to a server."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 from ports import reserved_port
-from tracked_study import PATIENCE_SECONDS, STUDY, VARIANTS, Found, end_shippers, losses, picture, train, until
+from tracked_study import PATIENCE_SECONDS, STUDY, VARIANTS, Tracked, end_shippers, losses, picture, train, until
 
 from dit.storage import open_store, read_record, write_record
 from dit.study import layout, study_file
@@ -25,7 +25,7 @@ SERVER = TrackingRun(journal="1", run_id="2", experiment_id="7", uri="http://mlf
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Results that were made at a path that is gone."""
+    """Results whose original folder no longer exists."""
     folder = tmp_path_factory.mktemp("made")
     config, store = study_file.load(STUDY, [VARIANTS]), open_store(folder / "old")
     training = train(store, config.spec(KILLED), 10, 50, then=300, wait=False)
@@ -34,7 +34,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     training.kill()
     training.communicate()
     until(lambda: not is_held(study.lock), "the shipper has ended after its training")
-    assert Found(f"sqlite:///{folder}/old/mlflow.db").statuses == {"digits": "KILLED", KILLED: "KILLED"}
+    assert Tracked(f"sqlite:///{folder}/old/mlflow.db").statuses == {"digits": "KILLED", KILLED: "KILLED"}
     with open_tracker(config, store, config.spec(SHIPPED)) as tracker:
         tracker.params({"depth": 3})
         tracker.metrics(10, {"loss": 1 / 10})
@@ -51,7 +51,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("lost", ["nothing", "mlflow.db", "studies/digits/tracking/shipper.json", "mlartifacts"])
-def test_everything_is_shown_below_a_new_root(lost: str, archive: Path, tmp_path: Path) -> None:
+def test_copied_results_are_complete_below_a_new_root(lost: str, archive: Path, tmp_path: Path) -> None:
     root = Path(shutil.copytree(archive, tmp_path / "new root"))
     config, store = study_file.load(STUDY, [VARIANTS]), open_store(root)
     key = layout.tracking_run(config, config.spec(SHIPPED))
@@ -62,25 +62,27 @@ def test_everything_is_shown_below_a_new_root(lost: str, archive: Path, tmp_path
     else:
         (root / lost).unlink(missing_ok=True)
     if lost == "mlflow.db":
-        # The new database has another experiment under the id that the study's had.
+        # In the new database, another experiment has the id of the study's former one.
         MlflowClient(f"sqlite:///{root}/{lost}").create_experiment("other")
     with reserved_port() as port:
         address, _ = server_command(str(root), "127.0.0.1", port)
     assert "viewStateShareKey=digits" in address
-    found = Found(f"sqlite:///{root}/mlflow.db")
-    assert found.statuses == {"digits": "FINISHED", KILLED: "KILLED", SHIPPED: "FINISHED", UNSHIPPED: "FINISHED"}
-    assert found.run(SHIPPED).data.params == {"depth": "3"}
+    tracked = Tracked(f"sqlite:///{root}/mlflow.db")
+    assert tracked.statuses == {"digits": "FINISHED", KILLED: "KILLED", SHIPPED: "FINISHED", UNSHIPPED: "FINISHED"}
+    assert tracked.run(SHIPPED).data.params == {"depth": "3"}
     for name, steps in {KILLED: range(10, 60, 10), SHIPPED: [10], UNSHIPPED: [20]}.items():
-        assert found.history(name, "loss") == losses(*steps)
-        assert found.run(name).data.tags["mlflow.parentRunId"] == found.run("digits").info.run_id
-    files = found.files(SHIPPED)
+        assert tracked.history(name, "loss") == losses(*steps)
+        assert tracked.run(name).data.tags["mlflow.parentRunId"] == tracked.run("digits").info.run_id
+    files = tracked.files(SHIPPED)
     assert "report.html" in files
     assert len([path for path in files if path.endswith(".png")]) == 1
-    read = Path(found.client.download_artifacts(found.run(SHIPPED).info.run_id, "report.html"))
+    read = Path(tracked.client.download_artifacts(tracked.run(SHIPPED).info.run_id, "report.html"))
     assert read.read_bytes() == b"<html>"
-    experiments = found.client.search_experiments()
-    addresses = [run.info.artifact_uri for run in found.runs] + [one.artifact_location for one in experiments]
+    experiments = tracked.client.search_experiments()
+    addresses = [run.info.artifact_uri for run in tracked.runs] + [
+        experiment.artifact_location for experiment in experiments
+    ]
     addresses += [path.read_text() for path in root.rglob("tracking*.json")]
-    assert not [one for one in addresses if str(archive.with_name("old")) in one]
+    assert not [address for address in addresses if str(archive.with_name("old")) in address]
     assert (read_record(store, key, TrackingRun) == SERVER) == (lost == "mlartifacts")
     end_shippers(root)

@@ -1,4 +1,4 @@
-"""MLflow's server before what was tracked: its pages, `dit ui`, a study's view, and servers that are away."""
+"""`dit ui` and a study's view on MLflow's server, and outages of that server."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tracked_study import (
     SHOWN,
     STUDY,
     VARIANTS,
-    Found,
+    Tracked,
     arrived,
     database,
     end_shippers,
@@ -49,7 +49,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
 
 
 class Gate:
-    """A port through which a server is reached, or not."""
+    """A port that forwards to a server while it is open."""
 
     def __init__(self, port: int, upstream: int) -> None:
         self.port, self._upstream = port, upstream
@@ -61,11 +61,11 @@ class Gate:
         threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
 
     def shut(self) -> None:
-        for one in [self._listener, *self._open]:
-            if one is not None:
+        for connection in [self._listener, *self._open]:
+            if connection is not None:
                 with suppress(OSError):
-                    one.shutdown(socket.SHUT_RDWR)
-                one.close()
+                    connection.shutdown(socket.SHUT_RDWR)
+                connection.close()
         self._listener, self._open = None, []
 
     def _accept(self, listener: socket.socket) -> None:
@@ -113,15 +113,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Iterator[Path]:
-    """Another root, such as that of another machine."""
-    yield tmp_path / "root"
-    end_shippers(tmp_path)
-
-
-@pytest.fixture
 def port() -> Iterator[int]:
-    """Where a server will be found, and not yet."""
+    """A free port, where a server starts later."""
     with reserved_port() as number:
         yield number
 
@@ -140,25 +133,25 @@ def _answers(url: str) -> bool:
     return False
 
 
-def test_the_pages_show_what_was_tracked(served: Served) -> None:
+def test_the_pages_show_the_tracked_runs(served: Served) -> None:
     base, _, page = served.address.partition("/#")
     until(lambda: _answers(f"{base}/health"), "the pages are served")
-    found = Found(base)
-    run = found.run(SHOWN).info
+    tracked = Tracked(base)
+    run = tracked.run(SHOWN).info
     assert page == view_page(run.experiment_id, "digits").removeprefix("/#")
-    assert view_tag("digits") in found.client.get_experiment(run.experiment_id).tags
-    assert found.history(SHOWN, "loss") == [(20, 0.5)]
-    [png] = [path for path in found.files(SHOWN) if path.endswith(".png")]
+    assert view_tag("digits") in tracked.client.get_experiment(run.experiment_id).tags
+    assert tracked.history(SHOWN, "loss") == [(20, 0.5)]
+    [png] = [path for path in tracked.files(SHOWN) if path.endswith(".png")]
     image = urlopen(f"{base}/get-artifact?run_id={run.run_id}&path={quote(png)}", timeout=60).read()
     assert Image.open(io.BytesIO(image)).size == (64, 32)
 
 
-def test_make_ui_says_where_the_pages_are_once_they_are_and_leaves_no_server_behind(served: Served) -> None:
+def test_dit_ui_prints_its_address_once_it_answers_and_leaves_no_server_behind(served: Served) -> None:
     with reserved_port() as port:
         pass
     root = served.store.url.removeprefix("file://")
     command = [sys.executable, "-m", "dit", "ui", "--root", root, "--port", str(port)]
-    # A proxy, which knows no server of this machine, is no way to it.
+    # A proxy cannot reach servers on this machine, so it must not be used.
     with proxy(lambda _: (200, "OK")) as elsewhere:
         environment = os.environ | {"http_proxy": elsewhere, "no_proxy": ""}
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
@@ -172,7 +165,7 @@ def test_make_ui_says_where_the_pages_are_once_they_are_and_leaves_no_server_beh
     until(lambda: not _answers(health), "the server has gone")
 
 
-def test_a_view_that_somebody_changed_stays_and_a_former_one_is_replaced(root: Path) -> None:
+def test_a_view_changed_by_a_person_stays_and_an_outdated_one_is_replaced(root: Path) -> None:
     config, store = study_file.load(STUDY, [VARIANTS, "tracking.experiment=viewed"]), open_store(root)
     with open_tracker(config, store, config.spec(SHOWN)) as tracker:
         tracker.metrics(20, {"loss": 0.5})
@@ -189,7 +182,7 @@ def test_a_view_that_somebody_changed_stays_and_a_former_one_is_replaced(root: P
         assert client.get_experiment_by_name("viewed").tags[name] == after
 
 
-def test_no_server_costs_no_point(served: Served, root: Path, port: int) -> None:
+def test_an_outage_of_the_server_loses_no_point(served: Served, root: Path, port: int) -> None:
     gate = Gate(port, urlsplit(served.address).port or 0)
     uri = f"http://127.0.0.1:{gate.port}"
     overrides = (f"tracking.uri={uri}", "tracking.experiment=outage")
@@ -202,7 +195,7 @@ def test_no_server_costs_no_point(served: Served, root: Path, port: int) -> None
         until(lambda: tracker.run_id, "the server has been reached")
         tracker.metrics(60, {"loss": 1 / 60})
         tracker.image("samples", 60, picture(0))
-        until(lambda: len(Found(uri, "outage").history(spec.name, "loss")) == 6, "points arrive")
+        until(lambda: len(Tracked(uri, "outage").history(spec.name, "loss")) == 6, "points arrive")
         gate.shut()
         tracker.metrics(70, {"loss": 1 / 70})
         tracker.artifact("report.html", b"<html>")
@@ -211,8 +204,8 @@ def test_no_server_costs_no_point(served: Served, root: Path, port: int) -> None
     reconcile(config, store)
     assert flush(config, store, timeout=PATIENCE_SECONDS)
     expected = {"digits": "FINISHED", spec.name: "FINISHED"}
-    until(lambda: Found(uri, "outage").statuses == expected, f"runs stand at {expected}")
-    found = Found(uri, "outage")
-    assert found.history(spec.name, "loss") == losses(*range(10, 80, 10))
-    assert {"report.html"} < set(found.files(spec.name))
+    until(lambda: Tracked(uri, "outage").statuses == expected, f"runs stand at {expected}")
+    tracked = Tracked(uri, "outage")
+    assert tracked.history(spec.name, "loss") == losses(*range(10, 80, 10))
+    assert {"report.html"} < set(tracked.files(spec.name))
     gate.shut()

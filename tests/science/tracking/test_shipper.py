@@ -1,4 +1,4 @@
-"""From a stage's calls to what MLflow's own client finds in a database: new runs, killed, resumed and deleted ones."""
+"""The shipper, end to end: what MLflow's client reads of new, killed, resumed and deleted runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tracked_study import (
     SHOWN,
     STUDY,
     VARIANTS,
-    Found,
+    Tracked,
     arrived,
     database,
     end_shippers,
@@ -44,7 +44,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
 
 @dataclass(frozen=True)
 class Shared:
-    """A study that most tests log to, each to a variant of its own: its shipper starts once."""
+    """A study that most tests share, each with its own variant, so that its shipper starts once."""
 
     config: StudyConfig
     store: Store
@@ -62,33 +62,26 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
     end_shippers(folder)
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Iterator[Path]:
-    """Another root, such as that of another machine."""
-    yield tmp_path / "root"
-    end_shippers(tmp_path)
-
-
-def _settled(config: StudyConfig, store: Store, **statuses: str) -> Found:
-    """What the client sees once everything has arrived and the named runs, the study's among them, stand like this."""
+def _settled(config: StudyConfig, store: Store, **statuses: str) -> Tracked:
+    """The client's view once everything has arrived and the named runs have these statuses."""
     until(lambda: arrived(config, store), "all has arrived")
     until(lambda: stand(store, **statuses), f"runs stand at {statuses}")
-    return Found(database(store))
+    return Tracked(database(store))
 
 
 def _runs_of_other_machines(address: str, study: str) -> None:
-    """A run that was last heard of an hour ago, and one that lives, by a clock that is ahead: it outlives the tests."""
+    """A run whose last heartbeat is an hour old, and a live run whose clock is an hour ahead."""
     client: Any = MlflowClient(tracking_uri=address)
     folder = address.replace("sqlite://", "file://").replace("mlflow.db", "artifacts")
     experiment = client.create_experiment(study, folder)
     now = int(time.time() * 1000)
-    for name, heard_of in {"silent": now - 3_600_000, "heard": now + 3_600_000}.items():
-        tags = {"dit.study": study, "dit.heartbeat": str(heard_of)}
+    for name, heartbeat in {"silent": now - 3_600_000, "heard": now + 3_600_000}.items():
+        tags = {"dit.study": study, "dit.heartbeat": str(heartbeat)}
         client.create_run(experiment, start_time=now - 7_200_000, run_name=name, tags=tags)
 
 
 @pytest.mark.slow
-def test_the_stages_of_a_study_become_one_run_per_variant_below_one_parent(shared: Shared) -> None:
+def test_a_study_has_one_run_per_variant_below_one_parent_run(shared: Shared) -> None:
     config, store = shared.config, shared.store
     first, second = config.spec("mini-B/2"), config.spec("mini-L/2")
     for spec in (first, second):
@@ -106,38 +99,38 @@ def test_the_stages_of_a_study_become_one_run_per_variant_below_one_parent(share
         raise DataError("part 3 is damaged")
     with open_tracker(config, store, None) as tracker:
         tracker.artifact("report.html", b"<html>")
-    found = _settled(config, store, **{"digits": "FINISHED", first.name: "FINISHED", second.name: "FAILED"})
-    assert found.run(second.name).data.tags["error"] == "part 3 is damaged"
-    parent = found.run("digits")
+    tracked = _settled(config, store, **{"digits": "FINISHED", first.name: "FINISHED", second.name: "FAILED"})
+    assert tracked.run(second.name).data.tags["error"] == "part 3 is damaged"
+    parent = tracked.run("digits")
     for spec in (first, second):
-        run = found.run(spec.name)
+        run = tracked.run(spec.name)
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert run.data.params == {"depth": str(spec.depth), "patch": str(spec.patch)}
         assert run.data.metrics == {"gflops": 0.5, "fid_50k:cfg_1.5": 2.0, "loss": 0.1}
-    assert found.run(first.name).data.tags["param_changed/patch"] == "99"
-    assert found.files("digits") == ["report.html"]
-    images = [path for path in found.files(first.name) if path.endswith(".png")]
+    assert tracked.run(first.name).data.tags["param_changed/patch"] == "99"
+    assert tracked.files("digits") == ["report.html"]
+    images = [path for path in tracked.files(first.name) if path.endswith(".png")]
     assert sorted(path.split("+")[2] for path in images) == ["200", "400"]
-    assert "health/health.jsonl" in found.files(first.name)
+    assert "health/health.jsonl" in tracked.files(first.name)
     record = read_record(store, layout.tracking_run(config, first), TrackingRun)
     assert record is not None
-    assert record.run_id == found.run(first.name).info.run_id
+    assert record.run_id == tracked.run(first.name).info.run_id
 
 
-def test_a_training_that_a_signal_stopped_did_not_fail(shared: Shared) -> None:
+def test_a_training_stopped_by_a_signal_ends_killed_not_failed(shared: Shared) -> None:
     config, store, spec = shared.config, shared.store, shared.config.spec("mini-XL/2")
     with pytest.raises(StoppedError), open_tracker(config, store, spec):
         raise StoppedError("stopped by a signal at step 10", signal.SIGTERM)
-    found = _settled(config, store, **{"digits": "KILLED", spec.name: "KILLED"})
-    assert "error" not in found.run(spec.name).data.tags
+    tracked = _settled(config, store, **{"digits": "KILLED", spec.name: "KILLED"})
+    assert "error" not in tracked.run(spec.name).data.tags
 
 
-def test_a_run_whose_machine_is_gone_does_not_stay_running(shared: Shared) -> None:
+def test_a_run_without_heartbeats_ends_killed(shared: Shared) -> None:
     until(lambda: stand(shared.store, silent="KILLED"), "the silent run is ended")
-    assert Found(database(shared.store)).statuses["heard"] == "RUNNING"
+    assert Tracked(database(shared.store)).statuses["heard"] == "RUNNING"
 
 
-def test_a_killed_training_is_marked_and_a_resumed_one_continues_its_run(shared: Shared) -> None:
+def test_a_killed_training_ends_killed_and_its_resumption_continues_the_run(shared: Shared) -> None:
     config, store, spec = shared.config, shared.store, shared.config.spec("mini-S/4")
     training = train(store, spec, 10, 100, then=300, wait=False)
     until(lambda: stand(store, **{"digits": "RUNNING", spec.name: "RUNNING"}), "the runs are there")
@@ -152,7 +145,7 @@ def test_a_killed_training_is_marked_and_a_resumed_one_continues_its_run(shared:
     assert len(after.history(spec.name, "images_per_second")) == 15
 
 
-def test_a_run_deleted_on_the_server_is_made_anew_with_all_its_points(shared: Shared) -> None:
+def test_a_run_deleted_on_the_server_is_restored_with_all_points(shared: Shared) -> None:
     config, store, spec = shared.config, shared.store, shared.config.spec("mini-B/4")
     client: Any = MlflowClient(tracking_uri=database(store))
     with open_tracker(config, store, spec) as tracker:
@@ -164,18 +157,18 @@ def test_a_run_deleted_on_the_server_is_made_anew_with_all_its_points(shared: Sh
         until(lambda: tracker.run_id not in (None, first), "another run is there")
         second = tracker.run_id
         client.delete_run(second)
-    found = _settled(config, store, **{spec.name: "FINISHED"})
-    assert found.run(spec.name).info.run_id not in (first, second)
-    assert found.history(spec.name, "loss") == losses(10, 20)
+    tracked = _settled(config, store, **{spec.name: "FINISHED"})
+    assert tracked.run(spec.name).info.run_id not in (first, second)
+    assert tracked.history(spec.name, "loss") == losses(10, 20)
 
 
-def test_points_that_only_the_server_kept_are_taken_back_and_not_doubled(shared: Shared, root: Path) -> None:
+def test_points_that_only_the_server_has_return_to_the_journal_once(shared: Shared, root: Path) -> None:
     config, store, spec = shared.config, shared.store, shared.config.spec("mini-L/4")
     train(store, spec, 10, 50)
     copy = run_folder(config, store, spec).journal.read_bytes()
     train(store, spec, 60, 90)
     before = _settled(config, store, **{spec.name: "FINISHED"}).run(spec.name).info.run_id
-    # Another machine: what it has of the journal is older, and of the shipping it knows nothing.
+    # Another machine, with an older copy of the journal and no shipping state.
     config, store = study_file.load(STUDY, [VARIANTS, f"tracking.uri={database(store)}"]), open_store(root)
     journal = run_folder(config, store, spec).journal
     journal.parent.mkdir(parents=True)
@@ -188,12 +181,12 @@ def test_points_that_only_the_server_kept_are_taken_back_and_not_doubled(shared:
         for step in range(60, 120, 10):
             tracker.metrics(step, {"loss": 1 / step})
     assert flush(config, store, timeout=PATIENCE_SECONDS)
-    found = Found(database(shared.store))
-    assert found.run(spec.name).info.run_id == before
-    assert found.history(spec.name, "loss") == losses(*range(10, 120, 10))
+    tracked = Tracked(database(shared.store))
+    assert tracked.run(spec.name).info.run_id == before
+    assert tracked.history(spec.name, "loss") == losses(*range(10, 120, 10))
 
 
-def test_a_run_deleted_after_a_comparison_is_made_anew_with_all_its_points(shared: Shared, root: Path) -> None:
+def test_a_run_deleted_after_a_comparison_is_restored_with_all_points(shared: Shared, root: Path) -> None:
     overrides = [VARIANTS, f"tracking.uri={database(shared.store)}", "tracking.experiment=compared"]
     config, store = study_file.load(STUDY, overrides), open_store(root)
     unshipped, spec = study_file.load(STUDY, [*overrides, "tracking.kind=none"]), config.specs[0]
@@ -204,11 +197,11 @@ def test_a_run_deleted_after_a_comparison_is_made_anew_with_all_its_points(share
     assert header is not None
     upload = JournalUpload(run, run.journal, header, target, store, state)
     upload.ship(client, None)
-    # Without a state, the run is found by its tags and compared.
+    # Without a state, the run is identified by its tags and compared.
     state.journals.clear()
     upload.ship(client, None)
     first = upload.run_id
-    Found(target.uri, "compared").client.delete_run(first)
+    Tracked(target.uri, "compared").client.delete_run(first)
     with open_tracker(unshipped, store, spec) as tracker:
         tracker.metrics(20, {"loss": 1 / 20})
     with pytest.raises(RunGoneError):
@@ -216,19 +209,19 @@ def test_a_run_deleted_after_a_comparison_is_made_anew_with_all_its_points(share
     state.journals.clear()
     upload.ship(client, None)
     assert upload.run_id not in (None, first)
-    assert Found(target.uri, "compared").history(spec.name, "loss") == losses(10, 20)
+    assert Tracked(target.uri, "compared").history(spec.name, "loss") == losses(10, 20)
 
 
-def test_a_finished_run_is_not_running_again_while_one_of_a_changed_recipe_is(root: Path) -> None:
+def test_a_finished_run_stays_finished_while_a_changed_recipe_runs(root: Path) -> None:
     before = study_file.load(STUDY, [VARIANTS, "tracking.kind=none"])
     config, store = study_file.load(STUDY, [VARIANTS, "train.learning_rate=1e-4"]), open_store(root)
     spec = config.specs[0]
     with open_tracker(before, store, spec) as tracker:
         tracker.metrics(10, {"loss": 1 / 10})
     with open_tracker(config, store, spec) as tracker:
-        # When the second has arrived, the round of the first is over.
+        # Once the second point has arrived, the round of the first is over.
         for step in (20, 30):
             tracker.metrics(step, {"loss": 1 / step})
             until(lambda: arrived(config, store), "all has arrived")
-        runs = [run for run in Found(database(store)).runs if run.info.run_name == spec.name]
+        runs = [run for run in Tracked(database(store)).runs if run.info.run_name == spec.name]
         assert sorted(run.info.status for run in runs) == ["FINISHED", "RUNNING"]

@@ -1,4 +1,4 @@
-"""What a stage logs, and what of it is in the journal and waits to be shipped."""
+"""The tracker that stages log to: its journal, and what waits to be shipped."""
 
 from __future__ import annotations
 
@@ -44,18 +44,14 @@ def statuses(store: FileStore, config: StudyConfig, spec: ModelSpec) -> list[tup
     return [(values["status"], values.get("error")) for values in found]
 
 
-def test_importing_it_imports_neither_mlflow_nor_torch() -> None:
+def test_importing_the_tracker_imports_neither_mlflow_nor_torch() -> None:
     code = "import dit.tracking, dit.tracking.mlflow_ui, sys;"
     code += "print(sorted({'mlflow', 'torch', 'boto3'} & set(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout == "[]\n"
 
 
-def test_the_repository_does_not_shadow_mlflow() -> None:
-    assert not list((ROOT / "mlflow").glob("**/*.py"))
-
-
-def test_a_resumed_run_adds_what_is_new_and_nothing_twice(config: StudyConfig, store: FileStore) -> None:
+def test_a_resumed_run_logs_no_point_twice(config: StudyConfig, store: FileStore) -> None:
     spec = config.specs[0]
     for start in (0, 40, 20):  # as after kills, from checkpoints
         with open_tracker(config, store, spec) as tracker:
@@ -76,7 +72,7 @@ def test_steps_may_come_in_any_order(config: StudyConfig, store: FileStore) -> N
     assert [point.step for point in read_points(config, store, spec) if point.key == "fd_digits"] == [800, 200, 400]
 
 
-def test_runs_of_variants_and_of_the_study_are_apart(config: StudyConfig, store: FileStore) -> None:
+def test_runs_of_variants_and_of_the_study_have_journals_of_their_own(config: StudyConfig, store: FileStore) -> None:
     first, second, *_ = config.specs
     for number, spec in enumerate((first, second, None)):
         with open_tracker(config, store, spec) as tracker:
@@ -97,7 +93,7 @@ def test_all_ranks_but_the_first_log_nothing(config: StudyConfig, store: FileSto
     assert store.list() == []
 
 
-def test_how_a_run_ended_is_in_its_journal(config: StudyConfig, store: FileStore) -> None:
+def test_the_status_of_a_run_is_in_its_journal(config: StudyConfig, store: FileStore) -> None:
     spec = config.specs[0]
     with open_tracker(config, store, spec):
         pass
@@ -114,7 +110,7 @@ def test_how_a_run_ended_is_in_its_journal(config: StudyConfig, store: FileStore
     ]
 
 
-def test_a_killed_writer_is_found_by_the_next(config: StudyConfig, store: FileStore) -> None:
+def test_a_killed_writer_is_marked_killed_once(config: StudyConfig, store: FileStore) -> None:
     spec = config.specs[0]
     code = (
         "import os, sys; from dit.study import study_file; from dit.storage import open_store\n"
@@ -132,7 +128,7 @@ def test_a_killed_writer_is_found_by_the_next(config: StudyConfig, store: FileSt
     assert [status for status, _ in statuses(store, config, spec)] == ["RUNNING", "KILLED"]
 
 
-def test_parameters_and_files_that_did_not_change_are_kept_once(config: StudyConfig, store: FileStore) -> None:
+def test_unchanged_parameters_and_files_are_logged_once(config: StudyConfig, store: FileStore) -> None:
     spec = config.specs[0]
     for depth in (2, 2, 3):
         with open_tracker(config, store, spec) as tracker:
@@ -147,7 +143,7 @@ def test_parameters_and_files_that_did_not_change_are_kept_once(config: StudyCon
     assert len([entry for entry in journal if entry.kind in ("artifact", "image")]) == 2
 
 
-def test_a_changed_recipe_begins_anew(config: StudyConfig, store: FileStore) -> None:
+def test_a_changed_recipe_starts_a_new_journal(config: StudyConfig, store: FileStore) -> None:
     spec = config.specs[0]
     with open_tracker(config, store, spec) as tracker:
         tracker.metrics(10, {"loss": 1.0})
@@ -161,7 +157,7 @@ def test_a_changed_recipe_begins_anew(config: StudyConfig, store: FileStore) -> 
     assert [point.value for point in read_points(longer, store, spec)] == [2.0]
 
 
-def test_the_journal_is_lines_that_any_program_can_read(config: StudyConfig, store: FileStore) -> None:
+def test_the_journal_has_one_json_object_per_line(config: StudyConfig, store: FileStore) -> None:
     with open_tracker(config, store, config.specs[0]) as tracker:
         tracker.metrics(10, {"loss": 1.0})
     lines = (store.root / layout.journal(config, config.specs[0])).read_text().splitlines()
@@ -175,7 +171,7 @@ def test_without_mlflow_nothing_is_shipped(config: StudyConfig, store: FileStore
     assert not list(store.root.rglob("shipper*"))
 
 
-def test_where_runs_go_by_default(store: FileStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_default_target_of_runs(store: FileStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     local = resolve_target(study(), store)
     assert local.uri == f"sqlite:///{store.root}/mlflow.db"
@@ -189,7 +185,7 @@ def test_where_runs_go_by_default(store: FileStore, monkeypatch: pytest.MonkeyPa
     assert resolve_target(study("tracking.uri=sqlite:///x.db"), store).uri == f"sqlite:///{tmp_path}/x.db"
 
 
-def test_a_password_makes_no_other_server_and_is_not_kept(store: FileStore) -> None:
+def test_a_password_does_not_change_the_target_and_is_not_stored(store: FileStore) -> None:
     target = resolve_target(study("tracking.uri=http://user:secret@mlflow:5000"), store)
     changed = resolve_target(study("tracking.uri=http://user:changed@mlflow:5000"), store)
     with open_tracker(study(), store, None) as tracker:
@@ -201,7 +197,7 @@ def test_a_password_makes_no_other_server_and_is_not_kept(store: FileStore) -> N
     state.journals[header.values["id"]] = Shipped("1", run.journal.stat().st_size, status="FINISHED")
     state.save()
     other = resolve_target(study("tracking.uri=http://elsewhere:5000"), store)
-    assert [waiting(folder, one) > 0 for one in (target, changed, other)] == [False, False, True]
+    assert [waiting(folder, each) > 0 for each in (target, changed, other)] == [False, False, True]
     assert not any(b"secret" in path.read_bytes() for path in store.root.rglob("*") if path.is_file())
 
 
@@ -213,7 +209,7 @@ def test_a_folder_for_mlflow_is_refused_before_any_work(uri: str, store: FileSto
     assert store.list() == []
 
 
-def test_places_follow_the_layout(config: StudyConfig, store: FileStore) -> None:
+def test_journals_follow_the_layout(config: StudyConfig, store: FileStore) -> None:
     spec = config.specs[0]
     with open_tracker(config, store, spec):
         pass
