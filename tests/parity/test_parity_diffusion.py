@@ -37,7 +37,7 @@ def test_training_losses() -> None:
     assert (mse + vb).tolist() == pytest.approx(expected["loss"], rel=2e-6)
 
 
-def test_losses_of_a_model_that_answers_zero() -> None:
+def test_losses_of_a_model_with_zero_output() -> None:
     schedule = linear_schedule()
     x_t = diffuse(schedule, X0, T, NOISE)
     mse, vb = training_losses(schedule, torch.zeros(4, 8, 32, 32), X0, x_t, T, NOISE)
@@ -73,8 +73,8 @@ def test_reverse_step_is_the_posterior_around_the_predicted_x0() -> None:
     torch.testing.assert_close(predict_x0(chain, x_t, index, output[:, :4]).double(), x0, rtol=1e-5, atol=1e-4)
 
 
-def test_a_model_that_answers_zero_samples_what_the_official_one_does() -> None:
-    """The mark of an unloaded model: latents of standard deviation 218 after 250 steps, as from the official code."""
+def test_samples_of_a_model_with_zero_output_have_the_official_spread() -> None:
+    """A standard deviation of 218 after 250 steps is the sign of a model whose weights were not loaded."""
     noise = torch.Generator().manual_seed(0)
     shape = (16, 4, 32, 32)
     end = sample(

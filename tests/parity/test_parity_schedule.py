@@ -39,7 +39,7 @@ def test_fifty_ddim_steps() -> None:
     assert linear_schedule().respaced(50, ddim=True).timestep_map.tolist() == list(range(0, 1000, 20))
 
 
-def test_ties_fall_as_in_the_published_chain() -> None:
+def test_ties_round_as_in_the_published_chain() -> None:
     """Twenty-one steps: ten strides of 49.95 sum to just under 499.5, which multiplied out would be 499.5 exactly."""
     chain = linear_schedule().respaced(21)
     assert chain.timestep_map[10] == 499

@@ -90,8 +90,8 @@ def test_nothing_in_a_checkpoint_is_run(tmp_path: Path) -> None:
 def test_a_checkpoint_that_does_not_fit_names_the_tensor(tmp_path: Path) -> None:
     given, path = weights(), tmp_path / "a.pt"
     assert "it lacks blocks.2." in refused(saved(path, given), "mini-B/2")
-    assert f"needed is [{resolve(VARIANT).hidden}, 4, 4, 4]" in refused(saved(path, given), "mini-S/4")
-    assert "it does not know extra" in refused(saved(path, {**given, "extra": torch.zeros(1)}))
+    assert f"expected is [{resolve(VARIANT).hidden}, 4, 4, 4]" in refused(saved(path, given), "mini-S/4")
+    assert "it has the unknown tensor extra" in refused(saved(path, {**given, "extra": torch.zeros(1)}))
     prefixed = {f"module.{name}": value for name, value in given.items()}
     assert "it lacks blocks.0." in refused(saved(path, prefixed))
     scalar = {**given, "pos_embed": torch.zeros(())}

@@ -1,4 +1,4 @@
-"""The schedule and its respacing: what holds for any number of steps."""
+"""The schedule and its respacing: properties that hold for any number of steps."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_respacing_keeps_the_marginals_of_the_steps_it_keeps(steps: int) -> None
 
 
 @given(st.integers(1, 1000))
-def test_respacing_to_the_own_length_changes_nothing(steps: int) -> None:
+def test_respacing_a_chain_to_its_length_changes_nothing(steps: int) -> None:
     chain = CHAIN.respaced(steps)
     assert chain.respaced(steps).timestep_map.tolist() == chain.timestep_map.tolist()
     assert chain.respaced(steps, ddim=True).timestep_map.tolist() == chain.timestep_map.tolist()
@@ -39,7 +39,7 @@ def test_respacing_to_the_own_length_changes_nothing(steps: int) -> None:
 
 @given(st.integers(1, 1000))
 def test_ddim_keeps_every_nth_step_or_names_the_nearest_counts(steps: int) -> None:
-    """The study file is refused for the same counts as the schedule is."""
+    """The study file refuses the same counts."""
     possible = {len(range(0, 1000, stride)) for stride in range(1, 1001)}
     if steps in possible:
         kept = CHAIN.respaced(steps, ddim=True).timestep_map
@@ -57,12 +57,12 @@ def test_ddim_keeps_every_nth_step_or_names_the_nearest_counts(steps: int) -> No
 
 @pytest.mark.parametrize("ddim", [False, True])
 @pytest.mark.parametrize("steps", [0, -1, 1001])
-def test_more_steps_than_there_are_or_none_are_refused(steps: int, ddim: bool) -> None:
+def test_step_count_out_of_range_is_refused(steps: int, ddim: bool) -> None:
     with pytest.raises(ConfigError, match=f"sampling.steps={steps}: must be 1 to 1000"):
         CHAIN.respaced(steps, ddim=ddim)
 
 
-def test_the_posterior_is_the_bayes_rule_of_two_gaussians() -> None:
+def test_posterior_follows_from_bayes_rule() -> None:
     """q(x_{t-1} | x_t, x_0) from the product of prior and likelihood, without DDPM's closed form."""
     before, beta = CHAIN.alphas_cumprod_prev[1:], CHAIN.betas[1:]
     prior_variance, gain = 1 - before, np.sqrt(1 - beta)
@@ -73,11 +73,11 @@ def test_the_posterior_is_the_bayes_rule_of_two_gaussians() -> None:
 
 
 @given(st.lists(st.integers(0, 999), min_size=1, max_size=8))
-def test_the_noise_gives_the_data_back(steps: list[int]) -> None:
+def test_predict_x0_inverts_diffuse(steps: list[int]) -> None:
     t = torch.tensor(steps)
     x0, noise = torch.randn(len(t), 3, 4, 4), torch.randn(len(t), 3, 4, 4)
     x_t = diffuse(CHAIN, x0, t, noise)
-    # At the last step the data is 1/157 of x_t, and so is its precision.
+    # At the last step x_0's factor in x_t is 1/157, which divides the precision of the prediction.
     tolerance = 1e-6 / CHAIN.sqrt_alphas_cumprod[t.max()]
     torch.testing.assert_close(predict_x0(CHAIN, x_t, t, noise), x0, rtol=0, atol=10 * tolerance)
 
@@ -89,7 +89,7 @@ def test_noised_data_keeps_unit_variance() -> None:
     torch.testing.assert_close(spread, torch.ones(1000), rtol=0, atol=0.2)
 
 
-def test_tables_made_while_sampling_serve_training() -> None:
+def test_tables_made_in_inference_mode_work_in_training() -> None:
     chain = linear_schedule()
     with torch.inference_mode():
         diffuse(chain, torch.zeros(1, 1, 2, 2), torch.tensor([3]), torch.zeros(1, 1, 2, 2))
