@@ -64,8 +64,8 @@ def sample(
 ) -> Tensor:
     """Return sampled latents x_0 [N, C, H, W], float32, on the device of the noise.
 
-    `schedule` is the training chain, respaced to `config.steps` or not. `labels_N` are int64, and `null_label` is the label of the unconditional model.
-    `on_step` is called after each reverse step.
+    `schedule` is the training chain, respaced to `config.steps` or not. `labels_N` are int64; `null_label` stands for
+    no label. `on_step` is called after each reverse step.
     Raises ConfigError when the chain cannot be respaced to `config.steps`.
     """
     chain = schedule.respaced(config.steps, ddim=config.sampler == "ddim")
@@ -92,7 +92,7 @@ def guide(output_2N: Tensor, scale: float, channels: int) -> Tensor:
     are guided. The other channels and the variance are those of the conditional half.
     """
     conditional, unconditional = output_2N.chunk(2)
-    # unconditional + s (conditional - unconditional), Peebles & Xie 2023, section 3.1; s = 1 + w of Ho & Salimans, eq. 6.
+    # unconditional + s (conditional - unconditional): Peebles & Xie, section 3.1; s = 1 + w of Ho & Salimans, eq. 6.
     guided = torch.lerp(unconditional[:, :channels], conditional[:, :channels], scale)
     return torch.cat([guided, conditional[:, channels:]], dim=1)
 

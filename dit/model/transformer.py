@@ -48,9 +48,9 @@ class Attention(nn.Module):
     def _fused(self, x_NTD: Tensor) -> bool:
         if self.kernel != "auto":
             return self.kernel == "sdpa"
-        # A CPU's fused kernel multiplies in blocks that are too small for oneDNN. It is as fast as two plain products at
-        # the default precision, up to 7 times slower under set_float32_matmul_precision("medium"), and 1.5 to 2 times
-        # slower in bf16. Long sequences need it, because it never stores the T x T weights.
+        # A CPU's fused kernel multiplies in blocks that are too small for oneDNN. Compared with two plain products it
+        # is as fast at the default precision, up to 7 times slower under set_float32_matmul_precision("medium"), and
+        # 1.5 to 2 times slower in bf16. Long sequences need it, because it never stores the T x T weights.
         return x_NTD.is_cuda or x_NTD.shape[1] > _LONGEST_PLAIN
 
 
