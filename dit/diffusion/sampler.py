@@ -9,7 +9,6 @@ Shapes: N batch, C channels, H and W sides of the latent.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,28 +27,6 @@ NO_GUIDANCE = 1.0
 # The published FIDs guide only these channels of the latent (Peebles & Xie 2023, appendix A).
 _FIRST_CHANNELS = 3
 _REVERSE = ("reverse_mean_coef1", "reverse_mean_coef2", "posterior_log_variance_clipped", "log_betas")
-_PREDICT = ("sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod")
-
-
-class Reverse(NamedTuple):
-    """The Gaussian p(x_{t-1} | x_t), each [N, C, H, W]."""
-
-    mean: Tensor
-    log_variance: Tensor
-
-
-def p_mean_variance(schedule: Schedule, output_N2CHW: Tensor, x_t_NCHW: Tensor, k_N: Tensor) -> Reverse:
-    """Return the model's reverse step from x_t (mean: DDPM eq. 11, variance: Nichol & Dhariwal eq. 15).
-
-    `k_N` int64 are indices into `schedule`, not steps of the training chain.
-    """
-    return _reverse(tuple(schedule.gather(_REVERSE, k_N)), output_N2CHW, x_t_NCHW)
-
-
-def predict_x0(schedule: Schedule, x_t_NCHW: Tensor, k_N: Tensor, noise_NCHW: Tensor) -> Tensor:
-    """Return x_0 [N, C, H, W], given x_t and its noise (DDPM eq. 15); the inverse of `losses.diffuse`."""
-    recip, recipm1 = schedule.gather(_PREDICT, k_N)
-    return recip * x_t_NCHW - recipm1 * noise_NCHW
 
 
 @torch.inference_mode()
@@ -120,10 +97,15 @@ _Advance = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor | None]]
 
 
 def _ancestral(chain: Schedule) -> _Advance:
+    """DDPM's reverse step (Ho et al. 2020, eq. 11) with the learned variance of Nichol & Dhariwal 2021, eq. 15."""
     coefficients = np.stack([getattr(chain, name) for name in _REVERSE], axis=1).tolist()
 
     def advance(output_N2CHW: Tensor, x_t_NCHW: Tensor, k: int) -> tuple[Tensor, Tensor | None]:
-        mean, log_variance = _reverse(coefficients[k], output_N2CHW, x_t_NCHW)
+        from_x, from_noise, low, high = coefficients[k]
+        epsilon, v = output_N2CHW.chunk(2, dim=1)
+        mean = from_x * x_t_NCHW - from_noise * epsilon
+        # Interpolated in log space; v = -1 is the posterior variance, v = 1 is beta.
+        log_variance = low + (0.5 * (v + 1)) * (high - low)
         # The last step adds no noise: x_0 is its mean (DDPM, algorithm 2).
         return mean, torch.exp(0.5 * log_variance) if k > 0 else None
 
@@ -146,11 +128,3 @@ def _ddim(chain: Schedule, eta: float) -> _Advance:
         return signal_k * x_t_NCHW + direction_k * epsilon, x_t_NCHW.new_tensor(sigma_k) if sigma_k else None
 
     return advance
-
-
-def _reverse(coefficients: tuple[Tensor, ...] | list[float], output_N2CHW: Tensor, x_t_NCHW: Tensor) -> Reverse:
-    from_x, from_noise, low, high = coefficients
-    epsilon, v = output_N2CHW.chunk(2, dim=1)
-    mean = from_x * x_t_NCHW - from_noise * epsilon
-    # Interpolated in log space; v = -1 is the posterior variance, v = 1 is beta (Nichol & Dhariwal, eq. 15).
-    return Reverse(mean, low + (0.5 * (v + 1)) * (high - low))

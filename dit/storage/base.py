@@ -143,7 +143,7 @@ def local_errors(where: str | Path) -> Iterator[None]:
         raise StoreError(f"{where}: {reason}; check the disk and the permissions, then run again") from error
 
 
-def place_file(path: Path, fill: Callable[[BufferedRandom], None]) -> None:
+def place_file(path: Path, fill: Callable[[BufferedRandom], object]) -> None:
     """Let `fill` write a new file, flush it to disk, then rename it to `path`; on any failure nothing is left.
 
     What a killed process left of the same file before is removed. Raises OSError.

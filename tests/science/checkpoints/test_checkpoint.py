@@ -242,7 +242,7 @@ def test_altered_file_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / layout.checkpoint(config, spec, 20) / layout.EMA_WEIGHTS
     data = path.read_bytes()
     path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    with pytest.raises(DataError, match=r"step-00000020/ema\.safetensors: .*remove .* to go on"):
+    with pytest.raises(DataError, match=r"step-00000020/ema\.safetensors: .*remove .* to resume"):
         weights_of(config, store, spec, 20, "ema")
     weights_of(config, store, spec, 20, "raw")
 

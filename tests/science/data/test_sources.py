@@ -83,7 +83,7 @@ def test_files_of_one_name_and_two_types_both_stay(tmp_path: Path) -> None:
 
 
 def test_missing_folder_and_wrong_number_of_classes(tmp_path: Path) -> None:
-    with pytest.raises(MissingError, match="no folder"):
+    with pytest.raises(MissingError, match="is not a folder"):
         open_source(folder_study(tmp_path / "absent").dataset)
     image_folder(tmp_path)
     with pytest.raises(InputError, match=r"classes=4.*has 3 classes"):

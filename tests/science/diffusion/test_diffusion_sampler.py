@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dit.diffusion.sampler import Denoiser, NoiseSource, p_mean_variance, sample
+from dit.diffusion.sampler import Denoiser, NoiseSource, sample
 from dit.diffusion.schedule import linear_schedule
 from dit.study.config import SamplingConfig
 
@@ -177,13 +177,3 @@ def test_on_step_is_called_once_per_step() -> None:
     steps: list[None] = []
     sample(Recorder(), CHAIN, noise_source(), LABELS, SamplingConfig(steps=7), NULL, lambda: steps.append(None))
     assert len(steps) == 7
-
-
-def test_samples_of_a_batch_may_be_at_different_steps() -> None:
-    output, x = torch.randn(3, 8, 2, 2), torch.randn(SHAPE)
-    steps = torch.tensor([0, 17, 999])
-    together = p_mean_variance(CHAIN, output, x, steps)
-    for i in range(3):
-        alone = p_mean_variance(CHAIN, output[i : i + 1], x[i : i + 1], steps[i : i + 1])
-        torch.testing.assert_close(alone.mean, together.mean[i : i + 1])
-        torch.testing.assert_close(alone.log_variance, together.log_variance[i : i + 1])
