@@ -82,7 +82,8 @@ def _require_one(shards: list[ShardRecord], value: Callable[[ShardRecord], str],
     made = [f"{origin[:12] or 'none'} made {first_names(names)}" for origin, names in sorted(groups.items())]
     expected = f", expected {right[:12]}" if right is not None else ""
     raise MismatchError(
-        f"shards come from different {what}: {'; '.join(made)}{expected}; delete the wrong ones and run their parts again"
+        f"shards come from different {what}: {'; '.join(made)}{expected};"
+        " delete the wrong ones and run their parts again"
     )
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import json
-import tarfile
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from dataset_fixtures import folder_study, image_folder, picture
+from dataset_fixtures import folder_study, image_folder, picture, tar_of
 
 from dit.data.images import decode_image
 from dit.data.shard_set import ShardSet
@@ -160,15 +158,9 @@ def test_too_many_corrupt_images_fail_before_the_manifest_until_they_are_repaire
 def test_corrupt_images_of_equal_names_in_two_tars_are_both_named(store: Store, tmp_path: Path) -> None:
     for name in ("cat", "dog"):
         good = (image_folder(tmp_path / name, classes=1) / "class-0" / "picture_0.png").read_bytes()
-        with tarfile.open(tmp_path / f"{name}.tar", "w") as archive:
-            for member, data in {"1.png": good, "2.png": good[:90]}.items():
-                info = tarfile.TarInfo(member)
-                info.size = len(data)
-                archive.addfile(info, io.BytesIO(data))
-    with tarfile.open(tmp_path / "all.tar", "w") as archive:
-        archive.add(tmp_path / "cat.tar", "cat.tar")
-        archive.add(tmp_path / "dog.tar", "dog.tar")
-    source = {"kind": "tar", "path": str(tmp_path / "all.tar")}
+        tar_of(tmp_path / f"{name}.tar", {"1.png": good, "2.png": good[:90]})
+    inner = {name: (tmp_path / name).read_bytes() for name in ("cat.tar", "dog.tar")}
+    source = {"kind": "tar", "path": str(tar_of(tmp_path / "all.tar", inner))}
     manifest = prepare.run(folder_study("", classes=2, source=source, max_corrupt_fraction=0.5), store)
     assert manifest is not None
     names = sorted(name for shard in manifest.shards for name in shard.corrupt)
