@@ -44,7 +44,7 @@ def copy(source: Path, target: Path, **settings: Any) -> Path:
     return target
 
 
-def test_moments_are_the_autoencoders_for_image_and_mirror_image(saved: tuple[Path, Any], images: Any) -> None:
+def test_moments_are_those_of_the_autoencoder_for_image_and_mirror_image(saved: tuple[Path, Any], images: Any) -> None:
     path, model = saved
     codec = open_codec(dataset(path), "cpu", decoding=False, batch=2)
     moments = codec.encode(images, mirror=True)
@@ -83,7 +83,7 @@ def test_decoding_divides_by_the_scale_and_rounds(saved: tuple[Path, Any]) -> No
         codec.decode(torch.full((1, 4, 4, 4), float("nan")))
 
 
-def test_another_decoder_decodes_and_the_encoder_stays(saved: tuple[Path, Any], tmp_path: Path, images: Any) -> None:
+def test_separate_decoder_is_used_for_decoding_only(saved: tuple[Path, Any], tmp_path: Path, images: Any) -> None:
     save_autoencoder(tmp_path / "other", seed=9)
     both = dataset(saved[0], decoder=str(tmp_path / "other"))
     latents = torch.randn(2, 4, 4, 4)
@@ -94,7 +94,7 @@ def test_another_decoder_decodes_and_the_encoder_stays(saved: tuple[Path, Any], 
     assert encoder_sha256(both) == encoder_sha256(dataset(saved[0]))
 
 
-def test_a_decoder_is_named_by_its_weights_wherever_they_lie(saved: tuple[Path, Any], tmp_path: Path) -> None:
+def test_decoder_is_named_by_the_hash_of_its_weights(saved: tuple[Path, Any], tmp_path: Path) -> None:
     save_autoencoder(tmp_path / "other", seed=9)
     moved, absent = copy(saved[0], tmp_path / "moved"), tmp_path / "absent"
     own = decoder_at_hand(dataset(saved[0]))
@@ -106,16 +106,14 @@ def test_a_decoder_is_named_by_its_weights_wherever_they_lie(saved: tuple[Path, 
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_half_precision_stays_close(saved: tuple[Path, Any], images: Any, dtype: str) -> None:
+def test_half_precision_moments_are_close_to_float32(saved: tuple[Path, Any], images: Any, dtype: str) -> None:
     full = open_codec(dataset(saved[0]), "cpu", decoding=False, batch=5).encode(images, mirror=False)
     half = open_codec(dataset(saved[0], dtype=dtype), "cpu", decoding=False, batch=5).encode(images, mirror=False)
     error = np.abs(half.astype(np.float32) - full.astype(np.float32))
     assert 0 < error.mean() < 0.05 * np.abs(full.astype(np.float32)).mean()
 
 
-def test_published_weights_with_the_old_attention_names_load(
-    saved: tuple[Path, Any], tmp_path: Path, images: Any
-) -> None:
+def test_weights_with_old_attention_names_load(saved: tuple[Path, Any], tmp_path: Path, images: Any) -> None:
     old = copy(saved[0], tmp_path / "old")
     names = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
     weights = load_file(old / WEIGHTS)

@@ -1,4 +1,4 @@
-"""The average of the weights against its closed form."""
+"""The average of the weights: closed form, memory, loading."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_first_update_already_averages() -> None:
     torch.testing.assert_close(ema.tensors["weight"], 0.75 * before)
 
 
-def test_load_takes_over_a_saved_average() -> None:
+def test_load_copies_a_saved_average() -> None:
     model = TwoTensors()
     ema, other = Ema(model, 0.9), Ema(model, 0.9)
     saved = {name: tensor + 2 for name, tensor in ema.tensors.items()}

@@ -1,4 +1,4 @@
-"""A compiled model trains as an eager one does."""
+"""Compiled training against eager training."""
 
 from __future__ import annotations
 
