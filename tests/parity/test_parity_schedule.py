@@ -1,4 +1,4 @@
-"""The schedule against the official one, to float64 error."""
+"""The schedule against the official schedule, to float64 error."""
 
 from __future__ import annotations
 
@@ -33,9 +33,6 @@ def test_fifty_steps() -> None:
     chain = linear_schedule().respaced(50)
     assert chain.timestep_map[:5].tolist() == [0, 20, 41, 61, 82]
     assert chain.betas[-1] == pytest.approx(0.32980907, abs=5e-9)
-
-
-def test_fifty_ddim_steps() -> None:
     assert linear_schedule().respaced(50, ddim=True).timestep_map.tolist() == list(range(0, 1000, 20))
 
 

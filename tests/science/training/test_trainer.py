@@ -13,6 +13,7 @@ from dit.diffusion.losses import diffuse, training_losses
 from dit.diffusion.schedule import linear_schedule
 from dit.errors import MismatchError
 from dit.health.steps import StepLosses
+from dit.runtime.device import can_compile
 from dit.runtime.distributed import Ranks
 from dit.study import layout
 from dit.study.config import FitConfig, StudyConfig
@@ -63,6 +64,12 @@ def test_micro_batches_change_no_loss_and_no_average(micro_batch: int) -> None:
 
 def test_activation_checkpointing_and_attention_kernel_change_no_loss() -> None:
     close(run(trainer(study())), run(trainer(study(), activation_checkpointing=True, attention="sdpa")))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not can_compile(), reason="torch.compile needs a C++ compiler")
+def test_compilation_changes_no_loss() -> None:
+    close(run(trainer(study(), compile="off"), 3), run(trainer(study(), compile="on"), 3))
 
 
 def test_first_loss_is_that_of_a_zero_output() -> None:
