@@ -6,17 +6,8 @@ from dit.storage import Store
 from dit.study.records import HealthEvent
 
 
-class HealthLog:
-    """A variant's health events, one JSON line each; only rank 0 has a log.
-
-    A store cannot append, so each event writes the whole file, which is small.
-    """
-
-    def __init__(self, store: Store, key: str) -> None:
-        self._store, self._key = store, key
-        self._lines = store.read(key).splitlines() if store.exists(key) else []
-
-    def add(self, event: HealthEvent) -> None:
-        """Append an event; it is in the store when this returns."""
-        self._lines.append(event.model_dump_json().encode())
-        self._store.write(self._key, b"\n".join(self._lines) + b"\n")
+def add_event(store: Store, key: str, event: HealthEvent) -> None:
+    """Append an event as a JSON line; it is in the store when this returns. Only rank 0 calls this."""
+    # A store cannot append. The file has a line per event, so writing all of it again costs little.
+    lines = store.read(key) if store.exists(key) else b""
+    store.write(key, lines + event.model_dump_json().encode() + b"\n")

@@ -22,11 +22,6 @@ class StepLosses(NamedTuple):
         """The training loss, mse + vb (Nichol & Dhariwal 2021, eq. 16)."""
         return self.mse + self.vb
 
-    def first_nonfinite(self) -> str | None:
-        """Return the first term, in order of computation, that is not finite; None if all are."""
-        terms = {"mse": self.mse, "vb": self.vb, "gradient norm": self.grad_norm}
-        return next((name for name, value in terms.items() if not math.isfinite(value)), None)
-
 
 class NonFinite(NamedTuple):
     """The first step with a value that is not finite, and the first such term of it."""
@@ -43,4 +38,9 @@ class NonFinite(NamedTuple):
 
 def first_nonfinite(rows: Sequence[StepLosses]) -> NonFinite | None:
     """Return the first step whose loss or gradient norm is not finite; None if there is none."""
-    return next((NonFinite(row.step, term) for row in rows if (term := row.first_nonfinite())), None)
+    for row in rows:
+        # In order of computation: the first bad term is the cause of those after it.
+        for term, value in (("mse", row.mse), ("vb", row.vb), ("gradient norm", row.grad_norm)):
+            if not math.isfinite(value):
+                return NonFinite(row.step, term)
+    return None

@@ -10,7 +10,7 @@ from dit.checkpoints.read import list_checkpoints
 from dit.checkpoints.write import CheckpointWriter
 from dit.console import Progress
 from dit.errors import DivergedError, StoppedError
-from dit.health.log import HealthLog
+from dit.health.log import add_event
 from dit.health.steps import NonFinite, first_nonfinite
 from dit.runtime.device import computed_in
 from dit.runtime.distributed import Ranks
@@ -119,7 +119,7 @@ class TrainingLoop:
             " check the data and train.precision, or lower train.learning_rate under another study name"
         )
         if self.ranks.is_main:
-            HealthLog(plan.store, layout.health(plan.config, plan.spec)).add(bad.event(message))
+            add_event(plan.store, layout.health(plan.config, plan.spec), bad.event(message))
         raise DivergedError(message)
 
     def _stop(self, step: int, signal_number: int) -> None:

@@ -62,7 +62,11 @@ def make_plan(work: Work, spec: ModelSpec) -> TrainPlan:
     record or checkpoint is of another configuration or of other shards, InputError when the store is not writable.
     """
     config, store = work.config, work.store
-    check_batch(config, environment_world_size())
+    if config.train.global_batch % environment_world_size():
+        raise ConfigError(
+            f"train.global_batch={config.train.global_batch} is not divisible by world_size={environment_world_size()};"
+            " start a number of processes that divides the batch"
+        )
     record = read_output(work, training(work, spec))
     content = require(work, dataset(work)).content_hash()
     if environment_rank() == 0:
@@ -73,12 +77,3 @@ def make_plan(work: Work, spec: ModelSpec) -> TrainPlan:
     start = max((step for step in present if step <= first), default=0)
     ahead = tuple(step for step in present if start < step <= last)
     return TrainPlan(work, spec, config.fit_for(spec), content, start, last, present.get(start), record, ahead)
-
-
-def check_batch(config: StudyConfig, world_size: int) -> None:
-    """Raise ConfigError when ranks cannot share the global batch equally."""
-    if config.train.global_batch % world_size:
-        raise ConfigError(
-            f"train.global_batch={config.train.global_batch} is not divisible by world_size={world_size};"
-            " start a number of processes that divides the batch"
-        )
