@@ -50,6 +50,13 @@ def tar_of(path: Path, members: dict[str, bytes]) -> Path:
     return path
 
 
+def flip_bit(path: Path, position: int = -1) -> None:
+    """Change one bit of a file."""
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1
+    path.write_bytes(data)
+
+
 def folder_study(path: Path | str, classes: int = 3, **dataset: Any) -> StudyConfig:
     """A study of pixels from an image folder; keyword arguments replace keys of its dataset section."""
     section = {

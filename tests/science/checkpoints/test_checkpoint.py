@@ -12,6 +12,7 @@ from typing import Literal
 import pytest
 import study_records
 import torch
+from dataset_fixtures import flip_bit
 from torch import Tensor
 from training_processes import checkpoint_meta
 
@@ -224,9 +225,7 @@ def test_altered_file_is_refused_by_name(tmp_path: Path) -> None:
     store, config = open_store(tmp_path), study()
     spec = config.spec(VARIANT)
     write(store, config, 20)
-    path = tmp_path / layout.checkpoint(config, spec, 20) / layout.EMA_WEIGHTS
-    data = path.read_bytes()
-    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    flip_bit(tmp_path / layout.checkpoint(config, spec, 20) / layout.EMA_WEIGHTS)
     with pytest.raises(DataError, match=r"step-00000020/ema\.safetensors: .*remove .* to resume"):
         weights_of(config, store, spec, 20, "ema")
     weights_of(config, store, spec, 20, "raw")

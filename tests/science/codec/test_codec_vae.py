@@ -37,6 +37,11 @@ def dataset(weights: Path, **codec: Any) -> DatasetConfig:
     return folder_study("unused", image_size=32, codec={"kind": "vae", "weights": str(weights), **codec}).dataset
 
 
+def encoded(weights: Path, images: Any, **codec: Any) -> np.ndarray[Any, np.dtype[Any]]:
+    """Moments of the images without their mirror images."""
+    return open_codec(dataset(weights, **codec), "cpu", decoding=False, batch=5).encode(images, mirror=False)
+
+
 def copy(source: Path, target: Path, **settings: Any) -> Path:
     target.mkdir()
     (target / WEIGHTS).write_bytes((source / WEIGHTS).read_bytes())
@@ -89,8 +94,7 @@ def test_separate_decoder_is_used_for_decoding_only(saved: tuple[Path, Any], tmp
     latents = torch.randn(2, 4, 4, 4)
     own, other = (open_codec(config, "cpu", decoding=True, batch=2) for config in (dataset(saved[0]), both))
     assert not np.array_equal(own.decode(latents), other.decode(latents))
-    encoders = [open_codec(config, "cpu", decoding=False, batch=2) for config in (dataset(saved[0]), both)]
-    assert np.array_equal(*(encoder.encode(images, mirror=False) for encoder in encoders))
+    assert np.array_equal(encoded(saved[0], images), encoded(saved[0], images, decoder=str(tmp_path / "other")))
     assert encoder_sha256(both) == encoder_sha256(dataset(saved[0]))
 
 
@@ -107,8 +111,7 @@ def test_decoder_is_named_by_the_hash_of_its_weights(saved: tuple[Path, Any], tm
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_moments_are_close_to_float32(saved: tuple[Path, Any], images: Any, dtype: str) -> None:
-    full = open_codec(dataset(saved[0]), "cpu", decoding=False, batch=5).encode(images, mirror=False)
-    half = open_codec(dataset(saved[0], dtype=dtype), "cpu", decoding=False, batch=5).encode(images, mirror=False)
+    full, half = encoded(saved[0], images), encoded(saved[0], images, dtype=dtype)
     error = np.abs(half.astype(np.float32) - full.astype(np.float32))
     assert 0 < error.mean() < 0.05 * np.abs(full.astype(np.float32)).mean()
 
@@ -124,20 +127,14 @@ def test_weights_with_old_attention_names_load(saved: tuple[Path, Any], tmp_path
         renamed[name] = value
     assert renamed.keys() != weights.keys()
     save_file(renamed, old / WEIGHTS)
-    expected = open_codec(dataset(saved[0]), "cpu", decoding=False, batch=5).encode(images, mirror=False)
-    assert np.array_equal(
-        open_codec(dataset(old), "cpu", decoding=False, batch=5).encode(images, mirror=False), expected
-    )
+    assert np.array_equal(encoded(old, images), encoded(saved[0], images))
 
 
 def test_pickled_weights_load_without_unpickling_objects(saved: tuple[Path, Any], tmp_path: Path, images: Any) -> None:
     folder = copy(saved[0], tmp_path / "pickled")
     torch.save(load_file(folder / WEIGHTS), folder / "diffusion_pytorch_model.bin")
     (folder / WEIGHTS).unlink()
-    expected = open_codec(dataset(saved[0]), "cpu", decoding=False, batch=5).encode(images, mirror=False)
-    assert np.array_equal(
-        open_codec(dataset(folder), "cpu", decoding=False, batch=5).encode(images, mirror=False), expected
-    )
+    assert np.array_equal(encoded(folder, images), encoded(saved[0], images))
     torch.save({"a": Path("object")}, folder / "diffusion_pytorch_model.bin")
     with pytest.raises(DataError, match=r"diffusion_pytorch_model\.bin"):
         open_codec(dataset(folder), "cpu", decoding=False, batch=5)

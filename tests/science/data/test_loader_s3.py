@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from dataset_fixtures import folder_study, image_folder
+from dataset_fixtures import flip_bit, folder_study, image_folder
 
 from dit.data.loader import TrainingStream
 from dit.data.shard_set import ShardSet
@@ -40,12 +40,11 @@ def test_damaged_object_and_damaged_copy_are_refused_by_name(s3_store: Store, tm
     ShardSet.open(s3_store, config)
     key = f"{layout.dataset(config)}/{layout.shard(1)}"
     copy = s3_store.local(key)
-    data = bytearray(copy.read_bytes())
-    data[700] ^= 1
-    copy.write_bytes(data)
+    flip_bit(copy, 700)
+    data = copy.read_bytes()
     with pytest.raises(DataError, match=layout.shard(1)):
         ShardSet.open(s3_store, config)
-    s3_store.write(key, bytes(data))
+    s3_store.write(key, data)
     copy.unlink()
     with pytest.raises(DataError, match=layout.shard(1)) as error:
         ShardSet.open(s3_store, config)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from dataset_fixtures import flip_bit
 from training_processes import checkpoint_meta
 
 from dit.checkpoints.read import list_checkpoints
@@ -239,10 +240,7 @@ def test_damaged_checkpoint_is_refused_and_resume_uses_the_one_before(
     config = study("damaged", "train.steps=8")
     train.run(config, store, VARIANT)
     folder = layout.checkpoint(config, config.spec(VARIANT), 8)
-    path = store.local(f"{folder}/{layout.OPTIMIZER}")
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
+    flip_bit(store.local(f"{folder}/{layout.OPTIMIZER}"))
     longer = study("damaged", "train.steps=12")
     with pytest.raises(DataError, match=r"step-00000008/optimizer\.safetensors: .*remove .*step-00000008"):
         train.run(longer, store, VARIANT)
