@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,23 @@ def image_folder(root: Path, classes: int = 3, per_class: int = 4, width: int = 
             suffix = "JPEG" if number % 2 else "png"
             picture(100 * label + number, width, height).save(folder / f"picture_{number}.{suffix}")
     return root
+
+
+def tar_of(path: Path, members: dict[str, bytes]) -> Path:
+    """Write a tar file with these members."""
+    with tarfile.open(path, "w") as archive:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+def flip_bit(path: Path, position: int = -1) -> None:
+    """Change one bit of a file."""
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1
+    path.write_bytes(data)
 
 
 def folder_study(path: Path | str, classes: int = 3, **dataset: Any) -> StudyConfig:

@@ -1,1 +1,1 @@
-"""Checkpoints: written, read, converted."""
+"""Checkpoints: writing, reading, removing old ones, converting published ones."""

@@ -1,4 +1,4 @@
-"""A public checkpoint, a pickle of tensors, becomes safetensors: the same names and values, checked on the way."""
+"""Converts a published checkpoint (a pickle of tensors) to safetensors with the same names and values."""
 
 from __future__ import annotations
 
@@ -25,11 +25,14 @@ _PUBLISHED = InputSpec(channels=4, size=32, classes=1000)
 
 
 def convert_official(source: str | Path, target: str | Path, variant: str = "DiT-XL/2") -> FileEntry:
-    """Write the checkpoint's weights to `target`, float32, and say what was written; complete or absent.
+    """Write the checkpoint's weights to `target` in float32, atomically; return the file's size and hash.
 
-    `source` holds a state dict, or a training checkpoint whose `ema` is one. Nothing in it is run: only tensors and
-    plain containers are read. Channels, image size and number of classes follow from the tensors.
-    Raises MissingError without `source`; MismatchError where it is no checkpoint, or not one of `variant`.
+    `source` holds a state dict, or a training checkpoint with a state dict under `ema`. Only tensors and plain
+    containers are read; no code in the pickle runs. Channels, latent size and number of classes follow from the
+    tensors.
+
+    Raises MissingError when `source` does not exist.
+    Raises MismatchError when it is not a checkpoint, or not one of `variant`.
     """
     spec = resolve(variant)
     weights = _weights(Path(source))
@@ -49,26 +52,26 @@ def _weights(source: Path) -> Mapping[str, Tensor]:
     if isinstance(tree, dict) and "ema" in tree:
         tree = tree["ema"]
     if not isinstance(tree, dict) or not all(isinstance(value, Tensor) for value in tree.values()):
-        raise MismatchError(f"{source}: holds neither a state dict nor an `ema` that is one; give a DiT checkpoint")
+        raise MismatchError(f"{source}: holds neither a state dict nor one under `ema`; give a DiT checkpoint")
     return tree
 
 
 def _load(source: Path) -> Any:
     try:
-        # Training checkpoints carry their command line; a Namespace is inert, and all else but tensors stays refused.
+        # Published training checkpoints contain their command line as a Namespace, which runs no code.
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(source, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(source))
     except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"a {found[1]}" if found else "something other than tensors"
-        raise MismatchError(f"{source}: holds {what}, which is not read; save its state dict alone") from None
-    except Exception as error:  # an unpickler that is fed a damaged file can raise anything
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"a {refused[1]}" if refused else "something other than tensors"
+        raise MismatchError(f"{source}: holds {what}, which is not read; save only its state dict") from None
+    except Exception as error:  # on a damaged file the unpickler can raise any exception
         reason = f"{type(error).__name__}: {error}".split("\n")[0]
-        raise MismatchError(f"{source}: is not a checkpoint that torch can read: {reason}; fetch it again") from None
+        raise MismatchError(f"{source}: torch cannot read it as a checkpoint: {reason}; fetch it again") from None
 
 
 def _inputs(spec: ModelSpec, weights: Mapping[str, Tensor]) -> InputSpec:
-    """What the model was trained on, as the tensors show it; the published setting where they do not."""
+    """Return the inputs that the tensors' shapes imply; the published ones if a tensor is missing."""
     try:
         patches, positions = weights["x_embedder.proj.weight"], weights["pos_embed"]
         labels = weights["y_embedder.embedding_table.weight"]

@@ -1,6 +1,6 @@
-"""Finding and loading checkpoints. Torch-free until weights are loaded.
+"""Lists and loads checkpoints. Torch-free until weights are loaded.
 
-A checkpoint is three safetensors files and a meta.json, which is written last: without it there is no checkpoint.
+A checkpoint is three safetensors files and a meta.json, which is written last. Without meta.json it is incomplete.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ FILES = (layout.RAW_WEIGHTS, layout.EMA_WEIGHTS, layout.OPTIMIZER)
 
 
 def list_checkpoints(store: Store, config: StudyConfig, spec: ModelSpec) -> list[int]:
-    """Steps of a variant's complete checkpoints, ascending."""
+    """Return the steps of a variant's complete checkpoints, ascending."""
     return sorted(_steps(store, config, spec, complete=True))
 
 
 def incomplete_checkpoints(store: Store, config: StudyConfig, spec: ModelSpec) -> list[int]:
-    """Steps of folders that an interrupted upload, or an interrupted removal, left behind."""
+    """Return the steps of incomplete checkpoints, which an interrupted upload or removal left, ascending."""
     return sorted(_steps(store, config, spec, complete=False) - _steps(store, config, spec, complete=True))
 
 
 def load_weights(
     store: Store, folder: str, meta: CheckpointMeta, weights: Literal["ema", "raw"]
 ) -> tuple[dict[str, Tensor], str]:
-    """A checkpoint's averaged or raw weights, on the CPU, and the SHA-256 of their file.
+    """Return a checkpoint's EMA or raw weights, on the CPU, and the SHA-256 of their file.
 
-    Raises DataError when the file is damaged.
+    Raises DataError when the file is missing or damaged.
     """
     name = layout.EMA_WEIGHTS if weights == "ema" else layout.RAW_WEIGHTS
     tensors = load_file(store, folder, meta, name)
@@ -43,11 +43,14 @@ def load_weights(
 
 
 def load_file(store: Store, folder: str, meta: CheckpointMeta, name: str) -> dict[str, Tensor]:
-    """One file of a checkpoint, its SHA-256 checked against meta.json; DataError when it is damaged."""
+    """Return the tensors of one file, after its SHA-256 is compared with meta.json.
+
+    Raises DataError when the file is missing or damaged.
+    """
     from safetensors.torch import load_file as load_safetensors
 
     where = f"{store.url}/{folder}"
-    advice = f"remove {where} to go on from the checkpoint before it"
+    advice = f"remove {where} to resume from the checkpoint before it"
     entry = next((entry for entry in meta.files if entry.name == name), None)
     if entry is None:
         raise DataError(f"{where}/{name}: not listed in {layout.META}; {advice}")
@@ -55,23 +58,23 @@ def load_file(store: Store, folder: str, meta: CheckpointMeta, name: str) -> dic
         path = store.local(f"{folder}/{name}", entry.sha256)
     except (MissingError, DataError) as error:
         raise DataError(f"{where}/{name}: damaged or missing ({error}); {advice}") from error
-    # A file store hands out the file as it is, so the bytes that are about to be loaded are hashed here.
+    # A file store returns the path without a check, so the bytes are hashed here, just before they are loaded.
     actual = sha256_file(path)
     if actual != entry.sha256:
         raise DataError(
-            f"{where}/{name}: SHA-256 is {actual[:12]}..., {layout.META} says {entry.sha256[:12]}...: damaged; {advice}"
+            f"{where}/{name}: SHA-256 is {actual[:12]}..., {layout.META} has {entry.sha256[:12]}...: damaged; {advice}"
         )
     tensors: dict[str, Tensor] = load_safetensors(path)
     return tensors
 
 
 def _steps(store: Store, config: StudyConfig, spec: ModelSpec, *, complete: bool) -> set[int]:
-    """Steps of the folders that hold a meta.json, or, with complete unset, of those that hold anything."""
+    """Steps of the folders that hold a meta.json or, with `complete=False`, any file."""
     prefix = layout.checkpoints(config, spec)
-    found = set()
+    steps = set()
     for key in store.list(prefix):
         folder, _, name = key.removeprefix(f"{prefix}/").partition("/")
         number = layout.step_number(folder)
         if number is not None and (name == layout.META or not complete):
-            found.add(number)
-    return found
+            steps.add(number)
+    return steps

@@ -1,4 +1,4 @@
-"""Which checkpoints of a training stay. Torch-free."""
+"""The rule for removing checkpoints of a training. Torch-free."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Retention:
-    """The milestones stay for good, of all other checkpoints the newest `keep`.
+    """All milestones are kept, and the newest `keep` of the other checkpoints.
 
-    A longer run may have left some ahead. They count as newer once `stop_step` is written, not before, so that a kill
-    never costs more than the steps since the last checkpoint.
+    A longer run may have left checkpoints beyond the current step. They count only once `stop_step` is written: before
+    that they would displace the checkpoints from which an interrupted training resumes.
     """
 
     keep: int
@@ -19,7 +19,7 @@ class Retention:
     stop_step: int
 
     def retired(self, present: Iterable[int], written: int) -> list[int]:
-        """Steps to delete, oldest first, now that the checkpoint of step `written` is complete."""
+        """Return the steps to delete, oldest first, after the checkpoint of step `written` is complete."""
         passing = [
             step
             for step in sorted(present)

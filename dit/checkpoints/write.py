@@ -1,4 +1,4 @@
-"""Writing checkpoints while training goes on: training waits for the copy off the device, never for the store."""
+"""Writes checkpoints during training: training waits for the copy to the host, not for the store."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ Files = Mapping[str, Mapping[str, Tensor]]
 
 
 class HostCopy:
-    """Buffers in host memory, made once and used again; page-locked where the source is a GPU."""
+    """Reusable host buffers for a checkpoint's tensors, page-locked if the tensors are on a GPU."""
 
     def __init__(self) -> None:
         self._buffers: dict[str, dict[str, Tensor]] = {}
 
     def reserve(self, files: Files) -> None:
-        """Make the buffers that are not there yet. Locking pages takes far longer than copying into them."""
+        """Allocate the missing buffers. Locking their pages takes far longer than a copy into them."""
         for file, tensors in files.items():
             buffers = self._buffers.setdefault(file, {})
             for name, tensor in tensors.items():
@@ -42,7 +42,7 @@ class HostCopy:
 
     @torch.no_grad()
     def take(self, files: Files) -> dict[str, dict[str, Tensor]]:
-        """Copy all tensors; on return the copies are complete and the sources may change."""
+        """Return copies of all tensors, valid until the next call. They are complete: the sources may change."""
         self.reserve(files)
         on_gpu = False
         for file, tensors in files.items():
@@ -55,9 +55,10 @@ class HostCopy:
 
 
 class CheckpointWriter:
-    """Writes one checkpoint at a time on a thread: files, then meta.json, then retires the oldest it may retire.
+    """Writes one checkpoint at a time on a thread: its files, then meta.json; then deletes those no longer kept.
 
-    Only rank 0 has a writer. What the thread raises comes out of the next call; leaving the context waits for it.
+    Only rank 0 has a writer. Entering deletes what interrupted uploads left; leaving waits for the thread. An error of
+    the thread is raised by the next call.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class CheckpointWriter:
         retention: Retention,
         before_completion: Callable[[], None],
     ) -> None:
-        """`before_completion` is called on the thread, between the last file and meta.json."""
+        """`before_completion` is called on the thread before meta.json is written."""
         self._store, self._config, self._spec, self._retention = store, config, spec, retention
         self._before_completion = before_completion
         self._host = HostCopy()
@@ -89,23 +90,23 @@ class CheckpointWriter:
             self.wait()
 
     def poll(self) -> bool:
-        """Whether a checkpoint is being written; raises what went wrong with one that no longer is."""
+        """Return whether a checkpoint is being written; raises the error of one that failed."""
         if self._pending is not None and self._pending.done():
             self.wait()
         return self._pending is not None
 
     def reserve(self, files: Files) -> None:
-        """Make the host's buffers for these tensors on the thread, so that the first `save` only copies."""
+        """Allocate host buffers for these tensors on the thread, so that the first `save` only copies."""
         self.wait()
         self._pending = self._thread.submit(self._host.reserve, files)
 
     def save(self, files: Files, meta: CheckpointMeta) -> None:
-        """Copy the tensors and begin to write them; waits for the checkpoint before this one, if it is still going."""
+        """Copy the tensors and start to write them; waits first for the previous checkpoint."""
         self.wait()
         self._pending = self._thread.submit(self._write, self._host.take(files), meta)
 
     def wait(self) -> None:
-        """Until nothing is being written; raises what went wrong."""
+        """Wait until nothing is being written; raises the error of a checkpoint that failed."""
         if self._pending is not None:
             pending, self._pending = self._pending, None
             pending.result()
@@ -120,7 +121,7 @@ class CheckpointWriter:
         self._retire(meta.step)
 
     def _upload(self, tensors: Mapping[str, Tensor], key: str) -> FileEntry:
-        # One file at a time lies in the scratch folder, so that it needs room for the largest only.
+        # One file at a time, so the scratch folder needs room only for the largest.
         try:
             with tempfile.TemporaryDirectory(prefix="dit-checkpoint-") as scratch:
                 path = Path(scratch) / "tensors"
@@ -128,7 +129,7 @@ class CheckpointWriter:
                 return self._store.upload(path, key)
         except (OSError, SafetensorError) as error:
             raise StoreError(
-                f"{tempfile.gettempdir()}: cannot write {key} there: {error}; make room or set TMPDIR, then run again"
+                f"{tempfile.gettempdir()}: cannot write {key} there: {error}; free space or set TMPDIR, then run again"
             ) from error
 
     def _retire(self, written: int) -> None:

@@ -1,1 +1,1 @@
-"""Images to latents and back."""
+"""Images to latents and back: an autoencoder, or pixels as they are."""

@@ -19,14 +19,14 @@ from dit.study.config import VaeCodec
 
 
 class Autoencoder(Codec):
-    """A pretrained autoencoder in evaluation mode (Rombach et al. 2022)."""
+    """A pretrained autoencoder in evaluation mode (Rombach et al. 2022, section 3.1)."""
 
     def __init__(self, config: VaeCodec, device: torch.device, *, decoding: bool, batch: int) -> None:
         address = (config.decoder or config.weights) if decoding else config.weights
         folder, weights, variant = find_weights(address)
         self._scale, self._device, self._batch = config.scale_factor, device, batch
         self._dtype = getattr(torch, config.dtype)
-        # Half-precision convolutions on a GPU are about a third faster with channels innermost.
+        # On a GPU, half-precision convolutions are about a third faster with channels innermost.
         layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
         model = _load(folder, weights, variant).to(device=device, dtype=self._dtype, memory_format=layout)
         self._model = model.eval().requires_grad_(False)
@@ -38,9 +38,11 @@ class Autoencoder(Codec):
         return torch.cat(parts).cpu().numpy()
 
     def _moments(self, images_NHWC: Tensor, mirror: bool) -> Tensor:
+        # The autoencoder expects pixels in [-1, 1].
         pixels = images_NHWC.to(self._device).permute(0, 3, 1, 2).float().div_(127.5).sub_(1).to(self._dtype)
         views = [pixels, pixels.flip(-1)] if mirror else [pixels]
         moments = torch.stack([self._model.encode(view).latent_dist.parameters for view in views], dim=1).float()
+        # `parameters` holds mean and log-variance before the autoencoder's own clamp, so it is applied here.
         moments[:, :, CHANNELS:].clamp_(*LOG_VARIANCE_RANGE)
         return moments.half()
 
@@ -55,13 +57,14 @@ class Autoencoder(Codec):
         if not torch.isfinite(images).all():
             raise DataError(
                 "decoded images are not finite: the latents are not, or dataset.codec.dtype is too narrow for them;"
-                " look at the samples' latents or use float32"
+                " check the samples' latents, or use float32"
             )
         return to_uint8(images)
 
     def sums(self, encoded: npt.NDArray[Any]) -> ChannelSums:
         """See Codec."""
         mean, log_variance = np.split(encoded.astype(np.float64), 2, axis=2)
+        # Second moment of a draw z = mean + std * noise: E[z^2] = mean^2 + variance.
         over = (0, 1, 3, 4)
         square = np.square(mean) + np.exp(log_variance)
         return ChannelSums(
@@ -70,7 +73,10 @@ class Autoencoder(Codec):
 
 
 def _load(folder: Path, weights: Path, variant: str | None) -> Any:
-    """The autoencoder with every weight from the file; MismatchError or DataError naming what is wrong with it."""
+    """Return the autoencoder with every weight from the file.
+
+    Raises DataError when the file cannot be read, MismatchError when a weight is missing, unknown or of another shape.
+    """
     ensure_torchvision()
     from diffusers import AutoencoderKL
     from diffusers.utils import logging
@@ -88,11 +94,11 @@ def _load(folder: Path, weights: Path, variant: str | None) -> Any:
     except (OSError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
         reason = one_line(error)[:200]
         raise DataError(f"{weights}: cannot be loaded: {reason}; fetch the autoencoder again") from None
-    # diffusers fills what is missing with random numbers and goes on.
+    # diffusers gives missing weights random values and raises nothing.
     wrong = [*report["missing_keys"], *report["unexpected_keys"], *report["mismatched_keys"]]
     if wrong:
         raise MismatchError(
             f"{weights}: {len(wrong)} weights are missing, unknown or of another shape, such as {wrong[0]};"
-            " fetch the autoencoder that belongs to config.json"
+            " fetch the weights that belong to config.json"
         )
     return model

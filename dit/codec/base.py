@@ -1,4 +1,4 @@
-"""Images into what the model is trained on, and back: the interface, and the arithmetic that every codec shares.
+"""The interface of codecs (images to scaled latents and back), and the arithmetic that they share.
 
 Shapes: N samples, M views (image, mirror image), C latent channels, H x W pixels, h x w latent positions.
 """
@@ -14,56 +14,68 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-# Of the posterior's log-variance, as the autoencoder was trained (Rombach et al. 2022, reference implementation).
+# Bounds of the posterior's log-variance, with which the autoencoder was trained (Rombach et al. 2022).
 LOG_VARIANCE_RANGE = (-30.0, 20.0)
 
 
 @dataclass(frozen=True)
 class ChannelSums:
-    """First and second moment sums of scaled latents, per channel, from which shards' statistics add up."""
+    """Sums per channel [C] of scaled latents and of their squares; sums of shards add up to those of the dataset."""
 
     total: npt.NDArray[np.float64]
     square: npt.NDArray[np.float64]
     values: int
-    """Per channel."""
+    """Number of values per channel."""
 
     def __add__(self, other: ChannelSums) -> ChannelSums:
         return ChannelSums(self.total + other.total, self.square + other.square, self.values + other.values)
 
 
 class Codec(ABC):
-    """Encodes images for the shards and decodes what the model samples."""
+    """Encodes images for the shards and decodes latents that the model samples.
+
+    codec = open_codec(config.dataset, "cuda", decoding=True, batch=64)
+    images = codec.decode(latents)  # uint8 [N, H, W, C]
+    """
 
     @abstractmethod
     def encode(self, images_NHWC: npt.NDArray[np.uint8], mirror: bool) -> npt.NDArray[Any]:
-        """What a shard stores of each image.
+        """Return the values that a shard stores for uint8 images [N, H, W, C].
 
-        An autoencoder gives float16 posterior moments [N, M, 2C, h, w], mean before log-variance, M = 2 with the
-        mirror image and 1 without; pixels give uint8 [N, C, H, W], because they are mirrored when they are read.
-        Values that are not finite are left for the caller to find.
+        An autoencoder returns float16 posterior moments [N, M, 2C, h, w]: mean, then log-variance; M is 2 with the
+        mirror image and 1 without. Pixels are uint8 [N, C, H, W], mirrored when they are read. The caller checks that
+        values are finite.
         """
 
     @abstractmethod
     def decode(self, latents_NCHW: Tensor) -> npt.NDArray[np.uint8]:
-        """Images uint8 [N, H, W, C] of scaled latents; DataError when the decoder's output is not finite."""
+        """Return uint8 images [N, H, W, C] of scaled latents [N, C, h, w].
+
+        Raises DataError when the decoder's output is not finite.
+        """
 
     @abstractmethod
     def sums(self, encoded: npt.NDArray[Any]) -> ChannelSums:
-        """Statistics of the scaled latents that `encode`'s result stands for, posterior noise included."""
+        """Return the sums over the scaled latents of `encode`'s result, posterior noise included."""
 
 
 def pixels_to_latents(pixels_NCHW: Tensor) -> Tensor:
-    """float32 in [-1, 1] of uint8 pixels; `to_uint8` gives the same pixels back."""
+    """Return float32 in [-1, 1], of the same shape as the uint8 pixels; `to_uint8` inverts it exactly."""
     return pixels_NCHW.float().div_(127.5).sub_(1)
 
 
 def sample_posterior(moments_NMHW: Tensor, noise_NCHW: Tensor, scale_factor: float) -> Tensor:
-    """Scaled latents float32 [N, C, h, w]: a draw from the posterior whose moments [N, 2C, h, w] a shard holds."""
+    """Return scaled latents float32 [N, C, h, w], drawn from the posterior with these moments [N, 2C, h, w].
+
+    `scale_factor` gives latents about unit variance, as the noise has it (Rombach et al. 2022, appendix G).
+    """
+    # mean + std * noise: the reparameterisation of Kingma & Welling 2014, section 2.4.
     mean, log_variance = moments_NMHW.float().chunk(2, dim=1)
     return torch.addcmul(mean, log_variance.mul(0.5).exp_(), noise_NCHW).mul_(scale_factor)
 
 
 def to_uint8(images_NCHW: Tensor) -> npt.NDArray[np.uint8]:
-    """uint8 [N, H, W, C] on the CPU of images in [-1, 1]: 127.5 x + 128, cut to [0, 255], decimals dropped."""
+    """Return uint8 images [N, H, W, C] on the CPU from images [N, C, H, W] in [-1, 1]; values outside are clamped."""
+    # 127.5 x + 128, truncated, rounds 127.5 (x + 1) half up. Without the half, images get darker and FIDs change.
     scaled = images_NCHW.float().mul(127.5).add_(128).clamp_(0, 255).to(torch.uint8)
     return scaled.permute(0, 2, 3, 1).contiguous().cpu().numpy()

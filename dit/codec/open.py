@@ -1,4 +1,4 @@
-"""The codec of a dataset."""
+"""Opens the codec of a dataset."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from dit.study.config import DatasetConfig, PixelCodec
 
 
 def open_codec(dataset: DatasetConfig, device: torch.device | str, *, decoding: bool, batch: int) -> Codec:
-    """The dataset's codec on a device, for encoding or for decoding, `batch` images a call.
+    """Return the dataset's codec on a device, for encoding or for decoding, with `batch` images per call of the model.
 
-    Raises MissingError when its weights are not there, MismatchError when they are of another architecture.
+    Raises MissingError without its weights, MismatchError when they are of another architecture, DataError when they
+    cannot be read.
     """
     if isinstance(dataset.codec, PixelCodec):
         return Pixels()
-    from dit.codec.autoencoder import Autoencoder  # diffusers takes ten seconds to import
+    from dit.codec.autoencoder import Autoencoder  # importing diffusers takes ten seconds
 
     return Autoencoder(dataset.codec, torch.device(device), decoding=decoding, batch=batch)

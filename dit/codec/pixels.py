@@ -12,7 +12,7 @@ from dit.codec.base import ChannelSums, Codec, to_uint8
 
 
 class Pixels(Codec):
-    """No autoencoder: pixels scaled to [-1, 1]."""
+    """Pixels scaled to [-1, 1] as latents."""
 
     def encode(self, images_NHWC: npt.NDArray[np.uint8], mirror: bool) -> npt.NDArray[np.uint8]:  # noqa: ARG002
         """See Codec."""

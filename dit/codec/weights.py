@@ -1,4 +1,4 @@
-"""The files of an autoencoder: where they lie, whether they are fit, and what records call them. Torch-free."""
+"""The files of an autoencoder: their paths, the check of their architecture, their name in records. Torch-free."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from dit.storage import fetch_folder, sha256_file
 from dit.study.config import DatasetConfig, PixelCodec
 
 CHANNELS = 4
-"""Of a latent."""
-# File name, and the variant by which diffusers asks for it; a pickled file is the last resort.
+"""Channels of a latent."""
+# File name, and its name as a diffusers variant, in order of preference. A pickled file comes last.
 _WEIGHTS = (
     ("diffusion_pytorch_model.safetensors", None),
     ("diffusion_pytorch_model.fp16.safetensors", "fp16"),
     ("diffusion_pytorch_model.bin", None),
 )
 _LEVELS = 4
-"""Resolutions of the autoencoder; each but the first halves the side, which makes 8x8 pixels one position."""
+"""Resolutions of the autoencoder. Each but the first halves the side, so 8x8 pixels are one latent position."""
 
 
 def encoder_sha256(dataset: DatasetConfig) -> str:
-    """Of the weights that encode the dataset, without loading them; empty for pixels.
+    """Return the SHA-256 of the encoder's weights without loading them; empty for pixels.
 
-    Raises MissingError or MismatchError also when the decoder's weights, if it has its own, are not there or not fit.
+    Raises MissingError or MismatchError when the weights, or those of a separate decoder, are missing or of another
+    architecture.
     """
     if isinstance(dataset.codec, PixelCodec):
         return ""
@@ -34,10 +35,10 @@ def encoder_sha256(dataset: DatasetConfig) -> str:
 
 
 def decoder_at_hand(dataset: DatasetConfig) -> str:
-    """What the study decodes with, as records name it: `pixels`, or the autoencoder and its weights' SHA-256.
+    """Return the decoder's name in records: `pixels`, or the autoencoder with its weights' SHA-256.
 
-    Empty where the weights are not there, which results that are complete can do without. Raises MismatchError when
-    they are not fit.
+    Empty when there are no weights here, because complete results can be read without them.
+    Raises MismatchError when the weights are of another architecture.
     """
     if isinstance(dataset.codec, PixelCodec):
         return "pixels"
@@ -49,17 +50,18 @@ def decoder_at_hand(dataset: DatasetConfig) -> str:
 
 
 def decoder_differs(made_with: str, decoder: str, remedy: str) -> str | None:
-    """What to say where something was decoded with another decoder than the one at hand; None where it was not.
-
-    An empty `decoder` is not known, and not compared.
-    """
+    """Return the problem if samples were not decoded with `decoder`; None if they were, or if `decoder` is empty."""
     if decoder in ("", made_with):
         return None
     return f"decoded with {made_with}, this study decodes with {decoder}; restore dataset.codec, or {remedy}"
 
 
 def find_weights(address: str) -> tuple[Path, Path, str | None]:
-    """Folder, weights file and its variant of an autoencoder; MissingError or MismatchError when none is fit."""
+    """Return an autoencoder's folder, its weights file, and the file's diffusers variant.
+
+    Raises MissingError without config.json or weights, DataError when config.json is damaged, MismatchError when the
+    architecture is another.
+    """
     folder = fetch_folder(address)
     config = folder / "config.json"
     weights = next(((folder / name, variant) for name, variant in _WEIGHTS if (folder / name).is_file()), None)
@@ -76,12 +78,12 @@ def _check_architecture(config: Path, address: str) -> None:
     except ValueError:
         raise DataError(f"{address}/config.json: not JSON; fetch the autoencoder again") from None
     expected = {"_class_name": "AutoencoderKL", "in_channels": 3, "out_channels": 3, "latent_channels": CHANNELS}
-    found = {key: settings.get(key, value) for key, value in expected.items()}
+    actual = {key: settings.get(key, value) for key, value in expected.items()}
     levels = len(settings.get("block_out_channels", ()))
-    if found != expected or levels != _LEVELS:
-        wrong = [f"{key}={value}" for key, value in found.items() if value != expected[key]]
+    if actual != expected or levels != _LEVELS:
+        wrong = [f"{key}={value}" for key, value in actual.items() if value != expected[key]]
         wrong += [f"{levels} block_out_channels"] * (levels != _LEVELS)
         raise MismatchError(
-            f"dataset.codec: {address} has {', '.join(wrong)}; needed is an AutoencoderKL with {CHANNELS} latent"
+            f"dataset.codec: {address} has {', '.join(wrong)}; use an AutoencoderKL with {CHANNELS} latent"
             f" channels and {_LEVELS} block_out_channels, such as Stable Diffusion's"
         )

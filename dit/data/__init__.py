@@ -1,1 +1,1 @@
-"""From a source of images to shards, and from shards to training batches."""
+"""Images to shards, and shards to training batches."""

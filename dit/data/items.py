@@ -1,11 +1,11 @@
-"""The images of a source, as sources list them and preparation loads them."""
+"""The images of a source: their list, and loading them ahead of the encoder."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -13,37 +13,37 @@ from dit.data.images import EXTENSIONS, CorruptImageError, UInt8Array, decode_im
 from dit.storage.base import local_errors
 from dit.study.config import DatasetConfig
 
-# Enough decoded images to keep the encoder fed while a shard is written: 100 MB at 256 pixels.
+# Decoded images that wait for the encoder, so that it is not idle while files are slow: 100 MB at 256 pixels.
 _LOOK_AHEAD = 512
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One image: where its bytes lie, and what it is called."""
+    """An image: the place of its bytes, its key, label and name."""
 
     key: str
-    """Unique in the source; becomes the sample's key in the shards."""
+    """Unique in the source; the sample's key in the shards."""
     label: int
     name: str
-    """What a person would call it, the same on every machine: class folder and file name."""
+    """Name for messages, equal on every machine: class folder and file name."""
     path: str
     offset: int = 0
     size: int = -1
-    """Bytes from `offset`; -1 is the whole file."""
+    """Bytes from `offset`; -1 means up to the end of the file."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """All images of a dataset, in the order in which they enter the shards."""
+    """All images of a dataset, in the order of the shards."""
 
     kind: str
     class_names: tuple[str, ...]
     items: Sequence[Item]
     load: Callable[[Item], UInt8Array]
-    """An item's image, [image_size, image_size, channels]; raises CorruptImageError."""
+    """Returns an item's image [image_size, image_size, channels]; raises CorruptImageError."""
 
     def sha256(self) -> str:
-        """Of the ordered keys and labels and the class names: equal on machines that see the same source."""
+        """Return the SHA-256 of the class names and the ordered keys and labels: one source, one hash."""
         digest = hashlib.sha256("\n".join(self.class_names).encode())
         for item in self.items:
             digest.update(f"\n{item.key}\t{item.label}".encode())
@@ -53,7 +53,7 @@ class Source:
 def load_ahead(
     source: Source, items: Sequence[Item]
 ) -> Generator[tuple[Item, UInt8Array | CorruptImageError], None, None]:
-    """Load items in order on all cores, ahead of the consumer by a bounded number; a corrupt one comes as its error."""
+    """Yield items in order with their images, loaded ahead on all cores; a corrupt image is yielded as its error."""
 
     def attempt(item: Item) -> UInt8Array | CorruptImageError:
         try:
@@ -62,7 +62,7 @@ def load_ahead(
             return error
 
     pending: deque[tuple[Item, Future[UInt8Array | CorruptImageError]]] = deque()
-    # Pillow decodes and resizes without the interpreter lock, so threads are enough.
+    # Pillow releases the interpreter lock while it decodes and resizes, so threads use all cores.
     pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)), thread_name_prefix="decode")
     try:
         for item in items:
@@ -76,23 +76,32 @@ def load_ahead(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def read_bytes(item: Item) -> bytes:
-    """The image file's bytes; StoreError when it cannot be read from the disk."""
-    with local_errors(item.path), open(item.path, "rb") as file:
-        file.seek(item.offset)
-        return file.read(item.size)
+def read_bytes(path: str, offset: int, size: int) -> bytes:
+    """Return `size` bytes from `offset` of a local file; size -1 means up to its end.
+
+    Raises StoreError when the file cannot be read.
+    """
+    with local_errors(path), open(path, "rb") as file:
+        file.seek(offset)
+        return file.read(size)
 
 
 def file_loader(dataset: DatasetConfig) -> Callable[[Item], UInt8Array]:
-    """A loader of image files for this dataset's size and channels."""
+    """Return a function that loads image files with this dataset's size and channels."""
     channels = dataset.codec.channels if dataset.codec.kind == "pixels" else 3
 
     def load(item: Item) -> UInt8Array:
-        return decode_image(read_bytes(item), dataset.image_size, channels, item.name)
+        return decode_image(read_bytes(item.path, item.offset, item.size), dataset.image_size, channels, item.name)
 
     return load
 
 
+def first_names(names: Iterable[str], shown: int = 5) -> str:
+    """Return the first names, and how many more there are, for messages."""
+    every = list(names)
+    return ", ".join(every[:shown]) + (f" and {len(every) - shown} more" if len(every) > shown else "")
+
+
 def is_image(name: str) -> bool:
-    """Whether a file name is that of an image, and not hidden."""
+    """Return whether a file name has an image extension and is not hidden."""
     return os.path.splitext(name)[1].lower() in EXTENSIONS and not os.path.basename(name).startswith(".")

@@ -1,4 +1,4 @@
-"""Sample keys that every WebDataset reader takes whole: no dots, unique, short enough for a plain tar header."""
+"""Sample keys for WebDataset readers: unique, without dots, short enough for a plain tar header."""
 
 from __future__ import annotations
 
@@ -6,41 +6,41 @@ import hashlib
 import re
 from collections.abc import Iterable
 
-# A ustar header splits a path at a slash into at most 155 + 100 bytes; the member's extension needs room as well.
+# A ustar header splits a path at a slash into at most 155 + 100 bytes, which include the member's extension.
 _CLASS_BYTES = 64
 _STEM_BYTES = 72
 _DIGEST_DIGITS = 12
-# Readers split a name at its first dot.
+# Readers split a name into key and extension at its first dot.
 _UNSAFE = re.compile(r"[\x00-\x20./\\\x7f]")
 
 
 def unique_keys(names: Iterable[tuple[str, str]]) -> list[str]:
-    """Keys `class/name` for pairs of class and file name without extension, in the same order.
+    """Return keys `class/name` for pairs of class and file name without extension, in the same order.
 
-    Names that become equal are told apart by a number in the order in which they come.
+    A key that occurred before gets a number: `class/name-2`.
     """
-    seen: set[str] = set()
+    used: set[str] = set()
     keys = []
     for class_name, stem in names:
         base = f"{_component(class_name, _CLASS_BYTES)}/{_component(stem, _STEM_BYTES)}"
         key, number = base, 2
-        while key in seen:
+        while key in used:
             key, number = f"{base}-{number}", number + 1
-        seen.add(key)
+        used.add(key)
         keys.append(key)
     return keys
 
 
 def readable(name: str) -> str:
-    """A file name that is valid Unicode, whatever bytes the file system holds."""
+    """Return the file name as valid Unicode, for names with other bytes."""
     return name.encode("utf-8", "replace").decode("utf-8")
 
 
 def _component(name: str, limit: int) -> str:
-    """One path component; a name that is too long ends in a digest of the whole."""
+    """Return a path component of at most `limit` bytes; a longer name is cut and ends in its digest."""
     safe = _UNSAFE.sub("_", readable(name)) or "_"
     if safe.startswith("__"):
-        # Readers take a folder called __this__ for metadata and skip it.
+        # Readers treat a folder called `__name__` as metadata and skip it.
         safe = f"-{safe}"
     data = safe.encode("utf-8")
     if len(data) <= limit:

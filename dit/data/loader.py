@@ -1,7 +1,11 @@
-"""Batches for training: the contract of order and randomness, kept by arithmetic instead of state.
+"""Batches for training as a function of the step, so that a resume needs no saved state.
 
-Sample n of a run (from 0) is sample n % N of epoch n // N. Step k (from 1) takes samples (k - 1) B to k B - 1 of the
-run, so that each is seen exactly once an epoch, at any number of processes, and a resume has nothing to catch up with.
+With N samples in the dataset and a global batch of B: sample n of a run (from 0) is sample n % N of epoch n // N, and
+step k (from 1) takes samples (k - 1) B to k B - 1 of the run. Each sample occurs once per epoch, at any number of
+processes.
+
+    maker = BatchMaker(ShardSet.open(store, config), config.train, rank=0, world_size=8)
+    maker.batch(52_000).x0_NCHW  # [B / 8, C, H, W]
 """
 
 from __future__ import annotations
@@ -11,8 +15,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -24,41 +26,42 @@ from dit.data.draws import Purpose, epoch_order, generator, normals
 from dit.data.shard_set import ShardSet
 from dit.study.config import DIFFUSION_STEPS, TrainConfig
 
+# How often a waiting thread checks whether the stream was closed.
 _POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class StepBatch:
-    """One process's slice of a step's global batch, on the CPU."""
+    """A process's slice of a step's global batch, on the CPU."""
 
     step: int
     x0_NCHW: Tensor
-    """float32 scaled latents: drawn from the posterior, mirrored or not."""
+    """float32 scaled latents, drawn from the posterior of the image or of its mirror image."""
     t_N: Tensor
     """int64 timesteps, 0..999."""
     noise_NCHW: Tensor
     """float32 standard normal."""
     y_N: Tensor
-    """int64 labels; the number of classes where the label was dropped."""
+    """int64 labels; a dropped label is the number of classes."""
 
 
 class BatchMaker:
-    """Makes any step's batch, in any order."""
+    """Makes the batch of any step, in any order. `world_size` must divide the global batch."""
 
     def __init__(self, shards: ShardSet, train: TrainConfig, *, rank: int, world_size: int) -> None:
-        if train.global_batch % world_size:
-            raise ValueError(f"global_batch={train.global_batch} is not divisible by world_size={world_size}")
         share = train.global_batch // world_size
         self._shards, self._train = shards, train
         self._slice = range(rank * share, (rank + 1) * share)
         self._orders: OrderedDict[int, npt.NDArray[np.int64]] = OrderedDict()
 
     def batch(self, step: int) -> StepBatch:
-        """The batch that leads from `step - 1` updates to `step`."""
-        whole, mine = self._train.global_batch, slice(self._slice.start, self._slice.stop)
-        timesteps = self._generator(Purpose.TIMESTEP, step).integers(0, DIFFUSION_STEPS, whole)[mine]
-        dropped = self._generator(Purpose.LABEL_DROP, step).random(whole)[mine] < self._train.label_drop
-        mirrored = self._generator(Purpose.MIRROR, step).random(whole)[mine] < 0.5
+        """Return this process's slice of the batch of a step, counted from 1."""
+        seed, whole, mine = self._train.seed, self._train.global_batch, slice(self._slice.start, self._slice.stop)
+        # Drawn for the global batch and sliced, so the numbers do not depend on the number of processes.
+        timesteps = generator(seed, Purpose.TIMESTEP, step).integers(0, DIFFUSION_STEPS, whole)[mine]
+        # Labels are dropped to train the unconditional model for guidance (Ho & Salimans 2022, algorithm 1).
+        dropped = generator(seed, Purpose.LABEL_DROP, step).random(whole)[mine] < self._train.label_drop
+        mirrored = generator(seed, Purpose.MIRROR, step).random(whole)[mine] < 0.5
         values, labels = self._shards.gather(self.samples(step), mirrored & self._shards.manifest.mirror)
         x0_NCHW = self._latents(values, step)
         return StepBatch(
@@ -70,17 +73,17 @@ class BatchMaker:
         )
 
     def samples(self, step: int) -> npt.NDArray[np.int64]:
-        """Positions in the dataset of this process's samples of a step."""
+        """Return the positions in the dataset of this process's samples of a step, int64 [B / world_size]."""
         numbers = np.arange(self._slice.start, self._slice.stop) + (step - 1) * self._train.global_batch
         epochs, places = np.divmod(numbers, len(self._shards))
-        found = np.empty_like(places)
+        positions = np.empty_like(places)
         for epoch in np.unique(epochs):
             chosen = epochs == epoch
-            found[chosen] = self._order(int(epoch))[places[chosen]]
-        return found
+            positions[chosen] = self._order(int(epoch))[places[chosen]]
+        return positions
 
     def _order(self, epoch: int) -> npt.NDArray[np.int64]:
-        """An epoch's order, kept while steps need it: two epochs at most, for a batch that spans both."""
+        """Return an epoch's order. The last two are cached, because a batch can span two epochs."""
         if epoch not in self._orders:
             self._orders[epoch] = epoch_order(self._train.seed, epoch, len(self._shards))
             if len(self._orders) > 2:
@@ -91,6 +94,7 @@ class BatchMaker:
         tensor = torch.from_numpy(values)
         if self._shards.is_pixels:
             return pixels_to_latents(tensor)
+        # A new draw from the posterior each time, not its mean: the training set is the distribution of latents.
         channels = self._shards.manifest.latent_channels
         noise = self._normals(Purpose.POSTERIOR, step, (channels, *tensor.shape[2:]))
         return sample_posterior(tensor, noise, self._shards.manifest.scale_factor)
@@ -98,12 +102,9 @@ class BatchMaker:
     def _normals(self, purpose: Purpose, step: int, shape: tuple[int, ...]) -> Tensor:
         return torch.from_numpy(normals(self._train.seed, purpose, step, self._slice, tuple(shape)))
 
-    def _generator(self, purpose: Purpose, step: int) -> np.random.Generator:
-        return generator(self._train.seed, purpose, step)
-
 
 class TrainingStream:
-    """Iterates over the batches of steps start_step + 1 to stop_step, made ahead by a background thread."""
+    """Iterates once over the batches of steps start_step + 1 to stop_step, which a thread makes ahead."""
 
     def __init__(
         self,
@@ -116,23 +117,15 @@ class TrainingStream:
         stop_step: int,
         prefetch: int,
     ) -> None:
-        """`prefetch` batches wait at most; 0 makes each when it is asked for, without a thread."""
+        """At most `prefetch` batches wait; with 0 there is no thread, and each batch is made on demand."""
         self._maker = BatchMaker(shards, train, rank=rank, world_size=world_size)
         self._steps = range(start_step + 1, stop_step + 1)
         self._ready: queue.Queue[StepBatch | BaseException | None] = queue.Queue(maxsize=max(prefetch, 1))
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._produce, name="loader", daemon=True) if prefetch else None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def __iter__(self) -> Iterator[StepBatch]:
-        """Yield each step's batch once; a stream is used for one pass."""
+        """Yield each step's batch. Raises DataError or StoreError when a shard cannot be read."""
         if self._thread is None:
             for step in self._steps:
                 yield self._maker.batch(step)
@@ -149,7 +142,7 @@ class TrainingStream:
             self.close()
 
     def close(self) -> None:
-        """Stop the thread and wait for it; safe at any time, also more than once."""
+        """Stop the thread and wait for it; may be called repeatedly."""
         self._closed.set()
         if self._thread is not None and self._thread.is_alive():
             self._thread.join()
@@ -161,11 +154,11 @@ class TrainingStream:
                     return
             self._hand_over(None)
         except BaseException as error:
-            # Raised again by the consumer, in its own thread.
+            # The consumer raises it in its own thread.
             self._hand_over(error)
 
     def _hand_over(self, made: StepBatch | BaseException | None) -> bool:
-        """Wait for room; False when the consumer has gone."""
+        """Wait for room in the queue; return False if the stream was closed."""
         while not self._closed.is_set():
             try:
                 self._ready.put(made, timeout=_POLL_SECONDS)

@@ -1,4 +1,4 @@
-"""A prepared dataset, read by position: verified once, then gathered out of memory-mapped shards."""
+"""A prepared dataset, read by position: verified once, then gathered from memory-mapped shards."""
 
 from __future__ import annotations
 
@@ -25,46 +25,50 @@ from dit.study import layout
 from dit.study.config import StudyConfig
 from dit.study.records import DatasetManifest, ShardRecord
 
-# Remote shards are fetched this many at a time.
+# Remote shards that are fetched in parallel.
 _DOWNLOADS = 8
-# What a process has open besides its shards: libraries, sockets, checkpoints.
+# Open files of a process besides its shards: libraries, sockets, checkpoints.
 _OTHER_FILES = 256
 
 
 class MappedShard:
-    """One local shard: any samples' values by one vectorised copy out of the mapped tar."""
+    """A local shard; the values of any samples are one vectorised copy from the mapped tar."""
 
     def __init__(self, path: Path, index: ShardIndex, views: int, name: str) -> None:
-        """`views` is in how many equal parts a sample's values are read: 2 for an image and its mirror image."""
+        """`views` is the number of equal parts of a sample, read separately: 2 for image and mirror image."""
         with local_errors(path), open(path, "rb") as file:
             _check_header(file, index, name)
             mapped = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.uint8)
         row = index.sample_bytes // views
-        # All begin at multiples of this, so that one overlapping view has a row for each place where values can begin,
-        # and numpy's indexing by rows is a gather at arbitrary offsets.
+        # All values begin at multiples of `unit`. A strided view with overlapping rows has a row at each such place, so
+        # indexing its rows gathers from arbitrary offsets without a loop in Python.
         unit = math.gcd(ALIGNMENT, row)
         if int(index.offsets.max()) + index.sample_bytes > mapped.size or (index.offsets % unit).any():
-            raise DataError(f"{name}: its index points outside of it; delete both and run `dit prepare` again")
+            raise DataError(f"{name}: its index has offsets outside the file; delete both and run `dit prepare` again")
         self._rows = as_strided(mapped, ((mapped.size - row) // unit + 1, row), (unit, 1), writeable=False)
         self._first = index.offsets // unit
         self._view_units = row // unit
 
     def gather(self, samples: npt.NDArray[np.int64], views: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
-        """Bytes [N, row] of the given view of the given samples."""
+        """Return the bytes [N, row] of the given view of each sample."""
         rows: npt.NDArray[np.uint8] = self._rows[self._first[samples] + views * self._view_units]
         return rows
 
 
 class ShardSet:
-    """All samples of a dataset, numbered through its shards."""
+    """All samples of a dataset, numbered from 0 through its shards.
+
+    shards = ShardSet.open(store, config)
+    values, labels = shards.gather(np.array([5, 1000]), np.array([False, True]))
+    """
 
     def __init__(self, manifest: DatasetManifest, paths: list[Path], indices: list[ShardIndex]) -> None:
-        """Map shards that are verified, those that hold samples; `open` is the way to get one."""
+        """`paths` and `indices` are those of the verified shards that have samples; use `open`."""
         self.manifest = manifest
         self.labels = np.concatenate([index.labels for index in indices]).astype(np.int64)
-        """[count] class of every sample."""
+        """int64 [count]: the class of every sample."""
         self.is_pixels = indices[0].dtype == np.uint8
-        """Whether samples are images uint8 [C, H, W], or posterior moments float16 [M, 2C, h, w]."""
+        """True if samples are uint8 images [C, H, W], False if float16 posterior moments [M, 2C, h, w]."""
         _check_shapes(manifest, indices)
         self._views = 1 if self.is_pixels else indices[0].shape[0]
         self._shape = indices[0].shape if self.is_pixels else indices[0].shape[1:]
@@ -79,10 +83,10 @@ class ShardSet:
 
     @classmethod
     def open(cls, store: Store, config: StudyConfig, *, show_progress: bool = True) -> Self:
-        """The study's dataset, with local copies of remote shards; every copy is hashed once, before its first use.
+        """Return the study's dataset, with local copies of remote shards, each hashed before its first use.
 
-        Raises MissingError when it is not prepared, MismatchError for one made by another configuration, DataError
-        naming the first shard that is truncated or altered, InputError where so many files cannot be open at once.
+        Raises MissingError when it is not prepared, MismatchError when it is of another configuration, DataError when
+        a shard is truncated or altered, InputError when the limit on open files is too low.
         """
         work = Work(config, store)
         manifest = require(work, dataset(work))
@@ -93,7 +97,7 @@ class ShardSet:
             number, shard = numbered
             tar, index = f"{folder}/{shard.name}", f"{folder}/{layout.shard_index(number)}"
             return (
-                Expected(tar, store.local(tar, shard.sha256), shard.sha256, shard.bytes),
+                Expected(tar, store.local(tar, shard.sha256), shard.sha256),
                 Expected(index, store.local(index, shard.index_sha256), shard.index_sha256),
             )
 
@@ -109,11 +113,12 @@ class ShardSet:
     def gather(
         self, indices: npt.NDArray[np.int64], mirrored: npt.NDArray[np.bool_]
     ) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-        """Values and labels of the samples at `indices` [N], of the mirror image where `mirrored` [N].
+        """Return values and labels [N] of the samples at `indices` [N], mirrored where `mirrored` [N] is true.
 
-        Values are moments float16 [N, 2C, h, w] or pixels uint8 [N, C, H, W]. Nothing may be mirrored in a dataset of
-        moments that was prepared without mirror images.
+        Values are float16 moments [N, 2C, h, w] or uint8 pixels [N, C, H, W]. Moments that were prepared without mirror
+        images cannot be mirrored.
         """
+        # An encoder is not equivariant: the moments of a mirror image are a view of their own. Pixels are flipped here.
         stored = mirrored & (not self.is_pixels)
         values = self._gather_bytes(indices, stored.astype(np.int64)).view(self._dtype).reshape(-1, *self._shape)
         if self.is_pixels and mirrored.any():
@@ -121,13 +126,13 @@ class ShardSet:
         return values, self.labels[indices]
 
     def images(self, batch: int) -> Iterator[tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]]:
-        """A pixel dataset's images uint8 [N, H, W, C] and labels [N], once each, in the shards' order.
+        """Yield batches of a pixel dataset's images, uint8 [N, H, W, C], and labels [N], in the shards' order.
 
-        An autoencoder's dataset does not hold its images: `sources.iter_source_images` reads them again.
+        Raises DataError when the shards hold latents: `sources.iter_source_images` reads the images from the source.
         """
         if not self.is_pixels:
             raise DataError(
-                f"dataset {self.manifest.name}: its shards hold latents, not images; read them at the source"
+                f"dataset {self.manifest.name}: its shards hold latents, not images; read the images from the source"
             )
         for start in range(0, len(self), batch):
             chosen = np.arange(start, min(start + batch, len(self)))
@@ -135,6 +140,7 @@ class ShardSet:
             yield np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)), labels
 
     def _gather_bytes(self, indices: npt.NDArray[np.int64], views: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        # One gather per shard: sort the samples by shard and split at the borders.
         shard_of = np.searchsorted(self._ends, indices, side="right")
         local = indices - self._starts[shard_of]
         if len(self._shards) == 1:
@@ -148,26 +154,29 @@ class ShardSet:
 
 
 def _filled(manifest: DatasetManifest) -> dict[int, ShardRecord]:
-    """Shards by number, without those whose images were all corrupt: they hold no sample."""
+    """Return the shards that have samples, by number; a shard is empty if all its images were corrupt."""
     return {number: shard for number, shard in enumerate(manifest.shards) if shard.count}
 
 
 def _allow_open_files(shards: int) -> None:
-    """Raise this process's limit where it is too low: a mapped shard keeps a descriptor for as long as it is mapped."""
+    """Raise this process's limit on open files if it is too low: a mapped shard keeps its descriptor open.
+
+    Raises InputError when the hard limit is too low.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = shards + _OTHER_FILES
     if hard != resource.RLIM_INFINITY and hard < needed:
         raise InputError(
             f"the dataset's {shards} shards need {needed} open files, and the limit of this process is {hard};"
-            f" allow more (ulimit -n {needed}) or prepare with a larger dataset.samples_per_shard"
+            f" raise it (ulimit -n {needed}) or prepare with a larger dataset.samples_per_shard"
         )
     if soft != resource.RLIM_INFINITY and soft < needed:
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def _check_header(file: Any, index: ShardIndex, name: str) -> None:
-    """The first sample's own header must say what the index says of all."""
-    # Tar puts an array at a multiple of 512; its header fills what lies between that and the values.
+    """Raise DataError if the header of the first sample differs from the index."""
+    # A tar member starts at a multiple of 512, with numpy's header; the values follow it.
     file.seek((int(index.offsets[0]) - 1) // 512 * 512)
     try:
         _, shape, dtype = read_header(file)
@@ -178,7 +187,7 @@ def _check_header(file: Any, index: ShardIndex, name: str) -> None:
 
 
 def _check_shapes(manifest: DatasetManifest, indices: list[ShardIndex]) -> None:
-    """Shards must agree with each other and with the manifest on what a sample is and how many there are."""
+    """Raise DataError if shape, type, labels or number of a shard's samples differ from the manifest."""
     channels, size = manifest.latent_channels, manifest.latent_size
     is_pixels = not manifest.codec_sha256
     shape = (channels, size, size) if is_pixels else (1 + manifest.mirror, 2 * channels, size, size)
@@ -186,4 +195,4 @@ def _check_shapes(manifest: DatasetManifest, indices: list[ShardIndex]) -> None:
     for index, shard in zip(indices, _filled(manifest).values(), strict=True):
         labels_fit = index.labels.min() >= 0 and index.labels.max() < manifest.classes
         if (index.shape, index.dtype, len(index.labels)) != (shape, dtype, shard.count) or not labels_fit:
-            raise DataError(f"{shard.name}: not the samples that the manifest describes; prepare the dataset again")
+            raise DataError(f"{shard.name}: its samples differ from the manifest; prepare the dataset again")

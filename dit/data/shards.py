@@ -1,4 +1,4 @@
-"""The shard format: a WebDataset tar, and beside it an index of where each sample's array begins."""
+"""The shard format: a WebDataset tar and an index with the offset of each sample's array."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ ALIGNMENT = 64
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """Where a shard's samples are and what they are; all samples have one shape and type."""
+    """Keys, labels and offsets of a shard's samples, which all have one shape and type."""
 
     keys: npt.NDArray[np.bytes_]
-    """[N] UTF-8."""
+    """[N], UTF-8."""
     labels: npt.NDArray[np.int32]
     """[N]"""
     offsets: npt.NDArray[np.int64]
-    """[N] first byte of the array's values in the tar, past numpy's header; a multiple of ALIGNMENT."""
+    """[N]: first byte of a sample's values in the tar, after numpy's header; a multiple of ALIGNMENT."""
     shape: tuple[int, ...]
-    """() in a shard without samples."""
+    """Of one sample; () in a shard without samples."""
     dtype: np.dtype[Any]
 
     @property
@@ -42,7 +42,7 @@ class ShardIndex:
         return int(np.prod(self.shape)) * self.dtype.itemsize
 
     def to_bytes(self) -> bytes:
-        """An npz of little-endian arrays, equal bytes for equal indices."""
+        """Return an npz of little-endian arrays; equal indices give equal bytes."""
         buffer = io.BytesIO()
         np.savez(
             buffer,
@@ -56,7 +56,10 @@ class ShardIndex:
 
     @classmethod
     def read(cls, file: Path | BinaryIO, where: str) -> Self:
-        """Parse what `to_bytes` wrote; DataError naming the file for anything else."""
+        """Return the index that `to_bytes` wrote.
+
+        Raises DataError, which names `where`, when the file is not an index.
+        """
         try:
             with np.load(file, allow_pickle=False) as arrays:
                 return cls(
@@ -71,11 +74,12 @@ class ShardIndex:
 
 
 class ShardWriter:
-    """Writes one shard; the same samples give the same bytes on every machine."""
+    """Writes a shard; equal samples give equal bytes on every machine."""
 
     def __init__(self, path: Path, member: str) -> None:
         self._path, self._member = path, member
         self._file = open(path, "wb")  # noqa: SIM115 (closed by __exit__)
+        # mtime=0: the time of writing must not change the bytes, whose hash identifies the shard.
         self._tar = TarWriter(self._file, mtime=0)
         self._keys: list[str] = []
         self._labels: list[int] = []
@@ -98,14 +102,14 @@ class ShardWriter:
         self._labels.append(label)
 
     def index(self) -> ShardIndex:
-        """The finished shard's index, from the offsets that the tar itself holds; after leaving the context."""
+        """Return the index, with offsets read back from the tar; call it after the context has ended."""
         offsets, shape, dtype = scan(self._path, self._member)
         keys = np.array([key.encode() for key in self._keys], dtype=np.bytes_)
         return ShardIndex(keys, np.array(self._labels, dtype=np.int32), offsets, shape, dtype)
 
 
 def scan(path: Path, member: str) -> tuple[npt.NDArray[np.int64], tuple[int, ...], np.dtype[Any]]:
-    """Offsets of the values in all members `*.<member>` of a tar, and the shape and type that they share."""
+    """Return the offsets of the values in all members `*.<member>` of a tar, and their common shape and type."""
     offsets: list[int] = []
     headers: set[tuple[int, tuple[int, ...], np.dtype[Any]]] = set()
     with open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
@@ -115,13 +119,16 @@ def scan(path: Path, member: str) -> tuple[npt.NDArray[np.int64], tuple[int, ...
             headers.add(read_header(file))
             offsets.append(file.tell())
     if len(headers) > 1:
-        raise DataError(f"{path}: samples of {len(headers)} shapes or types, a shard holds one")
+        raise DataError(f"{path}: samples have {len(headers)} shapes or types; a shard can have only one")
     _, shape, dtype = headers.pop() if headers else (0, (), np.dtype(np.uint8))
     return np.array(offsets, dtype=np.int64), shape, dtype
 
 
 def read_header(file: BinaryIO) -> tuple[int, tuple[int, ...], np.dtype[Any]]:
-    """Length, shape and type of a numpy file's header, which ends where the file then stands; ValueError for none."""
+    """Return the length of a numpy header, and the array's shape and type; leaves `file` at the first value.
+
+    Raises ValueError when there is no such header.
+    """
     start = file.tell()
     version = np.lib.format.read_magic(file)
     if version != (1, 0):

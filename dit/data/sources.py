@@ -1,4 +1,4 @@
-"""Where images come from: digits, a folder or tar files, listed in a fixed shuffled order."""
+"""Sources of images: digits, a folder or tar files, listed in a fixed shuffled order."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from dit.study.config import DatasetConfig, FolderSource, StudyConfig, TarSource
 
 
 def open_source(dataset: DatasetConfig) -> Source:
-    """List the source's images and shuffle them by `dataset.shuffle_seed`.
+    """Return the source's images, shuffled by `dataset.shuffle_seed`.
 
-    Raises MissingError when it is not there, InputError when it does not hold `dataset.classes` classes.
+    Raises MissingError without images, InputError when there are not `dataset.classes` classes, DataError when a tar
+    file is damaged.
     """
     source = _unordered(dataset)
     if len(source.class_names) != dataset.classes:
@@ -34,9 +35,9 @@ def open_source(dataset: DatasetConfig) -> Source:
 
 
 def iter_source_images(config: StudyConfig) -> Iterator[tuple[str, UInt8Array, int]]:
-    """Key, cropped image [image_size, image_size, channels] and label of every readable image, in the shards' order.
+    """Yield key, cropped image [image_size, image_size, channels] and label of every readable image.
 
-    The images as they were before any codec, for reference statistics. Raises as `open_source`.
+    The images are in the shards' order, without a codec, as reference statistics need them. Raises as `open_source`.
     """
     source = open_source(config.dataset)
     for item, image in load_ahead(source, source.items):
@@ -65,23 +66,23 @@ def _digits() -> Source:
 
 
 def _folder(dataset: DatasetConfig, config: FolderSource) -> Source:
-    """Class folders in sorted order, as torchvision's ImageFolder numbers them; images at any depth below them."""
+    """Class folders, numbered in sorted order as torchvision's ImageFolder does, with images at any depth."""
     root = Path(config.path).expanduser()
     if not root.is_dir():
-        raise MissingError(f"dataset.source.path: {root} is no folder; put the images there, one folder per class")
+        raise MissingError(f"dataset.source.path: {root} is not a folder; put the images there, one folder per class")
     with local_errors(root):
         class_names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and entry.name[0] != ".")
-        found = [(label, path) for label, name in enumerate(class_names) for path in _images_below(root / name)]
-    stems = [(class_names[label], os.path.splitext(path)[0].split("/", 1)[1]) for label, path in found]
+        images = [(label, path) for label, name in enumerate(class_names) for path in _images_below(root / name)]
+    stems = [(class_names[label], os.path.splitext(path)[0].split("/", 1)[1]) for label, path in images]
     items = [
         Item(key, label, readable(path), str(root / path))
-        for key, (label, path) in zip(unique_keys(stems), found, strict=True)
+        for key, (label, path) in zip(unique_keys(stems), images, strict=True)
     ]
     return Source("folder", tuple(map(readable, class_names)), items, file_loader(dataset))
 
 
 def _images_below(folder: Path) -> list[str]:
-    """Paths relative to the folder's parent, sorted; InputError when there are none."""
+    """Return paths relative to the folder's parent, sorted. Raises InputError when there are none."""
     paths = [
         os.path.relpath(os.path.join(place, name), folder.parent)
         for place, _, names in os.walk(folder, followlinks=True)
@@ -89,5 +90,5 @@ def _images_below(folder: Path) -> list[str]:
         if is_image(name)
     ]
     if not paths:
-        raise InputError(f"{folder}: a class folder without images; fill or remove it")
+        raise InputError(f"{folder}: a class folder without images; add images or remove it")
     return sorted(paths)

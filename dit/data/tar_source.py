@@ -1,4 +1,4 @@
-"""Images inside uncompressed tar files, found once by their offsets and then read in any order."""
+"""Images in uncompressed tar files: listed once with their offsets, then read in any order."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from dit.data.items import Item, Source, file_loader, is_image
+from dit.data.items import Item, Source, file_loader, is_image, read_bytes
 from dit.data.keys import readable, unique_keys
 from dit.errors import DataError, InputError, MissingError
 from dit.storage import fetch_file, open_store
@@ -20,7 +20,7 @@ from dit.study.config import DatasetConfig, TarSource
 
 @dataclass(frozen=True, slots=True)
 class _Member:
-    """A file inside a tar, or inside a tar within it."""
+    """A file in a tar, or in a tar inside it."""
 
     name: str
     container: str
@@ -31,24 +31,26 @@ class _Member:
 
     @property
     def title(self) -> str:
-        """What a person would call it: the tar file and what one finds in it."""
+        """Its name in messages: the tar file and the path in it."""
         outer = Path(self.path)
         inner = "" if self.container == outer.stem else f"{self.container}.tar/"
         return f"{outer.name}:{inner}{self.name}"
 
     @property
     def sample(self) -> tuple[str, str, str]:
-        """What members of one WebDataset sample have in common: all up to the first dot of the name."""
+        """Identity of its WebDataset sample: tar and path, up to the first dot of the file name."""
         folder, slash, name = self.name.rpartition("/")
         return self.path, self.container, folder + slash + name.split(".", 1)[0]
 
 
 def open_tars(dataset: DatasetConfig, config: TarSource) -> Source:
-    """All images of the tar files, also of tars within them, as ImageNet's training set comes.
+    """Return all images of the tar files, and of tars inside them, as in ImageNet's training set.
 
-    An image's class is the number in the `.cls` member of its name, as WebDataset writes it, else the folder it lies
-    in, else the name of its tar. Raises MissingError when there are no tar files, InputError for one that is
-    compressed or for a mixture of images with and without `.cls`, DataError for one that is damaged or truncated.
+    An image's class is the number in the `.cls` member of its WebDataset sample, else its folder, else its tar's name.
+
+    Raises MissingError without tar files or images.
+    Raises InputError when a tar is compressed, or when only some images have a `.cls`.
+    Raises DataError when a tar is truncated or damaged.
     """
     images: list[_Member] = []
     labels: dict[tuple[str, str, str], str] = {}
@@ -57,9 +59,10 @@ def open_tars(dataset: DatasetConfig, config: TarSource) -> Source:
             if is_image(member.name):
                 images.append(member)
             elif member.name.endswith(".cls"):
-                labels[member.sample] = _text(member)
+                data = read_bytes(member.path, member.offset, member.size)
+                labels[member.sample] = data.decode("utf-8", "replace").strip()
     if not images:
-        raise MissingError(f"dataset.source.path: no images in the tar files of {config.path}")
+        raise MissingError(f"dataset.source.path: no images in the tar files of {config.path}; correct the path")
     classes = [_class_of(image, labels) for image in images]
     names = _class_names(set(classes), dataset.classes, numbered=bool(labels))
     numbers = {name: label for label, name in enumerate(names)}
@@ -71,25 +74,19 @@ def open_tars(dataset: DatasetConfig, config: TarSource) -> Source:
     return Source("tar", tuple(map(readable, names)), items, file_loader(dataset))
 
 
-def _text(member: _Member) -> str:
-    with local_errors(member.path), open(member.path, "rb") as file:
-        file.seek(member.offset)
-        return file.read(member.size).decode("utf-8", "replace").strip()
-
-
 def _tar_files(address: str) -> list[str]:
-    """Local paths of the tar files that a path, a glob, a folder or a store address names, in sorted order."""
+    """Return sorted local paths of the tar files at a path, a glob, a folder or a store address."""
     if "://" in address:
         if address.endswith(".tar"):
             return [str(fetch_file(address))]
         store = open_store(address)
-        found = [str(store.local(key)) for key in store.list() if key.endswith(".tar")]
+        paths = [str(store.local(key)) for key in store.list() if key.endswith(".tar")]
     else:
         path = os.path.expanduser(address)
-        found = sorted(glob.glob(os.path.join(path, "*.tar") if os.path.isdir(path) else path))
-    if not found:
+        paths = sorted(glob.glob(os.path.join(path, "*.tar") if os.path.isdir(path) else path))
+    if not paths:
         raise MissingError(f"dataset.source.path: no tar files at {address}; put them there or correct the path")
-    return found
+    return paths
 
 
 def _members(path: str) -> Iterator[_Member]:
@@ -101,7 +98,7 @@ def _members(path: str) -> Iterator[_Member]:
 
 
 def _walk(file: IO[bytes], path: str, container: str, start: int) -> Iterator[_Member]:
-    """Files of the tar that begins at `start` of `path`, those of tars within it included."""
+    """Yield the files of the tar at byte `start` of `path`, and of tars inside it."""
     try:
         archive = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 (the caller closes the file)
     except tarfile.ReadError as error:
@@ -114,27 +111,32 @@ def _walk(file: IO[bytes], path: str, container: str, start: int) -> Iterator[_M
             yield from _walk(inner, path, PurePosixPath(info.name).stem, place)
         elif info.isreg():
             yield _Member(info.name.removeprefix("./"), container, path, place, info.size)
-    # A header that is damaged, cut or missing ends the listing like the block of zeros that ends every tar.
+    # tarfile ends the listing without an error at a damaged header, as it does at the block of zeros after the last
+    # file.
     file.seek(archive.offset)
     if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-        raise tarfile.ReadError(f"neither a file nor the end at byte {start + archive.offset}")
+        raise tarfile.ReadError(f"no header and no end of archive at byte {start + archive.offset}")
 
 
 def _class_of(image: _Member, labels: dict[tuple[str, str, str], str]) -> str:
     if labels:
         number = labels.get(image.sample)
         if number is None or not number.isdecimal():
-            found = "no .cls member" if number is None else f"the label {number!r}, which is no number"
-            raise InputError(f"{image.path}: {image.name} has {found}, while others have a numbered class; add it")
+            label = "no .cls member" if number is None else f"the label {number!r}, which is not a number"
+            raise InputError(
+                f"{image.path}: {image.name} has {label}, but others have a numbered class; add its number"
+            )
         return str(int(number))
     return PurePosixPath(image.name).parent.name or image.container
 
 
-def _class_names(found: set[str], classes: int, numbered: bool) -> tuple[str, ...]:
-    """In the order of their labels: by number where the source numbers its classes, else by name."""
+def _class_names(classes_in_use: set[str], classes: int, numbered: bool) -> tuple[str, ...]:
+    """Return names in order of labels: by number if the source numbers its classes, else by name."""
     if not numbered:
-        return tuple(sorted(found))
-    names = tuple(sorted(found, key=int))
+        return tuple(sorted(classes_in_use))
+    names = tuple(sorted(classes_in_use, key=int))
     if int(names[-1]) >= len(names) and len(names) == classes:
-        raise InputError(f"dataset.source: labels run to {names[-1]}, but dataset.classes={classes}; number from 0")
+        raise InputError(
+            f"dataset.source: labels go up to {names[-1]}, but dataset.classes={classes}; number the classes from 0"
+        )
     return names

@@ -1,1 +1,1 @@
-"""The diffusion process of the paper: schedule, training losses, samplers. No files, no ranks."""
+"""The diffusion process: noise schedule, training losses, samplers. No files, no ranks."""

@@ -1,1 +1,1 @@
-"""Whether a training is healthy."""
+"""Checks of a training, and the log of what they find."""

@@ -1,4 +1,4 @@
-"""The record of what the checks of a training saw: `health.jsonl`."""
+"""The log of a training's health events: `health.jsonl`."""
 
 from __future__ import annotations
 
@@ -6,17 +6,8 @@ from dit.storage import Store
 from dit.study.records import HealthEvent
 
 
-class HealthLog:
-    """A variant's health events, one JSON line each.
-
-    A store cannot append, so every event writes the whole small file; only rank 0 holds a log.
-    """
-
-    def __init__(self, store: Store, key: str) -> None:
-        self._store, self._key = store, key
-        self._lines = store.read(key).splitlines() if store.exists(key) else []
-
-    def add(self, event: HealthEvent) -> None:
-        """Append one event, durably."""
-        self._lines.append(event.model_dump_json().encode())
-        self._store.write(self._key, b"\n".join(self._lines) + b"\n")
+def add_event(store: Store, key: str, event: HealthEvent) -> None:
+    """Append an event as a JSON line; it is in the store when this returns. Only rank 0 calls this."""
+    # A store cannot append. The file has a line per event, so writing all of it again costs little.
+    lines = store.read(key) if store.exists(key) else b""
+    store.write(key, lines + event.model_dump_json().encode() + b"\n")

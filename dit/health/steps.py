@@ -1,4 +1,4 @@
-"""What each training step measured, and what is wrong with it."""
+"""The losses of each training step, and the check that they are finite."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dit.study.records import HealthEvent
 
 
 class StepLosses(NamedTuple):
-    """What one step measured, over the whole global batch."""
+    """Losses (means over the global batch) and gradient norm of one step."""
 
     step: int
     mse: float
@@ -19,28 +19,28 @@ class StepLosses(NamedTuple):
 
     @property
     def total(self) -> float:
-        """The training objective, mse + vb."""
+        """The training loss, mse + vb (Nichol & Dhariwal 2021, eq. 16)."""
         return self.mse + self.vb
-
-    def first_nonfinite(self) -> str | None:
-        """The first term, in the order in which they are computed, that is not finite."""
-        terms = {"mse": self.mse, "vb": self.vb, "gradient norm": self.grad_norm}
-        return next((name for name, value in terms.items() if not math.isfinite(value)), None)
 
 
 class NonFinite(NamedTuple):
-    """Where a training went wrong: the first step, and its first term in the order of computation."""
+    """The first step with a value that is not finite, and the first such term of it."""
 
     step: int
     term: str
 
     def event(self, message: str) -> HealthEvent:
-        """The record of it."""
+        """Return the health event with this message."""
         return HealthEvent(
             check="finite", step=self.step, value=None, bound=f"finite {self.term}", action="stop", message=message
         )
 
 
 def first_nonfinite(rows: Sequence[StepLosses]) -> NonFinite | None:
-    """The first step whose loss or gradient is not finite."""
-    return next((NonFinite(row.step, term) for row in rows if (term := row.first_nonfinite())), None)
+    """Return the first step whose loss or gradient norm is not finite; None if there is none."""
+    for row in rows:
+        # In order of computation: the first bad term is the cause of those after it.
+        for term, value in (("mse", row.mse), ("vb", row.vb), ("gradient norm", row.grad_norm)):
+            if not math.isfinite(value):
+                return NonFinite(row.step, term)
+    return None

@@ -1,4 +1,4 @@
-"""What this machine computes fastest without losing accuracy: allocator, threads, matrix precision; and its peak."""
+"""Process settings for speed without loss of accuracy: allocator, threads, matrix precision; and the peak FLOP/s."""
 
 from __future__ import annotations
 
@@ -19,23 +19,21 @@ from dit.runtime.distributed import Ranks
 from dit.study.config import FitConfig
 from dit.study.fields import Precision
 
-# glibc's mallopt parameters (malloc.h): above the threshold a block is mapped, and unmapped when freed.
+# glibc's mallopt parameters (malloc.h). A block above M_MMAP_THRESHOLD is mapped by itself, and unmapped when freed.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 _KEPT_BYTES = 1 << 30
-_OLD_GLIBC_LIMIT = 32 << 20  # the most that glibc before 2.35 accepts for the mapping threshold
+_OLD_GLIBC_LIMIT = 32 << 20  # largest M_MMAP_THRESHOLD of glibc before 2.35
 _TOP_PAD_BYTES = 64 << 20
 
-# Relative error of a 512-term float32 product is 1e-7 to 1e-6; one that is rounded to bf16 inside, 1e-3.
+# The relative error of a 512-term product is 1e-7 to 1e-6 in float32, and 1e-3 if the operands are rounded to bf16.
 _FP32_ERROR = 1e-5
 _PROBE_SIDE = 512
 
 
 def tune_process(threads: int | None = None) -> None:
-    """Settle the allocator and the number of CPU threads; safe to call again.
-
-    Each step frees and takes the same large blocks. glibc would return them to the kernel and fault them in again, page
-    by page; told to keep them, a step on a CPU takes up to half less time. Without glibc nothing happens.
-    """
+    """Configure the memory allocator and, with `threads`, the number of CPU threads. May be called repeatedly."""
+    # Each step frees and allocates the same large blocks. By default glibc returns them to the kernel, and every page
+    # faults again; if glibc keeps them, a step on a CPU takes up to half less time. Other C libraries have no mallopt.
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
@@ -50,22 +48,24 @@ def tune_process(threads: int | None = None) -> None:
 
 
 def matmul_precision(precision: Precision, device: torch.device) -> None:
-    """Choose how float32 matrix products are computed, for the whole process.
+    """Set how this process computes float32 matrix products.
 
-    On CUDA, tf32 and bf16 allow TF32 products and fp32 forbids them. On a CPU, "medium" reaches oneDNN's kernels, twice
-    as fast as the default's where AVX-512 is; where it would round to bf16 inside, as with AMX, fp32 keeps the default.
+    On CUDA, tf32 and bf16 allow TF32 products and fp32 forbids them. On a CPU, products keep float32's accuracy unless
+    `precision` is bf16.
     """
     if device.type == "cuda":
         torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
         torch.backends.cudnn.allow_tf32 = precision != "fp32"
         return
+    # "medium" selects oneDNN's kernels, twice as fast as the default's with AVX-512. On a CPU with AMX they round the
+    # operands to bf16, so fp32 and tf32 keep the default there.
     rounds = computed_in(precision, device) == "bf16"
     torch.set_float32_matmul_precision("medium" if rounds or medium_is_exact() else "highest")
 
 
 @lru_cache(maxsize=1)
 def medium_is_exact() -> bool:
-    """Whether this CPU's "medium" products keep float32's accuracy; measured on one product."""
+    """Return whether "medium" products keep float32's accuracy on this CPU, measured on one product."""
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(_PROBE_SIDE, _PROBE_SIDE, generator=generator) for _ in range(2))
     exact = a.double() @ b.double()
@@ -79,36 +79,36 @@ def medium_is_exact() -> bool:
 
 
 def computed_in(precision: Precision, device: torch.device) -> Precision:
-    """The precision that this device computes in when asked for `precision`.
+    """Return the precision in which this device computes when the study asks for `precision`.
 
-    bf16 gives way to fp32 on a CPU whose bf16 products would run in plain loops, tens of times slower.
+    It is fp32 instead of bf16 on a CPU without bf16 kernels, where bf16 products would be tens of times slower.
     """
     return "fp32" if precision == "bf16" and device.type == "cpu" and not cpu_has_bf16() else precision
 
 
 @lru_cache(maxsize=1)
 def cpu_has_bf16() -> bool:
-    """Whether oneDNN has bf16 kernels for this CPU: on x86 from AVX-512 on, on ARM with its BF16 extension."""
+    """Return whether oneDNN has bf16 kernels for this CPU: x86 with AVX-512 or newer, ARM with the BF16 extension."""
     available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     return available and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
-    """bf16 autocast where it is asked for and the device computes in it, nothing otherwise."""
+    """Return bf16 autocast if the device computes in bf16, otherwise a context without effect."""
     if computed_in(precision, device) != "bf16":
         return nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
 def can_compile() -> bool:
-    """Whether torch.compile finds the C++ compiler and Python headers that it needs, on a CPU and a GPU alike."""
+    """Return whether there are a C++ compiler and Python headers, which torch.compile needs on CPUs and GPUs."""
     compilers = (os.environ.get("CXX", ""), "g++", "c++", "clang++")
     headers = Path(sysconfig.get_path("include"), "Python.h")
     return headers.exists() and any(shutil.which(name) for name in compilers if name)
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of large square products here and now: the best of several, under the process's matrix precision."""
+    """Return the measured FLOP/s of a large square product at the current matrix precision, the best of several."""
     side, repeats = (8192, 10) if device.type == "cuda" else (1024, 20)
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     best = float("inf")
@@ -118,12 +118,13 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         best = min(best, time.perf_counter() - start)
+    # side^3 multiply-accumulates, two FLOPs each.
     return 2 * side**3 / best
 
 
 @lru_cache(maxsize=4)
 def peak_flops(device: torch.device, precision: Precision = "bf16") -> float:
-    """FLOP/s that model FLOPs utilisation is a share of: a known GPU's data sheet, otherwise measured."""
+    """Return the peak FLOP/s for model FLOPs utilisation: from the data sheet of a known GPU, otherwise measured."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         if peak := data_sheet_peak(name, precision):
@@ -132,7 +133,10 @@ def peak_flops(device: torch.device, precision: Precision = "bf16") -> float:
 
 
 def compiles(fit: FitConfig, ranks: Ranks) -> bool:
-    """Whether torch.compile is used: with auto, on a GPU; ConfigError where it is asked for and cannot work."""
+    """Return whether torch.compile is used; `fit.compile=auto` uses it on GPUs.
+
+    Raises ConfigError when `fit.compile=on` and there is no compiler.
+    """
     if fit.compile == "on" and not can_compile():
         raise ConfigError("fit.compile=on needs a C++ compiler (CXX or g++) on the PATH; install one or choose auto")
     return fit.compile == "on" or (fit.compile == "auto" and ranks.device.type == "cuda" and can_compile())

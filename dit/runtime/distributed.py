@@ -1,7 +1,10 @@
-"""From the environment to rank, world size and device, and the few collectives that stages use.
+"""Rank, world size and device from the environment, and the collectives that stages use.
 
-WORLD_SIZE alone decides whether this process is one of several: a PyTorchJob sets it without LOCAL_RANK, torchrun sets
-both. torch is imported when a session begins, so that a stage that is already complete never pays for it.
+    with session() as ranks:
+        total = ranks.all_reduce_sum(torch.tensor([1.0], device=ranks.device))
+
+Only WORLD_SIZE decides whether this process is one of several: a PyTorchJob sets it without LOCAL_RANK, torchrun sets
+both. torch is imported when a session begins, so a stage that is already complete never loads it.
 """
 
 from __future__ import annotations
@@ -31,20 +34,23 @@ _session_numbers = count()
 
 
 def environment_world_size() -> int:
-    """How many processes the launcher started; 1 without a launcher. ConfigError for a value that is no count."""
+    """Return WORLD_SIZE, the number of processes; 1 without a launcher.
+
+    Raises ConfigError when the value is not a positive whole number.
+    """
     return _environment("WORLD_SIZE", 1, minimum=1)
 
 
 def environment_rank() -> int:
-    """This process's number among them; 0 without a launcher."""
+    """Return RANK, this process's number; 0 without a launcher."""
     return _environment("RANK", 0) if environment_world_size() > 1 else 0
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among the processes of a stage, and what they do together.
+    """This process's rank among the processes of a stage, and their collectives.
 
-    At world size 1 every collective returns at once. Collectives raise DitError through `session` when a rank is lost.
+    At world size 1 every collective returns at once. When a rank is lost, `session` raises PeerError.
     """
 
     rank: int
@@ -52,19 +58,18 @@ class Ranks:
     local_rank: int
     device: torch.device
     patient: ProcessGroup | None = None
-    """All ranks, with the time-out of a barrier; None for a rank alone."""
+    """Group of all ranks with the timeout of a barrier; None at world size 1."""
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the rank that writes, logs and draws."""
+        """Whether this is rank 0, which writes records, logs and draws progress bars."""
         return self.rank == 0
 
     def barrier(self) -> None:
-        """Wait for all ranks, as long as they work: due before any other collective that follows work done apart.
+        """Wait up to a day for all ranks; call it before the first collective after ranks worked separately.
 
-        Shares of equal size take hours, and one of them ten minutes longer than another. A process that ends closes its
-        connections, which fails the others, at the latest when the last of them has arrived; one that hangs does so
-        after a day.
+        Equal shares of work can take hours and differ by more than the timeout of other collectives. A rank that ends
+        closes its connections, which fails the others; a rank that hangs fails them after a day.
         """
         if self.world_size > 1:
             import torch
@@ -73,7 +78,7 @@ class Ranks:
             dist.all_reduce(torch.zeros(1), group=self.patient)
 
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
-        """Replace `tensor` by its sum over ranks, in place, on whatever device it lies."""
+        """Replace `tensor` by its sum over ranks, in place and on its device; return it."""
         if self.world_size > 1:
             import torch.distributed as dist
 
@@ -81,7 +86,7 @@ class Ranks:
         return tensor
 
     def maximum(self, value: int) -> int:
-        """The largest `value` of all ranks. It passes between hosts and does not wait for an accelerator."""
+        """Return the largest `value` of all ranks. Runs between hosts and does not wait for a GPU."""
         if self.world_size == 1:
             return value
         import torch
@@ -92,7 +97,7 @@ class Ranks:
         return int(largest)
 
     def broadcast(self, obj: T) -> T:
-        """Rank 0's object, on every rank."""
+        """Return rank 0's object on every rank."""
         if self.world_size == 1:
             return obj
         import torch.distributed as dist
@@ -104,13 +109,13 @@ class Ranks:
 
 @contextmanager
 def session(device: str = "auto") -> Iterator[Ranks]:
-    """Join the other processes, if there are any, and leave them at the end; sessions may follow one another.
+    """Join the other processes, if there are any, and leave them at the end. A process may open several in sequence.
 
-    `device` is auto (CUDA where there is one), cpu or cuda. Collectives of tensors on the host go through gloo, those
-    on the GPU through NCCL. A rank that does not answer for DIT_COLLECTIVE_TIMEOUT seconds (600) fails the others,
-    except at a barrier.
+    `device` is auto (CUDA if there is a GPU), cpu or cuda. Host tensors use gloo, GPU tensors NCCL. A rank that does
+    not answer for DIT_COLLECTIVE_TIMEOUT seconds (default 600) fails the others, except at a barrier.
 
-    Raises ConfigError for an environment that does not add up, PeerError when another rank is lost.
+    Raises ConfigError when a variable is not valid, or when there are fewer GPUs than processes on this machine.
+    Raises PeerError when another rank is lost.
     """
     world_size, rank = environment_world_size(), environment_rank()
     local_rank = _environment("LOCAL_RANK", 0)
@@ -137,8 +142,8 @@ def session(device: str = "auto") -> Iterator[Ranks]:
         if not _lost_contact(error):
             raise
         raise PeerError(
-            f"lost contact with the other ranks ({str(error).splitlines()[0][:200]}); the first rank that failed says"
-            " why, and the same command goes on where it stopped"
+            f"lost contact with the other ranks ({str(error).splitlines()[0][:200]}); see the log of the first"
+            " rank that failed, then run the same command to resume"
         ) from error
     finally:
         if dist.is_initialized():
@@ -160,15 +165,15 @@ def _device(kind: str, local_rank: int) -> torch.device:
     available = torch.cuda.device_count()
     if local_rank >= available:
         raise ConfigError(
-            f"LOCAL_RANK={local_rank}, but this machine offers {available} CUDA devices;"
-            " start at most one process for each"
+            f"LOCAL_RANK={local_rank}, but this machine has {available} CUDA devices;"
+            " start at most one process per device"
         )
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)
 
 
 def _fresh_store(timeout: timedelta) -> Store:
-    """Keys of its own for each session: addresses that an earlier group left in the store lead nowhere."""
+    """Return a store with separate keys for each session: the addresses of an earlier group are no longer valid."""
     from torch.distributed.distributed_c10d import PrefixStore
 
     return PrefixStore(f"dit-session-{next(_session_numbers)}", _rendezvous(timeout))

@@ -1,4 +1,4 @@
-"""Makes torchvision importable beside a CPU build of torch, for which PyPI's torchvision lacks its compiled part."""
+"""Makes PyPI's torchvision, which is linked to CUDA, importable with a CPU build of torch."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _kept_alive: list[Any] = []
 
 
 def ensure_torchvision() -> None:
-    """Import torchvision; call before the first import of diffusers or torch_fidelity, both of which use it.
+    """Import torchvision; call before the first import of diffusers or torch_fidelity, which use it.
 
-    PyPI's wheel is linked to CUDA. Where that cannot be loaded, the operators that it would have defined are declared
-    without an implementation: transforms and models work, detection operators fail when they are called.
+    If its compiled part cannot be loaded, its operators are declared without an implementation: transforms and models
+    work, detection operators fail when they are called.
     """
     try:
         importlib.import_module("torchvision")

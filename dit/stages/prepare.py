@@ -1,4 +1,4 @@
-"""Images into a dataset of shards: in parts, on any number of machines, restartable after each shard."""
+"""Makes a dataset of shards from images: in parts, on any number of machines, restartable after each shard."""
 
 from __future__ import annotations
 
@@ -28,16 +28,20 @@ from dit.study import layout
 from dit.study.config import StudyConfig
 from dit.study.records import DatasetManifest, ShardRecord, SourceRecord
 
+# Records that are read from the store in parallel.
 _REQUESTS = 16
 
 
 def run(
     config: StudyConfig, store: Store, part: tuple[int, int] | None = None, merge: bool = True
 ) -> DatasetManifest | None:
-    """Make the dataset's shards, or those of part (k, n) only; without a part, merge them as well.
+    """Make the missing shards of the dataset, or of part (k, n) only; without a part, merge them too.
 
-    Returns the manifest when the dataset is complete, None otherwise. Whatever is complete already is left as it is.
-    Raises InputErrors before any work, DataError for corrupt images beyond the limit, StoreError for a full disk.
+    Returns the manifest if the dataset is complete, otherwise None.
+    Raises InputError, MissingError or MismatchError before any work, when the source or the codec's weights are wrong.
+    Raises DataError when too many images are corrupt, StoreError when the disk is full.
+
+        prepare.run(load(Path("configs/digits.yaml")), open_store("runs"))
     """
     manifest = _complete(config, store)
     if manifest is None:
@@ -49,7 +53,7 @@ def run(
 
 
 def merge(config: StudyConfig, store: Store) -> DatasetManifest:
-    """Join the shards that all parts have made; see `merge_shards` for what is checked."""
+    """Merge the shards of all parts; return the manifest. Raises as `merge_shards`."""
     return _complete(config, store) or merge_shards(config, store)
 
 
@@ -59,14 +63,9 @@ def _complete(config: StudyConfig, store: Store) -> DatasetManifest | None:
     return finding.record if finding.complete else None
 
 
-def _is_whole(store: Store, folder: str, number: int, shard: ShardRecord) -> bool:
-    tar, index = f"{folder}/{layout.shard(number)}", f"{folder}/{layout.shard_index(number)}"
-    return store.exists(tar) and store.size(tar) == shard.bytes and store.exists(index)
-
-
 @dataclass(frozen=True)
 class _Preparation:
-    """A source and a codec, agreed with all other parts, and the shards they are to become."""
+    """A source and a codec, equal for all parts, and the shards to make from them."""
 
     config: StudyConfig
     store: Store
@@ -76,7 +75,7 @@ class _Preparation:
 
     @classmethod
     def begin(cls, config: StudyConfig, store: Store) -> _Preparation:
-        """Check all that a user can have got wrong, and agree with the other parts on the source."""
+        """Check weights, source and store, and compare the source with that of other parts."""
         codec_sha256 = encoder_sha256(config.dataset)
         source = open_source(config.dataset)
         store.check_writable()
@@ -85,7 +84,7 @@ class _Preparation:
         return preparation
 
     def _agree(self) -> None:
-        """Write down what this part sees, or compare it with what another part saw."""
+        """Write the source's record, or raise MismatchError if another part wrote a different one."""
         key = f"{self._folder}/{layout.SOURCE}"
         ours = SourceRecord(
             kind=self.source.kind,
@@ -99,11 +98,11 @@ class _Preparation:
         elif theirs != ours:
             raise MismatchError(
                 f"{self.store.url}/{key}: begun from source {theirs.sha256[:12]} of {theirs.items} images, here it is"
-                f" {ours.sha256[:12]} of {ours.items}; give all parts the same source, or delete the folder"
+                f" {ours.sha256[:12]} of {ours.items}; use the same source for all parts, or delete the folder"
             )
 
     def make(self, part: tuple[int, int]) -> None:
-        """Make every shard of the part that is not complete yet."""
+        """Make every shard of the part that is not complete."""
         numbers = range(part[0] - 1, shard_total(len(self.source.items), self.config), part[1])
         todo = self._unfinished(numbers)
         total = sum(len(self._items(number)) for number in numbers)
@@ -113,7 +112,7 @@ class _Preparation:
         tune_process(self.config.fit.threads)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         codec = open_codec(self.config.dataset, device, decoding=False, batch=self.config.fit.decode_batch)
-        # One sequence over all shards, so that images are decoded while a shard ends and the next begins.
+        # One sequence over all shards, so decoding goes on between the end of a shard and the start of the next.
         images = load_ahead(self.source, [item for number in todo for item in self._items(number)])
         description = f"prepare {self.config.dataset.name}"
         with (
@@ -125,6 +124,7 @@ class _Preparation:
             encoder = ShardEncoder(
                 self.config.dataset, len(self.source.items), codec, self.config.fit.decode_batch, bar.advance
             )
+            # A shard is uploaded while the next is encoded; one upload at a time bounds the scratch space.
             sent: Future[None] | None = None
             for number in todo:
                 path = Path(scratch) / layout.shard(number)
@@ -136,31 +136,34 @@ class _Preparation:
                 sent.result()
 
     def _unfinished(self, numbers: range) -> list[int]:
-        """Shards to make: those without a record, and those with corrupt images if these are too many to accept."""
+        """Return the shards to make: incomplete ones, and those with corrupt images if there are too many of these."""
         with ThreadPoolExecutor(_REQUESTS) as pool:
             records = dict(zip(numbers, pool.map(self._finished, numbers), strict=True))
         corrupt = sum(len(record.corrupt) for record in records.values() if record)
-        # The images may have been repaired since.
+        # Shards with corrupt images are made again, because the images may have been repaired.
         again = corrupt > self.config.dataset.max_corrupt_fraction * len(self.source.items)
         return [number for number, record in records.items() if record is None or (again and record.corrupt)]
 
     def _finished(self, number: int) -> ShardRecord | None:
-        """A shard's record when it is complete; MismatchError when something else made it."""
+        """Return the record of a complete shard, else None. Raises MismatchError if its origin is another."""
         record = read_record(self.store, f"{self._folder}/{layout.shard_record(number)}", ShardRecord)
-        if record is None or not _is_whole(self.store, self._folder, number, record):
+        tar, index = f"{self._folder}/{layout.shard(number)}", f"{self._folder}/{layout.shard_index(number)}"
+        if record is None or not self.store.exists(tar) or self.store.size(tar) != record.bytes:
+            return None
+        if not self.store.exists(index):
             return None
         ours = (self.config.dataset_hash(), self.source_sha256, self.codec_sha256)
         theirs = (record.config_hash, record.source_sha256, record.codec_sha256)
         for what, mine, other in zip(("configuration", "source", "codec weights"), ours, theirs, strict=True):
             if mine != other:
                 raise MismatchError(
-                    f"{self.store.url}/{self._folder}/{layout.shard(number)}: made with {what} {other[:12] or 'none'},"
-                    f" here it is {mine[:12] or 'none'}; use the same, or delete the folder"
+                    f"{self.store.url}/{tar}: made with {what} {other[:12] or 'none'},"
+                    f" here it is {mine[:12] or 'none'}; use the same {what}, or delete the folder"
                 )
         return record
 
     def _send(self, number: int, path: Path, content: ShardContent) -> None:
-        """Put a written shard into the store, its record last; runs beside the encoding of the next."""
+        """Upload a shard, its record last; runs while the next shard is encoded."""
         config, folder = self.config, self._folder
         for _, reason in content.corrupt:
             say(f"left out: {reason}")

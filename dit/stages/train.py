@@ -1,4 +1,4 @@
-"""Train one variant to the study's last step, from wherever an earlier run left off. Torch is loaded only to train."""
+"""Trains a variant up to the study's last step, resuming if it can. Torch is loaded only if there are steps to do."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from dit.training.plan import make_plan
 
 
 def run(config: StudyConfig, store: Store, variant: str) -> TrainRecord:
-    """Return the record of the variant's training, after doing what is missing of it.
+    """Train the variant's missing steps; return the record of its training. Under torchrun every rank calls this.
 
-    A complete training is returned at once; an interrupted one goes on from its newest checkpoint, at this world size;
-    a shorter one is extended. Under torchrun every rank calls this.
+    A complete training returns at once. An interrupted one resumes from its newest checkpoint, at any world size; a
+    shorter one is extended.
 
-    Raises before any work: ConfigError (unknown variant, batch not divisible), MissingError (dataset), MismatchError
-    (record or checkpoint of another configuration or of other shards), InputError (store not writable).
-    Raises during work: DivergedError, StoppedError at a signal, DataError, StoreError.
+    Raises ConfigError when the variant is unknown, and the errors of `make_plan`, before any work.
+    Raises the errors of `TrainingLoop.run` during work.
+
+        train.run(load(Path("configs/digits.yaml")), open_store("runs"), "mini-S/2")
     """
     spec, work = config.spec(variant), Work(config, store)
     if is_complete(TRAIN, work, spec):

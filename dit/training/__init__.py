@@ -1,12 +1,12 @@
-"""Training: the steps of one variant, from a plan to its record.
+"""Training: from a plan to the steps of one variant and its record.
 
-plan.py        what is left to do: where to start, where to stop, which checkpoints to keep (torch-free)
-run.py         one launch: joins the ranks, builds the parts, writes the record at the end
-loop.py        step after step: when to log, to save, to stop
-trainer.py     one step: global batch in, one update of weights and average out
+plan.py        remaining work: first step, last step, checkpoints to keep (torch-free)
+run.py         one launch: joins the ranks, builds the objects below, writes the record
+loop.py        the loop over steps: when to log, save and stop
+trainer.py     one step: global batch in, updated weights and EMA out
 optimizer.py   AdamW, and its state in a checkpoint
 ema.py         the exponential moving average of the weights
-window.py      losses since the last log line, kept on the device until they are read
-telemetry.py   what the steps measured, sent to the tracker: loss, rate, memory
-signals.py     a signal asks the loop to save and stop
+window.py      losses since the last log line, kept on the device until the loop reads them
+telemetry.py   loss, rate and memory for the tracker and the record
+signals.py     SIGTERM and SIGINT as a request to save and stop
 """

@@ -1,4 +1,4 @@
-"""The loop around the step: data in, losses out, checkpoints at their steps, an orderly stop when asked."""
+"""The training loop: trains on every batch, logs, writes checkpoints, and stops after a signal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dit.checkpoints.read import list_checkpoints
 from dit.checkpoints.write import CheckpointWriter
 from dit.console import Progress
 from dit.errors import DivergedError, StoppedError
-from dit.health.log import HealthLog
+from dit.health.log import add_event
 from dit.health.steps import NonFinite, first_nonfinite
 from dit.runtime.device import computed_in
 from dit.runtime.distributed import Ranks
@@ -29,7 +29,7 @@ POLL_SECONDS = 0.05
 
 
 class TrainingLoop:
-    """Drives a trainer through a plan's steps. Every rank runs it; only rank 0 has a writer."""
+    """Runs a plan's steps. Every rank has a loop; only rank 0 has a writer."""
 
     def __init__(
         self, plan: TrainPlan, ranks: Ranks, trainer: Trainer, telemetry: Telemetry, writer: CheckpointWriter | None
@@ -40,15 +40,16 @@ class TrainingLoop:
     def run(self, batches: Iterable[StepBatch], stop: StopRequest, bar: Progress) -> None:
         """Train on every batch.
 
-        Raises DivergedError at a value that is not finite, StoppedError after the checkpoint that a signal asked for,
-        and whatever the data or the store raise.
+        Raises DivergedError when a loss, gradient or weight is not finite.
+        Raises StoppedError after a signal, when the checkpoint is written.
+        Raises DataError or StoreError when a shard cannot be read or a checkpoint cannot be written.
         """
         for batch in batches:
             self.trainer.step(batch)
             bar.advance(1)
             step = self.trainer.steps_done
             if self._writer is not None and step == self.plan.start_step + 1:
-                # The optimizer has its state from its first step on.
+                # AdamW makes its state in the first step; only then are all tensors of a checkpoint there.
                 self._writer.reserve(self.trainer.files())
             signal_number = stop.agreed(self.ranks)
             ends = bool(signal_number) or step == self.plan.stop_step
@@ -73,11 +74,9 @@ class TrainingLoop:
         bar.advance(0, loss=self.telemetry.loss)
 
     def _checkpoint(self, step: int) -> None:
-        """Copy and begin to write, once it is certain that nothing in it is spoiled and the one before is written.
-
-        One that is there stays as it is: samples name it by its hash, and a kill while it is made again would lose it.
-        """
+        """Start to write a checkpoint, after all its values are found finite and the previous one is written."""
         if step in self.plan.ahead:
+            # Not written again: samples identify a checkpoint by its hash, and a kill in between would lose it.
             return
         self._require_finite(first_nonfinite(self.trainer.window.read()))
         if not self.trainer.is_finite():
@@ -104,31 +103,34 @@ class TrainingLoop:
             train_seconds=self.telemetry.train_seconds,
         )
 
-    def _require_finite(self, found: NonFinite | None) -> None:
-        """Stop when something is not; all ranks find the same, because losses and gradients are summed over ranks."""
-        if found is None:
+    def _require_finite(self, bad: NonFinite | None) -> None:
+        """Raise DivergedError when there is a value that is not finite.
+
+        All ranks raise it at the same step, because losses and gradients are summed over ranks.
+        """
+        if bad is None:
             return
         self._settle()
         plan = self.plan
-        good = [step for step in list_checkpoints(plan.store, plan.config, plan.spec) if step < found.step]
+        good = [step for step in list_checkpoints(plan.store, plan.config, plan.spec) if step < bad.step]
         last = f"is {layout.checkpoint(plan.config, plan.spec, good[-1])}" if good else "does not exist"
         message = (
-            f"{plan.spec.name}: step {found.step}: {found.term} is not finite; the last good checkpoint {last};"
-            " look at the data and train.precision, or lower train.learning_rate under another study name"
+            f"{plan.spec.name}: step {bad.step}: {bad.term} is not finite; the last good checkpoint {last};"
+            " check the data and train.precision, or lower train.learning_rate under another study name"
         )
         if self.ranks.is_main:
-            HealthLog(plan.store, layout.health(plan.config, plan.spec)).add(found.event(message))
+            add_event(plan.store, layout.health(plan.config, plan.spec), bad.event(message))
         raise DivergedError(message)
 
     def _stop(self, step: int, signal_number: int) -> None:
         self._settle()
         raise StoppedError(
             f"{self.plan.spec.name}: stopped by a signal at step {step}, whose checkpoint is written;"
-            " the same command goes on from there",
+            " run the same command to resume from it",
             signal_number,
         )
 
     def _settle(self) -> None:
-        """All ranks wait for rank 0's writer, in short collectives: no timeout bounds a long upload."""
+        """Wait on all ranks for rank 0's writer, in short collectives, so that a long upload meets no timeout."""
         while self.ranks.maximum(int(self._writer is not None and self._writer.poll())):
             time.sleep(POLL_SECONDS)

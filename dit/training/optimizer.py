@@ -1,4 +1,4 @@
-"""AdamW as the recipe has it, and its state as named tensors, so that it can be stored without pickling."""
+"""AdamW (Loshchilov & Hutter 2019), and its state as named tensors, which are stored without pickling."""
 
 from __future__ import annotations
 
@@ -13,18 +13,26 @@ STATE = ("exp_avg", "exp_avg_sq", "step")
 
 
 def build_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over what is trained: constant rate, no warm-up (paper, section 4); fused, one pass over each tensor."""
+    """Return AdamW over all trained parameters.
+
+    The learning rate is constant and there is no warm-up, as in Peebles & Xie 2023, section 4. So the weights after
+    step k do not depend on how long the training goes on, and a longer training can extend a shorter one.
+    """
     return torch.optim.AdamW(
         [parameter for _, parameter in _trained(model)],
         lr=train.learning_rate,
         betas=train.betas,
         weight_decay=train.weight_decay,
-        fused=True,
+        fused=True,  # one pass over each tensor instead of one per operation
     )
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The live state as `exp_avg.<parameter>`, `exp_avg_sq.<parameter>` and `step.<parameter>`; empty before a step."""
+    """Return the live state as `exp_avg.<parameter>`, `exp_avg_sq.<parameter>` and `step.<parameter>`.
+
+    It is empty before the first step. Parameters go by name, because torch numbers them by position, which a change of
+    the model shifts.
+    """
     return {
         f"{key}.{name}": optimizer.state[parameter][key]
         for name, parameter in _trained(model)
@@ -34,7 +42,7 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 
 
 def expected_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Names and shapes that `optimizer_tensors` has after the first step."""
+    """Return tensors with the names and shapes that `optimizer_tensors` has after the first step."""
     scalar = torch.zeros(())
     return {
         f"{key}.{name}": scalar if key == "step" else parameter for name, parameter in _trained(model) for key in STATE
@@ -42,7 +50,7 @@ def expected_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Take over a saved state; names and shapes have been checked by the caller."""
+    """Load a saved state; the caller has checked names and shapes."""
     state = {index: {key: tensors[f"{key}.{name}"] for key in STATE} for index, (name, _) in enumerate(_trained(model))}
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 

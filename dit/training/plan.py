@@ -1,4 +1,4 @@
-"""What a training has to do, found out before anything heavy is loaded: nothing, all, or the rest. Torch-free."""
+"""The steps that a training still has to do, known before torch is loaded. Torch-free."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class TrainPlan:
     stop_step: int
     resume: CheckpointMeta | None
     record: TrainRecord | None
-    """Of a training that went to fewer steps, or without all checkpoints that are now to be evaluated."""
+    """Of an earlier training with fewer steps or fewer checkpoints; None if there is none."""
     ahead: tuple[int, ...] = ()
-    """Steps on the way whose checkpoints are complete already, and stay as they are."""
+    """Steps between `start_step` and `stop_step` whose checkpoints are complete and are not written again."""
 
     @property
     def config(self) -> StudyConfig:
@@ -38,30 +38,35 @@ class TrainPlan:
 
     @property
     def store(self) -> Store:
-        """Where its results are."""
+        """The store of its results."""
         return self.work.store
 
     @property
     def milestones(self) -> tuple[int, ...]:
-        """Steps whose checkpoints are kept: those of this study, and those that an earlier run of it promised."""
+        """Steps whose checkpoints are never removed: those of this study and those in an earlier training's record."""
         return tuple(sorted({*milestones(self.config), *(self.record.checkpoints if self.record else ())}))
 
     @property
     def retention(self) -> Retention:
-        """Which checkpoints stay."""
+        """The rule for removing checkpoints."""
         return Retention(self.fit.keep_checkpoints, self.milestones, self.stop_step)
 
 
 def make_plan(work: Work, spec: ModelSpec) -> TrainPlan:
-    """Check everything that can be checked without a framework, and find where to begin.
+    """Check the inputs without loading torch, and return where to start and stop.
 
-    The start is the newest checkpoint from which every milestone that is still missing lies ahead. The store decides
-    what is missing, not a record: a checkpoint that was removed, or a file of it, is made again.
+    Training starts at the newest checkpoint before the first missing milestone. Missing means that the store lacks the
+    checkpoint or a file of it, whatever the record contains; it is then made again.
 
-    Raises ConfigError, MissingError, MismatchError or InputError, all before any work.
+    Raises ConfigError when the ranks cannot share the batch, MissingError without a dataset, MismatchError when a
+    record or checkpoint is of another configuration or of other shards, InputError when the store is not writable.
     """
     config, store = work.config, work.store
-    check_batch(config, environment_world_size())
+    if config.train.global_batch % environment_world_size():
+        raise ConfigError(
+            f"train.global_batch={config.train.global_batch} is not divisible by world_size={environment_world_size()};"
+            " start a number of processes that divides the batch"
+        )
     record = read_output(work, training(work, spec))
     content = require(work, dataset(work)).content_hash()
     if environment_rank() == 0:
@@ -72,12 +77,3 @@ def make_plan(work: Work, spec: ModelSpec) -> TrainPlan:
     start = max((step for step in present if step <= first), default=0)
     ahead = tuple(step for step in present if start < step <= last)
     return TrainPlan(work, spec, config.fit_for(spec), content, start, last, present.get(start), record, ahead)
-
-
-def check_batch(config: StudyConfig, world_size: int) -> None:
-    """ConfigError when ranks cannot share the global batch equally."""
-    if config.train.global_batch % world_size:
-        raise ConfigError(
-            f"train.global_batch={config.train.global_batch} is not divisible by world_size={world_size};"
-            " start a number of processes that divides it"
-        )

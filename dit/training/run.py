@@ -1,4 +1,4 @@
-"""One launch of a training: joins the ranks, puts the parts together, and writes the record at the end."""
+"""One launch of a training: joins the ranks, runs the loop, and writes the record."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ from dit.training.trainer import Trainer
 
 
 def execute(plan: TrainPlan) -> TrainRecord:
-    """Train a plan's steps on all ranks; the same record on each.
+    """Train a plan's steps on all ranks; return the record on each.
 
-    Raises what the loop raises, and MissingError when the ranks do not see the same store.
+    Raises MissingError when the ranks do not share a store, and the errors of `TrainingLoop.run`.
     """
     tune_process(plan.fit.threads)
     with session() as ranks:
         _check_agreement(plan, ranks)
         if ranks.is_main:
-            _tell_precision(plan.config.train.precision, ranks.device)
+            _report_precision(plan.config.train.precision, ranks.device)
         trainer = Trainer(plan.spec, plan.config.dataset.inputs, plan.config.train, plan.fit, ranks)
         if plan.resume is not None:
             _restore(plan, trainer)
@@ -53,15 +53,15 @@ def execute(plan: TrainPlan) -> TrainRecord:
 
 
 def _check_agreement(plan: TrainPlan, ranks: Ranks) -> None:
-    """Ranks on different machines with a root of their own would each begin elsewhere."""
-    seen = (plan.start_step, plan.stop_step, plan.ahead)
-    if ranks.maximum(int(ranks.broadcast(seen) != seen)):
+    """Raise MissingError when ranks plan other steps than rank 0: each machine then has a root of its own."""
+    mine = (plan.start_step, plan.stop_step, plan.ahead)
+    if ranks.maximum(int(ranks.broadcast(mine) != mine)):
         raise MissingError(
-            f"{plan.store.url}: ranks see different checkpoints there; give a root that all machines share"
+            f"{plan.store.url}: the ranks find different checkpoints; use a root that all machines share"
         )
 
 
-def _tell_precision(asked: Precision, device: torch.device) -> None:
+def _report_precision(asked: Precision, device: torch.device) -> None:
     computed = computed_in(asked, device)
     if computed != asked:
         say(f"train.precision={asked}: this CPU has no kernels for it; computing in {computed}")
@@ -75,7 +75,6 @@ def _restore(plan: TrainPlan, trainer: Trainer) -> None:
 
 
 def _train(plan: TrainPlan, ranks: Ranks, trainer: Trainer, tracker: Tracker) -> None:
-    """Run the loop, if there are steps to do."""
     config, spec, start, stop = plan.config, plan.spec, plan.start_step, plan.stop_step
     _log_parameters(plan, tracker)
     if start == stop:
@@ -89,7 +88,7 @@ def _train(plan: TrainPlan, ranks: Ranks, trainer: Trainer, tracker: Tracker) ->
         stop_step=stop,
         prefetch=plan.fit.prefetch,
     )
-    # What was logged up to a checkpoint must survive as the checkpoint does: a resume does not log it again.
+    # The journal is stored before each checkpoint is complete, because a resume does not log the steps before it again.
     writer = CheckpointWriter(plan.store, config, spec, plan.retention, tracker.sync) if ranks.is_main else None
     with (
         closing(stream),
@@ -119,12 +118,12 @@ def _log_parameters(plan: TrainPlan, tracker: Tracker) -> None:
 
 
 def _record(plan: TrainPlan, ranks: Ranks, tracker: Tracker) -> TrainRecord:
-    """Sum up from what lies in the store, which may be farther than the steps that were done here."""
+    """Return the record of the checkpoints in the store, which may go further than this launch did."""
     config, spec, before = plan.config, plan.spec, plan.record
     present = list_checkpoints(plan.store, config, spec)
     checkpoints = tuple(step for step in plan.milestones if step in present)
     if before is not None and before.steps >= config.train.steps:
-        # Only checkpoints that an earlier, longer run had not kept were made again.
+        # The training had ended before; this launch only made removed checkpoints again.
         return before.model_copy(update={"checkpoints": checkpoints})
     inputs, last = config.dataset.inputs, require(plan.work, checkpoint(plan.work, spec, config.train.steps))
     return TrainRecord(

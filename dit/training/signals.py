@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a request to stop at the end of a step, agreed by all ranks."""
+"""SIGTERM and SIGINT as a request to stop after the current step, on all ranks."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any
 from dit.runtime.distributed import Ranks
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-# A terminal signals every process of the group, and a launcher among them passes the signal on: that is one request.
+# A terminal signals every process of its group, and torchrun passes the signal on, so one Ctrl-C can arrive twice.
 SAME_REQUEST_SECONDS = 1.0
 
 
 class StopRequest:
-    """While entered, the first signal is remembered and a later one ends the process at once.
+    """Inside the context, the first signal is kept for `agreed` and a later one ends the process at once.
 
-    Outside the main thread, where Python allows no handlers, signals keep their meaning.
+    Python allows handlers in the main thread only; elsewhere signals keep their default effect.
     """
 
     def __init__(self) -> None:
@@ -38,10 +38,10 @@ class StopRequest:
             signal.signal(number, handler)
 
     def agreed(self, ranks: Ranks) -> int:
-        """The signal that any rank has received, 0 for none: the same answer on all ranks.
+        """Return the signal that any rank has received, 0 for none; equal on all ranks. A collective.
 
-        A collective between hosts, a fraction of a millisecond, made at every step: pods are told to stop at different
-        moments, and all must stop after the same step.
+        Called at every step, because pods receive their signals at different times and must stop after the same step.
+        It runs between hosts, takes a fraction of a millisecond, and does not wait for the device.
         """
         return ranks.maximum(self.received)
 

@@ -1,4 +1,4 @@
-"""Losses and rates of a training, from windows of steps to what is logged and recorded."""
+"""Loss, rate and memory of a training: logged per window of steps, and summed up for the record."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from dit.runtime.distributed import Ranks
 from dit.tracking import Tracker
 from dit.training.plan import TrainPlan
 
-# A multiply-accumulate is two FLOPs, and the backward pass costs twice the forward pass.
+# A multiply-accumulate is two FLOPs. The backward pass computes two products per layer (gradients of the input and of
+# the weights), so it costs twice the forward pass.
 TRAINING_FLOPS_PER_MAC = 2 * 3
 
 
 class Telemetry:
-    """Logs windows of steps and keeps what the records need. Time counts from construction."""
+    """Logs windows of steps and keeps the values that the records need. Its clock starts at construction."""
 
     def __init__(self, plan: TrainPlan, ranks: Ranks, tracker: Tracker) -> None:
         self._ranks, self._tracker = ranks, tracker
@@ -31,11 +32,11 @@ class Telemetry:
         self._resume = plan.resume
         self._rates: list[float] = []
         self.loss = plan.resume.loss if plan.resume else math.nan
-        """Mean over the newest window."""
+        """Mean over the latest window."""
         self._began = self._window_began = time.perf_counter()
 
     def log(self, step: int, rows: Sequence[StepLosses]) -> None:
-        """Log the means over a window that ends at `step`, and the rate since the window before."""
+        """Log the means over the window that ends at `step`, and images per second since the previous window."""
         now = time.perf_counter()
         rate = len(rows) * self._global_batch / (now - self._window_began)
         self._rates.append(rate)
@@ -49,26 +50,27 @@ class Telemetry:
             "memory_bytes": float(peak_memory_bytes(self._ranks.device)),
         }
         if self._peak is not None:
+            # Model FLOPs utilisation: only products that the model needs count, not what checkpointing recomputes.
             values["mfu"] = rate * self._image_flops / (self._peak * self._ranks.world_size)
         self._tracker.metrics(step, values)
         self._window_began = now
 
     @property
     def images_per_second(self) -> float:
-        """Median over this launch's windows without the first, in which caches are cold and kernels compiled."""
+        """Median over this launch's windows. The first is left out, because it includes compilation and cold caches."""
         if not self._rates:
             return self._resume.images_per_second if self._resume else 0.0
         return statistics.median(self._rates[1:] or self._rates)
 
     @property
     def train_seconds(self) -> float:
-        """Time in the loop, over all launches that led here."""
+        """Seconds in the loop, summed over this launch and those before the checkpoint it resumed from."""
         before = self._resume.train_seconds if self._resume else 0.0
         return before + time.perf_counter() - self._began
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """The most memory that tensors held on the GPU, or, without one, that the process held."""
+    """Return the peak bytes of tensors on the GPU, or of the whole process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB

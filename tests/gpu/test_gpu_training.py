@@ -1,4 +1,4 @@
-"""On a GPU a training gives the losses that it gives on a CPU, in the memory that the plan names."""
+"""Training on a GPU: losses against a CPU, and memory against the plan."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ def trained(
     return built.window.read()
 
 
-def near(found: list[StepLosses], expected: list[StepLosses], relative: float) -> None:
-    torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=relative, atol=0)
+def near(actual: list[StepLosses], expected: list[StepLosses], relative: float) -> None:
+    torch.testing.assert_close(torch.tensor(actual), torch.tensor(expected), rtol=relative, atol=0)
 
 
 @pytest.mark.parametrize("compiled", ["off", "on"])
 @pytest.mark.parametrize(("variant", "inputs"), [("mini-XL/2", DIGITS), ("DiT-S/2", IMAGENET)])
-def test_losses_are_a_cpus(gpu: torch.device, variant: str, inputs: InputSpec, compiled: str) -> None:
+def test_losses_are_those_of_a_cpu(gpu: torch.device, variant: str, inputs: InputSpec, compiled: str) -> None:
     near(trained(variant, inputs, gpu, compile=compiled), trained(variant, inputs, CPU, compile="off"), 1e-4)
 
 
@@ -85,14 +85,14 @@ def test_activation_checkpointing_changes_no_loss(gpu: torch.device) -> None:
     near(trained("DiT-S/2", IMAGENET, gpu, activation_checkpointing=True), trained("DiT-S/2", IMAGENET, gpu), 1e-4)
 
 
-def test_a_checkpoints_copy_is_of_its_step(gpu: torch.device) -> None:
+def test_checkpoint_copy_keeps_the_values_of_its_step(gpu: torch.device) -> None:
     """Training goes on while the copy is written."""
     first, second = batches(DIGITS, 12, 2)
     built = trainer(resolve(VARIANT), DIGITS, gpu, 12, "fp32", FitConfig())
     built.step(first)
     expected = copied(built.files())
     host = HostCopy()
-    for _ in range(2):  # into new memory, and into the same once more
+    for _ in range(2):  # into new buffers, then into the same ones
         taken = host.take(built.files())
     built.step(second)
     for file, tensors in expected.items():
@@ -108,7 +108,7 @@ def copied(files: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Ten
 
 @pytest.mark.parametrize("precision", ["bf16", "tf32"])
 @pytest.mark.parametrize(("variant", "size"), [("DiT-B/2", 64), ("DiT-XL/2", 32)])
-def test_memory_is_what_the_plan_names(gpu: torch.device, variant: str, size: int, precision: Precision) -> None:
+def test_peak_memory_is_that_of_the_plan(gpu: torch.device, variant: str, size: int, precision: Precision) -> None:
     """The plan's figure includes the device's context, which torch does not count."""
     spec, peaks = resolve(variant), {}
     for compiled in ("on", "off"):
@@ -148,7 +148,7 @@ def on_cpu(store: Store) -> Losses:
     return losses(store, config, LOSS)
 
 
-def test_killed_training_goes_on(store: Store, on_cpu: Losses) -> None:
+def test_killed_training_resumes(store: Store, on_cpu: Losses) -> None:
     config = study("killed")
     process = start(store, config.study)
     at_random_step(store, config, process.kill)
@@ -159,7 +159,7 @@ def test_killed_training_goes_on(store: Store, on_cpu: Losses) -> None:
     assert device(store, config) == torch.cuda.get_device_name()
 
 
-def test_training_begun_on_a_cpu_goes_on_on_a_gpu(store: Store, on_cpu: Losses) -> None:
+def test_training_of_a_cpu_resumes_on_a_gpu(store: Store, on_cpu: Losses) -> None:
     config = study("moved")
     finish(start(store, config.study, "train.steps=14", CUDA_VISIBLE_DEVICES=""))
     assert device(store, config).startswith("cpu")

@@ -1,4 +1,4 @@
-"""Parameters and Gflops of the paper's 12 models, and that the formulas count what the model does."""
+"""Parameters and Gflops of the paper's 12 models: the formulas against the paper and against the model."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_gflops_are_the_published_ones(variant: str) -> None:
 
 
 @pytest.mark.parametrize("variant", list(VARIANTS))
-def test_the_model_does_the_counted_work(variant: str) -> None:
+def test_counted_macs_are_those_of_the_model(variant: str) -> None:
     """torch counts a multiply-accumulate as two; on the meta device nothing is computed."""
     spec = resolve(variant)
     inputs = INPUTS if variant in PUBLISHED else DIGITS

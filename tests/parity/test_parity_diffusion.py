@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from functools import cache
 
-import numpy as np
 import pytest
 import torch
 from official import LABELS, latents, sine_model, vectors, wave
 
 from dit.diffusion.losses import diffuse, training_losses
-from dit.diffusion.sampler import p_mean_variance, predict_x0, sample
+from dit.diffusion.sampler import sample
 from dit.diffusion.schedule import linear_schedule
 from dit.model.transformer import DiT
 from dit.study.config import SamplingConfig
@@ -37,7 +36,7 @@ def test_training_losses() -> None:
     assert (mse + vb).tolist() == pytest.approx(expected["loss"], rel=2e-6)
 
 
-def test_losses_of_a_model_that_answers_zero() -> None:
+def test_losses_of_a_model_with_zero_output() -> None:
     schedule = linear_schedule()
     x_t = diffuse(schedule, X0, T, NOISE)
     mse, vb = training_losses(schedule, torch.zeros(4, 8, 32, 32), X0, x_t, T, NOISE)
@@ -51,30 +50,8 @@ def test_ddim_ends_where_the_official_sampler_does() -> None:
     assert end.std().item() == pytest.approx(81.874, abs=5e-4)
 
 
-def test_reverse_step_is_the_posterior_around_the_predicted_x0() -> None:
-    """DDPM eq. 7 and Nichol & Dhariwal eq. 15 in float64, term by term, on a respaced chain."""
-    chain = linear_schedule().respaced(250)
-    k = np.array([3, 240])
-    x_t, index = latents(), torch.from_numpy(k)
-    with torch.inference_mode():
-        output = model()(x_t, torch.from_numpy(chain.timestep_map)[index], LABELS)
-    mean, log_variance = p_mean_variance(chain, output, x_t, index)
-
-    def at(values: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(values[k]).view(-1, 1, 1, 1)
-
-    bar, bar_before, beta = at(chain.alphas_cumprod), at(chain.alphas_cumprod_prev), at(chain.betas)
-    epsilon, v = output.double().chunk(2, dim=1)
-    x0 = (x_t - (1 - bar).sqrt() * epsilon) / bar.sqrt()
-    expected = (bar_before.sqrt() * beta * x0 + (1 - beta).sqrt() * (1 - bar_before) * x_t) / (1 - bar)
-    low, high = (beta * (1 - bar_before) / (1 - bar)).log(), beta.log()
-    torch.testing.assert_close(mean.double(), expected, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(log_variance.double(), low + (v + 1) / 2 * (high - low), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(predict_x0(chain, x_t, index, output[:, :4]).double(), x0, rtol=1e-5, atol=1e-4)
-
-
-def test_a_model_that_answers_zero_samples_what_the_official_one_does() -> None:
-    """The mark of an unloaded model: latents of standard deviation 218 after 250 steps, as from the official code."""
+def test_samples_of_a_model_with_zero_output_have_the_official_spread() -> None:
+    """A standard deviation of 218 after 250 steps is the sign of a model whose weights were not loaded."""
     noise = torch.Generator().manual_seed(0)
     shape = (16, 4, 32, 32)
     end = sample(

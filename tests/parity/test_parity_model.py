@@ -1,13 +1,12 @@
-"""The model against the official one: embeddings, names, outputs, guidance and initial weights."""
+"""The model against the official model: embeddings, names, outputs, guidance and initial weights."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import pytest
 import torch
-from official import INPUTS, LABELS, TIMESTEPS, latents, sine_model, vectors
+from official import INPUTS, LABELS, RELATIVE, TIMESTEPS, assert_official_output, latents, sine_model, vectors
 from torch import Tensor
 
 from dit.diffusion.sampler import guide
@@ -15,20 +14,10 @@ from dit.model.embeddings import position_table, timestep_features
 from dit.model.transformer import DiT
 from dit.study.variants import resolve
 
-# The sine weights sum coherently, so float32 rounding reaches 2e-6 of the output's spread.
-RELATIVE = 5e-6
-
-
-class Published(NamedTuple):
-    """Further outputs that are known of these weights: spread of the output, its first values, guided and unguided."""
-
-    std: float
-    first: list[float]
-
-
+# Of further sizes, with the same weights and inputs: standard deviation and first values of the output.
 FURTHER = {
-    "DiT-S/8": Published(0.475554, [-0.405591, 0.604550, 0.502854]),
-    "DiT-B/2": Published(2.047296, [-2.724200, 2.875159, -2.759061]),
+    "DiT-S/8": (0.475554, [-0.405591, 0.604550, 0.502854]),
+    "DiT-B/2": (2.047296, [-2.724200, 2.875159, -2.759061]),
 }
 
 
@@ -73,12 +62,7 @@ def test_forward_and_guidance(variant: str) -> None:
     assert names[:3] == vectors()["first_names"]
 
     with torch.inference_mode():
-        output = model(latents(), TIMESTEPS, LABELS)
-    near = {"abs": RELATIVE * expected["std"]}
-    assert output.double().mean().item() == pytest.approx(expected["mean"], **near)
-    assert output.double().std().item() == pytest.approx(expected["std"], **near)
-    assert output[0, 0, 0, :3].tolist() == pytest.approx(expected["o[0,0,0,:3]"], **near)
-    assert output[1, 7, 31, -3:].tolist() == pytest.approx(expected["o[1,7,31,-3:]"], **near)
+        assert_official_output(variant, model(latents(), TIMESTEPS, LABELS))
 
     output = guided(model, 4.0)
     # Guidance of 4 multiplies the rounding of the two halves by 7.
@@ -89,11 +73,11 @@ def test_forward_and_guidance(variant: str) -> None:
 
 @pytest.mark.parametrize("variant", list(FURTHER))
 def test_forward_of_further_sizes(variant: str) -> None:
-    expected = FURTHER[variant]
+    std, first = FURTHER[variant]
     with torch.inference_mode():
         output = sine_model(variant)(latents(), TIMESTEPS, LABELS)
-    assert output.std().item() == pytest.approx(expected.std, rel=RELATIVE)
-    assert output[0, 0, 0, :3].tolist() == pytest.approx(expected.first, abs=RELATIVE * expected.std)
+    assert output.std().item() == pytest.approx(std, rel=RELATIVE)
+    assert output[0, 0, 0, :3].tolist() == pytest.approx(first, abs=RELATIVE * std)
 
 
 def test_initial_weights() -> None:

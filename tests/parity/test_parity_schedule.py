@@ -1,4 +1,4 @@
-"""The schedule against the official one, to float64 error."""
+"""The schedule against the official schedule, to float64 error."""
 
 from __future__ import annotations
 
@@ -33,13 +33,10 @@ def test_fifty_steps() -> None:
     chain = linear_schedule().respaced(50)
     assert chain.timestep_map[:5].tolist() == [0, 20, 41, 61, 82]
     assert chain.betas[-1] == pytest.approx(0.32980907, abs=5e-9)
-
-
-def test_fifty_ddim_steps() -> None:
     assert linear_schedule().respaced(50, ddim=True).timestep_map.tolist() == list(range(0, 1000, 20))
 
 
-def test_ties_fall_as_in_the_published_chain() -> None:
+def test_ties_round_as_in_the_published_chain() -> None:
     """Twenty-one steps: ten strides of 49.95 sum to just under 499.5, which multiplied out would be 499.5 exactly."""
     chain = linear_schedule().respaced(21)
     assert chain.timestep_map[10] == 499

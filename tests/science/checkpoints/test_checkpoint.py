@@ -1,4 +1,4 @@
-"""Checkpoints: complete or absent, kept or retired, refused when they are not what was asked for."""
+"""Checkpoints: atomic writes, removal of old ones, refusal of damaged or foreign ones."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ import fcntl
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import pytest
+import study_records
 import torch
+from dataset_fixtures import flip_bit
 from torch import Tensor
 from training_processes import checkpoint_meta
 
 from dit.checkpoints.read import list_checkpoints, load_weights
+from dit.checkpoints.retention import Retention
 from dit.checkpoints.write import CheckpointWriter, HostCopy
 from dit.errors import DataError, MismatchError, StoreError
-from dit.results.stages import Work, checkpoint
+from dit.results.stages import Work, checkpoint, milestones
 from dit.results.state import look
 from dit.storage import Store, open_store
 from dit.storage.file import FileStore
@@ -27,7 +29,6 @@ from dit.study.config import StudyConfig
 from dit.study.records import CheckpointMeta, FileEntry
 from dit.study.study_file import load
 from dit.study.variants import ModelSpec
-from dit.training.plan import TrainPlan
 
 STUDY = Path(__file__).parents[3] / "configs" / "digits.yaml"
 VARIANT = "mini-S/2"
@@ -37,18 +38,18 @@ def study(*overrides: str) -> StudyConfig:
     return load(STUDY, ["evaluation.at_steps=[20]", "train.steps=60", "fit.keep_checkpoints=2", *overrides])
 
 
-def plan(store: Store, config: StudyConfig, variant: str = VARIANT) -> TrainPlan:
-    spec = config.spec(variant)
-    return TrainPlan(Work(config, store), spec, config.fit_for(spec), "content", 0, config.train.steps, None, None)
-
-
-def weights_of(config: StudyConfig, store: Store, spec: ModelSpec, step: int, kind: Literal["ema", "raw"]):
+def weights_of(
+    config: StudyConfig, store: Store, spec: ModelSpec, step: int, kind: Literal["ema", "raw"]
+) -> tuple[dict[str, Tensor], str]:
     meta = checkpoint_meta(config, store, spec, step)
     return load_weights(store, layout.checkpoint(config, spec, step), meta, kind)
 
 
-def writer_for(plan: TrainPlan, before_completion: Callable[[], None]) -> CheckpointWriter:
-    return CheckpointWriter(plan.store, plan.config, plan.spec, plan.retention, before_completion)
+def writer(
+    store: Store, config: StudyConfig, stop_step: int = 60, before_completion: Callable[[], None] = lambda: None
+) -> CheckpointWriter:
+    retention = Retention(config.fit.keep_checkpoints, milestones(config), stop_step)
+    return CheckpointWriter(store, config, config.spec(VARIANT), retention, before_completion)
 
 
 def tensors(value: float) -> dict[str, dict[str, Tensor]]:
@@ -58,29 +59,14 @@ def tensors(value: float) -> dict[str, dict[str, Tensor]]:
     }
 
 
-def no_more() -> None:
-    """Nothing to do before completion."""
-
-
-def meta(config: StudyConfig, step: int, variant: str = VARIANT) -> CheckpointMeta:
-    return CheckpointMeta(
-        study=config.study,
-        variant=variant,
-        step=step,
-        config_hash=config.training_hash(config.spec(variant)),
-        dataset_content="content",
-        precision="fp32",
-        world_size=1,
-        code_version="0",
-        finite=True,
-        files=(),
-    )
+def meta(config: StudyConfig, step: int) -> CheckpointMeta:
+    return study_records.checkpoint_meta(config, config.spec(VARIANT), step)
 
 
 def write(store: Store, config: StudyConfig, *steps: int) -> None:
-    with writer_for(plan(store, config), no_more) as writer:
+    with writer(store, config) as opened:
         for step in steps:
-            writer.save(tensors(step), meta(config, step))
+            opened.save(tensors(step), meta(config, step))
 
 
 def test_round_trip_keeps_every_bit_and_names_the_weights(tmp_path: Path) -> None:
@@ -95,23 +81,23 @@ def test_round_trip_keeps_every_bit_and_names_the_weights(tmp_path: Path) -> Non
     assert (written[layout.RAW_WEIGHTS], written[layout.EMA_WEIGHTS]) == (raw_hash, ema_hash)
 
 
-def test_what_is_written_is_the_moment_of_the_call(tmp_path: Path) -> None:
+def test_save_writes_the_values_at_the_time_of_the_call(tmp_path: Path) -> None:
     store, config = open_store(tmp_path), study()
     live = tensors(1.0)
-    with writer_for(plan(store, config), no_more) as writer:
-        writer.save(live, meta(config, 20))
+    with writer(store, config) as opened:
+        opened.save(live, meta(config, 20))
         live[layout.RAW_WEIGHTS]["weight"].fill_(-1)
     raw, _ = weights_of(config, store, config.spec(VARIANT), 20, "raw")
     assert torch.equal(raw["weight"], torch.ones(3, 2))
 
 
-def test_what_must_survive_with_a_checkpoint_is_saved_before_it_is_complete(tmp_path: Path) -> None:
+def test_before_completion_is_called_before_meta_json_is_written(tmp_path: Path) -> None:
     store, config = open_store(tmp_path), study()
-    seen: list[list[str]] = []
-    with writer_for(plan(store, config), lambda: seen.append(store.list())) as writer:
-        writer.save(tensors(1.0), meta(config, 20))
-    assert [len(keys) for keys in seen] == [3]
-    assert not any(key.endswith(layout.META) for key in seen[0])
+    listings: list[list[str]] = []
+    with writer(store, config, before_completion=lambda: listings.append(store.list())) as opened:
+        opened.save(tensors(1.0), meta(config, 20))
+    assert [len(keys) for keys in listings] == [3]
+    assert not any(key.endswith(layout.META) for key in listings[0])
 
 
 def test_newest_and_milestones_are_kept(tmp_path: Path) -> None:
@@ -120,16 +106,16 @@ def test_newest_and_milestones_are_kept(tmp_path: Path) -> None:
     assert list_checkpoints(store, config, config.spec(VARIANT)) == [20, 40, 50, 60]
 
 
-def test_what_a_longer_run_left_ahead_costs_an_earlier_step_nothing(tmp_path: Path) -> None:
+def test_checkpoints_beyond_stop_step_do_not_displace_earlier_ones(tmp_path: Path) -> None:
     store, config = open_store(tmp_path), study()
     spec = config.spec(VARIANT)
     write(store, config, 10, 20, 30, 40, 50, 60)
     earlier = study("evaluation.at_steps=[17, 20]")
     kept = []
-    with writer_for(replace(plan(store, earlier), stop_step=17), no_more) as writer:
+    with writer(store, earlier, stop_step=17) as opened:
         for step in (5, 10, 15, 17):
-            writer.save(tensors(step), meta(earlier, step))
-            writer.wait()
+            opened.save(tensors(step), meta(earlier, step))
+            opened.wait()
             kept.append(list_checkpoints(store, earlier, spec))
     assert kept == [
         [5, 20, 40, 50, 60],
@@ -140,7 +126,7 @@ def test_what_a_longer_run_left_ahead_costs_an_earlier_step_nothing(tmp_path: Pa
 
 
 class Interrupted(FileStore):
-    """A store whose process dies before the last file: what a SIGKILL during the upload leaves."""
+    """A store that fails at the last file and leaves what a SIGKILL during the upload leaves."""
 
     def upload(self, path: Path, key: str) -> FileEntry:
         if key.endswith(layout.OPTIMIZER):
@@ -148,7 +134,7 @@ class Interrupted(FileStore):
         return super().upload(path, key)
 
 
-def test_interrupted_upload_is_no_checkpoint_and_is_cleaned_up(tmp_path: Path) -> None:
+def test_interrupted_upload_is_incomplete_and_is_removed(tmp_path: Path) -> None:
     store, config = open_store(tmp_path), study()
     spec = config.spec(VARIANT)
     write(store, config, 10)
@@ -164,7 +150,7 @@ def test_interrupted_upload_is_no_checkpoint_and_is_cleaned_up(tmp_path: Path) -
     assert list_checkpoints(store, config, spec) == [10, 30]
 
 
-def test_half_a_file_of_a_killed_upload_takes_no_room_for_ever(tmp_path: Path) -> None:
+def test_partial_files_of_a_killed_upload_are_removed(tmp_path: Path) -> None:
     store, config = open_store(tmp_path), study()
     left, living = (
         tmp_path / layout.checkpoint(config, config.spec(VARIANT), step) / f".{layout.RAW_WEIGHTS}.0123.partial"
@@ -179,16 +165,16 @@ def test_half_a_file_of_a_killed_upload_takes_no_room_for_ever(tmp_path: Path) -
         assert (left.exists(), living.exists()) == (False, True)
 
 
-def test_failure_of_the_writer_surfaces_while_training_goes_on(tmp_path: Path) -> None:
+def test_poll_raises_the_error_of_the_writer_thread(tmp_path: Path) -> None:
     config = study()
-    with writer_for(plan(Interrupted(tmp_path), config), no_more) as writer:
-        writer.save(tensors(1.0), meta(config, 20))
+    with writer(Interrupted(tmp_path), config) as opened:
+        opened.save(tensors(1.0), meta(config, 20))
         with pytest.raises(StoreError, match="went away"):
-            poll_until_done(writer)
+            poll_until_done(opened)
 
 
-def poll_until_done(writer: CheckpointWriter) -> None:
-    while writer.poll():
+def poll_until_done(opened: CheckpointWriter) -> None:
+    while opened.poll():
         time.sleep(0.01)
 
 
@@ -204,11 +190,11 @@ class Slow(FileStore):
         return super().upload(path, key)
 
 
-def test_saving_returns_before_the_store_has_anything(tmp_path: Path) -> None:
+def test_save_does_not_wait_for_the_store(tmp_path: Path) -> None:
     config, store = study(), Slow(tmp_path)
-    with writer_for(plan(store, config), no_more) as writer:
-        writer.save(tensors(1.0), meta(config, 20))
-        assert writer.poll()
+    with writer(store, config) as opened:
+        opened.save(tensors(1.0), meta(config, 20))
+        assert opened.poll()
         assert store.list() == []
         store.go.set()
     assert list_checkpoints(store, config, config.spec(VARIANT)) == [20]
@@ -239,10 +225,8 @@ def test_altered_file_is_refused_by_name(tmp_path: Path) -> None:
     store, config = open_store(tmp_path), study()
     spec = config.spec(VARIANT)
     write(store, config, 20)
-    path = tmp_path / layout.checkpoint(config, spec, 20) / layout.EMA_WEIGHTS
-    data = path.read_bytes()
-    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    with pytest.raises(DataError, match=r"step-00000020/ema\.safetensors: .*remove .* to go on"):
+    flip_bit(tmp_path / layout.checkpoint(config, spec, 20) / layout.EMA_WEIGHTS)
+    with pytest.raises(DataError, match=r"step-00000020/ema\.safetensors: .*remove .* to resume"):
         weights_of(config, store, spec, 20, "ema")
     weights_of(config, store, spec, 20, "raw")
 
@@ -255,7 +239,7 @@ def test_host_copy_reuses_its_buffers() -> None:
     assert torch.equal(second, torch.full((3, 2), 2.0))
 
 
-def test_no_room_for_the_scratch_file_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_scratch_folder_is_a_store_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = study()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "absent"))
     with pytest.raises(StoreError, match="TMPDIR"):
@@ -263,7 +247,7 @@ def test_no_room_for_the_scratch_file_is_one_line(tmp_path: Path, monkeypatch: p
     assert list_checkpoints(open_store(tmp_path), config, config.spec(VARIANT)) == []
 
 
-def test_a_first_copy_takes_no_new_memory_where_it_was_reserved(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_copy_allocates_nothing_after_reserve(monkeypatch: pytest.MonkeyPatch) -> None:
     files = tensors(1.0)
     host = HostCopy()
     host.reserve(files)

@@ -1,4 +1,4 @@
-"""Public checkpoints to safetensors: what is kept, and what is refused in one line."""
+"""Conversion of published checkpoints to safetensors, and refusal of other files in one line."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_every_tensor_is_kept_and_loads_strictly(inputs: InputSpec, zipped: bool
     DiT(resolve(VARIANT), inputs).load_state_dict(written, strict=True)
 
 
-def test_the_average_is_taken_from_a_training_checkpoint(tmp_path: Path) -> None:
+def test_ema_of_a_training_checkpoint_is_converted(tmp_path: Path) -> None:
     average = weights()
     tree = {"model": weights(), "ema": average, "opt": {"state": {}}, "args": argparse.Namespace(model="DiT-S/2")}
     convert_official(saved(tmp_path / "a.pt", tree), tmp_path / "a.safetensors", "mini-s-2")
@@ -69,7 +69,7 @@ class Trap:
 
 
 def refused(source: Path, variant: str = VARIANT) -> str:
-    """The one line that a conversion fails with; nothing is left behind."""
+    """Return the one-line error of a conversion, which writes nothing."""
     target = source.parent / "out.safetensors"
     with pytest.raises(InputError) as caught:
         convert_official(source, target, variant)
@@ -80,18 +80,18 @@ def refused(source: Path, variant: str = VARIANT) -> str:
     return message
 
 
-def test_nothing_in_a_checkpoint_is_run(tmp_path: Path) -> None:
+def test_code_in_a_pickle_is_not_run(tmp_path: Path) -> None:
     touched = tmp_path / "touched"
     message = refused(saved(tmp_path / "a.pt", {"ema": weights(), "args": Trap(touched)}))
     assert "which is not read" in message
     assert not touched.exists()
 
 
-def test_a_checkpoint_that_does_not_fit_names_the_tensor(tmp_path: Path) -> None:
+def test_checkpoint_of_another_model_is_refused_with_the_tensors_name(tmp_path: Path) -> None:
     given, path = weights(), tmp_path / "a.pt"
     assert "it lacks blocks.2." in refused(saved(path, given), "mini-B/2")
-    assert f"needed is [{resolve(VARIANT).hidden}, 4, 4, 4]" in refused(saved(path, given), "mini-S/4")
-    assert "it does not know extra" in refused(saved(path, {**given, "extra": torch.zeros(1)}))
+    assert f"expected is [{resolve(VARIANT).hidden}, 4, 4, 4]" in refused(saved(path, given), "mini-S/4")
+    assert "it has the unknown tensor extra" in refused(saved(path, {**given, "extra": torch.zeros(1)}))
     prefixed = {f"module.{name}": value for name, value in given.items()}
     assert "it lacks blocks.0." in refused(saved(path, prefixed))
     scalar = {**given, "pos_embed": torch.zeros(())}
@@ -101,7 +101,7 @@ def test_a_checkpoint_that_does_not_fit_names_the_tensor(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("tree", [[1, 2], {"a": 1}, {"ema": [1]}, torch.zeros(3)])
-def test_other_trees_are_refused(tree: Any, tmp_path: Path) -> None:
+def test_objects_other_than_state_dicts_are_refused(tree: Any, tmp_path: Path) -> None:
     assert "neither a state dict nor" in refused(saved(tmp_path / "a.pt", tree))
 
 

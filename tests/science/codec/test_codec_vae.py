@@ -37,6 +37,11 @@ def dataset(weights: Path, **codec: Any) -> DatasetConfig:
     return folder_study("unused", image_size=32, codec={"kind": "vae", "weights": str(weights), **codec}).dataset
 
 
+def encoded(weights: Path, images: Any, **codec: Any) -> np.ndarray[Any, np.dtype[Any]]:
+    """Moments of the images without their mirror images."""
+    return open_codec(dataset(weights, **codec), "cpu", decoding=False, batch=5).encode(images, mirror=False)
+
+
 def copy(source: Path, target: Path, **settings: Any) -> Path:
     target.mkdir()
     (target / WEIGHTS).write_bytes((source / WEIGHTS).read_bytes())
@@ -44,7 +49,7 @@ def copy(source: Path, target: Path, **settings: Any) -> Path:
     return target
 
 
-def test_moments_are_the_autoencoders_for_image_and_mirror_image(saved: tuple[Path, Any], images: Any) -> None:
+def test_moments_are_those_of_the_autoencoder_for_image_and_mirror_image(saved: tuple[Path, Any], images: Any) -> None:
     path, model = saved
     codec = open_codec(dataset(path), "cpu", decoding=False, batch=2)
     moments = codec.encode(images, mirror=True)
@@ -83,18 +88,17 @@ def test_decoding_divides_by_the_scale_and_rounds(saved: tuple[Path, Any]) -> No
         codec.decode(torch.full((1, 4, 4, 4), float("nan")))
 
 
-def test_another_decoder_decodes_and_the_encoder_stays(saved: tuple[Path, Any], tmp_path: Path, images: Any) -> None:
+def test_separate_decoder_is_used_for_decoding_only(saved: tuple[Path, Any], tmp_path: Path, images: Any) -> None:
     save_autoencoder(tmp_path / "other", seed=9)
     both = dataset(saved[0], decoder=str(tmp_path / "other"))
     latents = torch.randn(2, 4, 4, 4)
     own, other = (open_codec(config, "cpu", decoding=True, batch=2) for config in (dataset(saved[0]), both))
     assert not np.array_equal(own.decode(latents), other.decode(latents))
-    encoders = [open_codec(config, "cpu", decoding=False, batch=2) for config in (dataset(saved[0]), both)]
-    assert np.array_equal(*(encoder.encode(images, mirror=False) for encoder in encoders))
+    assert np.array_equal(encoded(saved[0], images), encoded(saved[0], images, decoder=str(tmp_path / "other")))
     assert encoder_sha256(both) == encoder_sha256(dataset(saved[0]))
 
 
-def test_a_decoder_is_named_by_its_weights_wherever_they_lie(saved: tuple[Path, Any], tmp_path: Path) -> None:
+def test_decoder_is_named_by_the_hash_of_its_weights(saved: tuple[Path, Any], tmp_path: Path) -> None:
     save_autoencoder(tmp_path / "other", seed=9)
     moved, absent = copy(saved[0], tmp_path / "moved"), tmp_path / "absent"
     own = decoder_at_hand(dataset(saved[0]))
@@ -106,16 +110,13 @@ def test_a_decoder_is_named_by_its_weights_wherever_they_lie(saved: tuple[Path, 
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_half_precision_stays_close(saved: tuple[Path, Any], images: Any, dtype: str) -> None:
-    full = open_codec(dataset(saved[0]), "cpu", decoding=False, batch=5).encode(images, mirror=False)
-    half = open_codec(dataset(saved[0], dtype=dtype), "cpu", decoding=False, batch=5).encode(images, mirror=False)
+def test_half_precision_moments_are_close_to_float32(saved: tuple[Path, Any], images: Any, dtype: str) -> None:
+    full, half = encoded(saved[0], images), encoded(saved[0], images, dtype=dtype)
     error = np.abs(half.astype(np.float32) - full.astype(np.float32))
     assert 0 < error.mean() < 0.05 * np.abs(full.astype(np.float32)).mean()
 
 
-def test_published_weights_with_the_old_attention_names_load(
-    saved: tuple[Path, Any], tmp_path: Path, images: Any
-) -> None:
+def test_weights_with_old_attention_names_load(saved: tuple[Path, Any], tmp_path: Path, images: Any) -> None:
     old = copy(saved[0], tmp_path / "old")
     names = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
     weights = load_file(old / WEIGHTS)
@@ -126,20 +127,14 @@ def test_published_weights_with_the_old_attention_names_load(
         renamed[name] = value
     assert renamed.keys() != weights.keys()
     save_file(renamed, old / WEIGHTS)
-    expected = open_codec(dataset(saved[0]), "cpu", decoding=False, batch=5).encode(images, mirror=False)
-    assert np.array_equal(
-        open_codec(dataset(old), "cpu", decoding=False, batch=5).encode(images, mirror=False), expected
-    )
+    assert np.array_equal(encoded(old, images), encoded(saved[0], images))
 
 
 def test_pickled_weights_load_without_unpickling_objects(saved: tuple[Path, Any], tmp_path: Path, images: Any) -> None:
     folder = copy(saved[0], tmp_path / "pickled")
     torch.save(load_file(folder / WEIGHTS), folder / "diffusion_pytorch_model.bin")
     (folder / WEIGHTS).unlink()
-    expected = open_codec(dataset(saved[0]), "cpu", decoding=False, batch=5).encode(images, mirror=False)
-    assert np.array_equal(
-        open_codec(dataset(folder), "cpu", decoding=False, batch=5).encode(images, mirror=False), expected
-    )
+    assert np.array_equal(encoded(folder, images), encoded(saved[0], images))
     torch.save({"a": Path("object")}, folder / "diffusion_pytorch_model.bin")
     with pytest.raises(DataError, match=r"diffusion_pytorch_model\.bin"):
         open_codec(dataset(folder), "cpu", decoding=False, batch=5)

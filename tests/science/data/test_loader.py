@@ -1,11 +1,11 @@
-"""Order and randomness of training batches: the same run at any number of processes, from any step."""
+"""Order and randomness of training batches: equal at any number of processes and from any step."""
 
 from __future__ import annotations
 
 import copy
 import pickle
 import threading
-import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,9 @@ FIELDS = ("x0_NCHW", "t_N", "noise_NCHW", "y_N")
 
 @pytest.fixture(scope="module")
 def latents(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DIT_CACHE", str(tmp_path_factory.mktemp("cache")))
-        config, store = latent_study(), open_store(tmp_path_factory.mktemp("root"))
-        write_latents(store, config, 50)
-        return ShardSet.open(store, config)
+    config, store = latent_study(), open_store(tmp_path_factory.mktemp("root"))
+    write_latents(store, config, 50)
+    return ShardSet.open(store, config)
 
 
 def stream(
@@ -51,12 +49,12 @@ def stream(
 
 
 def batches_of(shards: ShardSet, train: TrainConfig, **more: Any) -> list[StepBatch]:
-    with stream(shards, train, **more) as batches:
+    with closing(stream(shards, train, **more)) as batches:
         return list(batches)
 
 
-def equal(one: StepBatch, other: StepBatch) -> bool:
-    return one.step == other.step and all(torch.equal(getattr(one, name), getattr(other, name)) for name in FIELDS)
+def equal(a: StepBatch, b: StepBatch) -> bool:
+    return a.step == b.step and all(torch.equal(getattr(a, name), getattr(b, name)) for name in FIELDS)
 
 
 @settings(max_examples=60, deadline=None)
@@ -67,7 +65,7 @@ def equal(one: StepBatch, other: StepBatch) -> bool:
     epochs=st.integers(1, 3),
     seed=st.integers(0, 2**40),
 )
-def test_every_sample_once_an_epoch_across_ranks_and_restarts(
+def test_every_sample_occurs_once_per_epoch_across_ranks_and_restarts(
     latents: ShardSet, world: int, share: int, start: int, epochs: int, seed: int
 ) -> None:
     batch, count = world * share, len(latents)
@@ -76,17 +74,17 @@ def test_every_sample_once_an_epoch_across_ranks_and_restarts(
     first = -(-start * batch // count) * count
     steps = range(start + 1, (first + epochs * count) // batch + 2)
     restart = steps.start + len(steps) // 2
-    seen = []
+    drawn = []
     for step in steps:
         ranks = world if step < restart else 1
-        seen += [BatchMaker(latents, train, rank=r, world_size=ranks).samples(step) for r in range(ranks)]
-    run = np.concatenate(seen)[first - start * batch :]
+        drawn += [BatchMaker(latents, train, rank=r, world_size=ranks).samples(step) for r in range(ranks)]
+    run = np.concatenate(drawn)[first - start * batch :]
     for epoch in range(epochs):
         assert sorted(run[epoch * count : (epoch + 1) * count]) == list(range(count))
 
 
 @pytest.mark.parametrize("world", [2, 4])
-def test_ranks_together_see_the_batch_that_one_process_sees(latents: ShardSet, world: int) -> None:
+def test_slices_of_all_ranks_make_the_batch_of_one_process(latents: ShardSet, world: int) -> None:
     train = TrainConfig(steps=5, global_batch=24, seed=3)
     whole = batches_of(latents, train)
     parts = [batches_of(latents, train, ranks=(rank, world)) for rank in range(world)]
@@ -96,7 +94,7 @@ def test_ranks_together_see_the_batch_that_one_process_sees(latents: ShardSet, w
             assert torch.equal(joined, getattr(batch, name)), name
 
 
-def test_a_resume_continues_as_if_it_had_not_stopped(latents: ShardSet) -> None:
+def test_resume_gives_the_batches_of_an_uninterrupted_run(latents: ShardSet) -> None:
     train = TrainConfig(steps=30, global_batch=16)
     whole = batches_of(latents, train, stop=30)
     assert [batch.step for batch in whole] == list(range(1, 31))
@@ -122,7 +120,7 @@ def test_seeds_steps_and_epochs_differ(latents: ShardSet) -> None:
     assert maker.samples(1).tolist() != maker.samples(2).tolist()
 
 
-def test_batches_are_what_training_expects(latents: ShardSet) -> None:
+def test_distributions_of_timesteps_labels_and_noise(latents: ShardSet) -> None:
     train = TrainConfig(steps=400, global_batch=48, label_drop=0.25)
     batches = batches_of(latents, train, stop=200)
     t, y = torch.cat([b.t_N for b in batches]), torch.cat([b.y_N for b in batches])
@@ -158,8 +156,7 @@ def test_latents_are_scaled_draws_from_the_posterior_of_image_or_mirror_image(la
     assert not torch.equal(maker.batch(1).noise_NCHW, torch.from_numpy(normalised[0]).float())
 
 
-def test_a_dataset_without_mirror_images_is_read_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DIT_CACHE", str(tmp_path / "cache"))
+def test_dataset_without_mirror_is_not_mirrored(tmp_path: Path) -> None:
     config, store = digits_study(), open_store(tmp_path / "root")
     prepare.run(config, store)
     shards = ShardSet.open(store, config)
@@ -179,7 +176,7 @@ def test_normals_of_a_sample_do_not_depend_on_the_slice(start: int, length: int,
     )
 
 
-def test_an_error_in_the_background_reaches_the_consumer_whole(latents: ShardSet) -> None:
+def test_error_in_the_thread_reaches_the_consumer(latents: ShardSet) -> None:
     def gather(*_: object) -> None:
         raise DataError("shard-00001.tar: damaged")
 
@@ -190,7 +187,7 @@ def test_an_error_in_the_background_reaches_the_consumer_whole(latents: ShardSet
     assert str(pickle.loads(pickle.dumps(caught.value))) == "shard-00001.tar: damaged"
 
 
-def test_stopping_early_leaves_no_thread(latents: ShardSet) -> None:
+def test_closing_a_stream_ends_its_thread(latents: ShardSet) -> None:
     before = threading.active_count()
     train = TrainConfig(steps=10_000, global_batch=16)
     batches = stream(latents, train, stop=10_000)
@@ -203,7 +200,7 @@ def test_stopping_early_leaves_no_thread(latents: ShardSet) -> None:
     assert threading.active_count() == before
 
 
-def test_the_thread_stays_a_bounded_number_of_batches_ahead(latents: ShardSet) -> None:
+def test_thread_stays_at_most_prefetch_batches_ahead(latents: ShardSet) -> None:
     made: list[int] = []
 
     def gather(*arguments: Any) -> Any:
@@ -212,7 +209,7 @@ def test_the_thread_stays_a_bounded_number_of_batches_ahead(latents: ShardSet) -
 
     counting = copy.copy(latents)
     counting.gather = gather  # type: ignore[method-assign]
-    with stream(counting, TrainConfig(steps=99, global_batch=8), stop=99, prefetch=3) as batches:
-        next(iter(batches))
-        time.sleep(0.3)
-        assert len(made) <= 1 + 3 + 1
+    with closing(stream(counting, TrainConfig(steps=99, global_batch=8), stop=99, prefetch=3)) as batches:
+        for batch in batches:
+            # One is handed out, three wait, and one is ready for the next place.
+            assert len(made) <= batch.step + 3 + 1

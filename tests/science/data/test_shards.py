@@ -1,4 +1,4 @@
-"""The shard format, reading by position, and refusal of what is damaged."""
+"""The shard format, reading by position, and refusal of damaged shards."""
 
 from __future__ import annotations
 
@@ -11,20 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import webdataset
-from dataset_fixtures import digits_study, latent_study, write_latents
+from dataset_fixtures import digits_study, flip_bit, latent_study, write_latents
 
 from dit.data.shard_set import ShardSet
 from dit.data.shards import MOMENTS, ShardIndex, ShardWriter
-from dit.errors import DataError, MismatchError, MissingError
+from dit.errors import DataError, DitError, MismatchError, MissingError
 from dit.stages import prepare
 from dit.storage import Store, open_store
 from dit.study import layout
 from dit.study.config import StudyConfig
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DIT_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture
@@ -36,7 +31,7 @@ def path_of(store: Store, config: StudyConfig, name: str) -> Path:
     return store.local(f"{layout.dataset(config)}/{name}")
 
 
-def test_a_webdataset_reader_reads_what_ours_reads(store: Store) -> None:
+def test_webdataset_library_reads_the_same_samples(store: Store) -> None:
     config = latent_study()
     moments = write_latents(store, config, 20)
     ours = ShardSet.open(store, config)
@@ -64,7 +59,7 @@ def test_any_order_with_repeats_gives_the_right_samples(store: Store, samples_pe
     assert len(shards.gather(np.arange(0), np.zeros(0, dtype=bool))[1]) == 0
 
 
-def test_pixels_are_mirrored_when_they_are_read(store: Store) -> None:
+def test_pixels_are_mirrored_on_reading(store: Store) -> None:
     config = digits_study()
     prepare.run(config, store)
     shards = ShardSet.open(store, config)
@@ -92,7 +87,7 @@ def test_equal_samples_give_equal_bytes(tmp_path: Path) -> None:
     assert written[0] == written[1]
 
 
-def test_offsets_hold_where_members_are_not_evenly_spaced(tmp_path: Path) -> None:
+def test_offsets_are_right_when_members_are_not_evenly_spaced(tmp_path: Path) -> None:
     # A name beyond plain tar's hundred bytes is written as an extra member before its own.
     keys = ["a/1", f"b/{'long' * 40}", "c/ü", "d/2"]
     with ShardWriter(tmp_path / "uneven.tar", MOMENTS) as writer:
@@ -105,40 +100,39 @@ def test_offsets_hold_where_members_are_not_evenly_spaced(tmp_path: Path) -> Non
         assert np.frombuffer(data, np.float16, 64, int(offset)).tolist() == [number] * 64
 
 
-@pytest.mark.parametrize("damage", ["cut", "grown", "one byte", "index"])
-def test_a_damaged_shard_is_named_and_refused(store: Store, damage: str) -> None:
+@pytest.mark.parametrize(
+    ("damage", "error"), [("cut", MissingError), ("grown", MissingError), ("one byte", DataError), ("index", DataError)]
+)
+def test_damaged_shard_is_refused_by_name(store: Store, damage: str, error: type[DitError]) -> None:
     config = latent_study()
     write_latents(store, config, 20)
     name = layout.shard_index(1) if damage == "index" else layout.shard(1)
     path = path_of(store, config, name)
-    data = bytearray(path.read_bytes())
+    data = path.read_bytes()
     if damage == "cut":
-        del data[-10240:]
+        path.write_bytes(data[:-10240])
     elif damage == "grown":
-        data += b"\0" * 512
+        path.write_bytes(data + b"\0" * 512)
     else:
-        data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-    with pytest.raises(DataError, match=name) as caught:
+        flip_bit(path, len(data) // 2)
+    with pytest.raises(error, match=name) as caught:
         ShardSet.open(store, config)
     assert "\n" not in str(caught.value)
 
 
-def test_a_shard_that_changes_after_its_check_is_checked_again(store: Store) -> None:
+def test_shard_that_changed_after_its_check_is_hashed_again(store: Store) -> None:
     config = latent_study()
     write_latents(store, config, 20)
     ShardSet.open(store, config)
     path = path_of(store, config, layout.shard(2))
     before = path.stat()
-    data = bytearray(path.read_bytes())
-    data[2000] ^= 1
-    path.write_bytes(data)
+    flip_bit(path, 2000)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     with pytest.raises(DataError, match=layout.shard(2)):
         ShardSet.open(store, config)
 
 
-def test_an_unchanged_shard_is_hashed_once(store: Store) -> None:
+def test_unchanged_shard_is_hashed_once(store: Store) -> None:
     config = latent_study()
     write_latents(store, config, 20)
     path = str(path_of(store, config, layout.shard(0)))
@@ -157,9 +151,7 @@ def test_an_unchanged_shard_is_hashed_once(store: Store) -> None:
     assert (first, len(opened) - first) == (2, 1)
 
 
-def test_a_cache_that_cannot_be_written_costs_only_time(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_shards_open_without_a_writable_cache(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = latent_study()
     write_latents(store, config, 20)
     (tmp_path / "file").write_text("no folder")
@@ -167,7 +159,7 @@ def test_a_cache_that_cannot_be_written_costs_only_time(
     assert len(ShardSet.open(store, config)) == len(ShardSet.open(store, config)) == 20
 
 
-def test_more_shards_than_a_process_may_open_are_opened_all_the_same(store: Store) -> None:
+def test_soft_limit_on_open_files_is_raised(store: Store) -> None:
     config = latent_study(samples_per_shard=1)
     write_latents(store, config, 150)
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -180,7 +172,7 @@ def test_more_shards_than_a_process_may_open_are_opened_all_the_same(store: Stor
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
-def test_shards_that_cannot_all_be_open_are_counted(store: Store, tmp_path: Path) -> None:
+def test_hard_limit_on_open_files_is_an_error_with_the_number_needed(store: Store, tmp_path: Path) -> None:
     config = latent_study()
     write_latents(store, config, 20)
     (tmp_path / "study.yaml").write_text(config.to_yaml())
@@ -200,7 +192,7 @@ def test_shards_that_cannot_all_be_open_are_counted(store: Store, tmp_path: Path
     )
 
 
-def test_an_index_of_another_shard_is_refused(tmp_path: Path, store: Store) -> None:
+def test_index_of_another_shard_is_refused(tmp_path: Path, store: Store) -> None:
     config = latent_study()
     write_latents(store, config, 20)
     shards = ShardSet.open(store, config)
@@ -213,7 +205,7 @@ def test_an_index_of_another_shard_is_refused(tmp_path: Path, store: Store) -> N
         ShardSet(shards.manifest, paths, [writer.index(), *indices[1:]])
 
 
-def test_what_is_not_prepared_is_missing_and_another_configuration_is_refused(store: Store) -> None:
+def test_missing_dataset_and_another_configuration_are_refused(store: Store) -> None:
     config = latent_study()
     with pytest.raises(MissingError, match="dit prepare"):
         ShardSet.open(store, config)

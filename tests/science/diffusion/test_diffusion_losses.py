@@ -1,4 +1,4 @@
-"""The training loss: what each of its terms must be and whom it may teach."""
+"""The training loss: the value of each term, and which outputs its gradient reaches."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def answer(noise: Tensor, v: float) -> Tensor:
 
 
 @given(st.integers(1, 999), st.integers(0, 2**31))
-def test_the_true_noise_with_the_posterior_variance_costs_nothing(t: int, seed: int) -> None:
+def test_loss_of_the_true_noise_with_the_posterior_variance_is_zero(t: int, seed: int) -> None:
     draw = torch.Generator().manual_seed(seed)
     x0, noise = torch.randn(1, *SHAPE, generator=draw), torch.randn(1, *SHAPE, generator=draw)
     mse, vb = losses(torch.tensor([t]), answer(noise, -1.0), x0, noise)
@@ -37,7 +37,7 @@ def test_the_true_noise_with_the_posterior_variance_costs_nothing(t: int, seed: 
 
 
 @given(st.integers(1, 999), st.floats(-1, 1), st.floats(-3, 3))
-def test_the_bound_is_the_divergence_of_two_gaussians_in_bits(t: int, v: float, error: float) -> None:
+def test_bound_is_the_kl_divergence_of_two_gaussians_in_bits(t: int, v: float, error: float) -> None:
     """Against torch.distributions in float64, for a noise prediction that is off by `error` everywhere."""
     noise = torch.zeros(1, *SHAPE)
     mse, vb = losses(torch.tensor([t]), answer(noise + error, v))
@@ -53,7 +53,7 @@ def test_the_bound_is_the_divergence_of_two_gaussians_in_bits(t: int, v: float, 
     assert vb.item() == pytest.approx(expected, rel=1e-3, abs=1e-6)
 
 
-def test_the_first_step_scores_all_256_values_as_probabilities() -> None:
+def test_decoder_probabilities_of_the_first_step_sum_to_one() -> None:
     """Summed over every value a pixel can take, the decoder's probabilities are 1."""
     values = torch.linspace(-1, 1, 256)
     x0 = values.view(256, 1, 1, 1)
@@ -66,7 +66,7 @@ def test_the_first_step_scores_all_256_values_as_probabilities() -> None:
 
 
 @pytest.mark.parametrize("t", [0, 1, 500])
-def test_the_bound_teaches_the_variance_alone(t: int) -> None:
+def test_gradient_of_the_bound_reaches_only_the_variance(t: int) -> None:
     draw = torch.Generator().manual_seed(0)
     x0, drawn, v = (torch.rand(1, *SHAPE, generator=draw) for _ in range(3))
     output = torch.cat([drawn + 0.3, v], dim=1).requires_grad_()
@@ -90,7 +90,7 @@ def test_step_losses_of_zero_initialised_model() -> None:
     assert vb.mean().item() == pytest.approx(0.017, abs=0.008)
 
 
-def test_losses_are_float32_per_sample_whatever_the_model_computes_in() -> None:
+def test_losses_of_a_bf16_output_are_float32_per_sample() -> None:
     t = torch.tensor([0, 7, 999])
     mse, vb = losses(t, torch.randn(3, 4, 4, 4).bfloat16(), noise=torch.randn(3, *SHAPE))
     assert mse.shape == vb.shape == (3,)
@@ -98,7 +98,7 @@ def test_losses_are_float32_per_sample_whatever_the_model_computes_in() -> None:
 
 
 @given(st.integers(0, 999), st.floats(-30, 30))
-def test_a_wild_variance_leaves_loss_and_gradient_finite(t: int, v: float) -> None:
+def test_extreme_variance_leaves_loss_and_gradient_finite(t: int, v: float) -> None:
     noise = torch.randn(1, *SHAPE)
     output = answer(torch.zeros_like(noise), v).requires_grad_()
     mse, vb = losses(torch.tensor([t]), output, torch.rand(1, *SHAPE), noise)
@@ -107,7 +107,7 @@ def test_a_wild_variance_leaves_loss_and_gradient_finite(t: int, v: float) -> No
     assert torch.isfinite(gradient).all()
 
 
-def test_compiles_without_a_break() -> None:
+def test_losses_compile_without_a_graph_break() -> None:
     chain = linear_schedule()
     x0, noise, t = torch.randn(3, *SHAPE), torch.randn(3, *SHAPE), torch.tensor([0, 7, 999])
     output = torch.randn(3, 4, 4, 4)

@@ -1,4 +1,4 @@
-"""Reverse diffusion: what the model is asked, which noise is used, and where it ends."""
+"""Reverse diffusion: the inputs of the model, the noise of each step, and the final latents."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dit.diffusion.sampler import Denoiser, NoiseSource, p_mean_variance, sample
+from dit.diffusion.sampler import Denoiser, NoiseSource, sample
 from dit.diffusion.schedule import linear_schedule
 from dit.study.config import SamplingConfig
 
@@ -27,7 +27,7 @@ def noise_source(shape: tuple[int, ...] = SHAPE, seed: int = 0) -> NoiseSource:
 
 
 class Recorder:
-    """A denoiser that answers a fixed function of its input and remembers what it was asked."""
+    """A denoiser that returns a fixed function of its inputs and records them."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -42,14 +42,14 @@ def run(denoise: Denoiser, noise: NoiseSource | None = None, **config: Any) -> T
     return sample(denoise, CHAIN, noise or noise_source(), LABELS, SamplingConfig(**config), NULL)
 
 
-def test_the_model_is_told_the_training_steps_from_last_to_first() -> None:
+def test_model_receives_steps_of_the_training_chain_from_last_to_first() -> None:
     model = Recorder()
     run(model, steps=5)
     assert [t.tolist() for _, t, _ in model.calls] == [[step] * 3 for step in (999, 749, 500, 250, 0)]
     assert all(y.tolist() == LABELS.tolist() for _, _, y in model.calls)
 
 
-def test_guidance_asks_once_for_both_halves_and_none_asks_for_one() -> None:
+def test_guidance_doubles_the_batch_and_no_guidance_does_not() -> None:
     model = Recorder()
     run(model, steps=2, cfg_scale=1.5)
     for x, t, y in model.calls:
@@ -69,7 +69,7 @@ def test_guidance_asks_once_for_both_halves_and_none_asks_for_one() -> None:
         ({"steps": 4, "sampler": "ddim", "eta": 0.5}, [0, 1, 2, 3]),
     ],
 )
-def test_noise_is_drawn_by_number_and_never_for_the_last_step(config: dict[str, Any], drawn: list[int]) -> None:
+def test_noise_is_drawn_by_step_number_and_not_for_the_last_step(config: dict[str, Any], drawn: list[int]) -> None:
     asked: list[int] = []
     source = noise_source()
 
@@ -82,7 +82,7 @@ def test_noise_is_drawn_by_number_and_never_for_the_last_step(config: dict[str, 
 
 
 @pytest.mark.parametrize("config", [{}, {"sampler": "ddim"}, {"cfg_scale": 2.0}])
-def test_a_sample_does_not_depend_on_its_batch(config: dict[str, Any]) -> None:
+def test_sample_does_not_depend_on_its_batch(config: dict[str, Any]) -> None:
     together = run(Recorder(), steps=10, **config)
     for i in range(3):
         source = noise_source()
@@ -119,7 +119,7 @@ def ancestral(noise: NoiseSource, steps: int, scale: float, guided: int) -> Tens
 
 @pytest.mark.parametrize("scale", [0.0, 0.4, 1.5, 4.0])
 @pytest.mark.parametrize(("channels", "guided"), [("first3", 3), ("all", 4)])
-def test_ancestral_sampling_with_guidance(scale: float, channels: str, guided: int) -> None:
+def test_guided_ancestral_sampling_equals_the_formulas(scale: float, channels: str, guided: int) -> None:
     expected = ancestral(noise_source(), 20, scale, guided)
     actual = run(Recorder(), steps=20, cfg_scale=scale, guided_channels=channels)
     torch.testing.assert_close(actual.double(), expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
@@ -133,8 +133,8 @@ def test_few_channels_are_all_guided(channels: int) -> None:
     assert not torch.equal(first, run(Recorder(), noise, steps=6))
 
 
-def test_ddim_is_the_deterministic_map_between_marginals() -> None:
-    """Song et al. eq. 12 in float64, with and without noise; at eta 1 its mean is the ancestral step's."""
+def test_ddim_equals_the_formulas() -> None:
+    """Song et al. eq. 12 in float64, with and without noise."""
     for eta in (0.0, 0.7, 1.0):
         chain, model, noise = CHAIN.respaced(10, ddim=True), Recorder(), noise_source()
         x = noise(0).double()
@@ -160,7 +160,7 @@ def optimal(x: Tensor, t: Tensor, _: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(("sampler", "steps"), [("ddpm", 250), ("ddpm", 1000), ("ddim", 250)])
-def test_an_optimal_model_gives_the_data_back(sampler: str, steps: int) -> None:
+def test_optimal_model_samples_the_data_distribution(sampler: str, steps: int) -> None:
     noise = noise_source((64, 4, 8, 8))
     config = SamplingConfig(sampler=sampler, steps=steps)
     end = sample(optimal, CHAIN, noise, torch.zeros(64, dtype=torch.int64), config, NULL)
@@ -168,22 +168,12 @@ def test_an_optimal_model_gives_the_data_back(sampler: str, steps: int) -> None:
     torch.testing.assert_close(end.std(dim=(0, 2, 3)), STD.flatten(), rtol=0.03, atol=0)
 
 
-def test_a_model_in_bf16_is_sampled_in_float32() -> None:
+def test_latents_of_a_bf16_model_are_float32() -> None:
     end = run(lambda x, t, y: Recorder()(x, t, y).bfloat16(), steps=3, cfg_scale=2.0)
     assert end.dtype == torch.float32
 
 
-def test_every_step_is_counted() -> None:
+def test_on_step_is_called_once_per_step() -> None:
     steps: list[None] = []
     sample(Recorder(), CHAIN, noise_source(), LABELS, SamplingConfig(steps=7), NULL, lambda: steps.append(None))
     assert len(steps) == 7
-
-
-def test_every_sample_may_stand_at_its_own_step() -> None:
-    output, x = torch.randn(3, 8, 2, 2), torch.randn(SHAPE)
-    steps = torch.tensor([0, 17, 999])
-    together = p_mean_variance(CHAIN, output, x, steps)
-    for i in range(3):
-        alone = p_mean_variance(CHAIN, output[i : i + 1], x[i : i + 1], steps[i : i + 1])
-        torch.testing.assert_close(alone.mean, together.mean[i : i + 1])
-        torch.testing.assert_close(alone.log_variance, together.log_variance[i : i + 1])

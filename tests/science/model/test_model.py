@@ -1,4 +1,4 @@
-"""The transformer: what must hold for any weights, whatever kernel, precision or compiler computes it."""
+"""The transformer: properties that hold for any weights, kernel, precision or compiler."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dit.model.transformer import AttentionKernel, DiT, mismatch
 from dit.study.variants import InputSpec, ModelSpec
 
 DIGITS = InputSpec(channels=1, size=8, classes=10)
-# Small enough for milliseconds; heads of 12, 16, 18 and 20 values, as no kernel is made for.
+# Small enough for milliseconds; heads of 12, 16, 18 and 20 values are sizes that no kernel is tuned for.
 SMALL = ModelSpec("test", "S", patch=2, depth=2, hidden=24, heads=2)
 SIZES = [
     SMALL,
@@ -42,7 +42,7 @@ def trained(spec: ModelSpec = SMALL, inputs: InputSpec = DIGITS, **options: obje
 
 
 @sizes
-def test_starts_as_the_identity_that_answers_zero(spec: ModelSpec) -> None:
+def test_initial_blocks_are_the_identity_and_the_output_is_zero(spec: ModelSpec) -> None:
     model = DiT(spec, DIGITS)
     x_NTD, c_ND = torch.randn(5, 4, spec.hidden), torch.randn(5, spec.hidden)
     assert torch.equal(model.blocks[0](x_NTD, c_ND), x_NTD)
@@ -51,7 +51,7 @@ def test_starts_as_the_identity_that_answers_zero(spec: ModelSpec) -> None:
     assert not output.any()
 
 
-def test_initial_weights_are_a_function_of_the_seed_alone() -> None:
+def test_initial_weights_depend_only_on_the_seed() -> None:
     model, other = DiT(SMALL, DIGITS), DiT(SMALL, DIGITS)
     before = torch.get_rng_state()
     model.initialise(3)
@@ -65,7 +65,7 @@ def test_initial_weights_are_a_function_of_the_seed_alone() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_model_without_memory_can_be_placed_and_initialised() -> None:
+def test_meta_model_can_be_moved_to_a_device_and_initialised() -> None:
     with torch.device("meta"):
         model = DiT(SMALL, DIGITS)
     assert all(parameter.is_meta for parameter in model.parameters())
@@ -85,7 +85,7 @@ def test_positions_are_frozen_and_everything_else_is_trained() -> None:
 @pytest.mark.parametrize("side", [8, 24])
 @sizes
 def test_attention_kernels_agree(spec: ModelSpec, side: int) -> None:
-    """For short sequences and, at patch 1, for one of 576 tokens."""
+    """Side 24 at patch 1 gives 576 tokens: more than the plain kernel takes under `auto`."""
     inputs = InputSpec(channels=1, size=side, classes=10)
     outputs = {}
     kernels: list[AttentionKernel] = ["sdpa", "plain", "auto"]
@@ -119,7 +119,7 @@ def test_activation_checkpointing_changes_no_gradient() -> None:
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_compiles_without_a_break(checkpointing: bool) -> None:
+def test_model_compiles_without_a_graph_break(checkpointing: bool) -> None:
     model = trained(activation_checkpointing=checkpointing)
     eager = gradients(model)
     expected = model(*batch())
@@ -139,14 +139,14 @@ def test_bf16_is_near_float32() -> None:
     assert 0 < error < 0.05
 
 
-def test_samples_do_not_see_each_other() -> None:
+def test_samples_of_a_batch_are_independent() -> None:
     model = trained()
     x, t, y = batch()
     order = torch.tensor([3, 0, 4, 1, 2])
     torch.testing.assert_close(model(x[order], t[order], y[order]), model(x, t, y)[order], rtol=1e-4, atol=1e-5)
 
 
-def test_every_input_matters() -> None:
+def test_output_depends_on_latent_timestep_and_label() -> None:
     model = trained()
     x, t, y = batch()
     base = model(x, t, y)
@@ -154,15 +154,15 @@ def test_every_input_matters() -> None:
         assert (changed != base).flatten(1).any(dim=1).all()
 
 
-def test_positions_tell_tokens_apart() -> None:
-    """Without positions, the transformer would answer a shuffled image with a shuffled answer."""
+def test_output_depends_on_token_positions() -> None:
+    """Without positions, a rolled image would give a rolled output."""
     model, side = trained(), 4
     x, t, y = batch()
     rolled = model(x.roll(8 // side, dims=3), t, y)
     assert not torch.allclose(rolled, model(x, t, y).roll(8 // side, dims=3), atol=1e-3)
 
 
-def test_a_patch_that_does_not_divide_the_latent_is_refused() -> None:
+def test_patch_that_does_not_divide_the_latent_is_refused() -> None:
     with pytest.raises(ConfigError, match="which 8 does not divide"):
         DiT(SIZES[2], InputSpec(channels=4, size=12, classes=10))
 
@@ -181,7 +181,7 @@ def test_patchify_and_unpatchify_are_inverse(shape: tuple[int, int, int, int]) -
 
 
 @given(shapes)
-def test_patchify_is_the_convolution_its_weights_are_stored_as(shape: tuple[int, int, int, int]) -> None:
+def test_patchify_then_linear_equals_the_convolution(shape: tuple[int, int, int, int]) -> None:
     n, channels, patch, side = shape
     x, weight = torch.randn(n, channels, side * patch, side * patch), torch.randn(5, channels, patch, patch)
     expected = nn.functional.conv2d(x, weight, stride=patch).flatten(2).transpose(1, 2)
@@ -197,7 +197,7 @@ def test_positions_are_distinct_and_separable(hidden: int, side: int) -> None:
     assert len(grid.flatten(2).flatten(0, 1).unique(dim=0)) == side**2
 
 
-def test_timestep_features_take_fractions_and_tell_all_steps_apart() -> None:
+def test_timestep_features_are_distinct_and_accept_fractions() -> None:
     features = timestep_features(torch.arange(1000), 256)
     assert features.dtype == torch.float32
     assert len(features.unique(dim=0)) == 1000
@@ -205,11 +205,11 @@ def test_timestep_features_take_fractions_and_tell_all_steps_apart() -> None:
     assert torch.cdist(halfway[:1], halfway[1:]).diff() > 0
 
 
-def test_a_mismatch_names_the_tensor() -> None:
+def test_mismatch_names_the_tensor() -> None:
     expected = {"a": torch.zeros(2, 3), "b": torch.zeros(1)}
     assert mismatch(expected, dict(expected)) is None
     assert mismatch(expected, {"a": expected["a"]}) == "it lacks b"
     assert mismatch(expected, {}) == "it lacks a and 1 more"
-    assert mismatch(expected, {**expected, "module.c": torch.zeros(1)}) == "it does not know module.c"
+    assert mismatch(expected, {**expected, "module.c": torch.zeros(1)}) == "it has the unknown tensor module.c"
     transposed = mismatch(expected, {**expected, "a": torch.zeros(3, 2)})
-    assert transposed == "a has shape [3, 2], needed is [2, 3]"
+    assert transposed == "a has shape [3, 2], expected is [2, 3]"

@@ -1,4 +1,4 @@
-"""What the process is set to, and that no setting costs float32 its accuracy."""
+"""Settings of the process, and the accuracy of float32 under each of them."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def test_float32_products_stay_float32_on_a_cpu(precision: Precision) -> None:
     assert ((a @ b - exact).abs().max() / exact.abs().max()).item() < 1e-5
 
 
-def test_a_cpu_that_rounds_inside_keeps_the_exact_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cpu_that_rounds_to_bf16_keeps_the_exact_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "medium_is_exact", lambda: False)
     device.matmul_precision("fp32", CPU)
     assert torch.get_float32_matmul_precision() == "highest"
 
 
-def test_probing_changes_no_setting() -> None:
+def test_probe_of_medium_precision_restores_the_setting() -> None:
     torch.set_float32_matmul_precision("high")
     device.medium_is_exact.cache_clear()
     device.medium_is_exact()
@@ -71,7 +71,7 @@ def test_a_cpu_without_bf16_computes_in_float32(monkeypatch: pytest.MonkeyPatch)
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
 
 
-def test_tuning_sets_the_threads_that_are_asked_for() -> None:
+def test_tuning_sets_the_number_of_threads() -> None:
     device.tune_process(1)
     assert torch.get_num_threads() == 1
     device.tune_process()
@@ -79,7 +79,7 @@ def test_tuning_sets_the_threads_that_are_asked_for() -> None:
 
 
 class Libc:
-    """A C library whose mallopt refuses what old glibc refuses, or is not there at all."""
+    """A C library whose mallopt refuses mapping thresholds above `limit`, as old glibc does."""
 
     def __init__(self, limit: int) -> None:
         self.limit, self.set = limit, dict[int, int]()
@@ -92,7 +92,7 @@ class Libc:
 
 
 @pytest.mark.parametrize("limit", [32 << 20, 1 << 40])
-def test_the_allocator_keeps_blocks_as_large_as_it_can(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_allocator_keeps_blocks_as_large_as_glibc_allows(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     libc = Libc(limit)
     monkeypatch.setattr(ctypes, "CDLL", lambda _: libc)
     device.tune_process()
@@ -100,7 +100,7 @@ def test_the_allocator_keeps_blocks_as_large_as_it_can(limit: int, monkeypatch: 
     assert libc.set[-1] >= 1 << 30
 
 
-def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_c_library_without_mallopt_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
     device.tune_process()
 
@@ -111,7 +111,7 @@ def test_without_a_compiler_nothing_is_compiled(tmp_path: Path, monkeypatch: pyt
     assert not device.can_compile()
 
 
-def test_the_measured_peak_is_a_rate_of_this_machine() -> None:
+def test_measured_peak_is_a_plausible_rate() -> None:
     assert 1e8 < device.matmul_peak(CPU, torch.float32) < 1e15
     assert 1e8 < device.peak_flops(CPU, "fp32") < 1e15
 
@@ -126,7 +126,7 @@ def test_the_measured_peak_is_a_rate_of_this_machine() -> None:
         ("NVIDIA H200", 989.4e12, 66.9e12),
     ],
 )
-def test_known_gpus_are_held_to_their_data_sheet(
+def test_peak_of_a_known_gpu_is_that_of_its_data_sheet(
     name: str, bf16: float, fp32: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)

@@ -1,4 +1,4 @@
-"""Ranks: what the environment says, what the collectives do, what happens when a rank is lost."""
+"""Ranks: variables of the environment, collectives, and the loss of a rank."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from ports import reserved_port
 from dit.errors import ConfigError, PeerError
 from dit.runtime.distributed import environment_rank, environment_world_size, session
 
-PATIENCE_SECONDS = 240
-LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "DIT_COLLECTIVE_TIMEOUT")
+TIMEOUT_SECONDS = 240
 SHORT = {"DIT_COLLECTIVE_TIMEOUT": "10"}
 
 COLLECTIVES = """
@@ -41,7 +40,7 @@ try:
             {fate}
         ranks.{meeting}
 except DitError as error:
-    sys.stderr.write(f"seen: {{error}}\n")
+    sys.stderr.write(f"{{error}}\n")
     sys.exit(error.exit_code)
 """
 
@@ -55,12 +54,6 @@ with session("cpu") as ranks:
     ranks.barrier()
     assert ranks.maximum(ranks.rank) == 1
 """
-
-
-@pytest.fixture(autouse=True)
-def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in LAUNCHER:
-        monkeypatch.delenv(name, raising=False)
 
 
 def start_ranks(code: str, port: int, **environment: str) -> list[subprocess.Popen[str]]:
@@ -79,7 +72,7 @@ def start_ranks(code: str, port: int, **environment: str) -> list[subprocess.Pop
     ]
 
 
-def test_alone_needs_no_launcher() -> None:
+def test_session_without_a_launcher_is_one_rank() -> None:
     with session("cpu") as ranks:
         assert (ranks.rank, ranks.world_size, ranks.local_rank, ranks.is_main) == (0, 1, 0, True)
         assert ranks.broadcast("x") == "x"
@@ -113,31 +106,31 @@ def test_rank_outside_the_world_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
 def test_two_ranks_reduce_and_sessions_follow_one_another() -> None:
     with reserved_port() as port:
         for rank, process in enumerate(start_ranks(COLLECTIVES, port)):
-            out, err = process.communicate(timeout=PATIENCE_SECONDS)
+            out, err = process.communicate(timeout=TIMEOUT_SECONDS)
             assert process.returncode == 0, err
             assert out.strip() == f"rank {rank} local 0 of 2"
 
 
 @pytest.mark.slow
-def test_ranks_that_work_apart_wait_longer_for_each_other_than_a_collective_does() -> None:
+def test_barrier_waits_longer_than_the_timeout_of_collectives() -> None:
     with reserved_port() as port:
         for process in start_ranks(SLOW_RANK, port, **SHORT):
-            _, err = process.communicate(timeout=PATIENCE_SECONDS)
+            _, err = process.communicate(timeout=TIMEOUT_SECONDS)
             assert process.returncode == 0, err
 
 
 @pytest.mark.slow
-def test_a_rank_that_dies_or_hangs_fails_the_others_with_one_line() -> None:
-    with reserved_port() as one, reserved_port() as other:
+def test_rank_that_dies_or_hangs_fails_the_others_with_one_line() -> None:
+    with reserved_port() as first, reserved_port() as second:
         pairs = [
-            start_ranks(LOST_RANK.format(fate="os._exit(9)", meeting="barrier()"), one),
-            start_ranks(LOST_RANK.format(fate="time.sleep(600)", meeting="maximum(0)"), other, **SHORT),
+            start_ranks(LOST_RANK.format(fate="os._exit(9)", meeting="barrier()"), first),
+            start_ranks(LOST_RANK.format(fate="time.sleep(600)", meeting="maximum(0)"), second, **SHORT),
         ]
         for survivor, lost in pairs:
             try:
-                _, err = survivor.communicate(timeout=PATIENCE_SECONDS)
+                _, err = survivor.communicate(timeout=TIMEOUT_SECONDS)
             finally:
                 lost.kill()
                 lost.communicate()
             assert survivor.returncode == PeerError.exit_code
-            assert "seen: lost contact with the other ranks" in err
+            assert "lost contact with the other ranks" in err

@@ -1,17 +1,15 @@
-"""Preparation in one process: what is refused, what is counted, what is left as it is."""
+"""Preparation in one process: refusals, corrupt images, restarts, merging."""
 
 from __future__ import annotations
 
-import io
 import json
-import tarfile
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from dataset_fixtures import folder_study, image_folder, picture
+from dataset_fixtures import folder_study, image_folder, picture, tar_of
 
 from dit.data.images import decode_image
 from dit.data.shard_set import ShardSet
@@ -21,11 +19,6 @@ from dit.stages import prepare
 from dit.storage import Store, open_store
 from dit.study import layout
 from dit.study.config import StudyConfig
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DIT_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture
@@ -52,7 +45,7 @@ def one_line(error: pytest.ExceptionInfo[DitError]) -> str:
     return str(error.value)
 
 
-def test_every_image_arrives_under_its_name_and_label(store: Store, pictures: Path) -> None:
+def test_every_image_is_prepared_with_its_label(store: Store, pictures: Path) -> None:
     config = folder_study(pictures)
     manifest = prepare.run(config, store)
     assert manifest is not None
@@ -81,7 +74,7 @@ def test_parts_in_any_order_give_the_files_of_a_single_run(tmp_path: Path, store
     assert files(parted) == files(store)
 
 
-def test_what_is_complete_is_left_alone_and_needs_no_source(store: Store, pictures: Path) -> None:
+def test_complete_dataset_is_not_written_again_and_needs_no_source(store: Store, pictures: Path) -> None:
     config = folder_study(pictures)
     manifest = prepare.run(config, store)
     times = {key: store.local(key).stat().st_mtime_ns for key in store.list()}
@@ -90,7 +83,7 @@ def test_what_is_complete_is_left_alone_and_needs_no_source(store: Store, pictur
     assert {key: store.local(key).stat().st_mtime_ns for key in store.list()} == times
 
 
-def test_a_lost_or_cut_shard_is_made_again(store: Store, pictures: Path) -> None:
+def test_lost_or_truncated_shard_is_made_again(store: Store, pictures: Path) -> None:
     config = folder_study(pictures)
     manifest, before = prepare.run(config, store), files(store)
     store.delete(f"{layout.dataset(config)}/{layout.shard(1)}")
@@ -100,7 +93,7 @@ def test_a_lost_or_cut_shard_is_made_again(store: Store, pictures: Path) -> None
     assert files(store) == before
 
 
-def test_a_restart_makes_only_what_is_missing(store: Store, pictures: Path) -> None:
+def test_restart_makes_only_the_missing_shards(store: Store, pictures: Path) -> None:
     config = folder_study(pictures)
     prepare.run(config, store, (1, 2))
     finished = [key for key in store.list() if "shard-" in key]
@@ -110,7 +103,7 @@ def test_a_restart_makes_only_what_is_missing(store: Store, pictures: Path) -> N
     assert {key: store.local(key).stat().st_mtime_ns for key in finished} == times
 
 
-def test_nothing_is_begun_when_the_input_is_wrong(store: Store, pictures: Path, tmp_path: Path) -> None:
+def test_wrong_input_is_refused_before_anything_is_written(store: Store, pictures: Path, tmp_path: Path) -> None:
     absent = str(tmp_path / "absent")
     for config in (
         folder_study(absent),
@@ -162,18 +155,12 @@ def test_too_many_corrupt_images_fail_before_the_manifest_until_they_are_repaire
     assert (repaired.count, repaired.corrupt) == (15, 0)
 
 
-def test_corrupt_images_of_one_name_in_two_tars_are_two(store: Store, tmp_path: Path) -> None:
+def test_corrupt_images_of_equal_names_in_two_tars_are_both_named(store: Store, tmp_path: Path) -> None:
     for name in ("cat", "dog"):
         good = (image_folder(tmp_path / name, classes=1) / "class-0" / "picture_0.png").read_bytes()
-        with tarfile.open(tmp_path / f"{name}.tar", "w") as archive:
-            for member, data in {"1.png": good, "2.png": good[:90]}.items():
-                info = tarfile.TarInfo(member)
-                info.size = len(data)
-                archive.addfile(info, io.BytesIO(data))
-    with tarfile.open(tmp_path / "all.tar", "w") as archive:
-        archive.add(tmp_path / "cat.tar", "cat.tar")
-        archive.add(tmp_path / "dog.tar", "dog.tar")
-    source = {"kind": "tar", "path": str(tmp_path / "all.tar")}
+        tar_of(tmp_path / f"{name}.tar", {"1.png": good, "2.png": good[:90]})
+    inner = {name: (tmp_path / name).read_bytes() for name in ("cat.tar", "dog.tar")}
+    source = {"kind": "tar", "path": str(tar_of(tmp_path / "all.tar", inner))}
     manifest = prepare.run(folder_study("", classes=2, source=source, max_corrupt_fraction=0.5), store)
     assert manifest is not None
     names = sorted(name for shard in manifest.shards for name in shard.corrupt)
@@ -181,7 +168,7 @@ def test_corrupt_images_of_one_name_in_two_tars_are_two(store: Store, tmp_path: 
 
 
 @pytest.mark.parametrize(("allowed", "made"), [(0.0, 0), (0.3, 1), (0.9, 3)])
-def test_shards_without_any_readable_image_stop_the_step_when_they_are_too_many(
+def test_preparation_stops_early_at_too_many_corrupt_images(
     store: Store, pictures: Path, allowed: float, made: int
 ) -> None:
     for path in pictures.glob("*/*"):
@@ -193,7 +180,9 @@ def test_shards_without_any_readable_image_stop_the_step_when_they_are_too_many(
 
 
 @pytest.mark.parametrize("number", [0, 2])
-def test_a_shard_may_be_without_samples_within_what_is_allowed(store: Store, tmp_path: Path, number: int) -> None:
+def test_shard_of_corrupt_images_is_empty_within_the_allowed_fraction(
+    store: Store, tmp_path: Path, number: int
+) -> None:
     pictures = image_folder(tmp_path / "nine")
     for path in pictures.glob("*/picture_3.*"):
         path.unlink()
@@ -234,7 +223,7 @@ def test_merge_names_missing_shards(store: Store, pictures: Path) -> None:
         ({"config_hash": "d" * 12}, "conf"),
     ],
 )
-def test_parts_of_different_origin_are_told_apart(
+def test_parts_of_different_origin_are_refused(
     store: Store, pictures: Path, changes: dict[str, str], what: str
 ) -> None:
     config = folder_study(pictures)
@@ -247,7 +236,7 @@ def test_parts_of_different_origin_are_told_apart(
         prepare.run(config, store)
 
 
-def test_a_part_that_sees_another_source_is_refused_before_work(store: Store, pictures: Path) -> None:
+def test_part_with_another_source_is_refused_before_work(store: Store, pictures: Path) -> None:
     config = folder_study(pictures)
     prepare.run(config, store, (1, 2))
     before = files(store)
@@ -258,7 +247,7 @@ def test_a_part_that_sees_another_source_is_refused_before_work(store: Store, pi
     assert files(store) == before
 
 
-def test_doubles_are_found(store: Store, pictures: Path) -> None:
+def test_duplicated_shards_and_keys_are_refused(store: Store, pictures: Path) -> None:
     config = folder_study(pictures)
     folder = layout.dataset(config)
     prepare.run(config, store, merge=False)
@@ -269,7 +258,7 @@ def test_doubles_are_found(store: Store, pictures: Path) -> None:
         prepare.merge(config, store)
     store.delete(f"{folder}/{layout.shard_record(4)}")
     store.write(f"{folder}/{layout.shard_record(2)}", good[f"{folder}/{layout.shard_record(1)}"])
-    with pytest.raises(DataError, match="double or out of place"):
+    with pytest.raises(DataError, match="duplicated or out of place"):
         prepare.merge(config, store)
     record = json.loads(good[f"{folder}/{layout.shard_record(2)}"])
     original = json.loads(good[f"{folder}/{layout.shard_record(1)}"])
@@ -281,7 +270,7 @@ def test_doubles_are_found(store: Store, pictures: Path) -> None:
         prepare.merge(config, store)
 
 
-def test_a_truncated_shard_is_not_merged(store: Store, pictures: Path) -> None:
+def test_truncated_shard_is_not_merged(store: Store, pictures: Path) -> None:
     config = folder_study(pictures)
     prepare.run(config, store, merge=False)
     path = store.local(f"{layout.dataset(config)}/{layout.shard(1)}")

@@ -1,4 +1,4 @@
-"""Preparation as it runs in earnest: parts in processes of their own, killed, out of disk, with an autoencoder."""
+"""Preparation in processes of its own (killed, with a full disk), and with an autoencoder."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,6 @@ from dit.study import layout
 from dit.study.config import StudyConfig, TrainConfig
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DIT_CACHE", str(tmp_path / "cache"))
-
-
 def start(tmp_path: Path, config: StudyConfig, root: Path, *options: str, **more: Any) -> subprocess.Popen[str]:
     """`dit prepare` in a process of its own."""
     study = tmp_path / "study.yaml"
@@ -47,7 +43,7 @@ def files(store: Store) -> dict[str, bytes]:
     return {key: store.read(key) for key in store.list()}
 
 
-def test_parts_at_the_same_time_and_a_killed_one_give_the_bytes_of_a_single_run(tmp_path: Path) -> None:
+def test_parallel_parts_and_a_killed_part_give_the_bytes_of_a_single_run(tmp_path: Path) -> None:
     config = folder_study(image_folder(tmp_path / "pictures", per_class=80), samples_per_shard=2)
     single, parted = open_store(tmp_path / "single"), open_store(tmp_path / "parted")
     killed, whole = (start(tmp_path, config, tmp_path / "parted", "--part", part) for part in ("1/2", "2/2"))
@@ -65,22 +61,19 @@ def test_parts_at_the_same_time_and_a_killed_one_give_the_bytes_of_a_single_run(
     assert files(parted) == files(single)
 
 
-def test_a_full_disk_harms_nothing_that_is_complete(tmp_path: Path) -> None:
+def test_full_disk_leaves_complete_shards_intact(tmp_path: Path) -> None:
     store = open_store(tmp_path / "root")
     config = folder_study(image_folder(tmp_path / "pictures"), samples_per_shard=6)
     prepare.run(config, store, (1, 2))
     before = files(store)
-    # To a process that may write no more, a disk is full; 8 KiB let it find the store writable first.
-    process = start(tmp_path, config, tmp_path / "root", preexec_fn=lambda: _limit_files(8192))
+    # A limit on file sizes acts like a full disk; 8 KiB allow the check that the store is writable.
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (8192, 8192))
+    process = start(tmp_path, config, tmp_path / "root", preexec_fn=limit)
     _, errors = process.communicate()
     assert process.returncode == 1
     assert re.fullmatch(r"dit: [^\n]*free space there[^\n]*run again\n", errors)
     assert files(store) == before
     assert prepare.run(config, store) is not None
-
-
-def _limit_files(size: int) -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
 def vae_study(tmp_path: Path, weights: Path, **dataset: Any) -> StudyConfig:
@@ -110,7 +103,7 @@ def test_latents_of_a_full_size_autoencoder_reach_training(tmp_path: Path) -> No
     assert np.allclose(manifest.latents.std, latents.std(dim=1), rtol=0.05)
 
 
-def test_moments_that_are_not_finite_name_the_images(tmp_path: Path) -> None:
+def test_moments_that_are_not_finite_are_refused_with_the_images_names(tmp_path: Path) -> None:
     save_autoencoder(tmp_path / "vae")
     path = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
     weights = load_file(path)

@@ -1,5 +1,4 @@
-"""The contract of order and randomness: any number of ranks, any micro-batch, killed or stopped at any step and
-resumed at another world size, the losses are those of one uninterrupted process."""
+"""Losses at any number of ranks and micro-batch, and after a kill or a stop, equal those of one undisturbed process."""
 
 from __future__ import annotations
 
@@ -9,7 +8,6 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
-import torch
 from ports import reserved_port
 from training_processes import (
     SEED,
@@ -35,14 +33,6 @@ TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--local-add
 KEYS = ("loss", "loss_mse", "loss_vb", "grad_norm")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _threads() -> Iterator[None]:
-    """Models this small gain nothing from threads; what a training sets must not outlive these tests."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     opened = open_store(tmp_path_factory.mktemp("ranks"))
@@ -57,12 +47,12 @@ def expected(store: Store) -> Losses:
     return losses(store, config, KEYS)
 
 
-def same(found: Losses, expected: Losses) -> None:
-    assert found.keys() == expected.keys()
+def same(actual: Losses, expected: Losses) -> None:
+    assert actual.keys() == expected.keys()
     for point, value in expected.items():
-        # The norm squares rounding differences of every gradient; the contract is about losses.
+        # The norm sums squares of all gradients, and their rounding differences; the contract is about losses.
         tolerance = 1e-4 if point[0] == "grad_norm" else 1e-5
-        assert found[point] == pytest.approx(value, rel=tolerance), f"{point}; DIT_TEST_SEED={SEED}"
+        assert actual[point] == pytest.approx(value, rel=tolerance), f"{point}; DIT_TEST_SEED={SEED}"
 
 
 @pytest.fixture
@@ -79,7 +69,7 @@ def start_ranks(store: Store, name: str, port: int, *overrides: str) -> list[sub
 
 
 def statuses(store: Store, config: StudyConfig) -> list[str]:
-    """How the run stood, from its first launch on."""
+    """Return all statuses of the run, over all launches."""
     lines = map(json.loads, store.read(layout.journal(config, config.spec(VARIANT))).splitlines())
     return [line["values"]["status"] for line in lines if line["kind"] == "status"]
 
@@ -106,7 +96,7 @@ def test_killed_run_goes_on_at_another_world_size(store: Store, expected: Losses
     for rank in start_ranks(store, config.study, port):
         finish(rank)
     same(losses(store, config, KEYS), expected)
-    # The early checkpoint is still the first launch's: nothing was trained from the start again.
+    # The early checkpoint is that of the first launch, so the second did not start at step 0.
     made_by = {
         step: checkpoint_meta(config, store, spec, step).world_size for step in list_checkpoints(store, config, spec)
     }

@@ -1,4 +1,4 @@
-"""Training as a stage: what it leaves, what it skips, what it goes on from, what it refuses. One process."""
+"""The training stage in one process: record, journal, checkpoints, resume, refusals."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from dataset_fixtures import flip_bit
 from training_processes import checkpoint_meta
 
 from dit.checkpoints.read import list_checkpoints
@@ -49,7 +51,7 @@ def study(name: str, *overrides: str) -> StudyConfig:
 
 @pytest.fixture(scope="module", autouse=True)
 def _threads() -> Iterator[None]:
-    """Models this small gain nothing from threads; what a training sets must not outlive these tests."""
+    """The number of threads that a training sets must not outlive these tests."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -78,7 +80,9 @@ def straight(store: Store) -> tuple[StudyConfig, TrainRecord]:
     return config, train.run(config, store, VARIANT)
 
 
-def test_record_sums_up_the_training(store: Store, straight: tuple[StudyConfig, TrainRecord]) -> None:
+def test_record_has_steps_checkpoints_rate_and_final_loss(
+    store: Store, straight: tuple[StudyConfig, TrainRecord]
+) -> None:
     config, record = straight
     assert record == read_record(store, record_key(config), TrainRecord)
     assert (record.steps, record.checkpoints, record.world_size) == (12, (4, 8, 12), 1)
@@ -90,7 +94,7 @@ def test_record_sums_up_the_training(store: Store, straight: tuple[StudyConfig, 
     assert record.final_loss == losses(store, config)[12]
 
 
-def test_everything_that_was_promised_is_logged(store: Store, straight: tuple[StudyConfig, TrainRecord]) -> None:
+def test_all_metrics_are_logged_at_every_window(store: Store, straight: tuple[StudyConfig, TrainRecord]) -> None:
     config, _ = straight
     steps: dict[str, list[int]] = {}
     for point in read_points(config, store, config.spec(VARIANT)):
@@ -101,7 +105,7 @@ def test_everything_that_was_promised_is_logged(store: Store, straight: tuple[St
     assert all(steps[key] == list(range(1, 13)) for key in measured)
 
 
-def test_windows_are_means_of_their_steps(store: Store, straight: tuple[StudyConfig, TrainRecord]) -> None:
+def test_logged_losses_are_means_over_their_window(store: Store, straight: tuple[StudyConfig, TrainRecord]) -> None:
     by_step = losses(store, straight[0])
     config = study("windows", "fit.log_every=5")
     train.run(config, store, VARIANT)
@@ -132,9 +136,7 @@ def test_complete_training_returns_without_loading_torch(
     assert (done.returncode, done.stdout.strip()) == (0, str(record.steps)), done.stderr
 
 
-def test_longer_training_goes_on_where_the_shorter_ended(
-    store: Store, straight: tuple[StudyConfig, TrainRecord]
-) -> None:
+def test_longer_training_extends_a_shorter_one(store: Store, straight: tuple[StudyConfig, TrainRecord]) -> None:
     short, long = study("extended", "train.steps=8"), study("extended", "train.steps=12")
     first = train.run(short, store, VARIANT)
     second = train.run(long, store, VARIANT)
@@ -144,7 +146,7 @@ def test_longer_training_goes_on_where_the_shorter_ended(
     assert train.run(short, store, VARIANT) == second
 
 
-def test_checkpoint_that_is_wanted_later_is_made_without_training_all_again(
+def test_checkpoint_added_later_is_made_from_the_one_before_it(
     store: Store, straight: tuple[StudyConfig, TrainRecord]
 ) -> None:
     before = study("later")
@@ -159,9 +161,7 @@ def test_checkpoint_that_is_wanted_later_is_made_without_training_all_again(
     assert losses(store, wider) == losses(store, straight[0])
 
 
-def test_checkpoints_that_are_passed_again_are_left_as_they_are(
-    store: Store, straight: tuple[StudyConfig, TrainRecord]
-) -> None:
+def test_complete_checkpoints_are_not_written_again(store: Store, straight: tuple[StudyConfig, TrainRecord]) -> None:
     config = study("passed", "train.steps=10")
     train.run(config, store, VARIANT)
     spec = config.spec(VARIANT)
@@ -199,31 +199,22 @@ def test_file_that_is_lost_from_a_checkpoint_is_made_again(
     assert losses(store, config) == {key: value for key, value in losses(store, straight[0]).items() if key <= 8}
 
 
-def test_record_is_of_the_last_step_also_when_only_an_earlier_checkpoint_is_made(store: Store) -> None:
-    config = study("without-record")
+@pytest.mark.parametrize("checkpoint", [None, 4])
+def test_lost_record_is_made_again_from_the_last_checkpoint(store: Store, checkpoint: int | None) -> None:
+    """Also if an earlier checkpoint is lost with it, and is made again first."""
+    config = study(f"lost-record-{checkpoint or 'only'}")
     before = train.run(config, store, VARIANT)
+    points = read_points(config, store, config.spec(VARIANT))
     store.delete(record_key(config))
-    store.delete(layout.checkpoint(config, config.spec(VARIANT), 4))
+    if checkpoint is not None:
+        store.delete(layout.checkpoint(config, config.spec(VARIANT), checkpoint))
     again = train.run(config, store, VARIANT)
-    for field in ("steps", "checkpoints", "final_loss", "images_per_second", "train_seconds"):
+    for field in ("steps", "checkpoints", "final_loss", "config_hash", "images_per_second", "train_seconds"):
         assert getattr(again, field) == getattr(before, field), field
+    assert read_points(config, store, config.spec(VARIANT)) == points
 
 
-def test_record_lost_after_the_last_checkpoint_is_made_again_without_a_step(
-    store: Store, straight: tuple[StudyConfig, TrainRecord]
-) -> None:
-    config, record = straight
-    points = len(read_points(config, store, config.spec(VARIANT)))
-    store.delete(record_key(config))
-    again = train.run(config, store, VARIANT)
-    assert len(read_points(config, store, config.spec(VARIANT))) == points
-    for field in ("steps", "checkpoints", "final_loss", "config_hash"):
-        assert getattr(again, field) == getattr(record, field)
-    assert again.images_per_second > 0
-    assert again.train_seconds > 0
-
-
-def test_value_that_is_not_finite_stops_the_run_and_says_where(store: Store) -> None:
+def test_value_that_is_not_finite_stops_the_run_and_names_the_step(store: Store) -> None:
     config = study("diverged", "train.learning_rate=1e30", "fit.checkpoint_every=1", "fit.log_every=4")
     spec = config.spec(VARIANT)
     with pytest.raises(
@@ -243,16 +234,13 @@ def test_value_that_is_not_finite_stops_the_run_and_says_where(store: Store) -> 
     assert len(store.read(layout.health(config, spec)).splitlines()) == 2
 
 
-def test_damaged_checkpoint_is_refused_and_the_one_before_serves(
+def test_damaged_checkpoint_is_refused_and_resume_uses_the_one_before(
     store: Store, straight: tuple[StudyConfig, TrainRecord]
 ) -> None:
     config = study("damaged", "train.steps=8")
     train.run(config, store, VARIANT)
     folder = layout.checkpoint(config, config.spec(VARIANT), 8)
-    path = store.local(f"{folder}/{layout.OPTIMIZER}")
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
+    flip_bit(store.local(f"{folder}/{layout.OPTIMIZER}"))
     longer = study("damaged", "train.steps=12")
     with pytest.raises(DataError, match=r"step-00000008/optimizer\.safetensors: .*remove .*step-00000008"):
         train.run(longer, store, VARIANT)
@@ -304,32 +292,30 @@ def test_complete_training_outlives_its_shards(tmp_path: Path) -> None:
     assert train.run(config, own, VARIANT) == record
 
 
-class Patient(FileStore):
-    """A store that takes a checkpoint's file only after the ranks have met a few times more."""
+class WaitingStore(FileStore):
+    """A store that finishes an upload only after eight more collectives."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
-        self.meetings = 0
+        self.collectives = 0
 
     def upload(self, path: Path, key: str) -> FileEntry:
-        until, end = self.meetings + 8, time.monotonic() + 60
-        while self.meetings < until:
+        until, end = self.collectives + 8, time.monotonic() + 60
+        while self.collectives < until:
             if time.monotonic() > end:
-                raise StoreError(f"{key}: the ranks wait for each other while the store is slow")
+                raise StoreError(f"{key}: no collective during a slow upload")
             time.sleep(0.01)
         return super().upload(path, key)
 
 
-def test_ranks_keep_meeting_while_a_checkpoint_waits_for_a_slow_store(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A rank that waits in silence is taken for lost by the others, whose collectives have a time limit."""
+def test_collectives_go_on_during_a_slow_upload(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other ranks wait in collectives, whose timeout would otherwise fail them."""
     assert isinstance(store, FileStore)
-    slow, meet = Patient(store.root), Ranks.maximum
+    slow, maximum = WaitingStore(store.root), Ranks.maximum
 
     def counted(ranks: Ranks, value: int) -> int:
-        slow.meetings += 1
-        return meet(ranks, value)
+        slow.collectives += 1
+        return maximum(ranks, value)
 
     monkeypatch.setattr(Ranks, "maximum", counted)
     config = study("slow", "train.steps=6", "evaluation.at_steps=[4]", "fit.checkpoint_every=1")
@@ -352,7 +338,7 @@ def test_unknown_variant_is_refused(store: Store) -> None:
         train.run(study("variant"), store, "mini-M/2")
 
 
-def test_a_full_disk_is_one_line_and_harms_no_checkpoint(
+def test_full_disk_is_a_one_line_error_and_leaves_checkpoints_intact(
     store: Store, straight: tuple[StudyConfig, TrainRecord], tmp_path: Path
 ) -> None:
     short, long = study("full", "train.steps=4", "evaluation.at_steps=[4]"), study("full")
@@ -360,11 +346,11 @@ def test_a_full_disk_is_one_line_and_harms_no_checkpoint(
     folder = layout.checkpoints(short, short.spec(VARIANT))
     before = {key: store.read(key) for key in store.list(folder)}
     (tmp_path / "study.yaml").write_text(long.to_yaml())
-    # To a process that may write no more, a disk is full: there is room for the journal, and for no checkpoint.
+    # A limit on file sizes acts like a full disk: the journal fits, a checkpoint does not.
     done = subprocess.run(
         [sys.executable, "-m", "dit", "train", tmp_path / "study.yaml", "--variant", VARIANT, "--root", store.url],
         env={**os.environ, "TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1"},
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
+        preexec_fn=partial(resource.setrlimit, resource.RLIMIT_FSIZE, (100_000, 100_000)),
         capture_output=True,
         text=True,
         check=False,
@@ -378,7 +364,7 @@ def test_a_full_disk_is_one_line_and_harms_no_checkpoint(
 
 
 class ReadOnly(FileStore):
-    """A store whose files can be read only."""
+    """A store that refuses to write."""
 
     def write(self, key: str, data: bytes) -> FileEntry:
         raise StoreError(f"{key}: {len(data)} bytes refused")

@@ -1,9 +1,8 @@
-"""One training step: the same result however it is laid out, the recipe's update, and what is measured on the way."""
+"""One training step: its update, its losses, its state, and independence of micro-batches and kernels."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,8 @@ from dit.data.loader import StepBatch
 from dit.diffusion.losses import diffuse, training_losses
 from dit.diffusion.schedule import linear_schedule
 from dit.errors import MismatchError
-from dit.health.steps import StepLosses, first_nonfinite
+from dit.health.steps import StepLosses
+from dit.runtime.device import can_compile
 from dit.runtime.distributed import Ranks
 from dit.study import layout
 from dit.study.config import FitConfig, StudyConfig
@@ -23,15 +23,6 @@ from dit.training.trainer import Trainer
 STUDY = Path(__file__).parents[3] / "configs" / "digits.yaml"
 BATCH = 12
 ALONE = Ranks(0, 1, 0, torch.device("cpu"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _threads() -> Iterator[None]:
-    """Models this small gain nothing from threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def study(*overrides: str) -> StudyConfig:
@@ -64,18 +55,24 @@ def close(a: list[StepLosses], b: list[StepLosses], tolerance: float = 1e-5) -> 
 
 
 @pytest.mark.parametrize("micro_batch", [6, 5, 1], ids=["halves", "uneven", "single samples"])
-def test_micro_batches_change_nothing(micro_batch: int) -> None:
+def test_micro_batches_change_no_loss_and_no_average(micro_batch: int) -> None:
     whole, parts = trainer(study()), trainer(study(), micro_batch=micro_batch)
     close(run(whole), run(parts))
     for name, tensor in whole.ema.tensors.items():
         torch.testing.assert_close(parts.ema.tensors[name], tensor, rtol=1e-4, atol=1e-6)
 
 
-def test_activation_checkpointing_and_attention_kernel_change_nothing() -> None:
+def test_activation_checkpointing_and_attention_kernel_change_no_loss() -> None:
     close(run(trainer(study())), run(trainer(study(), activation_checkpointing=True, attention="sdpa")))
 
 
-def test_first_loss_is_that_of_a_model_that_predicts_nothing() -> None:
+@pytest.mark.slow
+@pytest.mark.skipif(not can_compile(), reason="torch.compile needs a C++ compiler")
+def test_compilation_changes_no_loss() -> None:
+    close(run(trainer(study(), compile="off"), 3), run(trainer(study(), compile="on"), 3))
+
+
+def test_first_loss_is_that_of_a_zero_output() -> None:
     row = run(trainer(study()), 1)[0]
     given = batch(1)
     schedule = linear_schedule()
@@ -86,7 +83,7 @@ def test_first_loss_is_that_of_a_model_that_predicts_nothing() -> None:
     assert row.total == pytest.approx(row.mse + row.vb)
 
 
-def test_step_is_adamw_and_ema_as_the_recipe_has_them() -> None:
+def test_step_equals_adamw_and_ema_formulas() -> None:
     """Against the formulas of Loshchilov & Hutter 2019, written out, in float64."""
     config = study("train.learning_rate=1e-2", "train.betas=[0.8, 0.95]", "train.weight_decay=0.1")
     trained = trainer(config)
@@ -134,7 +131,7 @@ def test_gradient_norm_is_that_of_the_mean_loss() -> None:
     assert row.grad_norm > 0
 
 
-def test_saved_state_goes_on_exactly() -> None:
+def test_loaded_state_continues_with_identical_losses() -> None:
     straight, first, second = (trainer(study()) for _ in range(3))
     expected = run(straight, 8)
     run(first, 4)
@@ -163,17 +160,9 @@ def test_optimizer_state_with_a_tensor_missing_is_refused() -> None:
         trained.load(1, "checkpoint", files)
 
 
-def test_first_bad_step_and_its_first_term_are_found() -> None:
-    good = StepLosses(1, 0.5, 0.1, 1.0)
-    assert first_nonfinite([good]) is None
-    rows = [good, StepLosses(2, 0.5, math.inf, math.nan), StepLosses(3, math.nan, math.nan, math.nan)]
-    assert first_nonfinite(rows) == (2, "vb")
-    assert first_nonfinite([StepLosses(9, 0.1, 0.1, math.nan)]) == (9, "gradient norm")
-
-
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("file", [layout.RAW_WEIGHTS, layout.EMA_WEIGHTS, layout.OPTIMIZER])
-def test_one_bad_number_anywhere_in_the_state_is_seen(file: str, value: float) -> None:
+def test_one_value_that_is_not_finite_is_found_anywhere_in_the_state(file: str, value: float) -> None:
     trained = trainer(study())
     run(trained, 1)
     assert trained.is_finite()
@@ -183,7 +172,7 @@ def test_one_bad_number_anywhere_in_the_state_is_seen(file: str, value: float) -
     assert not trained.is_finite()
 
 
-def test_bf16_stays_near_fp32_and_keeps_its_state_in_float32() -> None:
+def test_bf16_losses_are_near_fp32_and_its_state_is_float32() -> None:
     full, half = trainer(study()), trainer(study("train.precision=bf16"))
     close(run(full), run(half), tolerance=0.05)
     assert {t.dtype for tensors in half.files().values() for t in tensors.values()} == {torch.float32}
