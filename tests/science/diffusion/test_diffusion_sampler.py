@@ -117,12 +117,16 @@ def ancestral(noise: NoiseSource, steps: int, scale: float, guided: int) -> Tens
     return x
 
 
+# float32 rounding grows along the chain.
+@pytest.mark.parametrize(("steps", "tolerance"), [(2, 1e-5), (20, 1e-3), (250, 1e-2)])
 @pytest.mark.parametrize("scale", [0.0, 0.4, 1.5, 4.0])
 @pytest.mark.parametrize(("channels", "guided"), [("first3", 3), ("all", 4)])
-def test_guided_ancestral_sampling_equals_the_formulas(scale: float, channels: str, guided: int) -> None:
-    expected = ancestral(noise_source(), 20, scale, guided)
-    actual = run(Recorder(), steps=20, cfg_scale=scale, guided_channels=channels)
-    torch.testing.assert_close(actual.double(), expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
+def test_guided_ancestral_sampling_equals_the_formulas(
+    scale: float, channels: str, guided: int, steps: int, tolerance: float
+) -> None:
+    expected = ancestral(noise_source(), steps, scale, guided)
+    actual = run(Recorder(), steps=steps, cfg_scale=scale, guided_channels=channels)
+    torch.testing.assert_close(actual.double(), expected, rtol=tolerance, atol=tolerance * expected.abs().max().item())
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3])
