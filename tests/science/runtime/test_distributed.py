@@ -40,7 +40,7 @@ try:
             {fate}
         ranks.{meeting}
 except DitError as error:
-    sys.stderr.write(f"{{error}}\n")
+    sys.stderr.write(str(error))
     sys.exit(error.exit_code)
 """
 
@@ -132,5 +132,5 @@ def test_rank_that_dies_or_hangs_fails_the_others_with_one_line() -> None:
             finally:
                 lost.kill()
                 lost.communicate()
-            assert survivor.returncode == PeerError.exit_code
+            assert survivor.returncode == PeerError.exit_code, err
             assert "lost contact with the other ranks" in err
