@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dataset_fixtures import flip_bit
 
-from dit.errors import InputError
+from dit.errors import FinalError, InputError
 from dit.study.study_file import load
 from pipelines.local.docker import LOCAL_IMAGE, find_image, use_containers
 
@@ -92,8 +93,11 @@ def test_a_study_ends_with_its_report_and_a_failed_step_has_a_reason(image: str,
     report = root / "studies/digits/report/report.html"
     assert str(report) in output
     assert {path.stat().st_uid for path in root.rglob("*")} == {os.getuid()}
-    code, _, errors = run(root, image, "evaluation.resamples=41")
-    assert code == 2
+    variant = root / "studies/digits/mini-s-2"
+    flip_bit(next(variant.glob("samples/*/*/part-00000.npz")))
+    next(variant.glob("metrics/*.json")).unlink()
+    code, _, errors = run(root, image)
+    assert code == FinalError.exit_code
     assert [line for line in errors.splitlines() if line.startswith("dit: ")] == errors.splitlines()[-1:]
     assert errors.splitlines()[-1].startswith("dit: evaluate mini-S/2: ")
 
