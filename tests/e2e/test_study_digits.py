@@ -18,7 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from dataset_fixtures import flip_bit
 
+from dit.errors import FinalError, MismatchError
 from dit.results.stages import Work
 from dit.results.state import study_is_complete
 from dit.storage import open_store
@@ -250,11 +252,8 @@ def test_a_study_that_lost_a_file_is_not_complete(finished: Finished) -> None:
     assert study_is_complete(Work(config, store))
     for pattern in (
         "datasets/*/manifest.json",
-        "datasets/*/shard-00000.tar",
         "studies/digits/mini-s-2/train.json",
         "studies/digits/mini-s-2/checkpoints/*20/ema.safetensors",
-        "studies/digits/mini-b-2/samples/*40/*/manifest.json",
-        "studies/digits/mini-b-2/samples/*40/*/part-00000.npz",
         "studies/digits/mini-b-2/metrics/*40*.json",
     ):
         (path,) = study.root.glob(pattern)
@@ -262,7 +261,8 @@ def test_a_study_that_lost_a_file_is_not_complete(finished: Finished) -> None:
         assert not study_is_complete(Work(config, store)), pattern
         (study.root / "aside").rename(path)
     assert study_is_complete(Work(config, store))
-    assert not study_is_complete(Work(load(REPOSITORY / "configs/digits.yaml", [*OVERRIDES, "train.seed=1"]), store))
+    with pytest.raises(MismatchError):
+        study_is_complete(Work(load(REPOSITORY / "configs/digits.yaml", [*OVERRIDES, "train.seed=1"]), store))
 
 
 def test_an_interrupted_or_killed_study_continues_with_the_same_numbers(finished: Finished, tmp_path: Path) -> None:
@@ -298,11 +298,17 @@ def test_an_interrupted_or_killed_study_continues_with_the_same_numbers(finished
 
 
 def test_a_failed_step_is_reported_in_one_line_with_its_exit_code(finished: Finished) -> None:
-    """Metrics of another protocol are in the store."""
+    """A sample set is damaged, and its metrics are gone."""
     study, _ = finished
     before = study.values()
-    code, _, errors = study.run("evaluation.resamples=41")
-    assert code == 2
+    (part,) = study.root.glob("studies/digits/mini-b-2/samples/*40/*/part-00000.npz")
+    (record,) = study.root.glob("studies/digits/mini-b-2/metrics/*40*.json")
+    aside = record.rename(study.root / "aside")
+    flip_bit(part)
+    code, _, errors = study.run()
+    flip_bit(part)
+    aside.rename(record)
+    assert code == FinalError.exit_code
     assert len([line for line in errors.splitlines() if line.startswith("dit: ")]) == 1
     assert errors.splitlines()[-1].startswith("dit: evaluate mini-")
     assert "Traceback" not in errors

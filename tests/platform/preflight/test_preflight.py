@@ -370,9 +370,10 @@ def test_a_study_is_submitted_under_the_launchers_account(place: Place, capsys: 
     (sent,) = place.pipelines.created
     assert (sent["display_name"], sent["service_account"]) == ("first", "dit-launcher")
     assert place.pipelines.experiments == ["mine"]
-    given = sent["pipeline_spec"]["pipeline_spec"]["root"]["inputDefinitions"]["parameters"]
-    assert given["steps"]["defaultValue"] == 100
-    assert given["image"]["defaultValue"] == IMAGE
+    spec = sent["pipeline_spec"]["pipeline_spec"]
+    assert spec["root"]["inputDefinitions"]["parameters"]["steps"]["defaultValue"] == 100
+    executors = spec["deploymentSpec"]["executors"].values()
+    assert {executor["container"]["image"] for executor in executors} == {IMAGE}
     printed = capsys.readouterr().out.splitlines()
     assert f"run run-1 (first) in experiment mine: {place.endpoint}/#/runs/details/run-1" in printed
     assert printed[-1].startswith("run run-1: succeeded")

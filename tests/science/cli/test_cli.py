@@ -90,7 +90,7 @@ def test_a_part_that_is_not_valid_is_refused(part: str, capsys: pytest.CaptureFi
         (["sample", DIGITS, "--step", "-5"], "--step"),
         (["sample", DIGITS, "--step", "many"], "--step"),
         (["study", DIGITS, "--runner", "kind"], "'kind' is not one of 'local', 'docker'"),
-        (["study", DIGITS, "--image", "x"], "add --runner docker"),
+        (["study", DIGITS, "--image", "x"], "used only with --runner docker"),
         (["trian", DIGITS], "No such command 'trian'"),
     ],
 )
