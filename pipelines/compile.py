@@ -19,24 +19,24 @@ _BY_DIGEST = re.compile(r"^[^@\s]+@sha256:[0-9a-f]{64}$")
 
 
 def package_of(config: StudyConfig) -> Path:
-    """The file that a study's pipeline is written to unless another is named."""
+    """Default file of a study's pipeline."""
     return Path("build") / f"{config.study}.yaml"
 
 
 def compile_study(config: StudyConfig, root: str, image: str, output: Path) -> Path:
     """Write the study's pipeline; equal arguments give equal files.
 
-    Raises InputError for a root that pods cannot reach, or an image that is not named by its digest, DitError where the
-    file cannot be written.
+    Raises InputError when pods cannot reach the root or the image has no digest, DitError when the file cannot be
+    written.
     """
     if not root.startswith("s3://") or not root.removeprefix("s3://").strip("/"):
-        raise InputError(f"root {root}: pods reach no folder of this machine; give s3://bucket/prefix")
+        raise InputError(f"root {root}: pods cannot reach a folder of this machine; give s3://bucket/prefix")
     if not image:
-        raise InputError("no image is named; run 'make build push REGISTRY=...', or give --image")
+        raise InputError("no image is given; run 'make build push REGISTRY=...' or give --image")
     if not _BY_DIGEST.match(image):
-        # What the pipelines' cache holds, and which job is the same as one that runs, is told by the image's name.
+        # The image's name is part of the key of kfp's cache and of a job's spec hash.
         raise InputError(f"image {image}: a tag may mean another image tomorrow; give NAME@sha256:..., as in {DIGEST}")
-    # Each of hundreds of settings has kfp read the sources of all callers there are: a new thread has few.
+    # kfp reads the sources of all callers for each of hundreds of settings. A new thread has few callers.
     with ThreadPoolExecutor(1) as thread:
         pipeline = thread.submit(build, config, root, image=image).result()
     try:
@@ -48,8 +48,13 @@ def compile_study(config: StudyConfig, root: str, image: str, output: Path) -> P
 
 
 def pushed_image(digest: Path = DIGEST) -> str:
-    """The image last pushed, by digest; MissingError where none was."""
+    """The image last pushed, by digest.
+
+    Raises MissingError when none was pushed.
+    """
     try:
         return digest.read_text().strip()
     except OSError:
-        raise MissingError(f"no {digest}; run 'make build push REGISTRY=...' first, or give --image") from None
+        raise MissingError(
+            f"{digest} does not exist; run 'make build push REGISTRY=...' first, or give --image"
+        ) from None

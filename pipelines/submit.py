@@ -59,25 +59,30 @@ def submit(config: StudyConfig, root: str, image: str, options: Submission) -> s
 
 
 def terminate(uid: str, endpoint: str | None) -> None:
-    """End a run. Raises InputError for one that does not exist or has ended."""
+    """End a run.
+
+    Raises InputError when the run does not exist or has ended.
+    """
     Pipelines(endpoint_of(endpoint)).terminate(uid)
-    say(f"run {uid} is told to end; the reaper deletes its jobs")
+    say(f"run {uid} will end; the reaper deletes its jobs")
 
 
 def wait(pipelines: Pipelines, uid: str, patience: float, namespace: str = RUNS_NAMESPACE) -> None:
-    """Return when a run has succeeded, for days where need be, and tell what changes.
+    """Wait until a run has succeeded, for days if necessary, and print each change of a step's state.
 
-    DitError with the failed steps when it ends in any other way; PipelinesUnavailable when the server is away for
-    `patience` seconds. `namespace` is that of the steps' pods.
+    `namespace` is that of the steps' pods.
+
+    Raises DitError, which names the failed steps, when the run ends in any other way.
+    Raises PipelinesUnavailable when the server is down for `patience` seconds.
     """
-    told: dict[str, str] = {}
+    shown: dict[str, str] = {}
     workflows = _Workflows(namespace)
     while True:
         run = workflows.seen(retry(lambda: pipelines.run(uid), PipelinesUnavailable, patience))
         for step in steps(run):
-            if step.state and told.get(step.name) != step.state:
+            if step.state and shown.get(step.name) != step.state:
                 say(f"{step.name}: {step.state.lower()}")
-                told[step.name] = step.state
+                shown[step.name] = step.state
         if run.over:
             break
         time.sleep(POLL_SECONDS)
@@ -88,57 +93,57 @@ def wait(pipelines: Pipelines, uid: str, patience: float, namespace: str = RUNS_
 
 
 class _Workflows:
-    """What a run's workflow says of the steps of a large run; where we may not ask it, that is told once."""
+    """Reads the states of a large run's steps from its workflow. If that is not permitted, prints this once."""
 
     def __init__(self, namespace: str) -> None:
         self._cluster: Cluster | None = None
-        self._told = False
+        self._reported = False
         try:
             self._cluster = Cluster.connect().within(namespace)
         except InputError as error:
-            self._tell(error)
+            self._report(error)
 
     def seen(self, run: Run) -> Run:
-        """The run with its steps as they are now, as far as that can be known."""
+        """The run with the newest known states of its steps."""
         try:
             return seen_in(run, self._cluster) if self._cluster else run
         except ApiUnavailable:
-            # What the server says of the steps may be old news, which is better than none at the end.
+            # The server's states may be old. At the end of a run they are better than none.
             return run if run.over else replace(run, tasks=())
         except DitError as error:
-            self._tell(error)
+            self._report(error)
             return run
 
-    def _tell(self, error: DitError) -> None:
-        if not self._told:
-            say(f"Kubeflow Pipelines shows old states of a large run's steps; newer ones cannot be asked for: {error}")
-        self._told = True
+    def _report(self, error: DitError) -> None:
+        if not self._reported:
+            say(f"Kubeflow Pipelines has old states of a large run's steps, and the workflow cannot be read: {error}")
+        self._reported = True
 
 
 def _failure(pipelines: Pipelines, run: Run, namespace: str) -> str:
-    """That a run has failed; why is told before, a line for each failed step."""
+    """The error of a failed run. Prints the reason of each failed step first."""
     failed = [step.name for step in failures(run)]
-    for name, why in reasons(run, failed, namespace).items():
-        say(f"{name}: {why}")
+    for name, reason in reasons(run, failed, namespace).items():
+        say(f"{name}: {reason}")
     where = f" at {', '.join(failed)}" if failed else ""
-    said = f": {run.message}" if run.message else ""
-    return f"run {run.uid} ended {run.state}{where}{said}; {pipelines.url(run.uid)}"
+    message = f": {run.message}" if run.message else ""
+    return f"run {run.uid} ended {run.state}{where}{message}; {pipelines.url(run.uid)}"
 
 
 def reasons(run: Run, titles: Sequence[str], namespace: str) -> dict[str, str]:
-    """Step -> why it failed, in the words of its newest pod; where there is no telling, how to find out."""
+    """Step -> reason of its failure: the message of its newest pod, or else the command that shows its pods."""
     see = f"kubectl get pods -n {namespace} -l {KFP_RUN}={run.uid}"
     try:
         cluster = Cluster.connect().within(namespace)
         pods = cluster.pods(f"{KFP_RUN}={run.uid}")
         return {title: _reason(cluster, title, last_death(run, title, pods)) or f"failed; {see}" for title in titles}
     except DitError as error:
-        return {title: f"failed; {see}; its pods cannot be asked from here: {error}" for title in titles}
+        return {title: f"failed; {see}; its pods cannot be read from here: {error}" for title in titles}
 
 
 def _reason(cluster: Cluster, title: str, death: tuple[str, str] | None) -> str:
     if death is None:
         return ""
-    pod, said = death
-    said = said or reason_in(cluster.last_log(pod, CONTAINER, _LOG_LINES))
-    return f"{said.removeprefix(f'{title}: ') or 'failed'}; kubectl logs -n {cluster.namespace} {pod} -c {CONTAINER}"
+    pod, reason = death
+    reason = reason or reason_in(cluster.last_log(pod, CONTAINER, _LOG_LINES))
+    return f"{reason.removeprefix(f'{title}: ') or 'failed'}; kubectl logs -n {cluster.namespace} {pod} -c {CONTAINER}"

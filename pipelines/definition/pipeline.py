@@ -135,7 +135,7 @@ class _Steps:
         """
         task.set_display_name(name).set_caching_options(cached).set_container_image(self.image)
         if self.pooled:
-            step_pods.equip(task, kind, self.config.cluster)
+            step_pods.set_pod_settings(task, kind, self.config.cluster)
         return task
 
 

@@ -1,4 +1,4 @@
-"""What the pod of a pipeline's step is given on a cluster: the `cluster:` section of the study as kfp's settings."""
+"""Settings of the pods of pipeline steps: the `cluster:` section of the study as kfp's settings."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from dit.results.stages import PodKind
 from dit.study.cluster import PRODUCT_LABEL, ClusterConfig, StepConfig, quantity
 
 _SCRATCH = "/tmp"
-# Argo counts it from the start of the first try: later there is no other, and one under way is killed.
-_TRIED_FOR = f"{365 * 24 * 3600}s"
+# Argo measures this from the first attempt. After it, no retry starts and a running attempt is killed.
+_RETRY_WINDOW = f"{365 * 24 * 3600}s"
 
 
-def equip(task: Any, kind: PodKind, cluster: ClusterConfig) -> None:
-    """Give a task resources, variables, a place in the cluster, and retries."""
+def set_pod_settings(task: Any, kind: PodKind, cluster: ClusterConfig) -> None:
+    """Set a task's resources, variables, node selection and retries."""
     step: StepConfig = getattr(cluster.steps, kind)
     _resources(task, step, cluster)
     _variables(task, step, cluster)
@@ -28,14 +28,14 @@ def equip(task: Any, kind: PodKind, cluster: ClusterConfig) -> None:
     kubernetes.set_security_context(task, run_as_non_root=True)
     if step.timeout_seconds:
         kubernetes.set_timeout(task, step.timeout_seconds)
-    # As Kubeflow Pipelines is published (retryPolicy OnError), a pod that was lost is tried again; a step that failed
-    # by itself, and so would fail again, is not.
+    # Kubeflow Pipelines' default is retryPolicy OnError: a step is retried when its pod is lost, not when it exits with
+    # an error.
     if cluster.steps.retries:
-        task.set_retry(cluster.steps.retries, f"{cluster.steps.retry_seconds}s", 2.0, _TRIED_FOR)
+        task.set_retry(cluster.steps.retries, f"{cluster.steps.retry_seconds}s", 2.0, _RETRY_WINDOW)
 
 
 def _resources(task: Any, step: StepConfig, cluster: ClusterConfig) -> None:
-    # No limit of CPU, as in the pods of jobs: idle cores may be used.
+    # Without a CPU limit, as in the pods of jobs, a step may use idle cores.
     task.set_cpu_request(_cpu(step.cpu)).set_memory_request(_memory(step.memory)).set_memory_limit(_memory(step.memory))
     if step.gpus:
         task.set_accelerator_type(cluster.gpu_resource).set_accelerator_limit(step.gpus)
@@ -46,7 +46,7 @@ def _resources(task: Any, step: StepConfig, cluster: ClusterConfig) -> None:
 
 
 def _variables(task: Any, step: StepConfig, cluster: ClusterConfig) -> None:
-    # The image's home is /tmp, and so caches are on the scratch volume.
+    # The image's home is /tmp, so caches are on the scratch volume.
     plain = {
         "OMP_NUM_THREADS": str(max(1, math.floor(quantity(step.cpu)))),
         **cluster.env,

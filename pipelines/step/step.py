@@ -1,4 +1,4 @@
-"""One step of the pipeline, in its own process: call a stage by name, and report why it fails. Knows no kfp."""
+"""One step of the pipeline, in its own process: calls a stage by name and reports its error. Does not import kfp."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ T = TypeVar("T")
 
 
 def run_step(stage: str, study: str, variant: str | None = None) -> StepResult:
-    """Run a stage of the study at this address in this process; it returns at once when its result is complete.
+    """Run a stage of the study at this address, in this process.
 
-    A DitError becomes one line and the process's exit code; under a lifeline all output becomes events.
+    A DitError becomes one line and the process's exit code. Under a lifeline, all output becomes events.
     """
 
     def work() -> StepResult:
         config, store, _ = submitted.read(study)
         return _stage(stage, config, store, variant)
 
-    return _spoken(_named(stage, variant), work)
+    return _reported(_named(stage, variant), work)
 
 
 def run_job(stage: JobStage, study: str, variant: str, image: str) -> StepResult:
-    """As `run_step`; in a run of Kubeflow Pipelines a job of many pods, of this image, does the work."""
+    """As `run_step`. In a run of Kubeflow Pipelines, a job with many pods of this image does the work."""
     if KFP_POD not in os.environ:
         return run_step(stage, study, variant)
 
@@ -52,22 +52,22 @@ def run_job(stage: JobStage, study: str, variant: str, image: str) -> StepResult
         config, store, root = submitted.read(study)
         return StepResult(config, store, launch_job(stage, config.to_yaml(), root, [], variant, image))
 
-    return _spoken(_named(stage, variant), launch)
+    return _reported(_named(stage, variant), launch)
 
 
 def run_part(dataset_study: str, root: str, overrides: list[str], part: tuple[int, int]) -> StepResult:
-    """Make part (k, n) of the shards; of the overrides only those of the dataset count."""
-    counting = [one for one in overrides if one.partition("=")[0].strip().split(".")[0] in _PART_SECTIONS]
+    """Make part (k, n) of the shards. Only overrides of the dataset are applied."""
+    counting = [text for text in overrides if text.partition("=")[0].strip().split(".")[0] in _PART_SECTIONS]
 
     def work() -> StepResult:
         config = study_file.load_text(dataset_study, counting)
         return _stage("prepare", config, submitted.open_root(root, config.cluster.patience.api), part=part)
 
-    return _spoken(f"prepare {part[0]}/{part[1]}", work)
+    return _reported(f"prepare {part[0]}/{part[1]}", work)
 
 
 def run_merge(inputs: StudyInputs, root: str) -> tuple[str, StepResult]:
-    """Write the run's study to the store, for the steps that follow, and join the shards of all parts.
+    """Write the run's study to the store for the later steps, and join the shards of all parts.
 
     Returns the study's address and the dataset.
     """
@@ -79,18 +79,18 @@ def run_merge(inputs: StudyInputs, root: str) -> tuple[str, StepResult]:
         try:
             return address, _stage("prepare", config, store, function="merge")
         except MissingError as error:
-            # A part that came from the cache says that it was made once, not that its shards are still there.
-            raise MissingError(f"{error}; or, where a part was taken from the cache: dit submit --cache off") from None
+            # kfp's cache remembers that a part was made once, not whether its shards are still there.
+            raise MissingError(f"{error}; or, if a part came from the cache, dit submit --cache off") from None
 
-    return _spoken("merge", join)
+    return _reported("merge", join)
 
 
 def _named(stage: str, variant: str | None) -> str:
     return f"{stage} {resolve(variant).name}" if variant else stage
 
 
-def _spoken(name: str, work: Callable[[], T]) -> T:
-    """Do a step's work; why it fails is said where its starter looks."""
+def _reported(name: str, work: Callable[[], T]) -> T:
+    """Do a step's work and report an error: as an event to the starter, or on standard error."""
     with events.spoken(name) if parent_watch.end_with_parent() else nullcontext(None) as starter:
         try:
             return work()
@@ -108,8 +108,8 @@ def _spoken(name: str, work: Callable[[], T]) -> T:
 
 
 def _leave_reason(message: str) -> None:
-    """Have Kubernetes show it as the reason why the pod failed, and so the pipelines' UI as the step's."""
-    # What kubelet mounts there is writable for every user; where it is not, the log still has the reason.
+    """Write the pod's termination message, which the pipelines' UI shows as the step's error."""
+    # kubelet's mount is writable for every user. If it is not, the log still has the reason.
     if KFP_POD in os.environ:
         with suppress(OSError):
             _TERMINATION_LOG.write_bytes(message.encode()[:_TERMINATION_BYTES])
@@ -127,13 +127,13 @@ def _stage(
 
 @contextmanager
 def _alone(what: str) -> Iterator[None]:
-    """Let one step at a time work on a variant: a killed run's last step may still be writing its checkpoint."""
+    """Run one step of a variant at a time: the last step of a killed run may still be writing its checkpoint."""
     path = cache_dir() / "locks" / hashlib.sha256(what.encode()).hexdigest()[:16]
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            sys.stdout.write("another run is at this; waiting for its step to end\n")
+            sys.stdout.write("another run works on this; waiting for its step to end\n")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

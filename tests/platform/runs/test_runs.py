@@ -160,7 +160,7 @@ def test_a_failed_run_is_reported_without_a_cluster(
         submission.wait(pipelines, "r", patience=60)
     out = capsys.readouterr().out
     assert "kubectl get pods -n kubeflow -l pipeline/runid=r" in out
-    assert "old states of a large run's steps; newer ones cannot be asked for: " in out
+    assert "old states of a large run's steps, and the workflow cannot be read: " in out
 
 
 WORKFLOWS = "/apis/argoproj.io/v1alpha1/namespaces/kubeflow/workflows"
