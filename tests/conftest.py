@@ -22,6 +22,8 @@ settings.load_profile("untimed")
 FOREIGN = ("AWS_", "DIT_", "MLFLOW_", "PET_", "TORCHELASTIC_")
 LAUNCHER = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 KEPT = {"DIT_TEST_SEED"}
+# Hides output that is not flushed.
+HIDING = {"PYTHONUNBUFFERED"}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -29,7 +31,7 @@ def _environment_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> Itera
     """Every worker has a cache of its own; none reads what the caller has set."""
     with pytest.MonkeyPatch.context() as patch:
         for name in os.environ.keys() - KEPT:
-            if name.startswith(FOREIGN) or name in LAUNCHER:
+            if name.startswith(FOREIGN) or name in LAUNCHER | HIDING:
                 patch.delenv(name)
         patch.setenv("DIT_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield

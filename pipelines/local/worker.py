@@ -13,6 +13,8 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
+from typing import cast
 
 from kfp import local
 
@@ -29,6 +31,8 @@ def main(handle: int, folder: str) -> int:
     # The parent handles interrupts, and ends the steps by their lifeline.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: None)
+    # kfp prints the lines of a step to this pipe, where Python would keep them until a block is full.
+    cast(TextIOWrapper, sys.stdout).reconfigure(line_buffering=True)
     # kfp warns about each image without "python" in its name.
     warnings.simplefilter("ignore")
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=folder, workspace_root=f"{folder}/workspace")
