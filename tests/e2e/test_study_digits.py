@@ -161,8 +161,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     study = Study(tmp_path_factory.mktemp("study") / "runs")
     code, output, errors = study.run()
     assert code == 0, errors
-    # The orchestrator measures times itself: a step's lines must reach it while the step runs.
-    assert "took 0 ms" not in output + errors
     return study, output
 
 
