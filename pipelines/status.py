@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
-from dit.console import say, table
+from dit.console import console, say, table
 from dit.errors import DitError, one_line
 from dit.results.progress import StageProgress, progress
 from dit.results.stages import Work, step_names
@@ -67,7 +67,7 @@ def run(
     while True:
         view = _look(config, root, run_id, experiment)
         if watch and sys.stdout.isatty():
-            say("\033[H\033[2J")
+            console().clear()
         _show(view)
         if not watch or not under_way(view.stages, view.jobs, view.run):
             return

@@ -158,4 +158,5 @@ def _manifest(config: StudyConfig, source: SourceRecord, shards: list[ShardRecor
         label_counts=tuple(np.sum([shard.label_counts for shard in shards], axis=0).tolist()),
         latents=ChannelStats(mean=tuple(mean.tolist()), std=tuple(np.sqrt(np.maximum(variance, 0)).tolist())),
         shards=tuple(shards),
+        left_out=source.left_out,
     )

@@ -17,9 +17,10 @@ from dit.codec.weights import encoder_sha256
 from dit.console import progress, say
 from dit.data.encoding import ShardContent, ShardEncoder
 from dit.data.items import Item, Source, load_ahead
+from dit.data.left_out import describe
 from dit.data.merge import merge_shards, shard_total
 from dit.data.sources import open_source
-from dit.errors import MismatchError
+from dit.errors import MismatchError, one_line
 from dit.results.stages import Work, dataset
 from dit.results.state import look
 from dit.runtime.device import tune_process
@@ -91,15 +92,19 @@ class _Preparation:
             sha256=self.source_sha256,
             items=len(self.source.items),
             class_names=self.source.class_names,
+            left_out=self.source.left_out,
         )
+        if ours.left_out:
+            say(f"dataset.source: not part of the dataset: {describe(ours.left_out)}")
         theirs = read_record(self.store, key, SourceRecord)
-        if theirs is None:
-            write_record(self.store, key, ours)
-        elif theirs != ours:
+        # Hidden files, for example, may differ between the machines of the parts.
+        if theirs is not None and theirs.model_copy(update={"left_out": ours.left_out}) != ours:
             raise MismatchError(
                 f"{self.store.url}/{key}: begun from source {theirs.sha256[:12]} of {theirs.items} images, here it is"
                 f" {ours.sha256[:12]} of {ours.items}; use the same source for all parts, or delete the folder"
             )
+        if theirs != ours:
+            write_record(self.store, key, ours)
 
     def make(self, part: tuple[int, int]) -> None:
         """Make every shard of the part that is not complete."""
@@ -166,7 +171,7 @@ class _Preparation:
         """Upload a shard, its record last; runs while the next shard is encoded."""
         config, folder = self.config, self._folder
         for _, reason in content.corrupt:
-            say(f"left out: {reason}")
+            say(one_line(f"left out: {reason}"))
         tar = self.store.upload(path, f"{folder}/{layout.shard(number)}")
         index = self.store.write(f"{folder}/{layout.shard_index(number)}", content.index.to_bytes())
         path.unlink()

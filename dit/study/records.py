@@ -68,6 +68,15 @@ class ChannelStats(FrozenModel):
     std: tuple[float, ...]
 
 
+class LeftOut(FrozenModel):
+    """Files and folders of a source that are not part of the dataset, for one reason."""
+
+    reason: str
+    count: int
+    names: tuple[str, ...]
+    """The first 1,000 of them; the name of a folder ends in a slash."""
+
+
 class SourceRecord(Record):
     """The source that all parts of a preparation must share: `datasets/<name>-<hash>/source.json`."""
 
@@ -76,6 +85,7 @@ class SourceRecord(Record):
     """SHA-256 of the ordered list of keys and labels."""
     items: int
     class_names: tuple[str, ...]
+    left_out: tuple[LeftOut, ...] = ()
 
 
 class ShardRecord(Record):
@@ -124,6 +134,8 @@ class DatasetManifest(Record):
     latents: ChannelStats
     """Statistics of the scaled latents, posterior noise included."""
     shards: tuple[ShardRecord, ...]
+    left_out: tuple[LeftOut, ...] = ()
+    """What the source holds beside the images; corrupt images are named by their shards."""
 
     def content_hash(self) -> str:
         """A hash of all shards' bytes."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TextIO
 from dit.console import Progress, console, progress
 from dit.console.formatting import format_duration
 from dit.console.streams import user_terminal
-from dit.errors import DitError, FinalError, InputError
+from dit.errors import DitError, FinalError, InputError, printable
 from pipelines.step.events import Event, from_line
 
 if TYPE_CHECKING:
@@ -109,6 +109,7 @@ class StudyLog:
     def _print(self, line: str, *, on_terminal: bool) -> None:
         if self._screen.is_terminal != on_terminal:
             return
+        line = printable(line)
         if not on_terminal:
             self._screen.out(line, highlight=False)
         else:
