@@ -34,8 +34,8 @@ _WHITE_IS_ZERO = 0
 
 UInt8Array = npt.NDArray[np.uint8]
 
-# Images of more than MAX_PIXELS are refused by name, so Pillow's warning about them is a second one without a name.
-warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+# Pillow's warnings about damaged and large images do not name the image; the errors below do.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class CorruptImageError(DataError):
@@ -51,12 +51,9 @@ def decode_image(data: bytes, image_size: int, channels: int, name: str) -> UInt
     or when its values have no defined white.
     """
     try:
-        with (
-            Image.open(io.BytesIO(data), formats=_FORMATS) as image,
-            one_at_a_time(_checked_pixels(image, image_size)),
-        ):
-            converted = _eight_bits(image).convert("RGB" if channels == 3 else "L")
-            cropped = centre_crop(converted, image_size)
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        with one_at_a_time(_checked_pixels(image, image_size)):
+            cropped = _cropped(image, image_size, "RGB" if channels == 3 else "L")
     except CorruptImageError as error:
         raise CorruptImageError(f"{name}: {error}") from None
     # Pillow's decoders raise exceptions of many types for damaged files.
@@ -68,6 +65,14 @@ def decode_image(data: bytes, image_size: int, channels: int, name: str) -> UInt
 def one_at_a_time(size: int) -> AbstractContextManager[object]:
     """Return a lock for work on `size` bytes or pixels; only large work waits for it."""
     return _ONE_LARGE if size > _LARGE else nullcontext()
+
+
+def _cropped(image: Image.Image, size: int, mode: str) -> Image.Image:
+    # Closing frees the pixels while the lock for large images is held.
+    try:
+        return centre_crop(_eight_bits(image).convert(mode), size)
+    finally:
+        image.close()
 
 
 def centre_crop(image: Image.Image, size: int) -> Image.Image:
