@@ -83,7 +83,7 @@ class StudyLog:
             step.tail.append(line.strip())
 
     def _write(self, worker: int, line: str) -> None:
-        self._log.write(f"{worker}| {line}\n" if line else "\n")
+        self._log.write(f"{worker}| {printable(line)}\n" if line else "\n")
 
     def _show(self, worker: int, step: _Step, event: Event) -> None:
         if event.kind == "begin":

@@ -50,6 +50,14 @@ def test_only_the_lines_of_steps_are_printed_and_all_output_is_logged(capsys: py
         assert line in result.kept
 
 
+def test_control_characters_in_the_output_of_steps_are_shown_as_escapes(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [Event("begin", "prepare"), "cut: \x1b[2Ja.png", Event("line", "left out: \x1b]0;b\x07.png"), Event("end")]
+    result = shown([(1, line) for line in lines], capsys)
+    assert "prepare: left out: \\x1b]0;b\\x07.png" in result.screen
+    assert "cut: \\x1b[2Ja.png" in result.kept
+    assert "\x1b" not in result.screen + result.kept
+
+
 def test_lines_of_two_workers_name_their_steps(capsys: pytest.CaptureFixture[str]) -> None:
     lines: list[tuple[int, str | Event]] = [
         (1, Event("begin", "evaluate mini-S/2")),

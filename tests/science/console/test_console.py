@@ -18,6 +18,7 @@ from processes import python
 from terminals import Terminal, terminal
 
 from dit.console import output
+from dit.errors import DitError, one_line
 
 __all__ = ["terminal"]
 
@@ -57,6 +58,23 @@ def test_without_a_terminal_a_short_task_is_one_line_on_stderr() -> None:
     assert re.fullmatch(
         r"train S/2: 100/100 steps \(100 %\), [\d.]+ steps/s, took [\d.]+ (s|ms), loss 0\.1250\n", result.stderr
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("\x1b[31mred", r"\x1b[31mred"),
+        ("a\rb\x08\x7f", r"a\rb\x08\x7f"),
+        ("\x9b2J", r"\x9b2J"),
+        ("gpj.\u202ecat", r"gpj.\u202ecat"),
+        ("Zoë 犬\tä", "Zoë 犬\tä"),
+    ],
+)
+def test_control_characters_are_shown_as_escapes(text: str, shown: str, capsys: pytest.CaptureFixture[str]) -> None:
+    output.say(text)
+    output.table(["name"], [[text]])
+    assert capsys.readouterr().out == f"{shown}\nname\n{shown}\n"
+    assert one_line(DitError(f"{text}:\n {text}")) == one_line(f"{shown}: {shown}")
 
 
 def test_without_a_terminal_a_long_task_is_a_line_for_every_tenth(

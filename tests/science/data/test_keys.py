@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
-from typing import Any
-
+from dataset_fixtures import lines_run
 from hypothesis import given
 from hypothesis import strategies as st
 from webdataset.tariterators import base_plus_ext
@@ -21,24 +18,6 @@ def test_any_file_name_becomes_a_unique_key_that_webdataset_reads_whole(names: l
         assert base_plus_ext(f"{key}.moments.npy") == (key, "moments.npy")
         assert not key.startswith("__")
         assert len(f"{key}.moments.npy".encode()) < 250
-
-
-def lines_run(call: Callable[[], object]) -> int:
-    """The lines of Python that a call runs: its cost, without a clock."""
-    count = 0
-
-    def trace(_frame: object, event: str, _argument: object) -> Any:
-        nonlocal count
-        count += event == "line"
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        call()
-    finally:
-        sys.settrace(before)
-    return count
 
 
 def test_many_names_that_are_equal_cost_linear_time() -> None:
