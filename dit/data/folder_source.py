@@ -12,9 +12,6 @@ from dit.data.left_out import HIDDEN, NO_CLASS, NOT_AN_IMAGE, SAME_FOLDER, LeftO
 from dit.errors import InputError, MissingError
 from dit.study.config import DatasetConfig, FolderSource
 
-Identity = tuple[int, int]
-"""Device and inode of a folder."""
-
 
 def open_folder(dataset: DatasetConfig, config: FolderSource) -> Source:
     """Class folders, numbered in sorted order as torchvision's ImageFolder does, with images at any depth.
@@ -43,11 +40,9 @@ def open_folder(dataset: DatasetConfig, config: FolderSource) -> Source:
 def _class_names(root: Path, left_out: LeftOutList) -> list[str]:
     names = []
     for entry in _entries(root):
-        with source_errors(Path(entry.path)):
-            is_folder = entry.is_dir()
         if is_hidden(entry.name):
-            left_out.add(HIDDEN, f"{entry.name}{'/' * is_folder}")
-        elif is_folder:
+            left_out.add(HIDDEN, _hidden(entry, entry.name))
+        elif _is_folder(entry):
             names.append(entry.name)
         else:
             _require_target(entry)
@@ -83,21 +78,27 @@ class _ClassFolder:
         return sorted(self._images)
 
     def _add(self, entry: os.DirEntry[str], path: str) -> None:
-        with source_errors(Path(entry.path)):
-            is_folder, is_file = entry.is_dir(), entry.is_file()
         if is_hidden(entry.name):
-            self._left_out.add(HIDDEN, f"{path}{'/' * is_folder}")
-        elif is_folder and entry.is_symlink():
-            self._linked.append(path)
-        elif is_folder:
-            self._folders.append(path)
-        elif is_file and is_image(entry.name):
+            self._left_out.add(HIDDEN, _hidden(entry, path))
+        elif _is_folder(entry):
+            (self._linked if entry.is_symlink() else self._folders).append(path)
+        elif is_image(entry.name) and entry.is_file():
             self._images.append(path)
         else:
             _require_target(entry)
             if is_image(entry.name):
                 raise InputError(f"{entry.path}: an image's name, but not a file (a pipe or a device); remove it")
             self._left_out.add(NOT_AN_IMAGE, path)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    with source_errors(Path(entry.path)):
+        return entry.is_dir()
+
+
+def _hidden(entry: os.DirEntry[str], path: str) -> str:
+    """Return the name of something hidden, where no link is followed."""
+    return f"{path}{'/' * entry.is_dir(follow_symlinks=False)}"
 
 
 def _require_target(entry: os.DirEntry[str]) -> None:
@@ -111,6 +112,7 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         return sorted(entries, key=lambda entry: entry.name)
 
 
-def _identity(folder: Path) -> Identity:
+def _identity(folder: Path) -> tuple[int, int]:
+    """Return device and inode, which are equal for all names of a folder."""
     state = os.stat(folder)
     return state.st_dev, state.st_ino

@@ -40,17 +40,18 @@ def test_hidden_and_other_files_are_counted_and_named(root: Path) -> None:
     for name in (".cache/1.png", "class-0/.thumbs/deep/2.png", "class-0/sub/3.png"):
         (root / name).parent.mkdir(parents=True)
         picture(1, 20, 20).save(root / name)
+    (root / "class-0" / ".self").symlink_to(".self")
     for name in ("loose.png", "class-0/.DS_Store", "class-0/sub/photo.heic", "class-0/sub/notes.txt"):
         (root / name).write_bytes(b"x")
     source = opened(root)
     assert keys(source) == ["class-0/picture_0", "class-0/sub_3"]
     assert {record.reason: (record.count, sorted(record.names)) for record in source.left_out} == {
-        "hidden": (3, [".cache/", "class-0/.DS_Store", "class-0/.thumbs/"]),
+        "hidden": (4, [".cache/", "class-0/.DS_Store", "class-0/.self", "class-0/.thumbs/"]),
         "outside the class folders": (1, ["loose.png"]),
         "without the extension of an image": (2, ["class-0/sub/notes.txt", "class-0/sub/photo.heic"]),
     }
     line = describe(source.left_out)
-    assert "3 hidden (" in line
+    assert "4 hidden (" in line
     assert "photo.heic" in line
 
 
