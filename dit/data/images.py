@@ -101,13 +101,16 @@ def _checked_pixels(image: Image.Image, image_size: int) -> int:
         raise CorruptImageError(f"is {width} x {height} pixels, a strip of more than {MAX_ASPECT} to 1")
     # Tiles are decoded whole, and can be larger than the image.
     tags = getattr(image, "tag_v2", {})
-    tile = int(tags.get(_TILE_WIDTH, 0)) * int(tags.get(_TILE_LENGTH, 0))
-    enlarged = image_size * image_size * long // short
-    largest = max(width * height, tile, enlarged)
-    if largest > MAX_PIXELS:
-        what = "tiles" if largest == tile else "a crop" if largest == enlarged else "a picture"
-        raise CorruptImageError(f"is {width} x {height} pixels, with {what} of more than {MAX_PIXELS:,}")
-    return largest
+    tile = int(tags.get(_TILE_WIDTH, 0)), int(tags.get(_TILE_LENGTH, 0))
+    made = {
+        f"is {width} x {height} pixels": width * height,
+        f"has tiles of {tile[0]} x {tile[1]} pixels": tile[0] * tile[1],
+        f"is {width} x {height} pixels, too narrow to enlarge to {image_size}": image_size * image_size * long // short,
+    }
+    for what, pixels in made.items():
+        if pixels > MAX_PIXELS:
+            raise CorruptImageError(f"{what}; the limit is {MAX_PIXELS:,} pixels in all")
+    return max(made.values())
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
