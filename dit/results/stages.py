@@ -16,7 +16,7 @@ from dit.codec.weights import decoder_at_hand, decoder_differs
 from dit.results.output import FileSize, Output
 from dit.storage import Store, read_record
 from dit.study import layout
-from dit.study.config import StudyConfig, as_yaml
+from dit.study.config import StudyConfig
 from dit.study.hashing import digest
 from dit.study.records import (
     CheckpointMeta,
@@ -28,6 +28,7 @@ from dit.study.records import (
     TrainRecord,
 )
 from dit.study.variants import ModelSpec
+from dit.study.yaml_values import as_yaml
 
 PodKind = Literal["prepare", "launch", "evaluate", "report"]
 """Sections of `cluster.steps`."""

@@ -13,7 +13,7 @@ import pytest
 from dit.cli.commands import run
 
 ROOT = Path(__file__).parents[3]
-SCIENCE = ("prepare", "train", "sample", "evaluate", "report", "plan", "show", "ui", "convert")
+SCIENCE = ("prepare", "train", "sample", "evaluate", "report", "plan", "show", "keys", "ui", "convert")
 PLATFORM = ("study", "status", "preflight", "submit", "terminate", "compile", "launch", "render")
 PLATFORM += ("deploy", "undeploy", "secrets", "reap", "ui-cluster")
 
