@@ -13,6 +13,7 @@ from dit.checkpoints.read import list_checkpoints
 from dit.errors import MismatchError, MissingError
 from dit.results.output import FileSize, Output, RecordT
 from dit.results.stages import VARIANT_STAGES, Stage, Work, checkpoint, dataset
+from dit.results.study_copy import differences
 from dit.storage import Store, read_record
 from dit.study.records import CheckpointMeta, Record
 from dit.study.variants import ModelSpec
@@ -82,18 +83,26 @@ def read_output(work: Work, output: Output[RecordT]) -> RecordT | None:
     where = f"{work.store.url}/{output.key}"
     if problem := output.differs(record):
         raise MismatchError(f"{where}: {problem}")
-    check_hash(where, record, output.hash, output.sections)
+    check_hash(work, where, record, output)
     return record
 
 
-def check_hash(where: str, record: Record, expected: str, sections: str) -> None:
-    """Raises MismatchError, which names both hashes, when the record has another configuration."""
+def check_hash(work: Work, where: str, record: Record, output: Output[Any]) -> None:
+    """Raises MismatchError when the record has another hash than the output.
+
+    It names the keys that differ and both values, or both hashes where the store has no copy of the other study.
+    """
     made_with = getattr(record, "config_hash", None)
-    if made_with != expected:
-        raise MismatchError(
-            f"{where}: made with configuration {made_with}, this study's configuration is {expected}: {sections} keys"
-            " differ; restore them or use another study name or root"
-        )
+    if made_with == output.hash:
+        return
+    known = output.hash_of and differences(work.config, work.store, output.hash_of, str(made_with), output.sections)
+    made = (
+        f"made with {known}; restore"
+        if known
+        else f"made with configuration {made_with}, this study's configuration is {output.hash}: {output.sections} keys"
+        " differ; restore"
+    )
+    raise MismatchError(f"{where}: {made} them or use another study name or root")
 
 
 def require(work: Work, output: Output[RecordT], *, files: bool = True) -> RecordT:

@@ -182,7 +182,7 @@ class SampleSet:
 
     def _check_origin(self, key: str, record: SamplePartRecord) -> None:
         where, output = f"{self.store.url}/{key}", self.output
-        check_hash(where, record, self.config_hash, output.sections)
+        check_hash(self.work, where, record, output)
         remedy = f"remove {self.store.url}/{self.folder} to draw these samples again"
         if problem := decoder_differs(record.decoder, self.work.decoder, remedy):
             raise MismatchError(f"{where}: {problem}")

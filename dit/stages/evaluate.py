@@ -15,6 +15,8 @@ from dit.metrics.inputs import find_evaluation_files
 from dit.results.stages import Work
 from dit.results.stages import metrics as metrics_of
 from dit.results.state import look, require
+from dit.results.study_copy import keep_study
+from dit.runtime.distributed import environment_rank
 from dit.sampling.sets import PART_IMAGES, Images, SampleSet
 from dit.storage import Store, write_record
 from dit.study import layout
@@ -59,6 +61,8 @@ def _evaluate(work: Work, spec: ModelSpec, steps: list[int]) -> None:
     if config.sampling.num_samples < 2:
         raise ConfigError("sampling.num_samples=1: a distance between distributions needs two samples or more")
     store.check_writable()
+    if environment_rank() == 0:
+        keep_study(config, store)
     # Imported here because they take seconds, and a complete or unready study does not need them.
     from dit.metrics.reference_cache import ReferenceFolder
     from dit.metrics.setup import find_inputs, open_setup

@@ -16,6 +16,7 @@ from dit.console.formatting import format_rate
 from dit.results.stages import Work, checkpoint
 from dit.results.stages import dataset as dataset_output
 from dit.results.state import look, read_output, require
+from dit.results.study_copy import keep_study
 from dit.runtime.distributed import environment_rank
 from dit.sampling.adm import check_target, write_npz
 from dit.sampling.sets import PART_IMAGES, Drawn, SampleSet
@@ -58,6 +59,8 @@ def run(
     if pending:
         metas = [require(work, checkpoint(work, spec, sample_set.step)) for sample_set in pending]
         store.check_writable()
+        if environment_rank() == 0:
+            keep_study(config, store)
         _draw_sets(work, spec, list(zip(pending, metas, strict=True)))
     if export:
         export_adm(config, store, variant, sets[0].step, export)

@@ -125,18 +125,19 @@ def _type_and_default(field: FieldInfo) -> tuple[str, str]:
     words = _type(field.annotation, field.metadata)
     if field.is_required():
         return words, REQUIRED
-    return words, _value(field.get_default(call_default_factory=True))
+    return words, as_written(field.get_default(call_default_factory=True))
 
 
-def _value(value: Any) -> str:
+def as_written(value: Any) -> str:
+    """A value as in a study file; `unset` for None."""
     if value is None:
         return UNSET
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, dict):
-        return f"{{{', '.join(f'{key}: {_value(entry)}' for key, entry in value.items())}}}"
+        return f"{{{', '.join(f'{key}: {as_written(entry)}' for key, entry in value.items())}}}"
     if isinstance(value, tuple | list):
-        return f"[{', '.join(map(_value, value))}]"
+        return f"[{', '.join(map(as_written, value))}]"
     return f"{value:,}".replace(",", "_") if isinstance(value, int) else str(value) or '""'
 
 
