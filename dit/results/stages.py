@@ -155,7 +155,8 @@ def training(work: Work, spec: ModelSpec) -> Output[TrainRecord]:
 def samples(work: Work, spec: ModelSpec, step: int) -> Output[SampleSetManifest]:
     """The manifest of a sample set, with its parts and preview. All may be removed once the set is evaluated."""
     folder, evaluated = layout.samples(work.config, spec, step), metrics(work, spec, step)
-    remedy = f"remove {work.store.url}/{folder}, and {evaluated.key} if there, to draw these samples again"
+    places = work.store.place(folder), work.store.place(evaluated.key)
+    remedy = f"remove {places[0]}, and {places[1]} if there, to draw these samples again"
 
     return Output(
         key=f"{folder}/{layout.MANIFEST}",

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from typing import Any, Generic
 
 from dit.checkpoints.read import list_checkpoints
+from dit.console import say
 from dit.errors import MismatchError, MissingError
 from dit.results.output import FileSize, Output, RecordT
 from dit.results.stages import VARIANT_STAGES, Stage, Work, checkpoint, dataset
 from dit.results.study_copy import differences
+from dit.runtime.distributed import environment_rank
 from dit.storage import Store, read_record
 from dit.study.records import CheckpointMeta, Record
 from dit.study.variants import ModelSpec
@@ -80,7 +82,7 @@ def read_output(work: Work, output: Output[RecordT]) -> RecordT | None:
     record = read_record(work.store, output.key, output.type)
     if record is None or output.replaceable:
         return record
-    where = f"{work.store.url}/{output.key}"
+    where = work.store.place(output.key)
     if problem := output.differs(record):
         raise MismatchError(f"{where}: {problem}")
     check_hash(work, where, record, output)
@@ -136,7 +138,7 @@ def missing_line(work: Work, finding: Finding[Any]) -> str:
         if not (source := look(work, needed)).files:
             return missing_line(work, source)
     reason = f" ({finding.problem})" if finding.problem else ""
-    return f"{work.store.url}/{output.key}: {output.lacking}{reason}; run `{output.command}`"
+    return f"{work.store.place(output.key)}: {output.lacking}{reason}; run `{output.command}`"
 
 
 def stage_state(stage: Stage, work: Work, spec: ModelSpec | None = None) -> StageState:
@@ -147,6 +149,12 @@ def stage_state(stage: Stage, work: Work, spec: ModelSpec | None = None) -> Stag
 def is_complete(stage: Stage, work: Work, spec: ModelSpec | None = None) -> bool:
     """Whether all outputs of a stage are complete; raises as `look`."""
     return all(look(work, output).complete for output in stage.outputs(work, spec))
+
+
+def say_complete(stage: Stage, spec: ModelSpec | None = None) -> None:
+    """Print that a stage has nothing to do; of several ranks, the first does."""
+    if environment_rank() == 0:
+        say(f"{stage.step_name(spec)}: complete, nothing to do")
 
 
 def unfinished(work: Work) -> list[ModelSpec]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from dit.errors import ConfigError
+from dit.runtime.distributed import environment_rank
 from dit.storage import Store
 from dit.study import layout
 from dit.study.config import StudyConfig
@@ -25,8 +26,9 @@ def key_of(config: StudyConfig) -> str:
 
 
 def keep_study(config: StudyConfig, store: Store) -> None:
-    """Write the study beside its results."""
-    store.write(key_of(config), config.to_yaml().encode())
+    """Write the study beside its results; of several ranks, the first does."""
+    if environment_rank() == 0:
+        store.write(key_of(config), config.to_yaml().encode())
 
 
 def differences(

@@ -20,8 +20,8 @@ from dit.data.items import Item, Source, load_ahead
 from dit.data.merge import merge_shards, shard_total
 from dit.data.sources import open_source
 from dit.errors import MismatchError
-from dit.results.stages import Work, dataset
-from dit.results.state import look
+from dit.results.stages import PREPARE, Work, dataset
+from dit.results.state import look, say_complete
 from dit.runtime.device import tune_process
 from dit.storage import Store, read_record, write_record
 from dit.study import layout
@@ -49,6 +49,8 @@ def run(
         if part is None and merge:
             manifest = merge_shards(config, store)
             say(f"{layout.dataset(config)}: {manifest.count} images in {len(manifest.shards)} shards")
+    else:
+        say_complete(PREPARE)
     return manifest
 
 
@@ -97,8 +99,9 @@ class _Preparation:
             write_record(self.store, key, ours)
         elif theirs != ours:
             raise MismatchError(
-                f"{self.store.url}/{key}: begun from source {theirs.sha256[:12]} of {theirs.items} images, here it is"
-                f" {ours.sha256[:12]} of {ours.items}; use the same source for all parts, or delete the folder"
+                f"{self.store.place(key)}: begun from source {theirs.sha256[:12]} of {theirs.items} images, here it is"
+                f" {ours.sha256[:12]} of {ours.items}; use the same source for all parts, or delete"
+                f" {self.store.place(self._folder)}"
             )
 
     def make(self, part: tuple[int, int]) -> None:
@@ -108,6 +111,7 @@ class _Preparation:
         total = sum(len(self._items(number)) for number in numbers)
         left = sum(len(self._items(number)) for number in todo)
         if not todo:
+            say(f"part {part[0]} of {part[1]} is complete: {len(numbers)} shards")
             return
         tune_process(self.config.fit.threads)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -157,8 +161,9 @@ class _Preparation:
         for what, mine, other in zip(("configuration", "source", "codec weights"), ours, theirs, strict=True):
             if mine != other:
                 raise MismatchError(
-                    f"{self.store.url}/{tar}: made with {what} {other[:12] or 'none'},"
-                    f" here it is {mine[:12] or 'none'}; use the same {what}, or delete the folder"
+                    f"{self.store.place(tar)}: made with {what} {other[:12] or 'none'},"
+                    f" here it is {mine[:12] or 'none'}; use the same {what}, or delete"
+                    f" {self.store.place(self._folder)}"
                 )
         return record
 

@@ -178,7 +178,7 @@ def test_every_reader_refuses_a_record_of_another_configuration_with_the_same_me
         (
             TRAIN,
             ["dataset.mirror=true", "train.seed=1"],
-            "dataset.mirror=True instead of False, train.seed=1 instead of 0",
+            "dataset.mirror=true instead of false, train.seed=1 instead of 0",
         ),
         (
             SAMPLE,
