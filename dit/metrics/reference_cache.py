@@ -38,11 +38,11 @@ class ReferenceFolder:
         return self.ranks.broadcast(self.store.exists(key))
 
     def kept(self, key: str, cls: type[RecordT], make: Callable[[], RecordT | None]) -> RecordT:
-        """The record at `key`. If it or its file is gone, all ranks call `make`, and the first rank's record is written.
+        """The record at `key`. If it or its file is gone, all ranks call `make`, and the first's record is written.
 
         Raises MissingError when the record is removed meanwhile.
         """
-        if not self.ranks.broadcast(self._is_whole(key, cls)):
+        if not self.ranks.broadcast(self.ranks.is_main and self._is_whole(key, cls)):
             made = make()
             if self.ranks.is_main and made is not None:
                 write_record(self.store, key, made)

@@ -1,6 +1,6 @@
 """Evaluate: sample sets into metrics with intervals, one record for each checkpoint.
 
-dit evaluate configs/digits.yaml --variant mini-S/2 --step 400
+dit evaluate configs/digits.yaml --variant mini-S/2 --step 500
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Any number of processes share the work by parts. Parts that an earlier launch finished are kept.
 
-    dit sample configs/digits.yaml --variant mini-S/2 --step 400
+    dit sample configs/digits.yaml --variant mini-S/2 --step 500
 """
 
 from __future__ import annotations

@@ -171,9 +171,22 @@ def test_evaluating_again_gives_the_same_record(judged: Judged) -> None:
     assert evaluate.run(config, store, VARIANT) == [records["real"]]
 
 
+def test_a_reference_file_that_is_gone_is_made_again(judged: Judged, capsys: pytest.CaptureFixture[str]) -> None:
+    store, records = judged
+    config = small_study("study=real")
+    folder = layout.reference(config)
+    lost = [key for key in store.list(folder) if not key.endswith(".json")]
+    for key in lost:
+        store.delete(key)
+    store.delete(layout.metrics(config, config.spec(VARIANT), STEP))
+    assert evaluate.run(config, store, VARIANT) == [records["real"]]
+    assert {*lost} <= {*store.list(folder)}
+    assert capsys.readouterr().out.count("is gone; making it again") == len(lost)
+
+
 def test_metrics_of_another_protocol_are_refused(judged: Judged) -> None:
     other = small_study("study=real", "evaluation.resamples=50")
-    with pytest.raises(MismatchError, match=f"{other.evaluation_hash(other.spec(VARIANT))}.*evaluation keys differ"):
+    with pytest.raises(MismatchError, match=r"made with evaluation\.resamples=40 instead of 50; restore"):
         evaluate.run(other, judged[0], VARIANT)
 
 

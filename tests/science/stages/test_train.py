@@ -252,11 +252,8 @@ def test_damaged_checkpoint_is_refused_and_resume_uses_the_one_before(
 def test_another_recipe_is_refused_before_work(store: Store, straight: tuple[StudyConfig, TrainRecord]) -> None:
     config, _ = straight
     other = study("straight", "train.learning_rate=0.5")
-    spec = config.spec(VARIANT)
-    with pytest.raises(MismatchError) as caught:
+    with pytest.raises(MismatchError, match=r"made with train\.learning_rate=0\.0025 instead of 0\.5; restore"):
         train.run(other, store, VARIANT)
-    assert config.training_hash(spec) in str(caught.value)
-    assert other.training_hash(spec) in str(caught.value)
     record = store.read(record_key(config))
     store.delete(record_key(config))
     with pytest.raises(MismatchError, match="checkpoints/step-"):
