@@ -37,6 +37,11 @@ def without_credentials(address: str) -> str:
     return address
 
 
+def hide_credentials(text: str) -> str:
+    """The text with `...` in place of user information in addresses."""
+    return re.sub(r"://[^/?#\s]*@", "://...@", text)
+
+
 def matching(pattern: str, words: str) -> AfterValidator:
     """A validator of text that the whole pattern matches; `words` says what it must be."""
 

@@ -87,8 +87,7 @@ def _problem(location: list[str], problem: Any) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     if kind == "value_error" and isinstance(context.get("error"), SecretError):
         return f"{key}: {message}"
-    words = _WORDS.get(kind, lambda *_: message[:1].lower() + message[1:])
-    text = message if kind == "value_error" else words(given, context)
+    text = _WORDS[kind](given, context) if kind in _WORDS else message[:1].lower() + message[1:]
     return f"{key}{_shown(given)}: {text}" if key else text
 
 

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from dit.errors import ConfigError, MissingError
 from dit.study.config import StudyConfig
-from dit.study.fields import Positive
+from dit.study.fields import Positive, hide_credentials
 from dit.study.mistakes import first_line
 from dit.study.yaml_values import parse
 
@@ -26,7 +26,7 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Study
     except OSError as error:
         raise MissingError(f"study file {path}: {error.strerror or error}; give the path of a YAML file") from None
     except UnicodeDecodeError:
-        raise ConfigError(f"study file {path}: is not text; give the path of a YAML file") from None
+        raise _mistake(f"study file {path}: is not text; give the path of a YAML file") from None
     return load_text(text, overrides, where=str(path))
 
 
@@ -35,33 +35,38 @@ def load_text(text: str, overrides: list[str] | tuple[str, ...] = (), where: str
     try:
         tree = parse(text)
     except ValueError as error:
-        raise ConfigError(f"{where}: not YAML: {error}") from None
+        raise _mistake(f"{where}: not YAML: {error}") from None
     if not isinstance(tree, dict):
-        raise ConfigError(f"{where}: must be a mapping of sections, such as study, dataset, train")
+        raise _mistake(f"{where}: must be a mapping of sections, such as study, dataset, train")
     for override in overrides:
         _apply(tree, override)
     _follow_length(tree, overrides)
     try:
         return StudyConfig.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(f"{where}: {first_line(error, StudyConfig)}") from None
+        raise _mistake(f"{where}: {first_line(error, StudyConfig)}") from None
+
+
+def _mistake(message: str) -> ConfigError:
+    """An error with this message, which quotes what was given."""
+    return ConfigError(hide_credentials(message))
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals or not all(part.strip() for part in key.split(".")):
-        raise ConfigError(f"--set {override}: must read key.path=value, such as --set train.steps=100")
+        raise _mistake(f"--set {override}: must read key.path=value, such as --set train.steps=100")
     *parents, last = key.strip().split(".")
     node = tree
     for parent in parents:
         child = node.setdefault(parent, {})
         if not isinstance(child, dict):
-            raise ConfigError(f"--set {override}: {parent} is a value, not a section")
+            raise _mistake(f"--set {override}: {parent} is a value, not a section")
         node = child
     try:
         node[last] = parse(value)
     except ValueError as error:
-        raise ConfigError(f"--set {override}: {error}") from None
+        raise _mistake(f"--set {override}: {error}") from None
 
 
 def _follow_length(tree: dict[str, Any], overrides: list[str] | tuple[str, ...]) -> None:

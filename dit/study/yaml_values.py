@@ -7,7 +7,7 @@ first three are words, and the last is refused. What is written here reads the s
 from __future__ import annotations
 
 import re
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -53,7 +53,7 @@ def _problem(error: yaml.MarkedYAMLError) -> str:
 class _Loader(yaml.SafeLoader):
     """Safe YAML that refuses a key given twice."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  declared so by the base class
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """The mapping's node, after its keys were compared. Later they would include keys of a merge (<<)."""

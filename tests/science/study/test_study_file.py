@@ -141,6 +141,15 @@ def test_an_address_with_a_password_is_refused_and_not_repeated(key: str, addres
     assert not re.search("planted|nted", message)
 
 
+@pytest.mark.parametrize(
+    "override",
+    ["tracking.uri {}", "=s {}", "tracking.uri=[{}", "study={}", "train.steps={}", "description={{{}: 1, {}: 2}}"],
+)
+def test_no_mistake_repeats_a_password(override: str) -> None:
+    message = refusal(parse, [override.replace("{}", "http://me:planted@host/a")])
+    assert "planted" not in message
+
+
 @pytest.mark.parametrize("address", ["sqlite:////a@b/c.db", "/home/a@b", "s3://bucket/a@b", "http://host:80/a?b=c@d"])
 def test_an_address_without_a_password_may_have_an_at_sign(address: str) -> None:
     assert parse([f"tracking.uri={address}"]).tracking.uri == address
