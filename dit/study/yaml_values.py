@@ -47,7 +47,7 @@ def _problem(error: yaml.MarkedYAMLError) -> str:
     problem = one_line(error.problem or error)
     if "\\t" in problem:
         return "a tab; indent with spaces"
-    return f"{problem} {one_line(error.context)}" if error.context else problem
+    return f"{one_line(error.context)}, {problem}" if error.context else problem
 
 
 class _Loader(yaml.SafeLoader):
