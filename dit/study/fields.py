@@ -59,7 +59,8 @@ def _no_boolean(value: object) -> object:
     return value
 
 
-def _on_or_off(value: object) -> object:
+def on_or_off(value: object) -> object:
+    """`on` or `off` for the words and values that YAML has for them; any other value as it is."""
     return _SWITCHES.get(str(value).casefold(), value) if isinstance(value, bool | str) else value
 
 
@@ -94,7 +95,7 @@ Precision = Literal["fp32", "tf32", "bf16"]
 """Precision of a model's matrix products."""
 FeaturePrecision = Literal["fp32", "bf16"]
 """Precision of a feature extractor's matrix products."""
-Switch = Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_or_off)]
+Switch = Annotated[Literal["auto", "on", "off"], BeforeValidator(on_or_off)]
 """`true` and `yes` count as `on`, `false` and `no` as `off`."""
 
 

@@ -152,7 +152,9 @@ def test_no_mistake_repeats_a_password(override: str) -> None:
 
 @pytest.mark.parametrize("address", ["sqlite:////a@b/c.db", "/home/a@b", "s3://bucket/a@b", "http://host:80/a?b=c@d"])
 def test_an_address_without_a_password_may_have_an_at_sign(address: str) -> None:
-    assert parse([f"tracking.uri={address}"]).tracking.uri == address
+    source = parse([f"dataset.source.path={address}"]).dataset.source
+    assert source.kind == "folder"
+    assert source.path == address
 
 
 def test_later_overrides_win_and_reach_new_sections() -> None:
