@@ -1,4 +1,4 @@
-"""Commands beside the stages: costs of a study, its whole file, MLflow, conversion of checkpoints."""
+"""Commands beside the stages: costs of a study, its whole file, all keys, MLflow, conversion of checkpoints."""
 
 from __future__ import annotations
 
@@ -39,6 +39,33 @@ def show(study: Study, overrides: Overrides = None) -> None:
       dit show configs/digits.yaml --set train.steps=100
     """
     typer.echo(load_study(study, overrides).to_yaml(), nl=False)
+
+
+@tools.command(rich_help_panel=TOOLS)
+def keys(
+    key: Annotated[
+        str | None, typer.Argument(metavar="[KEY]", help="A key or section. Unset: all.", show_default=False)
+    ] = None,
+    page: Annotated[
+        Path | None, typer.Option("--page", metavar="FILE", help="Rewrite the tables of docs/study-file.md.")
+    ] = None,
+) -> None:
+    """Print the keys of a study file: type, default and meaning.
+
+    [bold]Examples[/]
+
+    \b
+      dit keys
+      dit keys train
+      dit keys sampling.cfg_scale
+    """
+    from dit.study.key_reference import lines, rewrite
+
+    if page is not None:
+        rewrite(page)
+        return
+    for line in lines(key):
+        typer.echo(line)
 
 
 @tools.command(rich_help_panel=TOOLS)

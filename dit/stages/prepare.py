@@ -21,8 +21,8 @@ from dit.data.left_out import describe
 from dit.data.merge import merge_shards, shard_total
 from dit.data.sources import open_source
 from dit.errors import MismatchError, one_line
-from dit.results.stages import Work, dataset
-from dit.results.state import look
+from dit.results.stages import PREPARE, Work, dataset
+from dit.results.state import look, say_complete
 from dit.runtime.device import tune_process
 from dit.storage import Store, read_record, write_record
 from dit.study import layout
@@ -50,6 +50,8 @@ def run(
         if part is None and merge:
             manifest = merge_shards(config, store)
             say(f"{layout.dataset(config)}: {manifest.count} images in {len(manifest.shards)} shards")
+    else:
+        say_complete(PREPARE)
     return manifest
 
 
@@ -100,8 +102,9 @@ class _Preparation:
         # Hidden files, for example, may differ between the machines of the parts.
         if theirs is not None and theirs.model_copy(update={"left_out": ours.left_out}) != ours:
             raise MismatchError(
-                f"{self.store.url}/{key}: begun from source {theirs.sha256[:12]} of {theirs.items} images, here it is"
-                f" {ours.sha256[:12]} of {ours.items}; use the same source for all parts, or delete the folder"
+                f"{self.store.place(key)}: begun from source {theirs.sha256[:12]} of {theirs.items} images, here it is"
+                f" {ours.sha256[:12]} of {ours.items}; use the same source for all parts, or delete"
+                f" {self.store.place(self._folder)}"
             )
         if theirs != ours:
             write_record(self.store, key, ours)
@@ -113,6 +116,7 @@ class _Preparation:
         total = sum(len(self._items(number)) for number in numbers)
         left = sum(len(self._items(number)) for number in todo)
         if not todo:
+            say(f"part {part[0]} of {part[1]} is complete: {len(numbers)} shards")
             return
         tune_process(self.config.fit.threads)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -162,8 +166,9 @@ class _Preparation:
         for what, mine, other in zip(("configuration", "source", "codec weights"), ours, theirs, strict=True):
             if mine != other:
                 raise MismatchError(
-                    f"{self.store.url}/{tar}: made with {what} {other[:12] or 'none'},"
-                    f" here it is {mine[:12] or 'none'}; use the same {what}, or delete the folder"
+                    f"{self.store.place(tar)}: made with {what} {other[:12] or 'none'},"
+                    f" here it is {mine[:12] or 'none'}; use the same {what}, or delete"
+                    f" {self.store.place(self._folder)}"
                 )
         return record
 

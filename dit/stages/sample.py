@@ -2,7 +2,7 @@
 
 Any number of processes share the work by parts. Parts that an earlier launch finished are kept.
 
-    dit sample configs/digits.yaml --variant mini-S/2 --step 400
+    dit sample configs/digits.yaml --variant mini-S/2 --step 500
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 from dit.console import progress, say
 from dit.console.formatting import format_rate
-from dit.results.stages import Work, checkpoint
+from dit.results.stages import SAMPLE, Work, checkpoint
 from dit.results.stages import dataset as dataset_output
-from dit.results.state import look, read_output, require
+from dit.results.state import look, read_output, require, say_complete
+from dit.results.study_copy import keep_study
 from dit.runtime.distributed import environment_rank
 from dit.sampling.adm import check_target, write_npz
 from dit.sampling.sets import PART_IMAGES, Drawn, SampleSet
@@ -58,7 +59,10 @@ def run(
     if pending:
         metas = [require(work, checkpoint(work, spec, sample_set.step)) for sample_set in pending]
         store.check_writable()
+        keep_study(config, store)
         _draw_sets(work, spec, list(zip(pending, metas, strict=True)))
+    else:
+        say_complete(SAMPLE, spec)
     if export:
         export_adm(config, store, variant, sets[0].step, export)
     return [finding.record for finding in (look(work, sample_set.output) for sample_set in sets) if finding.record]
@@ -138,7 +142,7 @@ def _finish(sample_set: SampleSet, sha256: str, tracker: Tracker) -> None:
     tracker.image("samples", step, png)
     images, seconds = config.sampling.num_samples, sum(record.seconds for record in records)
     rate = format_rate(images / seconds, "images")
-    say(f"{spec.name} step {step}: {images} samples, {rate}, {store.url}/{sample_set.folder}/{entry.name}")
+    say(f"{spec.name} step {step}: {images} samples, {rate}, {store.place(layout.sample_grid(config, spec, step))}")
 
 
 def _preview(sample_set: SampleSet, records: Sequence[SamplePartRecord]) -> bytes:

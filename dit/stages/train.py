@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dit.results.stages import TRAIN, Work, training
-from dit.results.state import is_complete, require
+from dit.results.state import is_complete, require, say_complete
+from dit.results.study_copy import keep_study
 from dit.storage import Store
 from dit.study.config import StudyConfig
 from dit.study.records import TrainRecord
@@ -23,8 +24,10 @@ def run(config: StudyConfig, store: Store, variant: str) -> TrainRecord:
     """
     spec, work = config.spec(variant), Work(config, store)
     if is_complete(TRAIN, work, spec):
+        say_complete(TRAIN, spec)
         return require(work, training(work, spec))
     plan = make_plan(work, spec)
+    keep_study(config, store)
     from dit.training.run import execute
 
     return execute(plan)

@@ -12,12 +12,14 @@ import glob
 import hashlib
 import os
 import secrets
+import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import BufferedRandom
 from pathlib import Path
 from typing import BinaryIO
+from urllib.parse import unquote, urlsplit
 
 from dit.errors import DataError, DitError, InputError, StoreError
 from dit.study.layout import MANIFEST, META
@@ -36,6 +38,11 @@ class Store(ABC):
 
     url: str
     """Address of the root; `open_store(url)` opens the same store."""
+
+    def place(self, key: str = "") -> str:
+        """Where a key is, for messages: a path as a shell takes it, or the address in a remote store."""
+        parts = urlsplit(self.url)
+        return shlex.quote(str(Path(unquote(parts.path)) / key)) if parts.scheme == "file" else f"{self.url}/{key}"
 
     @abstractmethod
     def exists(self, key: str) -> bool:

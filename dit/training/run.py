@@ -57,7 +57,7 @@ def _check_agreement(plan: TrainPlan, ranks: Ranks) -> None:
     mine = (plan.start_step, plan.stop_step, plan.ahead)
     if ranks.maximum(int(ranks.broadcast(mine) != mine)):
         raise MissingError(
-            f"{plan.store.url}: the ranks find different checkpoints; use a root that all machines share"
+            f"{plan.store.place()}: the ranks find different checkpoints; use a root that all machines share"
         )
 
 
@@ -71,7 +71,7 @@ def _restore(plan: TrainPlan, trainer: Trainer) -> None:
     assert plan.resume is not None
     folder = layout.checkpoint(plan.config, plan.spec, plan.start_step)
     files = {name: load_file(plan.store, folder, plan.resume, name) for name in FILES}
-    trainer.load(plan.start_step, f"{plan.store.url}/{folder}", files)
+    trainer.load(plan.start_step, plan.store.place(folder), files)
 
 
 def _train(plan: TrainPlan, ranks: Ranks, trainer: Trainer, tracker: Tracker) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 import time
 from collections import deque
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from dit.console import Progress, console, progress
@@ -31,6 +35,13 @@ class _Step:
     error: Event | None = None
     tail: deque[str] = field(default_factory=lambda: deque(maxlen=_TAIL))
     bars: _Row | _PlainBars | None = None
+
+
+def open_log(path: Path) -> TextIO:
+    """The log at this path, to append to: the log of an interrupted run is kept."""
+    log = open(path, "a")  # noqa: SIM115  the caller closes it
+    log.write(f"{datetime.now().isoformat(timespec='seconds')} {shlex.join(sys.argv)}\n")
+    return log
 
 
 class StudyLog:

@@ -23,7 +23,7 @@ from dit.storage.file import FileStore
 from dit.study import layout, study_file
 from dit.study.config import StudyConfig
 from dit.tracking import flush, reconcile, start_shipping
-from pipelines.local.display import StudyLog
+from pipelines.local.display import StudyLog, open_log
 from pipelines.local.parallelism import available_cores, has_gpu, share
 from pipelines.local.workers import WorkerError, WorkerPool, WorkItem
 from pipelines.step import submitted
@@ -58,7 +58,7 @@ def _run_pipeline(config: StudyConfig, store: Store, image: str | None) -> None:
         f" results in {address(store, '')}, log in {log_path}"
     )
     with (
-        open(log_path, "w") as log,
+        open_log(log_path) as log,
         tempfile.TemporaryDirectory(prefix="dit-study-", ignore_cleanup_errors=True) as work,
         StudyLog(log, total=len(STAGES) + len(VARIANT_STAGES) * (len(left) - 1)) as shown,
         ChildLifeline() as lifeline,

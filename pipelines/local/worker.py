@@ -17,6 +17,7 @@ from io import TextIOWrapper
 from typing import cast
 
 from kfp import local
+from kfp.local import subprocess_task_handler
 
 from dit.study import study_file
 from pipelines.definition.pipeline import build_part
@@ -35,6 +36,8 @@ def main(handle: int, folder: str) -> int:
     cast(TextIOWrapper, sys.stdout).reconfigure(line_buffering=True)
     # kfp warns about each image without "python" in its name.
     warnings.simplefilter("ignore")
+    # kfp's own function replaces "python3" in every argument, the paths of a root and of a study included.
+    subprocess_task_handler.replace_python_executable = lambda command, python: [python, *command[1:]]
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=folder, workspace_root=f"{folder}/workspace")
     with open(handle) as items:
         _report_ready()

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from dit.errors import MismatchError, MissingError, StoreError
+from dit.results.study_copy import keep_study, key_of
 from dit.storage import Store, open_store
 from dit.study import layout, study_file
 from dit.study.cluster import PatienceConfig
@@ -55,12 +56,12 @@ class StudyInputs:
 
 def address(config: StudyConfig, root: str) -> str:
     """Where the study is in the store at `root`: s3://bucket/prefix/studies/STUDY/submitted/HASH.yaml."""
-    return f"{root.rstrip('/')}/{_key(config)}"
+    return f"{root.rstrip('/')}/{key_of(config)}"
 
 
 def write(config: StudyConfig, store: Store) -> str:
     """Write the study to its address in the store; returns the address."""
-    store.write(_key(config), config.to_yaml().encode())
+    keep_study(config, store)
     return address(config, store.url)
 
 
@@ -85,7 +86,3 @@ def read(study: str) -> tuple[StudyConfig, Store, str]:
 def open_root(root: str, patience: float) -> Store:
     """The store; in a pod, where nobody looks on, a store that is away is waited for up to `patience` seconds."""
     return retry(lambda: open_store(root), StoreError, patience if KFP_POD in os.environ else 0)
-
-
-def _key(config: StudyConfig) -> str:
-    return layout.submitted(config, digest(config.to_yaml()))

@@ -168,7 +168,14 @@ def test_the_study_ends_with_table_verdict_and_paths(finished: Finished) -> None
     study, output = finished
     assert [line for line in output.splitlines() if line.startswith(f"{STEPS}/{STEPS} ")] == [f"{STEPS}/{STEPS} report"]
     _, _, end = output.partition(f"{STEPS}/{STEPS} report")
-    for named in ("mini-S/2", "mini-B/2", "1.", "2.", "3.", f"dit ui --root {study.root}"):
+    for named in (
+        "mini-S/2",
+        "mini-B/2",
+        "1.",
+        "2.",
+        "3.",
+        f"make ui ROOT={study.root}, or dit ui --root {study.root}",
+    ):
         assert named in end
     report = study.root / "studies/digits/report"
     for name in ("report.html", "runs.csv"):

@@ -9,12 +9,13 @@ import subprocess
 import sys
 import textwrap
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from terminals import Terminal, terminal
 
 from dit.errors import DitError, InputError
-from pipelines.local.display import StudyLog
+from pipelines.local.display import StudyLog, open_log
 from pipelines.step.events import Event
 
 __all__ = ["terminal"]
@@ -120,6 +121,15 @@ def test_on_a_terminal_steps_have_a_bar_each_and_leave_a_line(terminal: Terminal
     assert len(done) == 1
     assert re.fullmatch(r"✓ 1/8 train mini-S/2 +[\d.]+ (s|ms) +a last word", done[0])
     assert not any(line.startswith("train mini-S/2 ") for line in drawn[drawn.index(done[0]) + 1 :])
+
+
+def test_the_log_of_an_earlier_run_is_kept(tmp_path: Path) -> None:
+    for line in ("first", "second"):
+        with open_log(tmp_path / "a.log") as log:
+            log.write(f"{line}\n")
+    kept = (tmp_path / "a.log").read_text().splitlines()
+    assert kept[1::2] == ["first", "second"]
+    assert all(re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d ", line) for line in kept[::2])
 
 
 def test_a_failure_has_the_steps_own_message(capsys: pytest.CaptureFixture[str]) -> None:

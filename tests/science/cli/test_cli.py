@@ -47,7 +47,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], code: int 
         ([DIGITS, "--set", "train.stepps=3"], "did you mean train.steps?"),
         ([DIGITS, "--set", "train.steps"], "--set train.steps: must read key.path=value"),
         ([DIGITS, "--set", "train.learning_rate=-1"], "train.learning_rate=-1"),
-        ([DIGITS, "--set", "variants=[mini-XXL/2]"], "'mini-XXL/2' is not a known variant; known are mini-S/2"),
+        ([DIGITS, "--set", "variants=[mini-XXL/2]"], "'mini-XXL/2' is not a known variant (did you mean mini-XL/2"),
         ([DIGITS, "--set", "variants=[mini-S/8, mini-S/3]"], "mini-S/3"),
         ([IMAGENET, "--set", "dataset.image_size=264"], "a latent of side 33, which 2 does not divide"),
         ([DIGITS, "--set", "train.steps=800", "--set", "evaluation.at_steps=[801]"], "train.steps=800 never reaches"),
@@ -66,7 +66,10 @@ def test_every_command_refuses_a_bad_study(
 @pytest.mark.parametrize("command", ["train", "sample", "evaluate"])
 @pytest.mark.parametrize(
     ("variant", "named"),
-    [("DiT-XL/2", "DiT-XL/2 is not in study digits, which has mini-S/2"), ("mini-M/2", "not a known variant")],
+    [
+        ("DiT-XL/2", "DiT-XL/2 is not in study digits, which has mini-S/2"),
+        ("XL/2", "'XL/2' is not a known variant (did you mean mini-XL/2?); the study has mini-S/2"),
+    ],
 )
 def test_a_variant_that_the_study_does_not_have_is_refused(
     command: str, variant: str, named: str, capsys: pytest.CaptureFixture[str]

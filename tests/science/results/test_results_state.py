@@ -28,6 +28,7 @@ from dit.results.stages import (
     step_names,
 )
 from dit.results.state import is_complete, look, require_stage, stage_state, study_is_complete, unfinished
+from dit.results.study_copy import keep_study
 from dit.stages import report as report_stage
 from dit.storage import Store, open_store, write_record
 from dit.study import layout
@@ -168,6 +169,42 @@ def test_every_reader_refuses_a_record_of_another_configuration_with_the_same_me
         messages.add(str(caught.value))
     (message,) = messages
     assert f"{output.key}: made with configuration another, this study's configuration is {output.hash}" in message
+
+
+@pytest.mark.parametrize(
+    ("stage", "overrides", "named"),
+    [
+        (TRAIN, ["train.learning_rate=0.01"], "made with train.learning_rate=0.01 instead of 0.0025; restore"),
+        (
+            TRAIN,
+            ["dataset.mirror=true", "train.seed=1"],
+            "dataset.mirror=true instead of false, train.seed=1 instead of 0",
+        ),
+        (
+            SAMPLE,
+            ["sampling.weights=raw", "evaluation.resamples=100"],
+            "made with sampling.weights=raw instead of ema;",
+        ),
+        (EVALUATE, ["evaluation.resamples=100"], "made with evaluation.resamples=100 instead of 200; restore"),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_a_mismatch_names_the_keys_that_differ(stage: Stage, overrides: list[str], named: str, work: Work) -> None:
+    other, spec = load(CONFIG, [*OVERRIDES, *overrides]), work.config.specs[0]
+    keep_study(load(CONFIG, [*OVERRIDES, "train.seed=9"]), work.store)
+    keep_study(other, work.store)
+    output = last_output(stage, work)
+    replace_record(work, output, config_hash=last_output(stage, Work(other, work.store)).hash)
+    with pytest.raises(MismatchError) as caught:
+        is_complete(stage, fresh(work), spec)
+    assert named in str(caught.value)
+
+
+def test_a_copy_that_this_version_cannot_read_is_passed_over(work: Work) -> None:
+    work.store.write(f"{layout.study(work.config)}/submitted/0.yaml", b"train: {warmup: 3}")
+    replace_record(work, last_output(TRAIN, work), config_hash="another")
+    with pytest.raises(MismatchError, match="made with configuration another"):
+        is_complete(TRAIN, fresh(work), work.config.specs[0])
 
 
 def test_a_report_of_other_results_is_made_again(work: Work) -> None:

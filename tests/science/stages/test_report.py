@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from study_records import fill, metrics_record, read, study, train_record
+from study_records import fill, metrics_record, preview, read, study, train_record
 
 from dit.claims.results import load_results
 from dit.errors import MismatchError, MissingError
@@ -131,8 +133,19 @@ def test_a_missing_result_is_named_with_the_command_that_makes_it(config: StudyC
 def test_an_empty_store_is_refused_in_one_line(config: StudyConfig, tmp_path: Path) -> None:
     with pytest.raises(
         MissingError, match=r"the dataset is not prepared; run `dit prepare STUDY` \(11 more results are missing\)"
-    ):
+    ) as caught:
         report.run(config, open_store(tmp_path))
+    assert str(caught.value).startswith(f"study {config.study} is not complete below {tmp_path}: {tmp_path}/datasets/")
+
+
+@pytest.mark.parametrize("damaged", [b"", b"junk", preview(0)[:40], preview(0)[:-20] + preview(1)[-20:-12]])
+@pytest.mark.parametrize("size", [0, 500_000])
+def test_a_damaged_preview_is_shown_as_damaged(config: StudyConfig, store: Store, damaged: bytes, size: int) -> None:
+    store.write(layout.sample_grid(config, config.specs[0], 400_000), damaged + bytes(size))
+    report.run(config, store)
+    picture = re.search(r"data:image/svg\+xml;base64,([A-Za-z0-9+/=]+)", read(store, config, "report.html"))
+    assert picture is not None
+    assert "is damaged" in base64.b64decode(picture[1]).decode()
 
 
 def test_results_of_another_recipe_are_refused(config: StudyConfig, store: Store) -> None:

@@ -133,7 +133,10 @@ def test_complete_training_returns_without_loading_torch(
         "sys.exit('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
-    assert (done.returncode, done.stdout.strip()) == (0, str(record.steps)), done.stderr
+    assert (done.returncode, done.stdout.splitlines()) == (
+        0,
+        [f"train {VARIANT}: complete, nothing to do", str(record.steps)],
+    ), done.stderr
 
 
 def test_longer_training_extends_a_shorter_one(store: Store, straight: tuple[StudyConfig, TrainRecord]) -> None:
@@ -252,11 +255,8 @@ def test_damaged_checkpoint_is_refused_and_resume_uses_the_one_before(
 def test_another_recipe_is_refused_before_work(store: Store, straight: tuple[StudyConfig, TrainRecord]) -> None:
     config, _ = straight
     other = study("straight", "train.learning_rate=0.5")
-    spec = config.spec(VARIANT)
-    with pytest.raises(MismatchError) as caught:
+    with pytest.raises(MismatchError, match=r"made with train\.learning_rate=0\.0025 instead of 0\.5; restore"):
         train.run(other, store, VARIANT)
-    assert config.training_hash(spec) in str(caught.value)
-    assert other.training_hash(spec) in str(caught.value)
     record = store.read(record_key(config))
     store.delete(record_key(config))
     with pytest.raises(MismatchError, match="checkpoints/step-"):
