@@ -13,6 +13,7 @@ import yaml
 from pydantic import Field, field_validator, model_validator
 
 from dit.errors import ConfigError
+from dit.study.addresses import tracking_address
 from dit.study.cluster import ClusterConfig
 from dit.study.fields import FeaturePrecision, Fraction, Natural, Positive, Precision, Section, Seed, Slug, Switch
 from dit.study.hashing import digest
@@ -270,6 +271,11 @@ class TrackingConfig(Section):
     """An MLflow server or sqlite address; unset, MLFLOW_TRACKING_URI or else `mlflow.db` in a local root."""
     experiment: str | None = None
     """Unset, the study's name."""
+
+    @field_validator("uri")
+    @classmethod
+    def _known_scheme(cls, uri: str | None) -> str | None:
+        return tracking_address(uri) if uri else None
 
 
 class PlanConfig(Section):

@@ -11,6 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from dit.errors import ConfigError, MissingError, one_line
+from dit.study.addresses import refuse_user_information
 from dit.study.config import StudyConfig
 from dit.study.fields import Section
 
@@ -40,6 +41,7 @@ def load_text(text: str, overrides: list[str] | tuple[str, ...] = (), where: str
     for override in overrides:
         _apply(tree, override)
     _follow_length(tree, overrides)
+    refuse_user_information(tree)
     try:
         return StudyConfig.model_validate(tree)
     except ValidationError as error:
