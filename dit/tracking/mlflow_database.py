@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import sqlite3
 from contextlib import closing, suppress
 from pathlib import Path
@@ -47,15 +48,20 @@ def set_aside(path: Path) -> Path:
 
 def foreign_address(path: Path, experiment: str) -> str | None:
     """An address, of an experiment or one of its runs, to which artifacts would leave the database's folder."""
-    inside = f"{path.parent.as_uri()}/"
     rows = _query(
         path,
         "SELECT artifact_location FROM experiments WHERE name = ? UNION SELECT artifact_uri FROM runs"
-        " JOIN experiments USING (experiment_id) WHERE name = ?",
+        " JOIN experiments USING (experiment_id) WHERE experiments.name = ?",
         experiment,
         experiment,
     )
-    return next((text for (text,) in rows if not str(text).startswith(inside) or "/../" in unquote(str(text))), None)
+    return next((str(text) for (text,) in rows if not _is_inside(str(text), path.parent)), None)
+
+
+def _is_inside(address: str, folder: Path) -> bool:
+    parts = urlsplit(address)
+    place = os.path.normpath("/" + unquote(parts.path).lstrip("/"))
+    return parts.scheme in ("", "file") and not parts.netloc and Path(place).is_relative_to(folder)
 
 
 def run_ids(path: Path) -> set[str]:

@@ -226,7 +226,10 @@ def test_an_address_with_which_mlflow_cannot_work_is_refused_with_one_that_can(
     with pytest.raises(ConfigError, match=re.escape(ADDRESSES[uri])):
         study("tracking.kind=mlflow", f"tracking.uri='{uri}'")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    with pytest.raises(InputError, match=re.escape(ADDRESSES[uri])), open_tracker(study(), store, None):
+    with (
+        pytest.raises(InputError, match=re.escape(ADDRESSES[uri])),
+        open_tracker(study("tracking.kind=mlflow"), store, None),
+    ):
         pytest.fail("must not begin")
     assert store.list() == []
 
