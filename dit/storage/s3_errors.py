@@ -156,11 +156,11 @@ def _translated(error: Exception, where: str, opening: bool) -> DitError:
         return _answered(error, f"{where} at {endpoint() or 'AWS'}", opening)
     target = f"{where} at {_address(error)}"
     if isinstance(error, _NO_KEYS):
-        kind = InputError if opening else CredentialsError
-        return kind(f"{target}: no usable credentials ({_line(error)}); {_SET_KEYS}")
+        refused = InputError if opening else CredentialsError
+        return refused(f"{target}: no usable credentials ({_line(error)}); {_SET_KEYS}")
     if isinstance(error, ParamValidationError):
-        kind = InputError if opening else StoreError
-        return kind(f"{where}: {_line(error).removeprefix('Parameter validation failed: ')}; correct the address")
+        mistaken = InputError if opening else StoreError
+        return mistaken(f"{where}: {_line(error).removeprefix('Parameter validation failed: ')}; correct the address")
     if isinstance(error, ConnectTimeoutError | ReadTimeoutError):
         return TransientStoreError(f"{target}: no answer; {_SET_ENDPOINT}")
     if isinstance(error, HTTPClientError | BotoConnectionError | TransportError):
@@ -215,5 +215,5 @@ def _cause(error: Exception) -> str:
     return inner.strerror or _line(inner) if isinstance(inner, OSError) else _line(inner)
 
 
-def _line(error: BaseException) -> str:
+def _line(error: BaseException | str) -> str:
     return one_line(error).rstrip(".")

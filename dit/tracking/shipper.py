@@ -140,7 +140,7 @@ class Shipper:
 
     def _follow_database(self) -> None:
         """Start this process again if the database was removed or replaced: MLflow keeps the old file open."""
-        if self._client is not None and self._database_file() != self._file:
+        if self._file is not None and self._database_file() != self._file:
             sys.stderr.write(f"{self._target.database} was removed or replaced; it is filled again from the journals\n")
             sys.stderr.flush()
             os.execv(sys.executable, [sys.executable, "-m", "dit.tracking.shipper", *sys.argv[1:]])
