@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import sqlite3
+import subprocess
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,12 @@ from dit.errors import ConfigError, InputError, StoreError
 from dit.storage import Store, open_store
 from dit.study import study_file
 from dit.study.config import StudyConfig
-from dit.tracking import open_tracker
+from dit.tracking import open_tracker, read_points
 from dit.tracking.journal import Entry, read_entries
 from dit.tracking.lock_file import LockFile
 from dit.tracking.mlflow_client import refuse_foreign
 from dit.tracking.mlflow_ui import free_port, server_command
-from dit.tracking.paths import run_folder, study_folder
+from dit.tracking.paths import local_root, run_folder, study_folder, tracked_studies
 from dit.tracking.shipper_process import start_shipper
 from dit.tracking.state import read_state
 from dit.tracking.store_copy import StoreCopy, fetch_journals
@@ -222,3 +223,25 @@ def test_a_home_that_cannot_be_written_names_the_variable_to_set(monkeypatch: py
     monkeypatch.setenv("HOME", os.devnull)
     with pytest.raises(StoreError, match="set DIT_CACHE to a folder"), exclusive(cache_dir() / "locks/x"):
         pytest.fail("must not begin")
+
+
+def test_journals_of_a_read_only_root_are_shown_from_the_cache(
+    config: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DIT_CACHE", str(tmp_path / "cache"))
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "none", disk], capture_output=True).returncode:
+        pytest.skip("mounting a file system needs root")
+    try:
+        store = open_store(disk)
+        with open_tracker(config, store, config.specs[0]) as tracker:
+            tracker.metrics(1, {"loss": 1.0})
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        fetch_journals(store)
+        folder = local_root(store)
+        assert folder.is_relative_to(tmp_path / "cache")
+        assert [study.path.name for study in tracked_studies(folder)] == ["digits"]
+        assert [point.value for point in read_points(config, store, config.specs[0])] == [1.0]
+    finally:
+        subprocess.run(["umount", disk], check=True)
