@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
 from dit.errors import ConfigError
+from dit.study.addresses import tracking_address
 from dit.study.cluster import ClusterConfig
 from dit.study.fields import (
     Address,
@@ -24,6 +25,7 @@ from dit.study.fields import (
     Sha256,
     Slug,
     TypeName,
+    without_credentials,
 )
 from dit.study.fit import FitConfig as FitConfig
 from dit.study.hashing import digest
@@ -265,6 +267,11 @@ class TrackingConfig(Section):
     experiment: str | None = None
     """Name of MLflow's experiment; unset, the study's."""
 
+    @field_validator("uri")
+    @classmethod
+    def _known_scheme(cls, uri: str | None) -> str | None:
+        return tracking_address(uri) if uri else None
+
 
 class PlanConfig(Section):
     """The machine for which `dit plan` estimates the cost of the study."""
@@ -286,7 +293,7 @@ class StudyConfig(Section):
 
     study: Slug
     """Name of the study: of its folder in the store, its experiment, and its objects on a cluster."""
-    description: str = ""
+    description: Annotated[str, AfterValidator(without_credentials)] = ""
     """A sentence for people; stands in the report."""
     dataset: DatasetConfig
     variants: tuple[str, ...] = Field(min_length=1)

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 _YAML_WORDS = ("y", "n", "yes", "no", "on", "off", "true", "false", "null")
 _SWITCHES = {"true": "on", "yes": "on", "on": "on", "false": "off", "no": "off", "off": "off"}
-_CREDENTIALS = re.compile(r"\s*[a-z][a-z0-9+.-]*://[^/?#]*@", re.IGNORECASE)
+_CREDENTIALS = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s]*@", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,14 @@ class SecretError(ValueError):
 
 
 def without_credentials(address: str) -> str:
-    """The address itself. Text without a scheme is a path, in which @ may stand.
+    """The address, or text with addresses, itself. Text without a scheme is a path, in which @ may stand.
 
     Raises SecretError, without the address, for user information as in http://user:password@host.
     """
-    if _CREDENTIALS.match(address):
+    if _CREDENTIALS.search(address):
         raise SecretError(
-            "has user information before the host; remove it, and give user and password by environment variables"
+            "has an address with a user or a password, which would get into logs and reports; remove it, and set"
+            " environment variables instead, such as MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
         )
     return address
 

@@ -10,6 +10,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import secrets
 import threading
 import time
@@ -25,6 +26,12 @@ from dit.study.layout import TRACKING_STATE
 
 Kind = Literal["run", "study", "metrics", "params", "tags", "artifact", "image", "status"]
 _KINDS = frozenset(get_args(Kind))
+_STEPS = (int, type(None))
+_STATUSES = ("RUNNING", "FINISHED", "FAILED", "KILLED")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+# Of ids, hashes, and variants such as DiT-XL/2; empty for the study's own run.
+_NAME = re.compile(r"[A-Za-z0-9_./-]{0,100}")
+_NAME_LENGTH = 200
 
 
 class Point(NamedTuple):
@@ -66,9 +73,39 @@ class Entry:
             kind, values, stamp = tree["kind"], tree["values"], tree["time"]
         except (ValueError, KeyError, TypeError):
             return None
-        if kind not in _KINDS or not isinstance(values, dict):
+        step = tree.get("step")
+        if kind not in _KINDS or not isinstance(values, dict) or type(stamp) is not int or type(step) not in _STEPS:
             return None
-        return cls(cast(Kind, kind), values, tree.get("step"), stamp)
+        return cls(cast(Kind, kind), values, step, stamp) if _is_sound(kind, values, step) else None
+
+
+def is_digest(value: object) -> bool:
+    """Whether this is a SHA-256 in hexadecimal, and so a safe file name."""
+    return isinstance(value, str) and _DIGEST.fullmatch(value) is not None
+
+
+def is_file_name(value: object) -> bool:
+    """Whether this is a relative path that stays below its folder, for an artifact or an image."""
+    parts = value.split("/") if isinstance(value, str) else [""]
+    return len(str(value)) <= _NAME_LENGTH and all(
+        part not in ("", ".", "..") and part.isprintable() and "\\" not in part for part in parts
+    )
+
+
+def _is_sound(kind: Kind, values: Mapping[str, Any], step: int | None) -> bool:
+    """Whether a line has the values of its kind. Results may come from somebody else, who may have written anything."""
+    if kind == "run":
+        named = [values.get("id"), values.get("hash"), values.get("variant") or ""]
+        return all(isinstance(name, str) and _NAME.fullmatch(name) for name in named)
+    if kind == "metrics":
+        return step is not None and all(type(value) in (int, float) for value in values.values())
+    if kind in ("params", "tags"):
+        return all(isinstance(value, str) for value in values.values())
+    if kind in ("artifact", "image"):
+        return is_digest(values.get("sha256")) and is_file_name(values.get("name"))
+    if kind == "status":
+        return values.get("status") in _STATUSES and isinstance(values.get("error", ""), str)
+    return True
 
 
 class Journal:
@@ -166,7 +203,7 @@ def header_of(data: bytes) -> Entry | None:
 
 def aside(path: Path, header: Entry) -> Path:
     """Where a journal is moved to make room for another; it is shipped from there, too."""
-    return path.with_name(f"{path.stem}-{header.values['id']}{path.suffix}")
+    return path.with_name(f"{path.stem}-{header.values['id'].replace('/', '_')}{path.suffix}")
 
 
 def missing(own: bytes, other: bytes) -> bytes:
