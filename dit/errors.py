@@ -35,6 +35,19 @@ class MismatchError(InputError):
 class StoreError(DitError):
     """The store could not be reached, read or written."""
 
+    transient = False
+    """Whether it can heal while the same work waits: a disk gets space, a server returns, keys are replaced."""
+
+
+class TransientStoreError(StoreError):
+    """The store is full, busy or away. It is worth waiting for, with growing pauses between the tries."""
+
+    transient = True
+
+
+class CredentialsError(TransientStoreError):
+    """The store refused the credentials: expired, revoked or unknown, until somebody replaces them."""
+
 
 class FinalError(DitError):
     """A retry would fail the same way, until somebody does what the message asks for."""

@@ -92,7 +92,7 @@ def reached(address: str, namespace: str) -> Iterator[str]:
 
     Names that only the cluster resolves go through kubectl port-forward.
 
-    Raises DitError when forwarding fails, InputError for such a name with https.
+    Raises ServiceUnreachable when forwarding fails, InputError for such a name with https.
     """
     parts = urlsplit(address)
     service = _service(parts.hostname or "", namespace)

@@ -21,9 +21,13 @@ CRD = "workflows.argoproj.io"
 # The call of a pipeline step; Kubeflow Pipelines sets a variable with the name of its pod.
 _STEP = """
 import pathlib, sys
-from pipelines.jobs.launch import run
+from dit.study import study_file
+from pipelines.cluster.client import Cluster
+from pipelines.jobs.launch import launch
+from pipelines.jobs.spec import job_spec
 study, root, variant, image, *overrides = sys.argv[1:]
-run("train", pathlib.Path(study).read_text(), root, overrides, variant, image)
+config = study_file.load(pathlib.Path(study), overrides)
+launch(config, job_spec(config, variant, "train", root, image), Cluster.connect())
 """
 
 

@@ -20,8 +20,9 @@ from pipelines.jobs import launch, watch
 from pipelines.step import step, submitted
 
 
+@pytest.mark.usefixtures("s3_environment")
 def test_the_mlflow_run_is_set_to_failed_after_running_pods_have_ended(
-    api: Api, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    api: Api, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, last = load(CONFIG, ["cluster.replicas=2"]), running_pod(0, "a")
     api.pods = [last]
@@ -38,7 +39,7 @@ def test_the_mlflow_run_is_set_to_failed_after_running_pods_have_ended(
     monkeypatch.setattr(launch, "wait", fails)
     monkeypatch.setattr(launch, "end_failed", lambda *_: phases.append(last["status"]["phase"]))
     with pytest.raises(watch.JobFailed, match="worker-0 diverged"):
-        launch.launch(config, open_store(str(tmp_path)), spec(), cluster)
+        launch.launch(config, spec(root=f"s3://{BUCKET}/dit"), cluster)
     assert phases == ["Failed"]
 
 

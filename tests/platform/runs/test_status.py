@@ -42,6 +42,11 @@ def package(config: StudyConfig, tmp_path_factory: pytest.TempPathFactory) -> di
     return load_package(compile_study(config, ROOT, f"registry.example/dit@sha256:{'0' * 64}", output))
 
 
+def pod_metadata(number: int) -> dict[str, Any]:
+    name = f"{NAME}-worker-{number}"
+    return {"name": name, "uid": name, "namespace": "dit-scaling", "creationTimestamp": BORN}
+
+
 @pytest.fixture
 def kubernetes() -> Kubernetes:
     """A job with one pod that cannot be scheduled."""
@@ -49,12 +54,11 @@ def kubernetes() -> Kubernetes:
     metadata = {"name": NAME, "uid": "j", "creationTimestamp": BORN, "labels": labels}
     job = {"metadata": metadata, "status": {"conditions": [{"type": "Running", "status": "True"}]}}
     pods: list[dict[str, Any]] = [
-        {"metadata": {"name": f"{NAME}-worker-{at}", "creationTimestamp": BORN}, "status": {"phase": "Running"}}
+        {"metadata": pod_metadata(at), "status": {"phase": "Running"}}
         for at in range(7)
     ]
     lacking = {"type": "PodScheduled", "status": "False", "message": "0/1 nodes are available: 1 Insufficient gpu"}
-    stuck = {"name": f"{NAME}-worker-7", "namespace": "dit-scaling", "creationTimestamp": BORN}
-    pods.append({"metadata": stuck, "status": {"phase": "Pending", "conditions": [lacking]}})
+    pods.append({"metadata": pod_metadata(7), "status": {"phase": "Pending", "conditions": [lacking]}})
     events = "/api/v1/namespaces/dit-scaling/events"
     return Kubernetes(
         {
