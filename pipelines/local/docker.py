@@ -21,6 +21,7 @@ from dit import __version__
 from dit.console.streams import whole_lines
 from dit.errors import InputError, MissingError
 from dit.storage import cache_dir
+from dit.storage.base import local_errors
 from dit.study.config import AdmReference, FolderSource, StudyConfig, TarSource, VaeCodec
 from pipelines.step import parent_watch
 
@@ -133,7 +134,8 @@ def container_mounts(config: StudyConfig, root: str) -> list[Any]:
     if parts.scheme in ("", "file"):
         writable.append(Path(unquote(parts.path)).absolute())
     for place in writable:
-        place.mkdir(parents=True, exist_ok=True)
+        with local_errors(place):
+            place.mkdir(parents=True, exist_ok=True)
     return [
         *(Mount(str(place), str(place), type="bind") for place in writable),
         *(Mount(str(place), str(place), type="bind", read_only=True) for place in _inputs(config)),

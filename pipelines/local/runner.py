@@ -19,6 +19,7 @@ from dit.report.tables import address, show_results
 from dit.results.stages import STAGES, VARIANT_STAGES, Work
 from dit.results.state import study_is_complete, unfinished
 from dit.storage import Store, cache_dir, open_store
+from dit.storage.base import local_errors
 from dit.storage.file import FileStore
 from dit.study import layout, study_file
 from dit.study.config import StudyConfig
@@ -91,7 +92,8 @@ def _end_by(number: int) -> None:
 
 def _log_path(config: StudyConfig, store: Store) -> Path:
     path = (store.root if isinstance(store, FileStore) else cache_dir()) / layout.pipeline_log(config)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with local_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     return path
 
 

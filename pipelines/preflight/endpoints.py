@@ -8,7 +8,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from urllib.parse import urlsplit
 
-from dit.errors import DitError, MissingError, StoreError, one_line
+from dit.errors import CredentialsError, DitError, MissingError, StoreError, one_line
 from dit.storage import Store, open_store, read_record
 from dit.study import layout
 from dit.study.config import AdmReference, StudyConfig, TarSource, VaeCodec
@@ -40,7 +40,8 @@ def store(site: Site) -> Iterator[Finding]:
             place = open_store(site.root)
         except StoreError as error:
             # Pods may reach a server that this machine does not.
-            yield failed("bucket", str(error)) if site.inside else unknown("bucket", f"checked from here: {error}")
+            certain = site.inside or isinstance(error, CredentialsError)
+            yield failed("bucket", str(error)) if certain else unknown("bucket", f"checked from here: {error}")
             return
         place.check_writable()
         yield ok("bucket", f"{site.root} exists and is writable, {way}")

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import importlib
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from dit.errors import DitError, MissingError, TransientStoreError, one_line
 from dit.storage import Store, cache_dir
+from dit.storage.base import exclusive
 from dit.study import study_file
 from dit.study.config import StudyConfig
 from dit.study.variants import resolve
@@ -138,15 +138,7 @@ def _stage(
     return StepResult(config, store, [record for record in records if record is not None])
 
 
-@contextmanager
-def _alone(what: str) -> Iterator[None]:
+def _alone(what: str) -> AbstractContextManager[None]:
     """Run one step of a variant at a time: the last step of a killed run may still be writing its checkpoint."""
     path = cache_dir() / "locks" / hashlib.sha256(what.encode()).hexdigest()[:16]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            sys.stdout.write("another run works on this; waiting for its step to end\n")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    return exclusive(path, "another run works on this; waiting for its step to end")

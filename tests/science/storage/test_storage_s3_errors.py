@@ -17,7 +17,7 @@ from processes import python
 from s3_proxy import BUCKET, Address, Proxy, control, raw
 
 from dit.cli.commands import run
-from dit.errors import DataError, DitError, InputError, MissingError, StoreError
+from dit.errors import CredentialsError, DataError, DitError, InputError, MissingError, StoreError
 from dit.storage import open_store, sha256_file
 from dit.storage.s3 import S3Store
 
@@ -157,7 +157,9 @@ def test_a_bucket_that_is_deleted_later_is_not_reported_as_a_missing_object(s3_s
 def test_wrong_credentials_are_refused(s3_server: Address) -> None:
     control(s3_server, "reset-auth", b"0")
     try:
-        with pytest.raises(InputError, match=r"refused \(InvalidAccessKeyId\); set AWS_ACCESS_KEY_ID") as caught:
+        with pytest.raises(
+            CredentialsError, match=r"refused \(InvalidAccessKeyId: .*; set AWS_ACCESS_KEY_ID"
+        ) as caught:
             open_store(f"s3://{BUCKET}/x")
         assert f"s3://{BUCKET}/x at http://127.0.0.1" in one_line(caught)
         with pytest.raises(StoreError, match="InvalidAccessKeyId"):
@@ -176,7 +178,7 @@ def test_credentials_without_permission_are_refused(s3_server: Address, monkeypa
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://{}:{}".format(*s3_server))
     control(s3_server, "reset-auth", b"0")
     try:
-        with pytest.raises(InputError, match=r"access denied \(AccessDenied\); the credentials must allow") as caught:
+        with pytest.raises(InputError, match=r"access denied \(AccessDenied: .*; the credentials must allow") as caught:
             open_store(f"s3://{BUCKET}")
         one_line(caught)
         with pytest.raises(InputError, match=r"not writable: .*access denied"):
@@ -227,7 +229,12 @@ def test_an_endpoint_that_cannot_be_reached_is_one_line(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("AWS_ENDPOINT_URL_S3", "nonsense"), ("DIT_S3_TIMEOUT", "soon"), ("AWS_MAX_ATTEMPTS", "many")],
+    [
+        ("AWS_ENDPOINT_URL_S3", "nonsense"),
+        ("DIT_S3_TIMEOUT", "soon"),
+        ("AWS_MAX_ATTEMPTS", "many"),
+        ("DIT_S3_ADDRESSING", "host"),
+    ],
 )
 def test_a_setting_that_is_not_valid_is_one_line(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, value)
