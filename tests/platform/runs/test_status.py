@@ -53,10 +53,7 @@ def kubernetes() -> Kubernetes:
     labels = {"dit-scaling/study": "digits", "dit-scaling/variant": "mini-s-2", "dit-scaling/stage": "train"}
     metadata = {"name": NAME, "uid": "j", "creationTimestamp": BORN, "labels": labels}
     job = {"metadata": metadata, "status": {"conditions": [{"type": "Running", "status": "True"}]}}
-    pods: list[dict[str, Any]] = [
-        {"metadata": pod_metadata(at), "status": {"phase": "Running"}}
-        for at in range(7)
-    ]
+    pods: list[dict[str, Any]] = [{"metadata": pod_metadata(at), "status": {"phase": "Running"}} for at in range(7)]
     lacking = {"type": "PodScheduled", "status": "False", "message": "0/1 nodes are available: 1 Insufficient gpu"}
     pods.append({"metadata": pod_metadata(7), "status": {"phase": "Pending", "conditions": [lacking]}})
     events = "/api/v1/namespaces/dit-scaling/events"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-
 from run_objects import TRAIN, run
 
 from pipelines.runs.steps import last_death, reason_in, steps, waiting
