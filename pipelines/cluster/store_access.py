@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 from dit.console import say
@@ -15,6 +16,9 @@ from pipelines.cluster.client import ApiRefused, ApiUnavailable, Cluster
 from pipelines.cluster.pod_environment import data_of, see, settings, store_as_pods_see_it
 from pipelines.cluster.port_forward import ServiceUnreachable
 from pipelines.cluster.retry import retry
+
+SECRETS = Path("/var/run/secrets/dit-scaling")
+"""Folder in which launchers have the study's secrets as files: the variables of a running pod stay as they are."""
 
 _S3 = "AWS_"
 T = TypeVar("T")
@@ -63,30 +67,44 @@ def waited_for(call: Callable[[], T], config: ClusterConfig, transient: type[Sto
         except CredentialsError as error:
             problem = _renewed(config)
             if not problem:
-                say("the store refused this pod's credentials; its secret has newer ones, which are used from now on")
+                say(
+                    "the store refused this pod's credentials; newer ones of the secret are used from now on"
+                )
                 return call()
             raise CredentialsError(f"{error}; {problem}") from error
 
     return retry(attempt, (transient, ApiUnavailable, ServiceUnreachable), config.patience.api)
 
 
+def holds_s3_keys(keys: Iterable[str]) -> bool:
+    """Whether a secret with these keys has credentials of the store."""
+    return any(key.startswith(_S3) for key in keys)
+
+
 def _renewed(config: ClusterConfig) -> str:
     """Take newer credentials from the study's secrets into the environment; returns why that does not help, or ""."""
-    names = [name for name, keys in config.secrets.items() if any(key.startswith(_S3) for key in keys)]
-    commands = ", ".join(see("secret", config.namespace, name) for name in names)
-    where = f"they come from secret {', '.join(names)} in namespace {config.namespace}: {commands}"
+    secrets = {name: keys for name, keys in config.secrets.items() if holds_s3_keys(keys)}
+    commands = ", ".join(see("secret", config.namespace, name) for name in secrets)
+    where = f"they come from secret {', '.join(secrets)} in namespace {config.namespace}: {commands}"
     if not in_pod():
+        # Outside a pod they were read from the secret just now.
         return where
+    found: dict[str, str] = {}
     try:
-        cluster = Cluster.connect()
-        found = {key: value for name in names for key, value in _s3_keys(cluster, config, name)}
+        for name, keys in secrets.items():
+            data = _mounted(name) or data_of(Cluster.connect(), "secret", config.namespace, name)
+            found |= {key: data[key] for key in keys if key.startswith(_S3) and key in data}
     except DitError as error:
-        return f"{where}; this pod has the keys of its start and cannot read newer ones: {error}"
+        return f"{where}; this pod has those of its start, and may not read newer ones: {error}; start it again"
     newer = {key: value for key, value in found.items() if os.environ.get(key) != value}
     os.environ.update(newer)
-    return "" if newer else f"{where}, which still has these keys"
+    return "" if newer else f"{where}, which still has these"
 
 
-def _s3_keys(cluster: Cluster, config: ClusterConfig, name: str) -> Iterator[tuple[str, str]]:
-    data = data_of(cluster, "secret", config.namespace, name)
-    return ((key, data[key]) for key in config.secrets[name] if key.startswith(_S3) and key in data)
+def _mounted(name: str) -> dict[str, str]:
+    """Content of a secret that is mounted, which Kubernetes keeps up to date; empty if it is not."""
+    folder = SECRETS / name
+    try:
+        return {path.name: path.read_text() for path in folder.iterdir() if path.is_file()}
+    except OSError:
+        return {}
