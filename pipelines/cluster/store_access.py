@@ -67,9 +67,7 @@ def waited_for(call: Callable[[], T], config: ClusterConfig, transient: type[Sto
         except CredentialsError as error:
             problem = _renewed(config)
             if not problem:
-                say(
-                    "the store refused this pod's credentials; newer ones of the secret are used from now on"
-                )
+                say("the store refused this pod's credentials; newer ones of the secret are used from now on")
                 return call()
             raise CredentialsError(f"{error}; {problem}") from error
 

@@ -21,13 +21,12 @@ CRD = "workflows.argoproj.io"
 # The call of a pipeline step; Kubeflow Pipelines sets a variable with the name of its pod.
 _STEP = """
 import pathlib, sys
+from dit.storage import open_store
 from dit.study import study_file
-from pipelines.cluster.client import Cluster
-from pipelines.jobs.launch import launch
-from pipelines.jobs.spec import job_spec
+from pipelines.step import step, submitted
 study, root, variant, image, *overrides = sys.argv[1:]
 config = study_file.load(pathlib.Path(study), overrides)
-launch(config, job_spec(config, variant, "train", root, image), Cluster.connect())
+step.run_job("train", submitted.write(config, open_store(root)), variant, image)
 """
 
 
