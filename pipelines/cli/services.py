@@ -124,6 +124,6 @@ def with_cluster(
     """
     config = load_study(study, None)
     from pipelines.cluster.client import Cluster
-    from pipelines.cluster.services_here import run_here
+    from pipelines.cluster.store_access import run_here
 
     raise typer.Exit(run_here(command, Cluster.connect(), config.cluster))

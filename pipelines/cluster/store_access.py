@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+import subprocess
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 from dit.console import say
-from dit.errors import CredentialsError, DitError, MissingError, StoreError
+from dit.errors import CredentialsError, DitError, InputError, MissingError, StoreError
 from dit.storage import Store, open_store
 from dit.study.cluster import ClusterConfig
 from pipelines.cluster.client import ApiRefused, ApiUnavailable, Cluster
-from pipelines.cluster.pod_environment import data_of, see, settings, store_as_pods_see_it
+from pipelines.cluster.pod_environment import (
+    data_of,
+    see,
+    settings,
+    store_as_pods_see_it,
+    tracking_as_pods_see_it,
+)
 from pipelines.cluster.port_forward import ServiceUnreachable
 from pipelines.cluster.retry import retry
 
@@ -41,14 +48,44 @@ def study_store(
 
     Raises as `open_store`, ServiceUnreachable when forwarding fails, ApiUnavailable when the API does not answer.
     """
-    variables: dict[str, str] = {}
-    if cluster is not None and not in_pod():
-        try:
-            variables = settings(cluster, config, config.namespace)
-        except (ApiRefused, MissingError) as error:
-            remark(f"the store is read with this machine's settings: {error}")
-    with store_as_pods_see_it(variables, config.namespace):
+    with store_as_pods_see_it(_settings(cluster, config, remark), config.namespace):
         yield open_store(root)
+
+
+def _settings(cluster: Cluster | None, config: ClusterConfig, remark: Callable[[str], object]) -> dict[str, str]:
+    """The variables of the study's pods; empty in a pod, which has them, and where the API does not give them."""
+    if cluster is None or in_pod():
+        return {}
+    try:
+        return settings(cluster, config, config.namespace)
+    except (ApiRefused, MissingError) as error:
+        remark(f"the store is read with this machine's settings: {error}")
+        return {}
+
+
+@contextmanager
+def study_tracker(cluster: Cluster, config: ClusterConfig) -> Iterator[None]:
+    """While the body runs, studies are tracked to the server of the study's pods.
+
+    This machine's settings are used where the API does not give them.
+
+    Raises ServiceUnreachable when forwarding fails, ApiUnavailable when the API does not answer.
+    """
+    with tracking_as_pods_see_it(_settings(cluster, config, lambda _: None), config.namespace):
+        yield
+
+
+def run_here(command: Sequence[str], cluster: Cluster, config: ClusterConfig) -> int:
+    """The exit code of a command on this machine that has the store and the tracking server of the study's pods.
+
+    Raises as `settings`, ServiceUnreachable when forwarding fails, InputError when there is no such command.
+    """
+    variables, namespace = settings(cluster, config, config.namespace), config.namespace
+    with store_as_pods_see_it(variables, namespace), tracking_as_pods_see_it(variables, namespace):
+        try:
+            return subprocess.run(command, check=False).returncode
+        except OSError as error:
+            raise InputError(f"{command[0]}: {error.strerror}; give a command, such as dit report STUDY") from None
 
 
 def waited_for(call: Callable[[], T], config: ClusterConfig, transient: type[StoreError] = StoreError) -> T:

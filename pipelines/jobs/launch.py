@@ -19,7 +19,7 @@ from dit.tracking import end_failed
 from pipelines.cluster.client import WORKFLOWS, ApiUnavailable, Cluster
 from pipelines.cluster.objects import pod_phase
 from pipelines.cluster.retry import retry
-from pipelines.cluster.store_access import study_store, waited_for
+from pipelines.cluster.store_access import study_store, study_tracker, waited_for
 from pipelines.jobs import names
 from pipelines.jobs.registry import kind_of
 from pipelines.jobs.spec import JobSpec, Workflow
@@ -79,7 +79,7 @@ def _track(config: StudyConfig, spec: JobSpec, cluster: Cluster, error: JobFaile
         # A pod that still runs may be writing the status itself.
         while time.monotonic() < deadline and any(pod_phase(pod) == "Running" for pod in cluster.pods(selector)):
             time.sleep(POLL_SECONDS)
-        with study_store(cluster, config.cluster, spec.root) as store:
+        with study_store(cluster, config.cluster, spec.root) as store, study_tracker(cluster, config.cluster):
             end_failed(config, store, spec.variant, error)
     except DitError as problem:
         say(f"tracking: {problem}")

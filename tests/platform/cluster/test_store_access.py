@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
+import textwrap
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
@@ -12,6 +15,7 @@ from s3_proxy import BUCKET, Proxy
 from store_settings import settings_objects
 from test_pod_environment import kubectl
 
+from dit.cli.commands import run as main
 from dit.errors import CredentialsError, StoreError
 from dit.storage import open_store
 from dit.study.cluster import ClusterConfig, PatienceConfig
@@ -107,18 +111,42 @@ def test_what_heals_is_waited_for_from_its_first_failure(capsys: pytest.CaptureF
     assert "s3: the server's disk is full; retry in 1.0 s" in capsys.readouterr().out
 
 
-@pytest.mark.usefixtures("s3_environment")
-def test_a_workstation_reaches_the_store_through_a_forwarded_port_with_the_clusters_secret(
-    s3_proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def workstation(
+    s3_environment: None,  # noqa: ARG001
+    s3_proxy: Proxy,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Path]:
+    """KUBECONFIG and kubectl, and no settings of S3; yields the log of kubectl."""
     for name in ("AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     kubectl(tmp_path, tmp_path / "log", monkeypatch, port=s3_proxy.url.rpartition(":")[2])
-    kubernetes = Kubernetes(settings_objects("http://s3.store.svc:7070"))
-    with serve(kubernetes.answer) as api:
+    with serve(Kubernetes(settings_objects("http://s3.store.svc:7070", tracking="sqlite:////m.db")).answer) as api:
         monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path / "config", api)))
-        with study_store(Cluster.connect(), CONFIG, ROOT) as store:
-            store.write("record", b"1")
-    assert "-n store service/s3 :7070" in (tmp_path / "log").read_text()
+        yield tmp_path / "log"
+
+
+def test_a_workstation_reaches_the_store_through_a_forwarded_port_with_the_clusters_secret(workstation: Path) -> None:
+    with study_store(Cluster.connect(), CONFIG, ROOT) as store:
+        store.write("record", b"1")
+    assert "-n store service/s3 :7070" in workstation.read_text()
     assert "AWS_ACCESS_KEY_ID" not in os.environ
+
+
+@pytest.mark.usefixtures("workstation")
+def test_a_command_of_a_workstation_has_store_and_tracker_of_the_cluster(tmp_path: Path) -> None:
+    with study_store(Cluster.connect(), CONFIG, ROOT) as store:
+        store.write("record", b"1")
+    code = f"""
+        import os, pathlib
+        from dit.storage import open_store
+        content = open_store({ROOT!r}).read("record").decode()
+        pathlib.Path({str(tmp_path / "seen")!r}).write_text(content + os.environ["MLFLOW_TRACKING_URI"])
+    """
+    study = str(Path(__file__).parents[3] / "configs" / "digits.yaml")
+    assert main(["with-cluster", study, sys.executable, "-c", textwrap.dedent(code)]) == 0
+    assert (tmp_path / "seen").read_text() == "1sqlite:////m.db"
+    assert main(["with-cluster", study, sys.executable, "-c", "raise SystemExit(3)"]) == 3
+    assert main(["with-cluster", study, "no-such-command"]) == 2
