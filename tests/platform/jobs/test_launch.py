@@ -12,6 +12,7 @@ from job_objects import CONFIG, Api, running_pod, spec
 from s3_proxy import BUCKET, Proxy
 from study_records import fill, study
 
+from dit.cli.commands import run as main
 from dit.storage import open_store
 from dit.study.records import SampleSetManifest
 from dit.study.study_file import load
@@ -74,6 +75,21 @@ def test_a_step_retries_an_unavailable_store_before_and_after_its_job(s3_proxy: 
     away(s3_proxy, {0, 1, 2, 4, 5, 6})
     result = step.run_job("sample", address, "DiT-XL/2", "image")
     assert [type(record) for record in result.records] == [SampleSetManifest, SampleSetManifest]
+
+
+@pytest.mark.usefixtures("s3_environment", "in_a_pod")
+def test_a_launcher_by_hand_has_the_same_patience(
+    s3_proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("KFP_POD_NAME")
+    config, root, file = study(), f"s3://{BUCKET}/dit", tmp_path / "study.yaml"
+    fill(open_store(root), config)
+    file.write_text(config.to_yaml())
+    away(s3_proxy, {0, 1, 2})
+    assert (
+        main(["launch", str(file), "--variant", "DiT-XL/2", "--stage", "sample", "--root", root, "--image", "i"]) == 0
+    )
+    assert "retry in 1.0 s" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("s3_environment", "in_a_pod")
