@@ -126,4 +126,4 @@ def with_cluster(
     from pipelines.cluster.client import Cluster
     from pipelines.cluster.store_access import run_here
 
-    raise typer.Exit(run_here(command, Cluster.connect(), config.cluster))
+    raise typer.Exit(run_here(command, Cluster.connect(), config))

@@ -13,6 +13,7 @@ from dit.console import say
 from dit.errors import CredentialsError, DitError, InputError, MissingError, StoreError
 from dit.storage import Store, open_store
 from dit.study.cluster import ClusterConfig
+from dit.study.config import StudyConfig
 from pipelines.cluster.client import ApiRefused, ApiUnavailable, Cluster
 from pipelines.cluster.pod_environment import (
     data_of,
@@ -64,24 +65,27 @@ def _settings(cluster: Cluster | None, config: ClusterConfig, remark: Callable[[
 
 
 @contextmanager
-def study_tracker(cluster: Cluster, config: ClusterConfig) -> Iterator[None]:
+def study_tracker(cluster: Cluster, study: StudyConfig) -> Iterator[None]:
     """While the body runs, studies are tracked to the server of the study's pods.
 
     This machine's settings are used where the API does not give them.
 
     Raises ServiceUnreachable when forwarding fails, ApiUnavailable when the API does not answer.
     """
-    with tracking_as_pods_see_it(_settings(cluster, config, lambda _: None), config.namespace):
+    config = study.cluster
+    variables = _settings(cluster, config, lambda _: None) if study.tracking.kind != "none" else {}
+    with tracking_as_pods_see_it(variables, config.namespace):
         yield
 
 
-def run_here(command: Sequence[str], cluster: Cluster, config: ClusterConfig) -> int:
+def run_here(command: Sequence[str], cluster: Cluster, study: StudyConfig) -> int:
     """The exit code of a command on this machine that has the store and the tracking server of the study's pods.
 
     Raises as `settings`, ServiceUnreachable when forwarding fails, InputError when there is no such command.
     """
-    variables, namespace = settings(cluster, config, config.namespace), config.namespace
-    with store_as_pods_see_it(variables, namespace), tracking_as_pods_see_it(variables, namespace):
+    namespace = study.cluster.namespace
+    variables = settings(cluster, study.cluster, namespace)
+    with store_as_pods_see_it(variables, namespace), study_tracker(cluster, study):
         try:
             return subprocess.run(command, check=False).returncode
         except OSError as error:

@@ -79,7 +79,7 @@ def _track(config: StudyConfig, spec: JobSpec, cluster: Cluster, error: JobFaile
         # A pod that still runs may be writing the status itself.
         while time.monotonic() < deadline and any(pod_phase(pod) == "Running" for pod in cluster.pods(selector)):
             time.sleep(POLL_SECONDS)
-        with study_store(cluster, config.cluster, spec.root) as store, study_tracker(cluster, config.cluster):
+        with study_store(cluster, config.cluster, spec.root) as store, study_tracker(cluster, config):
             end_failed(config, store, spec.variant, error)
     except DitError as problem:
         say(f"tracking: {problem}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dit.errors import DitError, one_line
-from pipelines.cluster.client import Cluster
+from pipelines.cluster.client import ApiRefused, Cluster
 from pipelines.cluster.objects import Object, pod_name, pod_phase
 from pipelines.cluster.retry import RETRY
 from pipelines.jobs.names import KFP_RUN
@@ -54,5 +54,8 @@ def delays(run: Run, cluster: Cluster) -> list[str]:
 
 def _waits_for(cluster: Cluster, pod: Object) -> str:
     """The last line of a step's log if it announces a retry; empty otherwise."""
-    lines = cluster.last_log(pod_name(pod), CONTAINER, _LAST_LINES).strip().splitlines()
+    try:
+        lines = cluster.last_log(pod_name(pod), CONTAINER, _LAST_LINES).strip().splitlines()
+    except ApiRefused:
+        return ""  # its container has not started, or has just ended
     return one_line(lines[-1]) if lines and RETRY in lines[-1] else ""
