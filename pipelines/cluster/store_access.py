@@ -137,7 +137,8 @@ def _renewed(config: ClusterConfig) -> str:
         return f"{where}; this pod has those of its start, and may not read newer ones: {error}; start it again"
     newer = {key: value for key, value in found.items() if os.environ.get(key) != value}
     os.environ.update(newer)
-    return "" if newer else f"{where}, which still has these"
+    copied = ", or has not been copied to this pod's namespace: dit deploy pipelines" if SECRETS.is_dir() else ""
+    return "" if newer else f"{where}, which still has these{copied}"
 
 
 def _mounted(name: str) -> dict[str, str]:

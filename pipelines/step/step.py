@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dit.errors import DitError, MissingError, TransientStoreError, one_line
+from dit.errors import DitError, MissingError, StoreError, TransientStoreError, one_line
 from dit.storage import Store, cache_dir
 from dit.storage.base import exclusive
 from dit.study import study_file
@@ -86,7 +86,7 @@ def run_merge(inputs: StudyInputs, root: str) -> tuple[str, StepResult]:
     def join() -> tuple[str, StepResult]:
         config = inputs.resolve()
         store = submitted.open_root(root, config.cluster)
-        address = submitted.write(config, store)
+        address = submitted.patiently(lambda: submitted.write(config, store), config.cluster, StoreError)
         try:
             return address, _stage("prepare", config, store, function="merge")
         except MissingError as error:

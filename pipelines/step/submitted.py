@@ -77,9 +77,13 @@ def read(study: str) -> tuple[StudyConfig, Store, str]:
     # The study's own settings are in the store that may be away.
     store = open_root(root, ClusterConfig())
     key = f"{studies[1:]}{name}"
-    if not store.exists(key):
-        raise MissingError(f"{study}: no such study; submit it again, and the step 'merge' writes it")
-    text = store.read(key).decode()
+
+    def read_text() -> str:
+        if not store.exists(key):
+            raise MissingError(f"{study}: no such study; submit it again, and the step 'merge' writes it")
+        return store.read(key).decode()
+
+    text = patiently(read_text, ClusterConfig(), StoreError)
     if digest(text) != PurePosixPath(key).stem:
         raise MismatchError(f"{study}: its text is no longer the one that was submitted; submit the study again")
     return study_file.load_text(text, where=study), store, root

@@ -14,7 +14,7 @@ from study_records import fill, study
 
 from dit.cli.commands import run as main
 from dit.storage import open_store
-from dit.study.records import SampleSetManifest
+from dit.study.records import DatasetManifest, SampleSetManifest
 from dit.study.study_file import load
 from pipelines.cluster.client import Cluster
 from pipelines.jobs import launch, watch
@@ -75,6 +75,18 @@ def test_a_step_retries_an_unavailable_store_before_and_after_its_job(s3_proxy: 
     away(s3_proxy, {0, 1, 2, 4, 5, 6})
     result = step.run_job("sample", address, "DiT-XL/2", "image")
     assert [type(record) for record in result.records] == [SampleSetManifest, SampleSetManifest]
+
+
+@pytest.mark.usefixtures("s3_environment", "in_a_pod")
+def test_a_step_that_finds_the_store_full_waits_and_goes_on(
+    s3_proxy: Proxy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    address = submitted.write(load(CONFIG), open_store(f"s3://{BUCKET}/dit"))
+    for _ in range(2):
+        s3_proxy.answer_once(507, "PUT", "")
+    result = step.run_step("prepare", address)
+    assert [type(record) for record in result.records] == [DatasetManifest]
+    assert capsys.readouterr().out.count("disk is full") == 2
 
 
 @pytest.mark.usefixtures("s3_environment", "in_a_pod")
