@@ -54,7 +54,7 @@ ANSWERS: dict[str, Answer] = {
     code: answer
     for codes, answer in (
         (
-            "InvalidAccessKeyId SignatureDoesNotMatch InvalidSecurity",
+            "InvalidAccessKeyId SignatureDoesNotMatch InvalidSecurity XAdminUserNotFound",
             Answer("the credentials were refused", _SET_KEYS, CredentialsError),
         ),
         (
