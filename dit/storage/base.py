@@ -104,12 +104,14 @@ class Store(ABC):
     def check_writable(self) -> None:
         """Write and remove a small file.
 
-        Raises InputError when that fails.
+        Raises TransientStoreError when the store is full or away, InputError when it cannot be written at all.
         """
         key = f"write-check-{secrets.token_hex(6)}"
         try:
             self.write(key, bytes(4096))
             self._remove([key], key)
+        except TransientStoreError:
+            raise
         except DitError as error:
             raise InputError(f"{self.url}: not writable: {error}") from error
 

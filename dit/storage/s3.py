@@ -26,7 +26,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError, HTTPClientError, IncompleteReadError
 from urllib3.exceptions import HTTPError as TransportError
 
-from dit.errors import InputError, MissingError, StoreError
+from dit.errors import DataError, InputError, MissingError, StoreError
 from dit.storage.base import Store, cache_dir, check_key, exclusive, local_errors, place_file, sha256_file, verify
 from dit.storage.s3_errors import endpoint, http_status, s3_errors
 from dit.study.records import FileEntry
@@ -129,7 +129,11 @@ class S3Store(Store):
             verify(f"{self.url}/{key}", hashlib.file_digest(file, "sha256").hexdigest(), expected)
 
         with s3_errors(f"{self.url}/{key}"), local_errors(path):
-            place_file(path, fill)
+            try:
+                place_file(path, fill)
+            except DataError:
+                # Bytes damaged on their way are right the next time; those damaged in the store are not.
+                place_file(path, fill)
 
     def local(self, key: str, sha256: str | None = None) -> Path:
         if sha256 is None:

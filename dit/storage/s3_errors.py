@@ -54,7 +54,7 @@ ANSWERS: dict[str, Answer] = {
     code: answer
     for codes, answer in (
         (
-            "InvalidAccessKeyId SignatureDoesNotMatch InvalidSecurity",
+            "InvalidAccessKeyId SignatureDoesNotMatch InvalidSecurity XAdminUserNotFound",
             Answer("the credentials were refused", _SET_KEYS, CredentialsError),
         ),
         (
@@ -155,6 +155,7 @@ def _translated(error: Exception, where: str, opening: bool) -> DitError:
     if isinstance(error, ClientError):
         return _answered(error, f"{where} at {endpoint() or 'AWS'}", opening)
     target = f"{where} at {_address(error)}"
+    kind: type[DitError]
     if isinstance(error, _NO_KEYS):
         refused = InputError if opening else CredentialsError
         return refused(f"{target}: no usable credentials ({_line(error)}); {_SET_KEYS}")
@@ -199,7 +200,9 @@ def http_status(error: ClientError) -> int:
 
 def _reason(error: ClientError, code: str) -> str:
     """Code and text of the server."""
-    text = "".join(char for char in _line(error.response["Error"].get("Message") or "") if char.isprintable())
+    text = "".join(
+        char for char in one_line(error.response["Error"].get("Message") or "").rstrip(".") if char.isprintable()
+    )
     return f"{code}: {text[:_TEXT_LENGTH]}" if text else code
 
 

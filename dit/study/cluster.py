@@ -158,7 +158,8 @@ class StepsConfig(Section):
     retries: Natural = 3
     """Retries for a step whose pod was deleted (a node drain, for example) or lost with its node. A step that exits
     with an error is not retried. Argo also counts a pod that its node stopped (memory or disk pressure, shutdown) as an
-    error; submit the run again to continue."""
+    error; submit the run again to continue. A launcher whose process is killed is started again as often, in its
+    pod."""
     retry_seconds: Positive = 30
     """Pause before the first retry; it doubles with each one."""
 
@@ -203,7 +204,7 @@ class PatienceConfig(Section):
     """For a problem that waiting cannot solve: an image that cannot be pulled, a refused pod, a missing secret. Once
     all pods have run, `start` holds instead, and the reason is in the launcher's log."""
     api: Positive = 3600
-    """For an API server or a store that does not answer."""
+    """For an API server or a store that is away, and for a store that is full or refuses the credentials."""
 
     @model_validator(mode="after")
     def _hopeless_is_shorter(self) -> PatienceConfig:

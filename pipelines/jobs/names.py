@@ -16,6 +16,8 @@ COMPONENT = "app.kubernetes.io/component"
 STUDY = f"{DOMAIN}/study"
 VARIANT = f"{DOMAIN}/variant"
 STAGE = f"{DOMAIN}/stage"
+ROOT = f"{DOMAIN}/root"
+"""Label of a job with a hash of its root."""
 RUN = f"{DOMAIN}/run"
 JOB = f"{DOMAIN}/job"
 SPEC_HASH = f"{DOMAIN}/spec-hash"
@@ -39,6 +41,12 @@ REAPER = "dit-reaper"
 # Pod names are limited to 63 characters; controllers append up to 17 (`-node-0-511-x7k2p`).
 MAX_LENGTH = 46
 _HASH_DIGITS = 6
+_ROOT_DIGITS = 16
+
+
+def root_label(root: str) -> str:
+    """Value of the label ROOT: studies of one name at two roots have jobs of their own."""
+    return hashlib.sha256(root.rstrip("/").encode()).hexdigest()[:_ROOT_DIGITS]
 
 
 def job_name(study: str, spec: ModelSpec, stage: JobStage) -> str:

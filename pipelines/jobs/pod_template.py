@@ -82,6 +82,8 @@ def _container(spec: JobSpec, name: str) -> k8s.V1Container:
         image=spec.image,
         command=["python"],
         args=spec.arguments,
+        # The end of a failed container's log is then in the pod's status, which outlives the connection to the log.
+        termination_message_policy="FallbackToLogsOnError",
         env=_variables(spec),
         resources=_resources(spec),
         security_context=k8s.V1SecurityContext(

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from dit.errors import ConfigError, InputError
+from dit.planning.cost import check_job_size
 from dit.study.cluster import ClusterConfig
 from dit.study.config import StudyConfig
 from dit.study.variants import ModelSpec
@@ -86,7 +87,7 @@ class JobSpec:
         """Labels of the job itself."""
         run = {names.RUN: self.run_id} if self.run_id else {}
         queue = {"kueue.x-k8s.io/queue-name": self.cluster.queue} if self.cluster.queue else {}
-        return {**self.labels, names.COMPONENT: "job", **run, **queue}
+        return {**self.labels, names.COMPONENT: "job", names.ROOT: names.root_label(self.root), **run, **queue}
 
     def without_run(self) -> JobSpec:
         """The spec without the pipeline run that submitted it."""
@@ -102,11 +103,8 @@ def job_spec(config: StudyConfig, variant: str, stage: JobStage, root: str, imag
     spec, cluster = config.spec(variant), config.cluster
     if not root.startswith("s3://"):
         raise InputError(f"root {root}: pods cannot reach a folder of this machine; give s3://bucket/prefix")
-    if stage == "train" and config.train.global_batch % cluster.world_size:
-        raise ConfigError(
-            f"train.global_batch={config.train.global_batch} is not divisible by the {cluster.world_size} processes of"
-            " cluster.replicas x cluster.gpus_per_pod; change one of them, such as --set cluster.replicas=1"
-        )
+    if stage == "train":
+        check_job_size(config)
     study_file = yaml.safe_dump(
         config.model_dump(mode="json", exclude={"cluster", "plan"}), sort_keys=False, allow_unicode=True
     )

@@ -16,6 +16,7 @@ from dit.console import Progress, console, progress
 from dit.console.formatting import format_duration
 from dit.console.streams import user_terminal
 from dit.errors import DitError, FinalError, InputError, printable
+from pipelines.cluster.pod_reason import killed_by
 from pipelines.step.events import Event, from_line
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ class _Step:
     started: float = 0.0
     message: str = ""
     error: Event | None = None
+    killed: int = 0
+    """Number of the signal that ended it."""
     tail: deque[str] = field(default_factory=lambda: deque(maxlen=_TAIL))
     bars: _Row | _PlainBars | None = None
 
@@ -76,14 +79,19 @@ class StudyLog:
             if step.bars is not None:
                 step.bars.show(event)
         else:
-            self._write(worker, f"{event.kind}: {event.text}")
+            self._write(worker, f"{event.kind}: {event.text or event.code}")
             self._show(worker, step, event)
 
-    def failure(self, worker: int, log: str) -> DitError:
-        """The error, in one line, of a worker that ended early; `log` is the path of the full output."""
+    def failure(self, worker: int, log: str, exit_code: int = 0) -> DitError:
+        """The error, in one line, of a worker that ended early; `log` is the path of the full output.
+
+        `exit_code` is the worker's own, negative for a signal.
+        """
         step = self._steps.get(worker, _Step())
         if step.error is not None:
             return _KINDS.get(step.error.code, DitError)(step.error.text)
+        if number := step.killed or max(0, -exit_code):
+            return DitError(f"{step.name} {killed_by(number)}; full output: {log}")
         last = step.tail[-1] if step.tail else "nothing"
         return DitError(f"{step.name} ended early; its last output: {last}; full output: {log}")
 
@@ -116,6 +124,8 @@ class StudyLog:
             self._print(line, on_terminal=True)
         elif event.kind == "error":
             step.error = event
+        elif event.kind == "killed":
+            step.killed = event.code
 
     def _print(self, line: str, *, on_terminal: bool) -> None:
         if self._screen.is_terminal != on_terminal:

@@ -292,5 +292,25 @@ def test_without_a_pushed_image_the_next_command_is_named(
     assert {executor["container"]["image"] for executor in executors} == {IMAGE}
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["plan"],
+        ["compile", "--root", "s3://bucket/dit", "--image", IMAGE],
+        ["preflight", "--root", "s3://bucket/dit"],
+        ["submit", "--root", "s3://bucket/dit", "--image", IMAGE, "--endpoint", "http://127.0.0.1:9"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_job_that_cannot_share_the_batch_is_refused_before_anything_is_prepared(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = [str(ROOT / "configs" / "digits.yaml"), "--set", "cluster.replicas=3"]
+    assert run([command[0], *study, *command[1:]]) == 2
+    errors = capsys.readouterr().err
+    assert errors.count("\n") == 1
+    assert "train.global_batch=64 is not divisible by the 3 processes of cluster.replicas" in errors
+
+
 if __name__ == "__main__":
     compile_study(load(ROOT / "configs/digits.yaml", [ONE]), "s3://bucket/dit", IMAGE, GOLDEN)

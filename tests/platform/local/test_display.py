@@ -151,3 +151,15 @@ def test_a_failure_without_a_message_has_the_last_output_and_the_log(capsys: pyt
     assert "train mini-S/2" in message
     assert "RuntimeError: out of memory" in message
     assert "/runs/logs/a.log" in message
+
+
+def test_a_killed_step_or_worker_has_the_signal_and_the_log(capsys: pytest.CaptureFixture[str]) -> None:
+    lines: list[tuple[int, str | Event]] = [
+        (1, Event("begin", "train mini-S/2")),
+        (2, Event("begin", "sample mini-S/2")),
+        (1, Event("killed", code=9)),
+    ]
+    log = shown(lines, capsys).log
+    killed = "was killed by signal 9 (SIGKILL); memory?; full output: a.log"
+    assert str(log.failure(1, "a.log", 1)) == f"train mini-S/2 {killed}"
+    assert str(log.failure(2, "a.log", -9)) == f"sample mini-S/2 {killed}"

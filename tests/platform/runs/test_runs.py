@@ -83,12 +83,20 @@ def test_caching_can_be_switched_off_for_a_run(tmp_path: Path, caching: bool) ->
 
 
 def test_the_newest_run_of_a_pipeline_is_found_among_others(server: PipelinesServer, pipelines: Pipelines) -> None:
-    other = run("b", "RUNNING", pipeline_spec={"pipelineInfo": {"name": "dit-imagenet256"}})
-    server.runs = {"b": [other], "a": [run("a", "RUNNING")], "old": [run("old", "FAILED")]}
-    result = pipelines.latest("e", "dit-digits")
+    def at(root: str, uid: str, **changed: Any) -> dict[str, Any]:
+        return run(uid, "RUNNING", runtime_config={"parameters": {"root": root}}, **changed)
+
+    server.runs = {
+        "b": [at("s3://ours/dit", "b", pipeline_spec={"pipelineInfo": {"name": "dit-imagenet256"}})],
+        "other": [at("s3://theirs/dit", "other")],
+        "a": [at("s3://ours/dit/", "a")],
+        "old": [at("s3://ours/dit", "old")],
+    }
+    result = pipelines.latest("e", "dit-digits", "s3://ours/dit")
     assert result is not None
     assert result.uid == "a"
-    assert pipelines.latest("e", "dit-nothing") is None
+    assert pipelines.latest("e", "dit-nothing", "s3://ours/dit") is None
+    assert pipelines.latest("e", "dit-digits", "s3://nobodys/dit") is None
 
 
 @pytest.mark.usefixtures("at_once")

@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 import threading
+from functools import partial
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
@@ -17,7 +18,15 @@ from processes import python
 from s3_proxy import BUCKET, Address, Proxy, control, raw
 
 from dit.cli.commands import run
-from dit.errors import CredentialsError, DataError, DitError, InputError, MissingError, StoreError
+from dit.errors import (
+    CredentialsError,
+    DataError,
+    DitError,
+    InputError,
+    MissingError,
+    StoreError,
+    TransientStoreError,
+)
 from dit.storage import open_store, sha256_file
 from dit.storage.s3 import S3Store
 
@@ -75,6 +84,41 @@ def test_a_damaged_object_is_named_and_kept_out_of_the_cache(s3_store: S3Store, 
         one_line(caught)
     assert not (tmp_path / "target").exists()
     assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.suffix != ".lock"] == []
+
+
+def answer_put(status: int, handler: BaseHTTPRequestHandler) -> bool:
+    if handler.command != "PUT":
+        return False
+    handler.send_response(status)
+    handler.send_header("Content-Length", "0")
+    handler.end_headers()
+    return True
+
+
+def test_bytes_that_were_damaged_on_their_way_are_read_again(s3_store: S3Store, s3_proxy: Proxy) -> None:
+    entry = s3_store.write("shard-00004.tar", b"right")
+
+    def damage(handler: BaseHTTPRequestHandler) -> bool:
+        if handler.command != "GET" or "shard-00004.tar" not in handler.path:
+            return False
+        s3_proxy.faults.remove(damage)
+        handler.send_response(200)
+        handler.send_header("Content-Length", "5")
+        handler.end_headers()
+        handler.wfile.write(b"wrong")
+        return True
+
+    s3_proxy.faults.append(damage)
+    assert s3_store.local("shard-00004.tar", entry.sha256).read_bytes() == b"right"
+
+
+def test_a_full_store_is_worth_waiting_for_also_before_work_begins(s3_store: S3Store, s3_proxy: Proxy) -> None:
+    s3_proxy.faults.append(partial(answer_put, 507))
+    with pytest.raises(TransientStoreError, match="disk is full"):
+        s3_store.check_writable()
+    s3_proxy.faults[:] = [partial(answer_put, 403)]
+    with pytest.raises(InputError, match="not writable"):
+        s3_store.check_writable()
 
 
 @pytest.mark.parametrize("status", [500, 503])
