@@ -50,6 +50,10 @@ class DivergedError(FinalError):
     """Training produced a loss, a gradient or a weight that is not finite."""
 
 
+class RanksDifferError(FinalError):
+    """The processes of one work have different studies, datasets, code versions, settings or weights."""
+
+
 class PeerError(DitError):
     """Another process of the same work was lost or failed first; its own error is the reason."""
 

@@ -28,7 +28,7 @@ _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped
 _FIRST = "x_embedder.proj.weight"
 """A name that every DiT has."""
 # Values of a training's command line, which run no code.
-_PLAIN = [argparse.Namespace, pathlib.PosixPath, (pathlib.PosixPath, "pathlib._local.PosixPath")]
+_PLAIN: list[Any] = [argparse.Namespace, pathlib.PosixPath, (pathlib.PosixPath, "pathlib._local.PosixPath")]
 
 _LAYOUTS = (
     (r"^transformer_blocks\.0\.attn1\.", "diffusers' layout of a transformer, such as DiTTransformer2DModel"),

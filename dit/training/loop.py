@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 from dit.checkpoints.read import list_checkpoints
 from dit.checkpoints.write import CheckpointWriter
 from dit.console import Progress
-from dit.errors import DivergedError, StoppedError
+from dit.errors import DivergedError, RanksDifferError, StoppedError
 from dit.health.log import add_event
+from dit.health.ranks import Replica, checksum, compare_replicas
 from dit.health.steps import NonFinite, first_nonfinite
-from dit.runtime.device import computed_in
+from dit.runtime.device import computed_in, hardware
 from dit.runtime.distributed import Ranks
 from dit.study import layout
 from dit.study.records import CheckpointMeta
@@ -40,6 +41,7 @@ class TrainingLoop:
     def run(self, batches: Iterable[StepBatch], stop: StopRequest, bar: Progress) -> None:
         """Train on every batch.
 
+        Raises RanksDifferError when a rank's weights differ from the others'.
         Raises DivergedError when a loss, gradient or weight is not finite.
         Raises StoppedError after a signal, when the checkpoint is written.
         Raises DataError or StoreError when a shard cannot be read or a checkpoint cannot be written.
@@ -81,6 +83,7 @@ class TrainingLoop:
         self._require_finite(first_nonfinite(self.trainer.window.read()))
         if not self.trainer.is_finite():
             self._require_finite(NonFinite(step, "a weight"))
+        require_same_weights(self.plan, self.ranks, self.trainer)
         self._settle()
         if self._writer is not None:
             self._writer.save(self.trainer.files(), self._meta(step))
@@ -134,3 +137,19 @@ class TrainingLoop:
         """Wait on all ranks for rank 0's writer, in short collectives, so that a long upload meets no timeout."""
         while self.ranks.maximum(int(self._writer is not None and self._writer.poll())):
             time.sleep(POLL_SECONDS)
+
+
+def require_same_weights(plan: TrainPlan, ranks: Ranks, trainer: Trainer) -> None:
+    """Compare weights and EMA of all ranks, and write the result to the health log. A collective.
+
+    Raises RanksDifferError on every rank when a rank has others.
+    """
+    if ranks.world_size == 1:
+        return
+    files = trainer.files()
+    checksums = {name: checksum(files[name]) for name in (layout.RAW_WEIGHTS, layout.EMA_WEIGHTS)}
+    event = compare_replicas(ranks, trainer.steps_done, Replica(hardware(ranks.device), checksums))
+    if ranks.is_main:
+        add_event(plan.store, layout.health(plan.config, plan.spec), event)
+    if event.action == "stop":
+        raise RanksDifferError(f"{plan.spec.name}: {event.message}")

@@ -11,53 +11,85 @@ from dit.checkpoints.write import CheckpointWriter
 from dit.console import progress, say
 from dit.data.loader import TrainingStream
 from dit.data.shard_set import ShardSet
-from dit.errors import MissingError
-from dit.results.stages import checkpoint
-from dit.results.state import require
+from dit.errors import MissingError, RanksDifferError
+from dit.health.ranks import agree, record_difference, study_facts
+from dit.results.stages import TRAIN, Work, checkpoint, training
+from dit.results.state import is_complete, require
 from dit.runtime.device import computed_in, tune_process
 from dit.runtime.distributed import Ranks, session
 from dit.storage import write_record
 from dit.study import layout
 from dit.study.fields import Precision
 from dit.study.records import TrainRecord
+from dit.study.variants import ModelSpec
 from dit.study.version import code_version
 from dit.tracking import Tracker, open_tracker
-from dit.training.loop import TrainingLoop
-from dit.training.plan import TrainPlan
+from dit.training.loop import TrainingLoop, require_same_weights
+from dit.training.plan import TrainPlan, make_plan
 from dit.training.signals import StopRequest
 from dit.training.telemetry import Telemetry, peak_memory_bytes
 from dit.training.trainer import Trainer
 
 
-def execute(plan: TrainPlan) -> TrainRecord:
-    """Train a plan's steps on all ranks; return the record on each.
+def train_alone(plan: TrainPlan) -> TrainRecord:
+    """Train a plan's steps in this process; return the record.
 
-    Raises MissingError when the ranks do not share a store, and the errors of `TrainingLoop.run`.
+    Raises the errors of `TrainingLoop.run`.
     """
     tune_process(plan.fit.threads)
     with session() as ranks:
-        _check_agreement(plan, ranks)
+        return _execute(plan, ranks)
+
+
+def train_together(work: Work, spec: ModelSpec) -> TrainRecord:
+    """Train a variant's missing steps on all ranks; return the record on each.
+
+    Raises RanksDifferError when the ranks do not do the same work, MissingError when they do not share a store, and the
+    errors of `make_plan` and of `TrainingLoop.run`.
+    """
+    tune_process(work.config.fit_for(spec).threads)
+    with session() as ranks:
+        _agree(work, spec, ranks)
+        complete = is_complete(TRAIN, work, spec)
+        plan = None if complete else make_plan(work, spec)
+        _check_agreement(work, plan, ranks)
+        return _execute(plan, ranks) if plan is not None else require(work, training(work, spec))
+
+
+def _execute(plan: TrainPlan, ranks: Ranks) -> TrainRecord:
+    if ranks.is_main:
+        _report_precision(plan.config.train.precision, ranks.device)
+    trainer = Trainer(plan.spec, plan.config.dataset.inputs, plan.config.train, plan.fit, ranks)
+    if plan.resume is not None:
+        _restore(plan, trainer)
+    require_same_weights(plan, ranks, trainer)
+    with open_tracker(plan.config, plan.store, plan.spec, enabled=ranks.is_main) as tracker:
+        _train(plan, ranks, trainer, tracker)
+        record = _record(plan, ranks, tracker) if ranks.is_main else None
+        if record is not None:
+            write_record(plan.store, layout.train_record(plan.config, plan.spec), record)
+    shared = ranks.broadcast(record)
+    assert shared is not None
+    return shared
+
+
+def _agree(work: Work, spec: ModelSpec, ranks: Ranks) -> None:
+    precision = computed_in(work.config.train.precision, ranks.device)
+    try:
+        agree(ranks, {**study_facts(work.config, spec, work.dataset_content), "computed precision": precision})
+    except RanksDifferError as error:
         if ranks.is_main:
-            _report_precision(plan.config.train.precision, ranks.device)
-        trainer = Trainer(plan.spec, plan.config.dataset.inputs, plan.config.train, plan.fit, ranks)
-        if plan.resume is not None:
-            _restore(plan, trainer)
-        with open_tracker(plan.config, plan.store, plan.spec, enabled=ranks.is_main) as tracker:
-            _train(plan, ranks, trainer, tracker)
-            record = _record(plan, ranks, tracker) if ranks.is_main else None
-            if record is not None:
-                write_record(plan.store, layout.train_record(plan.config, plan.spec), record)
-        shared = ranks.broadcast(record)
-        assert shared is not None
-        return shared
+            reached = max(list_checkpoints(work.store, work.config, spec), default=0)
+            record_difference(work.store, work.config, spec, reached, error)
+        raise
 
 
-def _check_agreement(plan: TrainPlan, ranks: Ranks) -> None:
+def _check_agreement(work: Work, plan: TrainPlan | None, ranks: Ranks) -> None:
     """Raise MissingError when ranks plan other steps than rank 0: each machine then has a root of its own."""
-    mine = (plan.start_step, plan.stop_step, plan.ahead)
+    mine = plan and (plan.start_step, plan.stop_step, plan.ahead)
     if ranks.maximum(int(ranks.broadcast(mine) != mine)):
         raise MissingError(
-            f"{plan.store.url}: the ranks find different checkpoints; use a root that all machines share"
+            f"{work.store.url}: the ranks find different checkpoints; use a root that all machines share"
         )
 
 
