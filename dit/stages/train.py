@@ -19,20 +19,17 @@ def run(config: StudyConfig, store: Store, variant: str) -> TrainRecord:
 
     Raises ConfigError when the variant is unknown or the ranks cannot share the batch.
     Raises RanksDifferError when the ranks do not have the same study, dataset, code version, precision or settings.
+    Raises LeaseError when another process trains the variant in this store.
     Raises the errors of `make_plan`, before any work, and of `TrainingLoop.run`, during work.
 
         train.run(load(Path("configs/digits.yaml")), open_store("runs"), "mini-S/2")
     """
     spec, work = config.spec(variant), Work(config, store)
     require_equal_shares(config)
-    if environment_world_size() > 1:
-        # Each rank reads the store by itself, so they must agree on the study before they ask what is complete.
-        from dit.training.run import train_together
+    if environment_world_size() == 1:
+        if is_complete(TRAIN, work, spec):
+            return require(work, training(work, spec))
+        make_plan(work, spec)
+    from dit.training.run import execute
 
-        return train_together(work, spec)
-    if is_complete(TRAIN, work, spec):
-        return require(work, training(work, spec))
-    plan = make_plan(work, spec)
-    from dit.training.run import train_alone
-
-    return train_alone(plan)
+    return execute(work, spec)

@@ -88,6 +88,11 @@ def health(config: StudyConfig, spec: ModelSpec) -> str:
     return f"{variant(config, spec)}/health.jsonl"
 
 
+def lease(config: StudyConfig, spec: ModelSpec) -> str:
+    """Who trains a variant now; gone when the training has ended."""
+    return f"{variant(config, spec)}/lease.json"
+
+
 def tracking_run(config: StudyConfig, spec: ModelSpec | None) -> str:
     """The MLflow run of a variant, or with None of the study."""
     return f"{variant(config, spec)}/{TRACKING_RUN}"

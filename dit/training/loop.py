@@ -15,6 +15,7 @@ from dit.health.ranks import Replica, checksum, compare_replicas
 from dit.health.steps import NonFinite, first_nonfinite
 from dit.runtime.device import computed_in, hardware
 from dit.runtime.distributed import Ranks
+from dit.storage.lease import Lease
 from dit.study import layout
 from dit.study.records import CheckpointMeta
 from dit.study.version import code_version
@@ -30,18 +31,25 @@ POLL_SECONDS = 0.05
 
 
 class TrainingLoop:
-    """Runs a plan's steps. Every rank has a loop; only rank 0 has a writer."""
+    """Runs a plan's steps. Every rank has a loop; only rank 0 has a writer and the lease."""
 
     def __init__(
-        self, plan: TrainPlan, ranks: Ranks, trainer: Trainer, telemetry: Telemetry, writer: CheckpointWriter | None
+        self,
+        plan: TrainPlan,
+        ranks: Ranks,
+        trainer: Trainer,
+        telemetry: Telemetry,
+        writer: CheckpointWriter | None,
+        lease: Lease | None,
     ) -> None:
         self.plan, self.ranks, self.trainer = plan, ranks, trainer
-        self.telemetry, self._writer = telemetry, writer
+        self.telemetry, self._writer, self._lease = telemetry, writer, lease
 
     def run(self, batches: Iterable[StepBatch], stop: StopRequest, bar: Progress) -> None:
         """Train on every batch.
 
         Raises RanksDifferError when a rank's weights differ from the others'.
+        Raises LeaseError when another process has taken over the training.
         Raises DivergedError when a loss, gradient or weight is not finite.
         Raises StoppedError after a signal, when the checkpoint is written.
         Raises DataError or StoreError when a shard cannot be read or a checkpoint cannot be written.
@@ -50,6 +58,8 @@ class TrainingLoop:
             self.trainer.step(batch)
             bar.advance(1)
             step = self.trainer.steps_done
+            if self._lease is not None:
+                self._lease.check()
             if self._writer is not None and step == self.plan.start_step + 1:
                 # AdamW makes its state in the first step; only then are all tensors of a checkpoint there.
                 self._writer.reserve(self.trainer.files())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import closing, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 
 import torch
 
@@ -18,6 +18,7 @@ from dit.results.state import is_complete, require
 from dit.runtime.device import computed_in, tune_process
 from dit.runtime.distributed import Ranks, session
 from dit.storage import write_record
+from dit.storage.lease import Lease, leased
 from dit.study import layout
 from dit.study.fields import Precision
 from dit.study.records import TrainRecord
@@ -31,32 +32,37 @@ from dit.training.telemetry import Telemetry, peak_memory_bytes
 from dit.training.trainer import Trainer
 
 
-def train_alone(plan: TrainPlan) -> TrainRecord:
-    """Train a plan's steps in this process; return the record.
-
-    Raises the errors of `TrainingLoop.run`.
-    """
-    tune_process(plan.fit.threads)
-    with session() as ranks:
-        return _execute(plan, ranks)
-
-
-def train_together(work: Work, spec: ModelSpec) -> TrainRecord:
+def execute(work: Work, spec: ModelSpec) -> TrainRecord:
     """Train a variant's missing steps on all ranks; return the record on each.
 
-    Raises RanksDifferError when the ranks do not do the same work, MissingError when they do not share a store, and the
-    errors of `make_plan` and of `TrainingLoop.run`.
+    Raises RanksDifferError when the ranks do not do the same work, MissingError when they do not share a store.
+    Raises LeaseError when another process trains the variant in this store.
+    Raises the errors of `make_plan` and of `TrainingLoop.run`.
     """
     tune_process(work.config.fit_for(spec).threads)
     with session() as ranks:
-        _agree(work, spec, ranks)
-        complete = is_complete(TRAIN, work, spec)
-        plan = None if complete else make_plan(work, spec)
-        _check_agreement(work, plan, ranks)
-        return _execute(plan, ranks) if plan is not None else require(work, training(work, spec))
+        if ranks.world_size > 1:
+            # Each rank reads the store by itself, so they must agree on the study before they ask what is complete.
+            _agree(work, spec, ranks)
+            if is_complete(TRAIN, work, spec):
+                return require(work, training(work, spec))
+            make_plan(work, spec)
+        with _leased(work, spec, ranks) as lease:
+            # Not the plan from before: until the lease was free, another process may have trained on.
+            ranks.barrier()
+            plan = make_plan(work, spec)
+            _check_agreement(plan, ranks)
+            return _execute(plan, ranks, lease)
 
 
-def _execute(plan: TrainPlan, ranks: Ranks) -> TrainRecord:
+def _leased(work: Work, spec: ModelSpec, ranks: Ranks) -> AbstractContextManager[Lease | None]:
+    """The lease of the variant's training, which rank 0 holds."""
+    if not ranks.is_main:
+        return nullcontext()
+    return leased(work.store, layout.lease(work.config, spec), f"the training of {spec.name}")
+
+
+def _execute(plan: TrainPlan, ranks: Ranks, lease: Lease | None) -> TrainRecord:
     if ranks.is_main:
         _report_precision(plan.config.train.precision, ranks.device)
     trainer = Trainer(plan.spec, plan.config.dataset.inputs, plan.config.train, plan.fit, ranks)
@@ -64,7 +70,7 @@ def _execute(plan: TrainPlan, ranks: Ranks) -> TrainRecord:
         _restore(plan, trainer)
     require_same_weights(plan, ranks, trainer)
     with open_tracker(plan.config, plan.store, plan.spec, enabled=ranks.is_main) as tracker:
-        _train(plan, ranks, trainer, tracker)
+        _train(plan, ranks, trainer, tracker, lease)
         record = _record(plan, ranks, tracker) if ranks.is_main else None
         if record is not None:
             write_record(plan.store, layout.train_record(plan.config, plan.spec), record)
@@ -84,12 +90,12 @@ def _agree(work: Work, spec: ModelSpec, ranks: Ranks) -> None:
         raise
 
 
-def _check_agreement(work: Work, plan: TrainPlan | None, ranks: Ranks) -> None:
+def _check_agreement(plan: TrainPlan, ranks: Ranks) -> None:
     """Raise MissingError when ranks plan other steps than rank 0: each machine then has a root of its own."""
-    mine = plan and (plan.start_step, plan.stop_step, plan.ahead)
+    mine = (plan.start_step, plan.stop_step, plan.ahead)
     if ranks.maximum(int(ranks.broadcast(mine) != mine)):
         raise MissingError(
-            f"{work.store.url}: the ranks find different checkpoints; use a root that all machines share"
+            f"{plan.store.url}: the ranks find different checkpoints; use a root that all machines share"
         )
 
 
@@ -106,7 +112,7 @@ def _restore(plan: TrainPlan, trainer: Trainer) -> None:
     trainer.load(plan.start_step, f"{plan.store.url}/{folder}", files)
 
 
-def _train(plan: TrainPlan, ranks: Ranks, trainer: Trainer, tracker: Tracker) -> None:
+def _train(plan: TrainPlan, ranks: Ranks, trainer: Trainer, tracker: Tracker, lease: Lease | None) -> None:
     config, spec, start, stop = plan.config, plan.spec, plan.start_step, plan.stop_step
     _log_parameters(plan, tracker)
     if start == stop:
@@ -129,7 +135,7 @@ def _train(plan: TrainPlan, ranks: Ranks, trainer: Trainer, tracker: Tracker) ->
         StopRequest() as stop_request,
     ):
         telemetry = Telemetry(plan, ranks, tracker)
-        TrainingLoop(plan, ranks, trainer, telemetry, writer).run(stream, stop_request, bar)
+        TrainingLoop(plan, ranks, trainer, telemetry, writer, lease).run(stream, stop_request, bar)
 
 
 def _log_parameters(plan: TrainPlan, tracker: Tracker) -> None:
