@@ -7,7 +7,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from dit.results.stages import Work, checkpoint
@@ -68,13 +68,14 @@ def start_ranks(
     *overrides: str,
     odd: tuple[str, ...] = (),
     odd_store: Store | None = None,
+    environment: Mapping[str, str] | None = None,
     **odd_environment: str,
 ) -> list[subprocess.Popen[str]]:
     """Two processes as pods without torchrun: RANK and WORLD_SIZE, no LOCAL_RANK; rank 1 is started differently."""
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", **(environment or {})}
     return [
         start(store, name, *overrides, RANK="0", **address),
-        start(odd_store or store, name, *overrides, *odd, RANK="1", **address, **odd_environment),
+        start(odd_store or store, name, *overrides, *odd, RANK="1", **{**address, **odd_environment}),
     ]
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import secrets
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from pathlib import Path
 from dit.console import say
 from dit.errors import LeaseError, MissingError, StoreError
 from dit.storage.base import Store
+from dit.storage.periodic import Periodic
 from dit.study.records import Record
 
 JOB = "DIT_JOB"
@@ -56,9 +56,7 @@ class Lease:
     def __init__(self, store: Store, key: str, record: LeaseRecord) -> None:
         self._store, self._key, self._record = store, key, record
         self._other: LeaseRecord | None = None
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
-        self._thread.start()
+        self._periodic = Periodic("lease", RENEW_SECONDS, self._renew)
 
     def check(self) -> None:
         """Raise LeaseError when another process has taken the lease over; costs nothing otherwise."""
@@ -70,21 +68,13 @@ class Lease:
 
     def release(self) -> None:
         """End the lease, so that the next process need not wait."""
-        self._ended.set()
-        self._thread.join()
+        self._periodic.stop()
         try:
             held = read_lease(self._store, self._key)
             if held is not None and held.holder == self._record.holder:
                 self._store.delete(self._key)
         except StoreError as error:
             say(f"{self._key}: not released; the next process waits {PATIENCE_SECONDS:g} s for it: {error}")
-
-    def _keep(self) -> None:
-        while self._other is None and not self._ended.wait(RENEW_SECONDS):
-            try:
-                self._renew()
-            except StoreError as error:
-                say(f"{self._key}: not renewed, tried again in {RENEW_SECONDS:g} s: {error}")
 
     def _renew(self) -> None:
         held = read_lease(self._store, self._key)

@@ -30,7 +30,7 @@ def replace_object(client: Any, request: Mapping[str, Any], expected: bytes | No
         elif _code(error) not in _REFUSED:
             raise
         # The client repeats a request whose answer was lost: if the first one took effect, the second is refused.
-        return _read(client, place)[0] == request["Body"]
+        return _read(client, place)[0] == bytes(request["Body"])
     return True
 
 

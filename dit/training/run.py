@@ -68,12 +68,18 @@ def _execute(plan: TrainPlan, ranks: Ranks, lease: Lease | None) -> TrainRecord:
     trainer = Trainer(plan.spec, plan.config.dataset.inputs, plan.config.train, plan.fit, ranks)
     if plan.resume is not None:
         _restore(plan, trainer)
+    progress_records = layout.ranks_progress(plan.config, plan.spec)
+    if ranks.is_main:
+        # Of an earlier launch, which may have had more ranks. No rank writes its own before the next collective.
+        plan.store.delete(progress_records)
     require_same_weights(plan, ranks, trainer)
     with open_tracker(plan.config, plan.store, plan.spec, enabled=ranks.is_main) as tracker:
         _train(plan, ranks, trainer, tracker, lease)
+        ranks.barrier()
         record = _record(plan, ranks, tracker) if ranks.is_main else None
         if record is not None:
             write_record(plan.store, layout.train_record(plan.config, plan.spec), record)
+            plan.store.delete(progress_records)
     shared = ranks.broadcast(record)
     assert shared is not None
     return shared

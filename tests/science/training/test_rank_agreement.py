@@ -10,6 +10,7 @@ from training_processes import VARIANT, finish, patched, start_ranks, study
 
 from dit.checkpoints.read import list_checkpoints
 from dit.errors import FinalError
+from dit.health.log import read_events
 from dit.stages import prepare, train
 from dit.storage import Store, open_store
 from dit.study import layout
@@ -37,8 +38,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 def events(store: Store, config: StudyConfig) -> list[HealthEvent]:
-    lines = store.read(layout.health(config, config.spec(VARIANT))).splitlines()
-    return [event for event in map(HealthEvent.model_validate, map(json.loads, lines)) if event.check == "ranks"]
+    return [
+        event for event in read_events(store, layout.health(config, config.spec(VARIANT))) if event.check == "ranks"
+    ]
 
 
 def last_step(store: Store, config: StudyConfig) -> int:
