@@ -86,9 +86,12 @@ def _execute(plan: TrainPlan, ranks: Ranks, lease: Lease | None) -> TrainRecord:
 
 
 def _agree(work: Work, spec: ModelSpec, ranks: Ranks) -> None:
-    precision = computed_in(work.config.train.precision, ranks.device)
+    computing = {
+        "computed precision": computed_in(work.config.train.precision, ranks.device),
+        "torch": torch.__version__,
+    }
     try:
-        agree(ranks, {**study_facts(work.config, spec, work.dataset_content), "computed precision": precision})
+        agree(ranks, study_facts(work.config, spec, work.dataset_content) | computing)
     except RanksDifferError as error:
         if ranks.is_main:
             reached = max(list_checkpoints(work.store, work.config, spec), default=0)
