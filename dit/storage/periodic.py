@@ -6,11 +6,11 @@ import threading
 from collections.abc import Callable
 
 from dit.console import say
-from dit.errors import StoreError
+from dit.errors import DitError
 
 
 class Periodic:
-    """Calls `action` every `seconds` on a thread, until `stop`. An error of the store is printed once per outage."""
+    """Calls `action` every `seconds` on a thread, until `stop`. An error is printed once until a call succeeds."""
 
     def __init__(self, name: str, seconds: float, action: Callable[[], None]) -> None:
         self._name, self._seconds, self._action = name, seconds, action
@@ -29,7 +29,7 @@ class Periodic:
             try:
                 self._action()
                 failed = False
-            except StoreError as error:
+            except DitError as error:
                 if not failed:
                     say(f"{self._name}: {error}; trying again every {self._seconds:g} s")
                 failed = True
