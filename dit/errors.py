@@ -68,6 +68,14 @@ class DivergedError(FinalError):
     """Training produced a loss, a gradient or a weight that is not finite."""
 
 
+class LeaseError(FinalError):
+    """Another process does the same work in the same store."""
+
+
+class RanksDifferError(FinalError):
+    """The processes of one work have different studies, datasets, code versions, settings or weights."""
+
+
 class PeerError(DitError):
     """Another process of the same work was lost or failed first; its own error is the reason."""
 

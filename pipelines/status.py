@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from dit.console import console, say, table
 from dit.errors import DitError, one_line
-from dit.results.progress import StageProgress, progress
+from dit.results.progress import StageProgress, pace_line, progress
 from dit.results.stages import Work, step_names
 from dit.storage import open_store
 from dit.study import study_file
@@ -188,5 +188,8 @@ def _show(view: _View) -> None:
     if view.run is not None:
         title += f": run {view.run.uid} ({view.run.name}) {view.run.state.lower()}"
     table(COLUMNS, rows(step_names(config), view.stages, view.jobs, view.run, datetime.now(UTC)), title=title)
+    for stage in view.stages:
+        if line := pace_line(stage.ranks):
+            say(f"{stage.name}: {line}")
     for remark in view.remarks:
         say(remark)

@@ -51,7 +51,7 @@ def s3_environment(
     s3_proxy.seen.clear()
     yield
     s3_proxy.faults.clear()
-    s3_proxy.broken = None
+    s3_proxy.broken = s3_proxy.lost = None
 
 
 @pytest.fixture

@@ -92,13 +92,15 @@ def ui(
 
 @tools.command(rich_help_panel=TOOLS)
 def convert(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="The public .pt file.", show_default=False)],
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="The .pt or .safetensors file.", show_default=False)
+    ],
     output: Annotated[
         Path, typer.Argument(metavar="OUTPUT", help="The safetensors file to write.", show_default=False)
     ],
     variant: Annotated[str, typer.Option("--variant", metavar="NAME", help="The model it holds.")] = "DiT-XL/2",
 ) -> None:
-    """Convert a public checkpoint (weights only) to safetensors; every name and shape must match.
+    """Convert a checkpoint of another program (weights only) to safetensors; prefixes of wrappers are removed.
 
     [bold]Examples[/]
 

@@ -64,6 +64,7 @@ def _evaluate(work: Work, spec: ModelSpec, steps: list[int]) -> None:
     store.check_writable()
     keep_study(config, store)
     # Imported here because they take seconds, and a complete or unready study does not need them.
+    from dit.health.ranks import agree, study_facts
     from dit.metrics.reference_cache import ReferenceFolder
     from dit.metrics.setup import find_inputs, open_setup
     from dit.runtime.device import tune_process
@@ -75,6 +76,7 @@ def _evaluate(work: Work, spec: ModelSpec, steps: list[int]) -> None:
     labels = sample_labels(config.sampling, config.dataset.classes)
     tune_process(config.fit_for(spec).threads)
     with session() as ranks, open_tracker(config, store, spec, enabled=ranks.is_main) as tracker:
+        agree(ranks, {**study_facts(config, spec, work.dataset_content), "sets": [one.step for one in sets]})
         setup = open_setup(ReferenceFolder(config, store, ranks), inputs, manifests[0].decoder)
         for sample_set, manifest in zip(sets, manifests, strict=True):
             features = _features(sample_set, manifest, setup, ranks)

@@ -83,6 +83,7 @@ def export_adm(config: StudyConfig, store: Store, variant: str, step: int, path:
 def _draw_sets(work: Work, spec: ModelSpec, sets: Sequence[tuple[SampleSet, CheckpointMeta]]) -> None:
     from dit.checkpoints.read import load_weights
     from dit.codec.open import open_codec
+    from dit.health.ranks import agree, study_facts
     from dit.runtime.device import compiles, tune_process
     from dit.runtime.distributed import session
     from dit.sampling.generate import Generator, trained
@@ -91,6 +92,7 @@ def _draw_sets(work: Work, spec: ModelSpec, sets: Sequence[tuple[SampleSet, Chec
     config, store, fit = work.config, work.store, work.config.fit_for(spec)
     tune_process(fit.threads)
     with session() as ranks, open_tracker(config, store, spec, enabled=ranks.is_main) as tracker:
+        agree(ranks, {**study_facts(config, spec, work.dataset_content), "sets": [one.step for one, _ in sets]})
         compiled = compiles(fit, ranks)
         # Before the model, because the decoder's weights may be missing.
         codec = open_codec(config.dataset, ranks.device, decoding=True, batch=fit.decode_batch)

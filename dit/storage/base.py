@@ -72,6 +72,14 @@ class Store(ABC):
         """Write a small file, atomically. The entry's name is the last component of the key."""
 
     @abstractmethod
+    def replace(self, key: str, data: bytes, expected: bytes | None) -> bool:
+        """Write a small file only if its content is still `expected`; None: only if there is no file.
+
+        Returns whether the file now holds `data`. It is one step where the store can do that: S3's conditional writes,
+        or locks of the file system. Elsewhere another writer can come between, so read the file again later.
+        """
+
+    @abstractmethod
     def upload(self, path: Path, key: str) -> FileEntry:
         """Copy a local file into the store, atomically. The entry's name is the last component of the key."""
 
@@ -242,6 +250,18 @@ def exclusive(path: Path, waiting: str | None = None) -> Iterator[None]:
         with suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+@contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder itself, which needs no file in it, while the body runs; nothing without such locks."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _open_temporary(path: Path) -> tuple[Path, BufferedRandom]:

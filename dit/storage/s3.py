@@ -28,6 +28,7 @@ from urllib3.exceptions import HTTPError as TransportError
 
 from dit.errors import DataError, InputError, MissingError, StoreError
 from dit.storage.base import Store, cache_dir, check_key, exclusive, local_errors, place_file, sha256_file, verify
+from dit.storage.s3_conditional import replace_object
 from dit.storage.s3_errors import endpoint, http_status, s3_errors
 from dit.study.records import FileEntry
 
@@ -97,6 +98,12 @@ class S3Store(Store):
         with s3_errors(f"{self.url}/{key}"):
             self._client.put_object(Bucket=self.bucket, Key=name, Body=data, **_headers(key, digest))
         return FileEntry(name=key.rsplit("/", 1)[-1], bytes=len(data), sha256=digest)
+
+    def replace(self, key: str, data: bytes, expected: bytes | None) -> bool:
+        headers = _headers(key, hashlib.sha256(data).hexdigest())
+        request = {"Bucket": self.bucket, "Key": self._name(key), "Body": data, **headers}
+        with s3_errors(f"{self.url}/{key}"):
+            return replace_object(self._client, request, expected)
 
     def upload(self, path: Path, key: str) -> FileEntry:
         name = self._name(key)

@@ -155,7 +155,6 @@ def _translated(error: Exception, where: str, opening: bool) -> DitError:
     if isinstance(error, ClientError):
         return _answered(error, f"{where} at {endpoint() or 'AWS'}", opening)
     target = f"{where} at {_address(error)}"
-    kind: type[DitError]
     if isinstance(error, _NO_KEYS):
         refused = InputError if opening else CredentialsError
         return refused(f"{target}: no usable credentials ({_line(error)}); {_SET_KEYS}")

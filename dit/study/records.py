@@ -294,6 +294,31 @@ class MetricsRecord(Record):
     gflops: float
 
 
+RankActivity = Literal["data", "step", "ranks"]
+"""Waits for its next batch; computes; has finished its step and waits for the other ranks or for a checkpoint."""
+
+
+class RankProgress(Record):
+    """How far one rank of a training is: `progress/rank-*.json`. Times are in seconds since 1970."""
+
+    rank: int
+    world_size: int
+    host: str
+    """Name of its machine, on a cluster of its pod."""
+    process: int
+    step: int
+    """The last complete step."""
+    step_time: float
+    """When that step ended; at first the start of the training."""
+    written: float
+    """When this record was written: an old one is that of a frozen or lost process."""
+    activity: RankActivity
+    own_seconds: float | None = None
+    """Seconds per step that the rank computes before it waits for others, median over the last logged window."""
+    step_seconds: float | None = None
+    """Seconds of a whole step, mean over that window; equal on all ranks, because they wait for each other."""
+
+
 class HealthEvent(Record):
     """One line of `health.jsonl`."""
 

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast, get_args
 
@@ -126,7 +126,7 @@ class Journal:
         self._append(b"".join(entry.to_line() for entry in entries))
 
     def absorb(self, data: bytes) -> None:
-        """Add the whole lines of another copy of this journal that this one lacks."""
+        """Add what another copy of this journal holds and this one lacks."""
         self._append(missing(self.path.read_bytes(), data))
 
     def header(self) -> Entry:
@@ -207,9 +207,26 @@ def aside(path: Path, header: Entry) -> Path:
 
 
 def missing(own: bytes, other: bytes) -> bytes:
-    """The whole lines of another copy of a journal that this one lacks."""
+    """What another copy of a journal holds and this one lacks, as whole lines.
+
+    Points are compared by name and step, and the first value is kept: a training that resumes on another machine,
+    before the lines of the first machine are in the store, logs their steps again at another time.
+    """
     held = set(_whole_lines(own))
-    return b"".join(line for line in _whole_lines(other) if line not in held)
+    logged = {(point.key, point.step) for point in points(parse(own))}
+    return b"".join(_without(line, logged) for line in _whole_lines(other) if line not in held)
+
+
+def _without(line: bytes, logged: set[tuple[str, int]]) -> bytes:
+    """The line without the points in `logged`, to which its own are added; empty if nothing is left."""
+    entry = Entry.from_line(line)
+    if entry is None or entry.kind != "metrics" or entry.step is None:
+        return line
+    new = {key: value for key, value in entry.values.items() if (key, entry.step) not in logged}
+    logged.update((key, entry.step) for key in new)
+    if len(new) == len(entry.values):
+        return line
+    return replace(entry, values=new).to_line() if new else b""
 
 
 def parse(data: bytes) -> list[Entry]:

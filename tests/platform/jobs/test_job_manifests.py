@@ -132,7 +132,7 @@ def test_pods_run_the_dit_command_without_the_launchers_environment(
             f"python -m pipelines.jobs.torchrun -m dit train {STUDY_PATH} --variant DiT-XL/4 --root s3://bucket/dit"
         )
         plain = {entry["name"] for entry in container["env"] if "value" in entry}
-        settings = {"LOGLEVEL", "OMP_NUM_THREADS", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "AWS_MAX_ATTEMPTS"}
+        settings = {"DIT_JOB", "LOGLEVEL", "OMP_NUM_THREADS", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "AWS_MAX_ATTEMPTS"}
         settings.add("TORCH_ELASTIC_SHUTDOWN_TIMEOUT")
         own = {"node": {"PET_RDZV_CONF"}}.get(name, set())
         assert plain == {"PYTHONUNBUFFERED", "HOME", "TMPDIR", "DIT_CACHE"} | settings | own

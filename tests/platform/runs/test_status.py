@@ -11,6 +11,7 @@ import yaml
 from http_fakes import Kubernetes, PipelinesServer, compressed_workflow, kubeconfig, serve
 from s3_proxy import BUCKET, Proxy
 from store_settings import settings_objects
+from study_records import write_rank_progress
 
 from dit.errors import DitError
 from dit.storage import open_store
@@ -105,6 +106,7 @@ def place(
     losses = [Entry("run", {"id": "r", "name": "n", "hash": "h", "tags": {}}), Entry("metrics", {"loss": 0.5}, 120)]
     key = layout.journal(config, config.specs[0])
     open_store(ROOT).write(key, b"".join(line.to_line() for line in losses))
+    write_rank_progress(open_store(ROOT), config, config.specs[0], [0.1, 0.3])
     kubernetes.objects |= settings_objects(s3_proxy.url)
     # The caller has no S3 settings.
     for name in ("AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
@@ -127,6 +129,9 @@ def test_the_table_joins_pipeline_jobs_and_store(place: str, capsys: pytest.Capt
     show()
     text = capsys.readouterr().out
     assert "run r-1 (first) running" in text
+    assert (
+        "train mini-S/2: seconds of own computing per step: rank 0 0.1000, rank 1 0.3000; the others wait for" in text
+    )
     # Steps and variants are those of the run, not of the file.
     assert row(text, "train mini-S/2").startswith(
         "train mini-S/2 running PyTorchJob running 7/8 120/750 steps (16 %) loss 0.5000 at 120"
