@@ -25,6 +25,7 @@ KUBERNETES = "1.34"
 WITHOUT_SCHEMA = {"ResourceFlavor", "ClusterQueue", "LocalQueue"}
 """Kueue's kinds, whose schema is not available here."""
 CLUSTER_SCOPED = {"Namespace", "PriorityClass", "ResourceFlavor", "ClusterQueue"}
+CLUSTER_SCOPED |= {"ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"}
 ROOT = Path(__file__).parents[2]
 
 
