@@ -65,19 +65,20 @@ def add(state: Path, *objects: dict[str, Any]) -> None:
     state.write_text(json.dumps(read(state) + list(objects)))
 
 
-def settings_of_jobs(kind: str, name: str) -> dict[str, Any]:
+def settings_of_services(kind: str, name: str) -> dict[str, Any]:
     """An object of overlay kind or a100."""
     return {
         "apiVersion": "v1",
         "kind": kind,
-        "metadata": {"name": name, "namespace": "dit-scaling"},
+        "metadata": {"name": name, "namespace": "dit-scaling-services"},
         "data": {"K": name},
     }
 
 
-def settings_of_runs(overlay: str) -> set[tuple[str, str, str]]:
-    """Copies of the settings in the namespace of runs."""
-    return {(kind, "kubeflow", name) for kind, name in deploy.SETTINGS} if overlay == "pipelines" else set()
+def copied_settings(overlay: str) -> set[tuple[str, str, str]]:
+    """Copies of the settings for jobs, or for runs."""
+    namespace = "kubeflow" if overlay == "pipelines" else "dit-scaling"
+    return {(kind, namespace, name) for kind, name in deploy.SETTINGS}
 
 
 @every_overlay
@@ -87,13 +88,13 @@ def test_undeploy_removes_exactly_the_deployed_objects(overlay: str, state: Path
         {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "theirs", "namespace": namespace}}
         for namespace in ("dit-scaling", "kubeflow")
     ]
-    strangers += [] if overlay != "pipelines" else [settings_of_jobs(kind, name) for kind, name in deploy.SETTINGS]
+    strangers += [] if overlay != "pipelines" else [settings_of_services(kind, name) for kind, name in deploy.SETTINGS]
     strangers.append({"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": "theirs"}})
     state.write_text(json.dumps(strangers))
     give_secrets(state, overlay)
     before = places(read(state))
     assert run(state, "deploy", overlay) == 0
-    assert places(read(state)) == before | places(objects) | settings_of_runs(overlay)
+    assert places(read(state)) == before | places(objects) | copied_settings(overlay)
     assert run(state, "undeploy", overlay) == 0
     kept = {place for place in places(objects) if place[0] in {"Namespace", "PersistentVolumeClaim"}}
     assert places(read(state)) == before | kept
@@ -163,13 +164,15 @@ def test_secrets_are_random_complete_and_created_once(state: Path) -> None:
     assert run(state, "secrets", "kind") == 0
     assert [entry for entry in read(state) if entry["kind"] == "Secret"] == first
     values = {(entry["metadata"]["namespace"], entry["metadata"]["name"]): entry["data"] for entry in first}
-    assert values["dit-scaling", "dit-mlflow"].pop("MLFLOW_TRACKING_USERNAME") == "admin"
-    secrets = [value for (space, _), data in values.items() if space == "dit-scaling" for value in data.values()]
-    assert len(set(secrets)) == len(secrets) == 4
+    services = "dit-scaling-services"
+    assert values[services, "dit-mlflow"].pop("MLFLOW_TRACKING_USERNAME") == "dit"
+    assert values[services, "dit-mlflow-server"].pop("MLFLOW_AUTH_ADMIN_USERNAME") == "admin"
+    secrets = [value for (space, _), data in values.items() if space == services for value in data.values()]
+    assert len(set(secrets)) == len(secrets) == 7
     assert all(len(value) >= 32 for value in secrets)
 
 
-def test_steps_of_runs_read_the_settings_that_jobs_read(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_jobs_and_steps_read_the_settings_of_the_services(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(state, "deploy", "pipelines") == 2
     assert "dit deploy kind" in capsys.readouterr().err
     deploy.create_secrets("kind", build(state))
@@ -177,14 +180,15 @@ def test_steps_of_runs_read_the_settings_that_jobs_read(state: Path, capsys: pyt
     assert run(state, "deploy", "pipelines") == 0
     data = {place: entry.get("data") for entry in read(state) for place in places([entry])}
     for kind, name in deploy.SETTINGS:
-        assert data[kind, "kubeflow", name] == data[kind, "dit-scaling", name]
+        copies = [data[kind, namespace, name] for namespace in ("dit-scaling", "kubeflow")]
+        assert copies == [data[kind, "dit-scaling-services", name]] * 2
         assert data[kind, "kubeflow", name]
 
 
 def test_deploy_without_secrets_names_them_and_applies_no_pod(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(state, "deploy", "a100") == 2
     error = capsys.readouterr().err
-    assert "dit-mlflow-server in namespace dit-scaling" in error
+    assert "dit-mlflow-server in namespace dit-scaling-services" in error
     assert "docs/cluster.md" in error
     assert error.count("\n") == 1
     assert {kind for kind, _, _ in places(read(state))} == {"Namespace"}
@@ -200,7 +204,7 @@ def test_a_key_that_a_secret_lacks_is_named(state: Path, capsys: pytest.CaptureF
     state.write_text(json.dumps(cluster))
     assert run(state, "deploy", "a100") == 2
     error = capsys.readouterr().err
-    assert "MLFLOW_FLASK_SERVER_SECRET_KEY, PGPASSWORD of secret dit-mlflow-server in namespace dit-scaling" in error
+    assert "MLFLOW_FLASK_SERVER_SECRET_KEY, PGPASSWORD of secret dit-mlflow-server in namespace dit-scaling-services" in error
     assert "docs/cluster.md" in error
     assert error.count("\n") == 1
 
@@ -216,7 +220,7 @@ def pod(name: str, state: dict[str, Any] | None = None, **more: Any) -> dict[str
     return {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {"name": name, "namespace": "dit-scaling", "labels": labels, **more.pop("metadata", {})},
+        "metadata": {"name": name, "namespace": "dit-scaling-services", "labels": labels, **more.pop("metadata", {})},
         "status": {"containerStatuses": containers, **more},
     }
 
@@ -234,36 +238,36 @@ READY = {"type": "Ready", "status": "True"}
     [
         (
             pod("a", NO_IMAGE),
-            'pod dit-scaling/a cannot pull r.example/x: Back-off pulling image "r.example/x"; push the image, or'
+            'pod dit-scaling-services/a cannot pull r.example/x: Back-off pulling image "r.example/x"; push the image, or'
             " correct its name or pull secret (docs/cluster.md, Private registries)",
         ),
         (
             pod("a", NO_KEY),
-            "pod dit-scaling/a cannot start its container: couldn't find key K in Secret s;"
-            " kubectl get secrets -n dit-scaling; kubectl describe pod -n dit-scaling a",
+            "pod dit-scaling-services/a cannot start its container: couldn't find key K in Secret s;"
+            " kubectl get secrets -n dit-scaling-services; kubectl describe pod -n dit-scaling-services a",
         ),
         (
             pod("a", BACK_OFF, container=KILLED),
-            "pod dit-scaling/a ends with exit code 137, OOMKilled, 3 restarts;"
-            " kubectl logs -n dit-scaling a -c mlflow --previous",
+            "pod dit-scaling-services/a ends with exit code 137, OOMKilled, 3 restarts;"
+            " kubectl logs -n dit-scaling-services a -c mlflow --previous",
         ),
         (
             pod("a", {"terminated": {"exitCode": 1, "reason": "Error"}}),
-            "pod dit-scaling/a ends with exit code 1, 0 restarts; kubectl logs -n dit-scaling a -c mlflow",
+            "pod dit-scaling-services/a ends with exit code 1, 0 restarts; kubectl logs -n dit-scaling-services a -c mlflow",
         ),
         (
             pod("a", conditions=[NO_ROOM]),
-            "pod dit-scaling/a finds no node: 0/1 nodes: Insufficient memory.;"
+            "pod dit-scaling-services/a finds no node: 0/1 nodes: Insufficient memory.;"
             " it waits for a free node: kubectl describe nodes",
         ),
-        (pod("a", {"running": {}}), "pod dit-scaling/a runs but is not ready; kubectl logs -n dit-scaling a -c mlflow"),
+        (pod("a", {"running": {}}), "pod dit-scaling-services/a runs but is not ready; kubectl logs -n dit-scaling-services a -c mlflow"),
         (
             pod(
                 "a",
                 {"waiting": {"reason": "PodInitializing"}},
                 initContainerStatuses=[{"name": "first", "ready": False, "state": {"running": {}}}],
             ),
-            "pod dit-scaling/a runs but is not ready; kubectl logs -n dit-scaling a -c first",
+            "pod dit-scaling-services/a runs but is not ready; kubectl logs -n dit-scaling-services a -c first",
         ),
     ],
 )
@@ -279,7 +283,7 @@ def test_a_deployment_that_is_not_ready_has_a_reason(
     add(state, stuck, pod("old", BACK_OFF, metadata={"deletionTimestamp": "2026"}), pod("up", conditions=[READY]))
     assert run(state, "deploy", "kind") == 1
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error == f"dit: deployment dit-scaling/mlflow is not up: {message}"
+    assert error == f"dit: deployment dit-scaling-services/mlflow is not up: {message}"
 
 
 def test_an_unrecoverable_deployment_fails_before_the_timeout(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -295,17 +299,17 @@ def test_a_deployment_without_pods_has_a_reason(
     monkeypatch.setattr(deploy.rollout, "TIMEOUT_SECONDS", 0)
     give_secrets(state, "kind")
     refused = {"type": "ReplicaFailure", "status": "True", "message": "exceeded quota: pods"}
-    metadata = {"name": "mlflow", "namespace": "dit-scaling"}
+    metadata = {"name": "mlflow", "namespace": "dit-scaling-services"}
     status = {"conditions": [refused]}
     add(state, {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata, "status": status})
     assert run(state, "deploy", "kind") == 1
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.endswith("no pod was created: exceeded quota: pods; kubectl describe deployment -n dit-scaling mlflow")
+    assert error.endswith("no pod was created: exceeded quota: pods; kubectl describe deployment -n dit-scaling-services mlflow")
 
 
 def test_secrets_of_existing_services_are_not_random(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(state, "secrets", "a100") == 2
-    assert "dit-mlflow-server in namespace dit-scaling" in capsys.readouterr().err
+    assert "dit-mlflow-server in namespace dit-scaling-services" in capsys.readouterr().err
     assert not [entry for entry in read(state) if entry["kind"] == "Secret"]
 
 
