@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable
 from typing import Any
 
+import boto3
 import pytest
 import yaml
+from botocore.exceptions import ClientError
 from kube import NAMESPACE, OURS, SESSION, Refused, apply, delete, find, kubectl, until
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.server.auth.client import AuthServiceClient
+from studies import Site
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
-OWNER = {"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "name": "none", "uid": "00000000-0000-0000-0000-000000000000"}
+OWNER = {
+    "apiVersion": "kubeflow.org/v1",
+    "kind": "PyTorchJob",
+    "name": "none",
+    "uid": "00000000-0000-0000-0000-000000000000",
+}
 SPEC: dict[str, Any] = {
     "serviceAccountName": "dit-worker",
     "automountServiceAccountToken": False,
@@ -34,7 +46,9 @@ SPEC: dict[str, Any] = {
 
 def pod(spec: dict[str, Any], labels: dict[str, str] | None = None) -> str:
     metadata = {"name": f"pod-{SESSION}", "namespace": NAMESPACE, "labels": {**OURS, **(labels or {})}}
-    return yaml.safe_dump({"apiVersion": "v1", "kind": "Pod", "metadata": {**metadata, "ownerReferences": [OWNER]}, "spec": spec})
+    return yaml.safe_dump(
+        {"apiVersion": "v1", "kind": "Pod", "metadata": {**metadata, "ownerReferences": [OWNER]}, "spec": spec}
+    )
 
 
 def variable(name: str, secret: str) -> Callable[[dict[str, Any]], None]:
@@ -43,7 +57,10 @@ def variable(name: str, secret: str) -> Callable[[dict[str, Any]], None]:
 
 
 ATTACKS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    "the launcher's account": (lambda spec: spec.update(serviceAccountName="dit-launcher"), "dit-launcher is not for jobs"),
+    "the launcher's account": (
+        lambda spec: spec.update(serviceAccountName="dit-launcher"),
+        "dit-launcher is not for jobs",
+    ),
     "no account": (lambda spec: spec.pop("serviceAccountName"), "account default is not for jobs"),
     "a token": (lambda spec: spec.update(automountServiceAccountToken=True), "must not mount its account's token"),
     "the server's secret": (variable("K", "dit-mlflow-server"), "only the secrets that config map dit-allowed"),
@@ -106,7 +123,10 @@ def test_the_operator_cannot_create_the_pods_of_an_attack() -> None:
     spec = copy.deepcopy(SPEC)
     variable("K", "dit-mlflow-server")(spec)
     name = f"attack-{SESSION}"
-    template = {"metadata": {"labels": OURS}, "spec": {key: value for key, value in spec.items() if key != "restartPolicy"}}
+    template = {
+        "metadata": {"labels": OURS},
+        "spec": {key: value for key, value in spec.items() if key != "restartPolicy"},
+    }
     replicas = {"Master": {"replicas": 1, "restartPolicy": "Never", "template": template}}
     apply(
         {
@@ -139,3 +159,19 @@ def test_the_reaper_deletes_only_jobs_and_their_pods() -> None:
         kubectl("delete", "--raw", path, *reaper)
     finally:
         delete("pod", name)
+
+
+def test_jobs_may_not_administer_the_servers(site: Site) -> None:
+    client = MlflowClient(tracking_uri=site.mlflow)
+    with pytest.raises(MlflowException, match=r"403|Permission denied"):
+        AuthServiceClient(site.mlflow).update_user_admin(os.environ["MLFLOW_TRACKING_USERNAME"], True)
+    experiment = client.create_experiment(f"test-{SESSION}")
+    client.delete_experiment(experiment)
+    s3 = boto3.client("s3", endpoint_url=os.environ["AWS_ENDPOINT_URL_S3"])
+    for call in (
+        lambda: s3.create_bucket(Bucket=f"test-{SESSION}"),
+        lambda: s3.delete_bucket(Bucket="dit-scaling"),
+        lambda: s3.put_bucket_policy(Bucket="dit-scaling", Policy='{"Statement": []}'),
+    ):
+        with pytest.raises(ClientError, match="AccessDenied"):
+            call()

@@ -242,13 +242,16 @@ def test_mlflow_accepts_only_its_own_host_names_and_has_time_to_start(build: Pat
 def test_network_traffic_is_denied_by_default_and_each_port_has_a_peer(overlay: str, build: Path) -> None:
     policies = [item for item in rendered(overlay, build) if item["kind"] == "NetworkPolicy"]
     for namespace in ("dit-scaling", "dit-scaling-services"):
-        ours = {item["metadata"]["name"]: item["spec"] for item in policies if item["metadata"]["namespace"] == namespace}
+        ours = {
+            item["metadata"]["name"]: item["spec"] for item in policies if item["metadata"]["namespace"] == namespace
+        }
         assert ours["default-deny"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
         for name, spec in ours.items():
             # No selector can name the API server.
             for rule in [*spec.get("egress", []), *spec.get("ingress", [])] if name != "api-server" else []:
                 peers = rule.get("to") or rule.get("from")
-                assert peers and all(peer for peer in peers), (namespace, name)
+                assert peers, (namespace, name)
+                assert all(peers), (namespace, name)
                 assert {"ipBlock": {"cidr": "0.0.0.0/0"}} not in peers
 
 

@@ -83,7 +83,9 @@ def test_the_address_of_the_view_is_printed_but_not_the_password(cluster: Cluste
     address = re.search(r"http://127\.0\.0\.1:(\d+)/#/experiments/7/runs\?viewStateShareKey=digits", lines[0])
     assert address
     assert int(address[1]) >= port
-    assert re.search(r"user admin, password: kubectl get secret dit-mlflow -n dit-scaling-services .*base64 -d", lines[1])
+    assert re.search(
+        r"user admin, password: kubectl get secret dit-mlflow -n dit-scaling-services .*base64 -d", lines[1]
+    )
     assert "swordfish" not in "".join(lines)
 
 

@@ -204,7 +204,10 @@ def test_a_key_that_a_secret_lacks_is_named(state: Path, capsys: pytest.CaptureF
     state.write_text(json.dumps(cluster))
     assert run(state, "deploy", "a100") == 2
     error = capsys.readouterr().err
-    assert "MLFLOW_FLASK_SERVER_SECRET_KEY, PGPASSWORD of secret dit-mlflow-server in namespace dit-scaling-services" in error
+    assert (
+        "MLFLOW_FLASK_SERVER_SECRET_KEY, PGPASSWORD of secret dit-mlflow-server in namespace dit-scaling-services"
+        in error
+    )
     assert "docs/cluster.md" in error
     assert error.count("\n") == 1
 
@@ -238,8 +241,8 @@ READY = {"type": "Ready", "status": "True"}
     [
         (
             pod("a", NO_IMAGE),
-            'pod dit-scaling-services/a cannot pull r.example/x: Back-off pulling image "r.example/x"; push the image, or'
-            " correct its name or pull secret (docs/cluster.md, Private registries)",
+            'pod dit-scaling-services/a cannot pull r.example/x: Back-off pulling image "r.example/x"; push the'
+            " image, or correct its name or pull secret (docs/cluster.md, Private registries)",
         ),
         (
             pod("a", NO_KEY),
@@ -253,14 +256,18 @@ READY = {"type": "Ready", "status": "True"}
         ),
         (
             pod("a", {"terminated": {"exitCode": 1, "reason": "Error"}}),
-            "pod dit-scaling-services/a ends with exit code 1, 0 restarts; kubectl logs -n dit-scaling-services a -c mlflow",
+            "pod dit-scaling-services/a ends with exit code 1, 0 restarts;"
+            " kubectl logs -n dit-scaling-services a -c mlflow",
         ),
         (
             pod("a", conditions=[NO_ROOM]),
             "pod dit-scaling-services/a finds no node: 0/1 nodes: Insufficient memory.;"
             " it waits for a free node: kubectl describe nodes",
         ),
-        (pod("a", {"running": {}}), "pod dit-scaling-services/a runs but is not ready; kubectl logs -n dit-scaling-services a -c mlflow"),
+        (
+            pod("a", {"running": {}}),
+            "pod dit-scaling-services/a runs but is not ready; kubectl logs -n dit-scaling-services a -c mlflow",
+        ),
         (
             pod(
                 "a",
@@ -304,7 +311,9 @@ def test_a_deployment_without_pods_has_a_reason(
     add(state, {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata, "status": status})
     assert run(state, "deploy", "kind") == 1
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.endswith("no pod was created: exceeded quota: pods; kubectl describe deployment -n dit-scaling-services mlflow")
+    assert error.endswith(
+        "no pod was created: exceeded quota: pods; kubectl describe deployment -n dit-scaling-services mlflow"
+    )
 
 
 def test_secrets_of_existing_services_are_not_random(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
