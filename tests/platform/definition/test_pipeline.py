@@ -107,6 +107,17 @@ def test_every_study_compiles_to_all_its_steps(study: str) -> None:
     assert "pip install" not in compiled.text
 
 
+def test_each_of_many_variants_is_one_step() -> None:
+    names = ["mini-S/2", "mini-B/2", "mini-L/2", "mini-XL/2", "mini-XL/4", "mini-XL/8"]
+    compiled = Compiled("digits", f"variants=[{', '.join(names)}]", "cluster.steps.variants_at_a_time=2")
+    steps = [f"variant {name}" for name in names]
+    assert sorted(compiled.names()) == sorted(["prepare 1/2", "prepare 2/2", "merge", *steps, "report"])
+    assert compiled.waits_for("report") == {"merge", *steps}
+    before = [compiled.waits_for(step) - {"merge"} for step in steps]
+    assert before == [set(), set(), *({step} for step in steps[:-2])]
+    assert "accelerator" not in compiled.container(steps[0])["resources"]
+
+
 def test_what_a_person_changes_is_a_parameter_and_the_study_is_none(digits: Compiled) -> None:
     parameters = digits.pipeline["root"]["inputDefinitions"]["parameters"]
     assert {name: one["defaultValue"] for name, one in parameters.items()} == {
