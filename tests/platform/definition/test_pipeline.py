@@ -190,33 +190,6 @@ def test_so_many_variants_at_a_time_as_the_study_says() -> None:
     assert waits == [set(), set(), {"sample mini-S/2"}, {"sample mini-B/2"}, {"sample mini-L/2"}]
 
 
-def test_every_pod_has_services_and_identities_key_by_key(digits: Compiled) -> None:
-    for name in digits.names():
-        settings = digits.settings(name)
-        maps = {one["configMapName"]: one["keyToEnv"] for one in settings["configMapAsEnv"]}
-        assert [one["envVar"] for one in maps["dit-services"]] == [
-            "AWS_ENDPOINT_URL_S3",
-            "AWS_REGION",
-            "MLFLOW_TRACKING_URI",
-        ]
-        secrets = {one["secretName"]: one["keyToEnv"] for one in settings["secretAsEnv"]}
-        assert [one["secretKey"] for one in secrets["dit-s3"]] == ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"]
-        assert {one["envVar"] for one in secrets["dit-mlflow"]} == {
-            "MLFLOW_TRACKING_USERNAME",
-            "MLFLOW_TRACKING_PASSWORD",
-        }
-        assert settings["emptyDirMounts"] == [
-            {"mountPath": "/tmp", "volumeName": "scratch", "sizeLimit": "1Gi"},
-            {"mountPath": "/dev/shm", "volumeName": "shared-memory", "medium": "Memory", "sizeLimit": "64Mi"},
-        ]
-        assert digits.task(name)["retryPolicy"] == {
-            "maxRetryCount": 3,
-            "backoffDuration": "30s",
-            "backoffFactor": 2.0,
-            "backoffMaxDuration": "31536000s",
-        }
-
-
 def test_steps_with_gpus_go_where_these_are_and_launchers_do_not(imagenet: Compiled) -> None:
     resources = imagenet.container("prepare 1/16")["resources"]
     assert resources["accelerator"]["resourceType"] == "nvidia.com/gpu"

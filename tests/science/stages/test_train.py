@@ -23,7 +23,7 @@ from dit.checkpoints.read import list_checkpoints
 from dit.errors import ConfigError, DataError, DivergedError, InputError, MismatchError, MissingError, StoreError
 from dit.runtime.distributed import Ranks
 from dit.stages import prepare, train
-from dit.storage import Store, open_store, read_record, write_record
+from dit.storage import Store, open_store, read_record
 from dit.storage.file import FileStore
 from dit.study import layout
 from dit.study.config import StudyConfig
@@ -119,21 +119,6 @@ def test_logged_losses_are_means_over_their_window(store: Store, straight: tuple
 def test_milestones_and_the_newest_are_kept(store: Store, straight: tuple[StudyConfig, TrainRecord]) -> None:
     config, _ = straight
     assert list_checkpoints(store, config, config.spec(VARIANT)) == [4, 8, 10, 12]
-
-
-def test_complete_training_returns_without_loading_torch(
-    store: Store, straight: tuple[StudyConfig, TrainRecord], tmp_path: Path
-) -> None:
-    config, record = straight
-    (tmp_path / "study.yaml").write_text(config.to_yaml())
-    code = (
-        "import sys; from dit.stages import train; from dit.storage import open_store;"
-        "from dit.study.study_file import load;"
-        f"print(train.run(load({str(tmp_path / 'study.yaml')!r}), open_store({store.url!r}), {VARIANT!r}).steps);"
-        "sys.exit('torch' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
-    assert (done.returncode, done.stdout.strip()) == (0, str(record.steps)), done.stderr
 
 
 def test_longer_training_extends_a_shorter_one(store: Store, straight: tuple[StudyConfig, TrainRecord]) -> None:
@@ -273,23 +258,6 @@ def test_shards_that_changed_under_a_training_are_refused(store: Store) -> None:
     store.write(key, meta.model_copy(update={"dataset_content": "other"}).to_json())
     with pytest.raises(MismatchError, match="trained on shards other"):
         train.run(study("shards", "train.steps=12"), store, VARIANT)
-
-
-def test_shards_that_changed_after_a_training_are_refused(store: Store) -> None:
-    config = study("shards-after", "train.steps=4", "evaluation.at_steps=[4]")
-    record = train.run(config, store, VARIANT)
-    write_record(store, record_key(config), record.model_copy(update={"dataset_content": "other"}))
-    with pytest.raises(MismatchError, match=r"train\.json: trained on shards other, the dataset is now [0-9a-f]+; "):
-        train.run(config, store, VARIANT)
-
-
-def test_complete_training_outlives_its_shards(tmp_path: Path) -> None:
-    config = study("shards-gone", "train.steps=4", "evaluation.at_steps=[4]")
-    own = open_store(tmp_path)
-    prepare.run(config, own)
-    record = train.run(config, own, VARIANT)
-    own.delete(layout.dataset(config))
-    assert train.run(config, own, VARIANT) == record
 
 
 class WaitingStore(FileStore):
