@@ -20,9 +20,7 @@ from pathlib import Path
 import pytest
 from dataset_fixtures import flip_bit
 
-from dit.errors import FinalError, MismatchError
-from dit.results.stages import Work
-from dit.results.state import study_is_complete
+from dit.errors import FinalError
 from dit.storage import open_store
 from dit.study.study_file import load
 from dit.tracking import read_points
@@ -244,25 +242,6 @@ def test_a_second_run_finds_everything_complete_and_changes_nothing(finished: Fi
     assert (code, errors) == (0, "")
     assert study.files("studies") | study.files("datasets") | study.files("logs") == before
     assert again.strip().splitlines()[-5:] == output.strip().splitlines()[-5:]
-
-
-def test_a_study_that_lost_a_file_is_not_complete(finished: Finished) -> None:
-    study, _ = finished
-    config, store = load(REPOSITORY / "configs/digits.yaml", OVERRIDES), open_store(study.root)
-    assert study_is_complete(Work(config, store))
-    for pattern in (
-        "datasets/*/manifest.json",
-        "studies/digits/mini-s-2/train.json",
-        "studies/digits/mini-s-2/checkpoints/*20/ema.safetensors",
-        "studies/digits/mini-b-2/metrics/*40*.json",
-    ):
-        (path,) = study.root.glob(pattern)
-        path.rename(study.root / "aside")
-        assert not study_is_complete(Work(config, store)), pattern
-        (study.root / "aside").rename(path)
-    assert study_is_complete(Work(config, store))
-    with pytest.raises(MismatchError):
-        study_is_complete(Work(load(REPOSITORY / "configs/digits.yaml", [*OVERRIDES, "train.seed=1"]), store))
 
 
 def test_an_interrupted_or_killed_study_continues_with_the_same_numbers(finished: Finished, tmp_path: Path) -> None:

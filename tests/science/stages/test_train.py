@@ -20,7 +20,7 @@ from dataset_fixtures import flip_bit
 from training_processes import checkpoint_meta
 
 from dit.checkpoints.read import list_checkpoints
-from dit.errors import ConfigError, DataError, DivergedError, InputError, MismatchError, MissingError, StoreError
+from dit.errors import DataError, DivergedError, InputError, MismatchError, MissingError, StoreError
 from dit.runtime.distributed import Ranks
 from dit.stages import prepare, train
 from dit.storage import Store, open_store, read_record
@@ -293,17 +293,6 @@ def test_collectives_go_on_during_a_slow_upload(store: Store, monkeypatch: pytes
 def test_missing_dataset_is_named(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match=r"manifest\.json: the dataset is not prepared; run `dit prepare STUDY`"):
         train.run(study("none"), open_store(tmp_path), VARIANT)
-
-
-def test_batch_that_ranks_cannot_share_is_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "5")
-    with pytest.raises(ConfigError, match=r"train\.global_batch=12 is not divisible by world_size=5"):
-        train.run(study("ranks"), store, VARIANT)
-
-
-def test_unknown_variant_is_refused(store: Store) -> None:
-    with pytest.raises(ConfigError, match="mini-M/2"):
-        train.run(study("variant"), store, "mini-M/2")
 
 
 def test_full_disk_is_a_one_line_error_and_leaves_checkpoints_intact(
