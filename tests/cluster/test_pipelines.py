@@ -73,7 +73,6 @@ class Submitter:
         return [sys.executable, "-m", "dit", *arguments, str(STUDY_FILE), "--root", self.site.root, *sets]
 
     def submit(self, study: Study, *options: str) -> subprocess.Popen[str]:
-        """Start `dit submit`."""
         named = ("--image", self.site.image, "--experiment", self.experiment, "--run", study.config.study)
         command = [*self.command(study, "submit"), *named, *options]
         return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -86,7 +85,6 @@ class Submitter:
         return self.run(study)
 
     def run(self, study: Study) -> Run:
-        """The newest run of a study."""
         experiment = self.server.experiment(self.experiment)
         assert experiment is not None
         run = self.server.latest(experiment, f"dit-{study.config.study}")

@@ -95,7 +95,6 @@ class Study:
         return [event for line in lines if (event := line.partition("| ")[2]).startswith(("begin: ", "end: "))]
 
     def losses(self) -> dict[str, float]:
-        """Every logged loss of every variant."""
         config, store = load(REPOSITORY / "configs/digits.yaml", OVERRIDES), open_store(self.root)
         return {
             f"{spec.name} {point.step}": point.value
@@ -114,12 +113,10 @@ class Study:
         return set()
 
     def files(self, below: str = "") -> dict[str, int]:
-        """Time of change of every file."""
         paths = [path for path in (self.root / below).rglob("*") if path.is_file()]
         return {str(path.relative_to(self.root)): path.stat().st_mtime_ns for path in paths}
 
     def values(self) -> dict[str, float]:
-        """The primary metric of each checkpoint."""
         records = [json.loads(path.read_bytes()) for path in (self.root / "studies").glob("*/*/metrics/*.json")]
         return {f"{r['variant']} {r['step']}": r["metrics"][r["metric"]]["value"] for r in records}
 

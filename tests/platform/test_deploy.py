@@ -34,7 +34,6 @@ def build(state: Path) -> Path:
 
 
 def run(state: Path, *arguments: str) -> int:
-    """Exit code of the command."""
     return command([*arguments, "--build", str(build(state))])
 
 

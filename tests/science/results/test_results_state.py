@@ -62,7 +62,6 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.fixture
 def work(config: StudyConfig, complete: Path, store: Store, tmp_path: Path) -> Work:
-    """A complete study."""
     shutil.copytree(complete, tmp_path / "root")
     return Work(config, store)
 
@@ -188,6 +187,11 @@ def test_a_report_of_other_results_is_made_again(work: Work) -> None:
     report_stage.run(work.config, work.store)
     assert is_complete(REPORT, fresh(work))
     assert work.store.read(layout.report_record(work.config)) != before
+    page = f"{layout.report(work.config)}/{layout.REPORT_PAGE}"
+    intact = work.store.read(page)
+    work.store.write(page, intact[:1000])
+    report_stage.run(work.config, work.store)
+    assert work.store.read(page) == intact
 
 
 @pytest.mark.parametrize("left", ["nothing", "manifest"])

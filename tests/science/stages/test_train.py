@@ -75,7 +75,6 @@ def record_key(config: StudyConfig) -> str:
 
 @pytest.fixture(scope="module")
 def straight(store: Store) -> tuple[StudyConfig, TrainRecord]:
-    """An uninterrupted training."""
     config = study("straight")
     return config, train.run(config, store, VARIANT)
 
@@ -321,8 +320,6 @@ def test_full_disk_is_a_one_line_error_and_leaves_checkpoints_intact(
 
 
 class ReadOnly(FileStore):
-    """A store that refuses to write."""
-
     def write(self, key: str, data: bytes) -> FileEntry:
         raise StoreError(f"{key}: {len(data)} bytes refused")
 
