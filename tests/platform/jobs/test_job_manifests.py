@@ -65,7 +65,7 @@ def problems(manifest: dict[str, Any]) -> list[str]:
 
 @pytest.mark.parametrize("study", [path.stem for path in CONFIGS])
 @pytest.mark.parametrize("job", ["pytorchjob", "trainjob"])
-@pytest.mark.parametrize("stage", ["train", "sample"])
+@pytest.mark.parametrize("stage", ["train", "sample", "evaluate"])
 def test_manifests_of_every_study_match_the_crds(study: str, job: str, stage: str) -> None:
     result = rendered(study, f"cluster.job={job}", "cluster.deadline_seconds=1000", stage=stage)
     for manifest in (result.job, *(companion for _, companion in result.companions)):

@@ -306,5 +306,5 @@ def test_missing_inception_weights_are_refused_in_one_line(
     output, errors = capsys.readouterr()
     assert output == ""
     assert re.fullmatch(r"dit: [^\n]+\n", errors)
-    assert all(part in errors for part in (layout.INCEPTION_FILE, INCEPTION_SHA256, store.url))
+    assert all(part in errors for part in (layout.INCEPTION_FILE, INCEPTION_SHA256, store.url, "extractor_weights"))
     assert store.list() == before
