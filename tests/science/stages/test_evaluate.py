@@ -16,6 +16,8 @@ from dit.cli.commands import run
 from dit.data.sources import iter_source_images
 from dit.errors import ConfigError, DataError, InputError, MismatchError, MissingError
 from dit.metrics.inputs import INCEPTION_SHA256
+from dit.results.stages import Work
+from dit.results.state import unfinished
 from dit.sampling.noise import sample_labels
 from dit.stages import evaluate, prepare, sample
 from dit.storage import Store, open_store, read_record
@@ -161,9 +163,11 @@ def test_metrics_of_another_protocol_are_refused(judged: Judged) -> None:
 def test_metrics_of_another_decoder_are_refused(tmp_path: Path) -> None:
     store = open_store(tmp_path / "root")
     fill(store, study())
-    weights = pretend_autoencoder(tmp_path / "vae", b"other")
+    other = study(overrides=(f"dataset.codec.weights={pretend_autoencoder(tmp_path / 'vae', b'other')}",))
     with pytest.raises(MismatchError, match=r"metrics/.*: decoded with decoder-of-the-test, this study .*; restore"):
-        evaluate.run(study(overrides=(f"dataset.codec.weights={weights}",)), store, "DiT-B/2")
+        evaluate.run(other, store, "DiT-B/2")
+    with pytest.raises(MismatchError, match="decoded with decoder-of-the-test"):
+        unfinished(Work(other, store))
 
 
 def test_a_missing_dataset_is_named(tmp_path: Path) -> None:
