@@ -58,7 +58,6 @@ def kubectl(*arguments: str, stdin: str | None = None) -> str:
 
 
 def apply(*manifests: Object) -> None:
-    """Create or change objects."""
     kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=yaml.safe_dump_all(manifests))
 
 
@@ -118,7 +117,6 @@ def delete(kind: str, name: str, namespace: str = NAMESPACE, *, wait: bool = Tru
 
 
 def has_crd(name: str) -> bool:
-    """Whether the cluster has a CRD."""
     return bool(kubectl("get", "crd", name, "--ignore-not-found", "-o", "name"))
 
 
