@@ -93,7 +93,10 @@ BUILD = DOCKER_BUILDKIT=1 $(DOCKER) build $(DOCKER_FLAGS) --build-arg BASE_IMAGE
 	--build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION)
 comma := ,
 
+# Build arguments are in an image's history and in the process list, so an address must not hold a password.
 build: ## Build the images of the stages and of the MLflow server.
+	@test -z "$(findstring @,$(INDEX_URL))" || { echo "make: the address of the package index (INDEX_URL or PIP_INDEX_URL) has a" \
+		"password, which the image's history would keep; put it into a netrc file and give INDEX_URL without it, and NETRC=FILE" >&2; exit 2; }
 	$(BUILD) --build-arg SYSTEM_PACKAGES="$(SYSTEM_PACKAGES)" --tag dit-scaling:$(VERSION) .
 	$(BUILD) --file mlflow/Dockerfile --tag dit-scaling-mlflow:$(VERSION) .
 

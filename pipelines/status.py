@@ -157,7 +157,7 @@ def _jobs(config: StudyConfig, root: str, cluster: Cluster, view: _View) -> list
 
 def _job(config: StudyConfig, root: str, cluster: Cluster, kind: JobKind, job: Object, view: _View) -> JobView:
     labels = job["metadata"]["labels"]
-    stage: JobStage = "sample" if labels[names.STAGE] == "sample" else "train"
+    stage: JobStage = labels[names.STAGE]
     spec = replace(job_spec(config, labels[names.VARIANT], stage, root, "its image"), name=job["metadata"]["name"])
     snapshot = look(cluster, kind, spec)
     reason = explain(spec, kind, snapshot) if snapshot.job is not None else None

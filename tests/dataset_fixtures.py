@@ -43,7 +43,6 @@ def image_folder(root: Path, classes: int = 3, per_class: int = 4, width: int = 
 
 
 def tar_of(path: Path, members: dict[str, bytes]) -> Path:
-    """Write a tar file with these members."""
     with tarfile.open(path, "w") as archive:
         for name, data in members.items():
             info = tarfile.TarInfo(name)
@@ -71,7 +70,6 @@ def lines_run(call: Callable[[], object]) -> int:
 
 
 def flip_bit(path: Path, position: int = -1) -> None:
-    """Change one bit of a file."""
     data = bytearray(path.read_bytes())
     data[position] ^= 1
     path.write_bytes(data)
@@ -92,7 +90,6 @@ def folder_study(path: Path | str, classes: int = 3, **dataset: Any) -> StudyCon
 
 
 def study(dataset: dict[str, Any], **train: Any) -> StudyConfig:
-    """A study around a dataset section."""
     tree = {
         "study": "small",
         "dataset": dataset,

@@ -62,7 +62,6 @@ def s3_store(s3_environment: None) -> S3Store:  # noqa: ARG001
 
 @pytest.fixture
 def large(tmp_path: Path) -> Path:
-    """A file of three parts."""
     path = tmp_path / "large"
     path.write_bytes(os.urandom(2 * PART + 1000))
     return path

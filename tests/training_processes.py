@@ -41,7 +41,6 @@ def study(name: str) -> StudyConfig:
 
 
 def checkpoint_meta(config: StudyConfig, store: Store, spec: ModelSpec, step: int) -> CheckpointMeta:
-    """Of a complete checkpoint."""
     work = Work(config, store)
     return require(work, checkpoint(work, spec, step))
 

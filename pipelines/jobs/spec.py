@@ -100,7 +100,7 @@ def job_spec(config: StudyConfig, variant: str, stage: JobStage, root: str, imag
     Raises ConfigError when the global batch is not divisible by the number of processes, or the study is too long.
     Raises InputError when pods cannot reach the root.
     """
-    spec, cluster = config.spec(variant), config.cluster
+    spec, cluster = config.spec(variant), _evaluating(config.cluster) if stage == "evaluate" else config.cluster
     if not root.startswith("s3://"):
         raise InputError(f"root {root}: pods cannot reach a folder of this machine; give s3://bucket/prefix")
     if stage == "train":
@@ -124,3 +124,13 @@ def job_spec(config: StudyConfig, variant: str, stage: JobStage, root: str, imag
         root=root,
         cluster=cluster,
     )
+
+
+def _evaluating(cluster: ClusterConfig) -> ClusterConfig:
+    """The settings of an evaluation's job: one pod with the resources of a step that evaluates."""
+    step = cluster.steps.evaluate
+    own = {name: getattr(step, name) for name in ("cpu", "memory", "shared_memory", "scratch")}
+    changed = {"replicas": 1, "gpus_per_pod": step.gpus, "pod": cluster.pod.model_copy(update=own)}
+    product = {} if step.gpus else {"gpu_product": None}
+    deadline = {"deadline_seconds": step.timeout_seconds} if step.timeout_seconds else {}
+    return cluster.model_copy(update=changed | product | deadline)

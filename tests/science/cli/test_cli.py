@@ -12,10 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
-from study_records import fill_dataset, train_record
+from study_records import fill_dataset
 
 from dit.cli.commands import run
-from dit.storage import open_store, write_record
+from dit.storage import open_store
 from dit.study import layout
 from dit.study.study_file import load
 
@@ -177,18 +177,6 @@ def test_a_record_of_another_schema_version_is_refused(tmp_path: Path, capsys: p
     store.write(key, b'{"schema_version": 99}')
     for command in ("study", "train"):
         assert f"{key}: schema version 99" in refused([command, DIGITS], capsys)
-
-
-def test_a_training_of_another_configuration_names_both_hashes(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    store, config = open_store(tmp_path / "runs"), load(DIGITS)
-    spec = config.specs[0]
-    record = train_record(config, spec, config_hash="0123456789ab")
-    write_record(store, layout.train_record(config, spec), record)
-    line = refused(["train", DIGITS, "--variant", spec.name], capsys)
-    assert "0123456789ab" in line
-    assert config.training_hash(spec) in line
 
 
 def test_without_a_command_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:

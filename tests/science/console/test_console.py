@@ -194,32 +194,6 @@ def test_progress_can_be_shown_by_an_orchestrator(capsys: pytest.CaptureFixture[
     assert "5/5 steps" in capsys.readouterr().err
 
 
-def test_bars_of_several_workers_come_and_go_below_lines(terminal: Terminal) -> None:
-    code = """
-        import sys, time
-        from dit.console import say
-        from dit.console.bars import Bar, MultiBar
-        with MultiBar(transient=True).drawn(sys.stderr) as bars:
-            first, second = Bar(bars, "train S/2"), Bar(bars, "train XL/2")
-            first.begin("train S/2", 10, "steps", 5)
-            second.begin("train XL/2", 10, "steps", 0)
-            for _ in range(5):
-                first.advance(1, loss=0.25)
-                second.advance(1)
-                time.sleep(0.1)
-            first.remove()
-            say("train S/2 is done")
-        say("after")
-    """
-    subprocess.run(command(code), stdin=terminal.slave, stdout=terminal.slave, stderr=terminal.slave, check=True)
-    drawn = [line.rstrip() for line in terminal.text().splitlines() if line.strip()]
-    assert any(re.search(r"train S/2 .* \d+/10 [\d.]+ steps/s .* left .*loss 0\.2500", line) for line in drawn)
-    assert any(re.search(r"train XL/2 .* 5/10 [\d.]+ steps/s .* left", line) for line in drawn)
-    done = drawn.index("train S/2 is done")
-    assert not any(line.startswith("train S/2 ") for line in drawn[done + 1 :])
-    assert drawn[-1] == "after"
-
-
 def test_a_dumb_terminal_gives_plain_lines(terminal: Terminal) -> None:
     subprocess.run(
         command(WORK),

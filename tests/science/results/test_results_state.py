@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,7 +63,6 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.fixture
 def work(config: StudyConfig, complete: Path, store: Store, tmp_path: Path) -> Work:
-    """A complete study."""
     shutil.copytree(complete, tmp_path / "root")
     return Work(config, store)
 
@@ -102,6 +103,15 @@ def test_a_complete_study_is_complete_for_every_reader(work: Work) -> None:
     assert unfinished(work) == []
     assert all(stage.complete for stage in progress(work))
     assert len(load_results(work.config, work.store).variants) == 2
+
+
+@pytest.mark.parametrize("stage", [TRAIN, SAMPLE, EVALUATE, REPORT], ids=lambda stage: stage.name)
+def test_a_complete_stage_loads_no_framework(stage: Stage, work: Work) -> None:
+    common = [str(CONFIG), "--root", work.store.url, *(word for override in OVERRIDES for word in ("--set", override))]
+    code = f"import sys; from dit.cli.commands import run; assert run({[stage.name, *common]}) == 0;"
+    code += "sys.exit(', '.join({'torch', 'mlflow', 'torch_fidelity', 'diffusers'} & sys.modules.keys()) or 0)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_no_stage_is_complete_in_an_empty_store(config: StudyConfig, store: Store) -> None:
@@ -214,6 +224,11 @@ def test_a_report_of_other_results_is_made_again(work: Work) -> None:
     report_stage.run(work.config, work.store)
     assert is_complete(REPORT, fresh(work))
     assert work.store.read(layout.report_record(work.config)) != before
+    page = f"{layout.report(work.config)}/{layout.REPORT_PAGE}"
+    intact = work.store.read(page)
+    work.store.write(page, intact[:1000])
+    report_stage.run(work.config, work.store)
+    assert work.store.read(page) == intact
 
 
 @pytest.mark.parametrize("left", ["nothing", "manifest"])

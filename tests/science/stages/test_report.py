@@ -82,19 +82,6 @@ def test_a_complete_report_is_left_alone_until_its_inputs_change(config: StudyCo
     assert page.stat().st_mtime_ns != written
 
 
-@pytest.mark.parametrize("damage", ["lost", "cut short"])
-def test_a_report_with_a_damaged_page_is_made_again(config: StudyConfig, store: Store, damage: str) -> None:
-    report.run(config, store)
-    key = f"{layout.report(config)}/report.html"
-    intact = store.read(key)
-    if damage == "lost":
-        store.delete(key)
-    else:
-        store.write(key, intact[:1000])
-    report.run(config, store)
-    assert store.read(key) == intact
-
-
 Removal = Callable[[StudyConfig, ModelSpec], list[str]]
 MISSING: dict[str, tuple[Removal, str]] = {
     "training": (
@@ -146,28 +133,6 @@ def test_a_damaged_preview_is_shown_as_damaged(config: StudyConfig, store: Store
     picture = re.search(r"data:image/svg\+xml;base64,([A-Za-z0-9+/=]+)", read(store, config, "report.html"))
     assert picture is not None
     assert "is damaged" in base64.b64decode(picture[1]).decode()
-
-
-def test_results_of_another_recipe_are_refused(config: StudyConfig, store: Store) -> None:
-    other = study(overrides=("train.learning_rate=1e-3",))
-    with pytest.raises(
-        MismatchError, match=f"{config.training_hash(config.specs[0])}.*{other.training_hash(other.specs[0])}"
-    ):
-        report.run(other, store)
-
-
-def test_a_shorter_training_is_not_complete(tmp_path: Path) -> None:
-    """The records of a short run exist, and the study is now longer."""
-    store = open_store(tmp_path)
-    short = study(overrides=("train.steps=100000", "evaluation.at_steps=[100000]"))
-    fill(store, short)
-    report.run(short, store)
-    longer = study(overrides=("evaluation.at_steps=[100000]",))
-    with pytest.raises(
-        MissingError,
-        match=r"is not trained to its end \(it is trained to step 100000 of 400000\); run `dit train .*\(3 more",
-    ):
-        report.run(longer, store)
 
 
 @pytest.mark.parametrize("what", ["training", "metrics"])

@@ -45,13 +45,6 @@ def statuses(store: FileStore, config: StudyConfig, spec: ModelSpec) -> list[tup
     return [(values["status"], values.get("error")) for values in found]
 
 
-def test_importing_the_tracker_imports_neither_mlflow_nor_torch() -> None:
-    code = "import dit.tracking, dit.tracking.mlflow_ui, sys;"
-    code += "print(sorted({'mlflow', 'torch', 'boto3'} & set(sys.modules)))"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout == "[]\n"
-
-
 def test_a_resumed_run_logs_no_point_twice(config: StudyConfig, store: FileStore) -> None:
     spec = config.specs[0]
     for start in (0, 40, 20):  # as after kills, from checkpoints
