@@ -23,7 +23,6 @@ from dit.errors import (
     DataError,
     DitError,
     InputError,
-    MissingError,
     StoreError,
     TransientStoreError,
 )
