@@ -51,12 +51,14 @@ def data_sheet_peak(device_name: str, precision: Precision) -> float | None:
 
 
 def machine(config: StudyConfig) -> PlanConfig:
-    """The study's `plan`. A study of the digits that names no accelerator is planned for the cores of this machine."""
-    if not isinstance(config.dataset.source, DigitsSource) or "accelerator" in config.plan.model_fields_set:
+    """The study's `plan`. A study of the digits that names no other machine is planned for the cores of this one."""
+    chosen = "accelerator" in config.plan.model_fields_set and config.plan != PlanConfig()
+    if chosen or not isinstance(config.dataset.source, DigitsSource):
         return config.plan
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     stated = {"accelerator": CPU, "count": cores, "peak_tflops": _CORE_TFLOPS, "memory_gib": _memory_gib() / cores}
-    given = {key: value for key, value in config.plan.model_dump().items() if key in config.plan.model_fields_set}
+    default = PlanConfig().model_dump()
+    given = {key: value for key, value in config.plan.model_dump().items() if value != default[key]}
     return PlanConfig(**{**stated, **given})
 
 

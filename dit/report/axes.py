@@ -8,15 +8,17 @@ from collections.abc import Iterable, Sequence
 Range = tuple[float, float]
 """Ends of an axis, as log10."""
 
-_FACTORS: tuple[tuple[float, Sequence[float]], ...] = (
-    (3.5, (1,)),
-    (1.4, (1, 3)),
-    (0.9, (1, 2, 5)),
-    (0.5, (1, 2, 3, 5, 7)),
-    (0.12, (1, 1.2, 1.4, 1.6, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)),
-    (0.0, tuple(n / 10 for n in range(10, 100, 2))),
+_FACTORS: tuple[Sequence[float], ...] = (
+    (1,),
+    (1, 3),
+    (1, 2, 5),
+    (1, 2, 3, 5, 7),
+    (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8),
+    tuple(n / 10 for n in range(10, 100, 5)),
+    tuple(n / 10 for n in (*range(10, 20), *range(20, 100, 2))),
 )
-"""(Fewest decades on the axis, ticks in each decade)."""
+"""Ticks in each decade, from the fewest on."""
+FEWEST_TICKS = 3
 
 
 def padded(values: Iterable[float], below: float, above: float) -> Range:
@@ -28,14 +30,17 @@ def padded(values: Iterable[float], below: float, above: float) -> Range:
 
 def log_ticks(span: Range) -> list[float]:
     """Ticks at powers of ten, and at more multiples of them the shorter the axis is."""
-    decades = span[1] - span[0]
-    factors = next(factors for fewest, factors in _FACTORS if decades > fewest)
-    return [
-        factor * 10.0**power
-        for power in range(math.floor(span[0]), math.ceil(span[1]) + 1)
-        for factor in factors
-        if span[0] <= math.log10(factor * 10.0**power) <= span[1]
-    ]
+    ticks: list[float] = []
+    for factors in _FACTORS:
+        ticks = [
+            factor * 10.0**power
+            for power in range(math.floor(span[0]), math.ceil(span[1]) + 1)
+            for factor in factors
+            if span[0] <= math.log10(factor * 10.0**power) <= span[1]
+        ]
+        if len(ticks) >= FEWEST_TICKS:
+            break
+    return ticks
 
 
 def short(value: float) -> str:

@@ -16,7 +16,8 @@ LETTER, LINE = 0.64 * FONT, 1.25 * FONT
 """Width of a letter and height of a line in points, with some room."""
 _SAMPLE = 3.0
 """Distance in points at which a line is sampled."""
-_GAP = 6.0
+_RINGS = ((6.0, 0.0), (12.0, 25.0), (20.0, 90.0))
+"""(Distance of a label from its point, area that it must save to be so far away)."""
 _SIDES = ((1, 1), (-1, 1), (1, -1), (-1, -1), (1, 0), (-1, 0), (0, 1), (0, -1))
 
 
@@ -52,11 +53,11 @@ def place(axes: Axes, labels: Sequence[Label], lines: Iterable[Sequence[Point]])
     """
     taken = [_dot(point, 1.5) for line in lines for point in _sampled(axes, line)]
     taken += [_dot(_place(axes, label.at), 5.0) for label in labels]
-    boxes = []
+    boxes: list[Box] = []
     for label in labels:
-        box = min(_candidates(_place(axes, label.at), label.text), key=lambda box: _cost(axes, box, taken))
+        candidates = _candidates(_place(axes, label.at), label.text)
+        box = min(candidates, key=lambda box: _cost(axes, box, taken, boxes) + candidates[box])
         _write(axes, label, box.left, (box.bottom + box.top) / 2)
-        taken.append(box)
         boxes.append(box)
     return boxes
 
@@ -75,25 +76,25 @@ def place_right(axes: Axes, labels: Sequence[Label]) -> list[Box]:
     return placed
 
 
-def _candidates(at: Point, text: str) -> list[Box]:
-    """Boxes around a point, the usual place first, near ones before those further away."""
+def _candidates(at: Point, text: str) -> dict[Box, float]:
+    """Boxes around a point, the usual place first, each with the area that it may cover less than the nearest ones."""
     width = LETTER * len(text)
-    boxes = []
-    for gap in (_GAP, 2.2 * _GAP, 3.6 * _GAP):
+    boxes = {}
+    for gap, penalty in _RINGS:
         for side, up in _SIDES:
             left = at[0] + side * gap - (width if side < 0 else 0 if side > 0 else width / 2)
             bottom = at[1] + up * gap * 0.8 - (LINE if up < 0 else 0 if up > 0 else LINE / 2)
-            boxes.append(Box(left, bottom, left + width, bottom + LINE))
+            boxes[Box(left, bottom, left + width, bottom + LINE)] = penalty
     return boxes
 
 
-def _cost(axes: Axes, box: Box, taken: Sequence[Box]) -> float:
-    """Area covered; what is outside the axes counts most."""
+def _cost(axes: Axes, box: Box, taken: Sequence[Box], labels: Sequence[Box]) -> float:
+    """Area covered; another label, and what is outside the axes, counts ten times."""
     frame = axes.get_window_extent()
     scale = 72 / axes.figure.dpi
     inside = box.overlap(Box(frame.x0 * scale, frame.y0 * scale, frame.x1 * scale, frame.y1 * scale))
     outside = (box.right - box.left) * (box.top - box.bottom) - inside
-    return sum(box.overlap(other) for other in taken) + 10 * outside
+    return sum(map(box.overlap, taken)) + 10 * (sum(map(box.overlap, labels)) + outside)
 
 
 def _sampled(axes: Axes, line: Sequence[Point]) -> Iterable[Point]:

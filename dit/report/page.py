@@ -18,7 +18,8 @@ from dit.console import Cell, cell_text
 from dit.console.formatting import format_number
 from dit.report.cost import cost_table
 from dit.report.evidence import Evidence, Grid
-from dit.report.plots import charts
+from dit.report.loss_chart import training_losses
+from dit.report.plots import GFLOPS, PARAMETERS, against, over_steps
 from dit.report.provenance import provenance, terms
 from dit.report.tables import Table, differing_keys, protocol_label, protocol_table, result_table, training_table
 from dit.sampling.grid import MAX_CLASS_ROWS
@@ -52,6 +53,9 @@ def render(results: Results, evidence: Evidence) -> bytes:
         lstrip_blocks=True,
     )
     environment.filters["cell"] = cell_text
+    charts = [against(results, GFLOPS), against(results, PARAMETERS), over_steps(results)]
+    if evidence.losses:
+        charts.append(training_losses(evidence.losses))
     page = environment.get_template(TEMPLATE).render(
         config=results.config,
         verdict=results.verdict,
@@ -61,7 +65,7 @@ def render(results: Results, evidence: Evidence) -> bytes:
         marks=_MARKS,
         metric=metric_name(results.verdict.metric),
         claims=[(claim, claim_table(claim)) for claim in results.verdict.claims],
-        charts=charts(results, evidence.losses),
+        charts=charts,
         grids=_grids(results, evidence),
         results_table=result_table(results, others=True),
         protocol_table=protocol_table(results) if results.others else None,
@@ -118,11 +122,10 @@ def _grids(results: Results, evidence: Evidence) -> list[tuple[int, list[GridVie
     real = GridView(
         "Real images", results.config.dataset.name, f"Images of the dataset: {_rows(results)}", evidence.real
     )
-    return [
-        (step, [real, *row] if evidence.real else row)
-        for step, row in sorted(views.items(), reverse=True)
-        if any(view.grid for view in row)
-    ]
+    shown = [(step, row) for step, row in sorted(views.items(), reverse=True) if any(view.grid for view in row)]
+    if shown and evidence.real:
+        shown[0][1].insert(0, real)  # once, because a preview can be large
+    return shown
 
 
 def _rows(results: Results) -> str:

@@ -1,8 +1,7 @@
-"""The report's charts: inline SVG, with a text of what is drawn and a table of the values.
+"""The charts of the metric: inline SVG, with a text of what is drawn and a table of the values.
 
-A patch size has the same colour and a model size the same marker in all charts of a metric. In the chart of losses, a
-size has the same colour and a patch size the same dash. Lines and points are also labelled, so that the charts can be
-read without colours.
+A patch size has the same colour and a model size the same marker in all of them. Lines and points are also labelled, so
+that the charts can be read without colours.
 """
 
 from __future__ import annotations
@@ -11,44 +10,26 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from markupsafe import Markup
 from matplotlib.axes import Axes
 
 from dit.claims.metric_names import interval, metric_name
 from dit.claims.results import Results
 from dit.claims.verdicts import primary
 from dit.console import Cell
-from dit.console.formatting import format_count, format_number
+from dit.console.formatting import format_count
 from dit.report.axes import Range, padded
 from dit.report.labels import Label, place, place_right
-from dit.report.svg import FONT, chart_axes, colour, log_axis, step_axis, to_svg
+from dit.report.style import Chart, hue, marker, short_name
+from dit.report.svg import FONT, FRAME, LEGEND_ROW, chart_axes, colour, log_axis, to_svg
 from dit.report.tables import Table
 from dit.study.paper import on_imagenet, paper
 from dit.study.records import Estimate
 from dit.study.variants import VARIANTS, ModelSpec
 
 PAPER_STEP = 400_000
-HUES = 5
-"""Number of colours `hue-0`, `hue-1`, ... of the page."""
-SETTLED = 0.1
-"""Share of the training after which losses are in the chart's range: the fall before it would flatten the rest."""
-_MARKERS = (("o", 6.0), ("s", 5.5), ("D", 5.5), ("^", 6.5), ("p", 6.5), ("*", 8.0))
-"""(Marker, size in points) of each model size from the smallest on."""
-_DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)))
-"""Line style of each patch size from the finest on."""
-
-
-@dataclass(frozen=True, slots=True)
-class Chart:
-    """A figure with its heading, caption and values."""
-
-    id: str
-    title: str
-    caption: str
-    svg: Markup
-    values: Table
+LEGEND_COLUMNS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,18 +56,12 @@ class ChartPoint:
     @property
     def label(self) -> str:
         """The variant without its family."""
-        return _short_name(self.spec)
+        return short_name(self.spec)
 
     @property
     def bar(self) -> list[tuple[float, float]]:
         """Ends of the error bar."""
         return [(self.x, self.estimate.low), (self.x, self.estimate.high)]
-
-
-def charts(results: Results, losses: Mapping[str, Sequence[tuple[float, float]]]) -> list[Chart]:
-    """All charts of a report; `losses` are smoothed points (step, loss) by variant, and may be empty."""
-    drawn = [against(results, GFLOPS), against(results, PARAMETERS), over_steps(results)]
-    return [*drawn, training_losses(losses)] if losses else drawn
 
 
 def against(results: Results, predictor: Predictor) -> Chart:
@@ -98,7 +73,7 @@ def against(results: Results, predictor: Predictor) -> Chart:
         for variant, record in results.last()
     ]
     published = _published(results, predictor)
-    x_range = padded([*(point.x for point in points), *published.values()], 0.08, 0.1)
+    x_range = padded([*(point.x for point in points), *published.values()], 0.08, 0.14)
     fids = [paper().models[name].fid_400k for name in published]
     log_axis(axes, "x", x_range)
     log_axis(axes, "y", _y_range([point.estimate for point in points], fids))
@@ -156,34 +131,6 @@ def over_steps(results: Results) -> Chart:
     )
 
 
-def training_losses(curves: Mapping[str, Sequence[tuple[float, float]]]) -> Chart:
-    """Training loss over steps, a line per variant; the range of the y axis is that after the first fall."""
-    figure, axes = chart_axes("Training steps", "Loss (mse + vb)")
-    last = max(step for curve in curves.values() for step, _ in curve)
-    settled = [value for curve in curves.values() for step, value in curve if step >= SETTLED * last]
-    step_axis(axes, last)
-    log_axis(axes, "y", padded(settled, 0.06, 0.12))
-    ends, rows = [], []
-    marks = [share * last for share in (0.1, 0.25, 0.5, 0.75, 1.0)]
-    for name, curve in curves.items():
-        spec = VARIANTS[name]
-        hue, dash = _size_hue(spec), _DASHES[spec.patch_index % len(_DASHES)]
-        axes.plot(*zip(*curve, strict=True), color=hue, linestyle=dash, linewidth=1.5)
-        ends.append(Label(_short_name(spec), curve[-1], hue))
-        row: list[Cell] = [name]
-        rows.append([*row, *(min(curve, key=lambda point, mark=mark: abs(point[0] - mark))[1] for mark in marks)])
-    place_right(axes, ends)
-    told = "; ".join(f"{name} {format_number(curve[-1][1])}" for name, curve in curves.items())
-    return Chart(
-        "losses",
-        "Training loss",
-        "Smoothed. Colours are model sizes; a solid line is patch 2, a dashed one patch 4, a dotted one patch 8."
-        f" The fall of the first {SETTLED:.0%} is cut off.",
-        to_svg(figure, "Training loss over steps", f"A line per variant. At the end: {told}.", "losses"),
-        (["Variant", *(f"Step {format_count(round(mark))}" for mark in marks)], rows),
-    )
-
-
 def _against_caption(results: Results, predictor: Predictor, has_fit: bool, has_paper: bool) -> str:
     fit = " The dashed line is the fit of claim 3." if has_fit else ""
     if predictor is PARAMETERS:
@@ -214,40 +161,24 @@ def _by_patch(points: Iterable[ChartPoint]) -> dict[int, list[ChartPoint]]:
     return dict(sorted(rows.items()))
 
 
-def _short_name(spec: ModelSpec) -> str:
-    return f"{spec.size}/{spec.patch}"
-
-
-def _hue(spec: ModelSpec) -> str:
-    return colour(f"hue-{spec.patch_index % HUES}")
-
-
-def _size_hue(spec: ModelSpec) -> str:
-    return colour(f"hue-{spec.size_index % HUES}")
-
-
-def _marker(spec: ModelSpec) -> tuple[str, float]:
-    return _MARKERS[spec.size_index % len(_MARKERS)]
-
-
 def _label(point: ChartPoint) -> Label:
-    return Label(point.label, (point.x, point.estimate.value), _hue(point.spec))
+    return Label(point.label, (point.x, point.estimate.value), hue(point.spec))
 
 
 def _line(axes: Axes, points: Sequence[ChartPoint], name: str) -> list[tuple[float, float]]:
     """Draw points with error bars, joined by a line, in the colour of their patch size; the line."""
-    hue = _hue(points[0].spec)
+    own = hue(points[0].spec)
     x, y = [point.x for point in points], [point.estimate.value for point in points]
-    axes.plot(x, y, color=hue, linewidth=1.5, label=name or "_")
+    axes.plot(x, y, color=own, linewidth=1.5, label=name or "_")
     for point in points:
         value, low, high = point.estimate.value, point.estimate.low, point.estimate.high
-        marker, size = _marker(point.spec)
+        symbol, size = marker(point.spec)
         axes.errorbar(
             [point.x],
             [value],
             yerr=[[max(value - low, 0.0)], [max(high - value, 0.0)]],
-            color=hue,
-            marker=marker,
+            color=own,
+            marker=symbol,
             markersize=size,
             markeredgecolor=colour("surface"),
             markeredgewidth=0.8,
@@ -259,10 +190,13 @@ def _line(axes: Axes, points: Sequence[ChartPoint], name: str) -> list[tuple[flo
 
 
 def _legend(axes: Axes) -> None:
+    rows = -(-len(axes.get_legend_handles_labels()[1]) // LEGEND_COLUMNS)
+    left, bottom, width, height = FRAME
+    axes.set_position((left, bottom, width, height - (rows - 1) * LEGEND_ROW))
     axes.legend(
         loc="lower left",
         bbox_to_anchor=(-0.03, 0.99),
-        ncols=3,
+        ncols=LEGEND_COLUMNS,
         columnspacing=1.2,
         handlelength=1.8,
         frameon=False,
@@ -282,9 +216,9 @@ def _published_points(axes: Axes, published: Mapping[str, float]) -> None:
     by_patch: dict[int, list[str]] = defaultdict(list)
     for name in published:
         by_patch[VARIANTS[name].patch].append(name)
-    for patch, names in sorted(by_patch.items()):
+    for number, names in enumerate(row for _, row in sorted(by_patch.items())):
         fids = [paper().models[name].fid_400k for name in names]
-        _open_line(axes, names, [published[name] for name in names], fids, f"paper, patch {patch}")
+        _open_line(axes, names, [published[name] for name in names], fids, "_" if number else "the paper")
 
 
 def _published_curves(results: Results, until: int) -> dict[str, dict[int, float]]:
@@ -296,11 +230,11 @@ def _published_curves(results: Results, until: int) -> dict[str, dict[int, float
 
 def _open_line(axes: Axes, names: Sequence[str], x: Sequence[float], y: Sequence[float], title: str) -> None:
     """Draw the paper's numbers: open markers on a dotted line."""
-    hue = _hue(VARIANTS[names[0]])
-    axes.plot(x, y, color=hue, linewidth=0.8, linestyle=":", label=title)
+    own = hue(VARIANTS[names[0]])
+    axes.plot(x, y, color=own, linewidth=0.8, linestyle=":", label=title)
     for name, at, value in zip(names, x, y, strict=True):
-        marker, size = _marker(VARIANTS[name])
-        axes.plot([at], [value], color=hue, marker=marker, markersize=size, markerfacecolor="none", label="_")
+        symbol, size = marker(VARIANTS[name])
+        axes.plot([at], [value], color=own, marker=symbol, markersize=size, markerfacecolor="none", label="_")
 
 
 def _y_range(estimates: Iterable[Estimate], others: Iterable[float]) -> Range:

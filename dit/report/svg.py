@@ -29,6 +29,9 @@ from dit.report.axes import Range, log_ticks, short
 
 WIDTH, HEIGHT = 4.8, 3.8
 """Inches. The page scales a chart to its column, text included: 10 points become 10 to 15 pixels."""
+FRAME = (0.16, 0.15, 0.81, 0.75)
+"""Left, bottom, width and height of the axes as shares of the figure, with one row of a legend above them."""
+LEGEND_ROW = 0.055
 FONT = 10.0
 _LIGHT = {
     "page": "#f6f7f9",
@@ -79,7 +82,7 @@ def chart_axes(x_title: str, y_title: str) -> tuple[Figure, Axes]:
     """An empty chart; both axes are linear until `log_axis` changes one."""
     with matplotlib.rc_context(_SETTINGS):
         figure = Figure(figsize=(WIDTH, HEIGHT), facecolor="none")
-        axes = figure.add_axes((0.135, 0.15, 0.835, 0.74), facecolor="none")
+        axes = figure.add_axes(FRAME, facecolor="none")
         axes.set_xlabel(x_title, labelpad=5)
         axes.set_ylabel(y_title, labelpad=4)
     return figure, axes
