@@ -54,7 +54,7 @@ def judge(study: str, records: Sequence[MetricsRecord], notes: tuple[str, ...] =
     step = common_step(records)
     _check_comparable(records)
     chosen = sorted((record for record in records if record.step == step), key=_order)
-    claims = (_size_claim(chosen), _patch_claim(chosen), _compute_claim(chosen))
+    claims: tuple[Claim, ...] = (_size_claim(chosen), _patch_claim(chosen), _compute_claim(chosen))
     headline = _headline(chosen)
     if headline:
         claims = tuple(claim.model_copy(update={"reason": f"{NO_MODEL}."}) for claim in claims)

@@ -39,6 +39,8 @@ _PEAKS: dict[str, dict[Precision, float]] = {
 }
 # GiB as nvidia-smi reports them, for the accelerators that `plan.accelerator` can name.
 _MEMORY = {"A100-40G": 40.0, "A100-80G": 80.0, "H100-80G": 79.6, "H200-141G": 140.4, "L40S-48G": 45.0}
+USABLE = 0.9
+"""Share of the memory that a plan fills; the rest is for gaps of the allocator."""
 _CORE_TFLOPS = 0.075
 """Rate of one core that makes a plan of `configs/digits.yaml` right at the default utilisation: one core of an AMD EPYC
 with AVX2 trains its models at 30 GFLOP/s (README.md). Small models reach a small share of a core's peak."""
@@ -82,3 +84,9 @@ def accelerator(plan: PlanConfig, precision: Precision) -> Accelerator:
             "plan.accelerator=cpu: no data sheet; set plan.peak_tflops (`make bench` measures it) and plan.memory_gib"
         )
     return Accelerator(plan.accelerator, peak * TERA, memory * GIB)
+
+
+def wall_hours(config: StudyConfig, macs: float, precision: Precision) -> float:
+    """Wall hours of this many multiply-accumulates, two FLOPs each, on all devices of the plan."""
+    plan = config.plan
+    return 2 * macs / (plan.count * plan.utilisation * accelerator(plan, precision).peak) / 3600

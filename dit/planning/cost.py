@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from dit.console.formatting import format_bytes, format_count, format_hours
 from dit.errors import ConfigError
 from dit.planning import stages
-from dit.planning.accelerators import CPU, GIB, TERA, Accelerator, accelerator, machine
+from dit.planning.accelerators import CPU, GIB, USABLE, Accelerator, accelerator, machine, wall_hours
+from dit.planning.notes import plan_notes
 from dit.planning.stages import Disk
 from dit.study.config import FitConfig, StudyConfig
 from dit.study.fields import Precision
@@ -19,8 +19,6 @@ BACKWARD = 3
 FLOPS_PER_MAC = 2
 WORKSPACE_BYTES = GIB
 """Memory of the device's context and of the libraries' scratch space."""
-USABLE = 0.9
-"""Share of the memory that a plan fills; the rest is for gaps of the allocator."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +151,7 @@ def plan(config: StudyConfig) -> Plan:
         variants=variants,
         prepare_hours=_prepare_hours(config),
         disk=stages.disk(config),
-        notes=_notes(config, device, sampling_peak, variants),
+        notes=plan_notes(config, device, sampling_peak, variants),
     )
 
 
@@ -241,17 +239,11 @@ def _variant(config: StudyConfig, spec: ModelSpec, device: Accelerator, share: i
             ),
         ),
         fits=needed.total <= USABLE * device.memory,
-        train_hours=_hours(config, training, train.precision),
-        sample_hours=_hours(config, sets * sample_set, sampling.precision),
-        decode_hours=_hours(config, decoding, stages.codec_precision(config)),
-        evaluate_hours=_hours(config, features, config.evaluation.extractor_precision) + intervals,
+        train_hours=wall_hours(config, training, train.precision),
+        sample_hours=wall_hours(config, sets * sample_set, sampling.precision),
+        decode_hours=wall_hours(config, decoding, stages.codec_precision(config)),
+        evaluate_hours=wall_hours(config, features, config.evaluation.extractor_precision) + intervals,
     )
-
-
-def _hours(config: StudyConfig, macs: float, precision: Precision) -> float:
-    """Wall hours with all devices of the plan."""
-    plan = config.plan
-    return FLOPS_PER_MAC * macs / (plan.count * plan.utilisation * accelerator(plan, precision).peak) / 3600
 
 
 def _prepare_hours(config: StudyConfig) -> float | None:
@@ -259,8 +251,8 @@ def _prepare_hours(config: StudyConfig) -> float | None:
     if images is None:
         return None
     features = stages.feature_macs(config, stages.reference_images(config))
-    encoding = _hours(config, stages.encoding_macs(config, images), stages.codec_precision(config))
-    return encoding + _hours(config, features, config.evaluation.extractor_precision)
+    encoding = wall_hours(config, stages.encoding_macs(config, images), stages.codec_precision(config))
+    return encoding + wall_hours(config, features, config.evaluation.extractor_precision)
 
 
 def _largest(share: int, fits: Callable[[int], bool]) -> int:
@@ -269,42 +261,3 @@ def _largest(share: int, fits: Callable[[int], bool]) -> int:
     while size and not fits(size):
         size //= 2
     return size
-
-
-def _notes(
-    config: StudyConfig, device: Accelerator, sampling_peak: float, variants: tuple[VariantPlan, ...]
-) -> tuple[str, ...]:
-    if device.name == CPU:
-        rate = config.plan.utilisation * device.peak / 1e9
-        notes = [
-            f"{config.plan.count} CPU cores at {rate:.3g} GFLOP/s each, a variant on each core at a time. No GPU is"
-            " needed, so there are no GPU-hours."
-        ]
-    else:
-        notes = [
-            f"{config.plan.count} x {device.name} of {device.memory / GIB:g} GiB at {config.plan.utilisation:.0%} of"
-            f" their peak: {device.peak / TERA:g} TFLOP/s in {config.train.precision} for training,"
-            f" {sampling_peak / TERA:g} in {config.sampling.precision} for sampling."
-        ]
-    notes += [
-        "Gflops count a multiply-accumulate as one, as the paper does; FLOPs count it as two.",
-        f"Sampling, decoding and evaluation are for {len(config.evaluation.at_steps)} checkpoints per variant, of"
-        f" {format_count(config.sampling.num_samples)} images each. Reading images, starting processes and waiting for"
-        " the store are not included.",
-    ]
-    if stages.image_count(config) is None:
-        million = stages.encoding_macs(config, 1_000_000)
-        took = format_hours(_hours(config, million, stages.codec_precision(config)))
-        notes.append(
-            "The number of images is not known before preparation, so its time and the shards' disk are not included."
-            + (f" A million images take the autoencoder {took}." if million else "")
-        )
-    for variant in (variant for variant in variants if not variant.fits):
-        largest = variant.largest_micro_batch
-        advice = "set fit.activation_checkpointing=true or choose a larger accelerator"
-        notes.append(
-            f"{variant.variant} does not fit: micro_batch={variant.micro_batch} needs"
-            f" {format_bytes(variant.memory.total)}, but {format_bytes(USABLE * device.memory)} are usable;"
-            f" {f'set fit.micro_batch={largest}' if largest else advice}."
-        )
-    return tuple(notes)

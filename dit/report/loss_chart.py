@@ -23,14 +23,14 @@ def training_losses(curves: Mapping[str, Sequence[tuple[float, float]]]) -> Char
     settled = [value for curve in curves.values() for step, value in curve if step >= SETTLED * last]
     step_axis(axes, last)
     log_axis(axes, "y", padded(settled, 0.06, 0.12))
-    ends, rows = [], []
+    ends: list[Label] = []
+    rows: list[list[Cell]] = []
     marks = [share * last for share in (0.1, 0.25, 0.5, 0.75, 1.0)]
     for name, curve in curves.items():
         spec = VARIANTS[name]
         axes.plot(*zip(*curve, strict=True), color=size_hue(spec), linestyle=dash(spec), linewidth=1.5)
         ends.append(Label(short_name(spec), curve[-1], size_hue(spec)))
-        row: list[Cell] = [name]
-        rows.append([*row, *(min(curve, key=lambda point, mark=mark: abs(point[0] - mark))[1] for mark in marks)])
+        rows.append([name, *(_nearest(curve, mark) for mark in marks)])
     place_right(axes, ends)
     told = "; ".join(f"{name} {format_number(curve[-1][1])}" for name, curve in curves.items())
     return Chart(
@@ -41,3 +41,8 @@ def training_losses(curves: Mapping[str, Sequence[tuple[float, float]]]) -> Char
         to_svg(figure, "Training loss over steps", f"A line per variant. At the end: {told}.", "losses"),
         (["Variant", *(f"Step {format_count(round(mark))}" for mark in marks)], rows),
     )
+
+
+def _nearest(curve: Sequence[tuple[float, float]], step: float) -> float:
+    """The loss at the point nearest to this step."""
+    return min(curve, key=lambda point: abs(point[0] - step))[1]

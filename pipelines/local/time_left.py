@@ -90,9 +90,9 @@ class StudyClock:
         longest = 0.0
         for step, seconds in self._left.items():
             expected = pace * seconds
-            if (running := self._running.get(step)) is not None:
+            if (state := self._running.get(step)) is not None:
                 # Without a bar, the time that it has taken is the only sign of progress.
-                expected = expected * (1 - running.share) if running.share else expected - (now - running.began)
+                expected = expected * (1 - state.share) if state.share else expected - (now - state.began)
             rest += max(expected, 0.0)
             longest = max(longest, expected)
         return max(rest / self._workers, longest)

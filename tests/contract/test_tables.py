@@ -12,7 +12,7 @@ import pytest
 from dit.diffusion.schedule import SCHEDULES
 from dit.metrics.table import METRICS
 from dit.planning.accelerators import KNOWN, accelerator, data_sheet_peak
-from dit.report.plots import HUES
+from dit.report.style import HUES
 from dit.study.config import DIFFUSION_STEPS, EvaluationConfig, PlanConfig, TrainConfig
 
 
