@@ -13,6 +13,8 @@ from dit.study.variants import ModelSpec
 
 START_SECONDS = 4.0
 """Time of a step that computes nothing: a process starts and imports its libraries."""
+TRUST_SECONDS = 30.0
+"""Seconds of expected work that count like measured ones, so that one short slow step does not decide the pace."""
 _CPU_FLOPS, _GPU_FLOPS = 3e10, 6e13
 """Assumed rates. They decide only how much the starts of processes weigh: `StudyClock` measures the pace."""
 
@@ -86,7 +88,7 @@ class StudyClock:
                 covered += done * self._left.get(step, 0.0)
         if covered <= 0:
             return None
-        pace = spent / covered
+        pace = (spent + TRUST_SECONDS) / (covered + TRUST_SECONDS)
         longest = 0.0
         for step, seconds in self._left.items():
             expected = pace * seconds
