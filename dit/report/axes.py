@@ -14,7 +14,7 @@ _FACTORS: tuple[Sequence[float], ...] = (
     (1, 2, 5),
     (1, 2, 3, 5, 7),
     (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8),
-    tuple(n / 10 for n in range(10, 100, 5)),
+    (1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9),
     tuple(n / 10 for n in (*range(10, 20), *range(20, 100, 2))),
 )
 """Ticks in each decade, from the fewest on."""

@@ -276,8 +276,7 @@ class PlanConfig(Section):
     """The machine for which `dit plan` estimates the cost of the study."""
 
     accelerator: str = "A100-80G"
-    """A row of `KNOWN` in dit/planning/accelerators.py. A study of the digits that leaves the whole section unset is
-    planned for the CPU of this machine."""
+    """Its name as in docs/plan.md. A study of the digits without this section is planned for this machine's CPU."""
     count: Positive = 8
     utilisation: float = Field(default=0.4, gt=0, le=1)
     """Assumed share of the accelerator's peak matrix rate (MFU) in training and sampling."""
