@@ -201,6 +201,7 @@ def _legend(axes: Axes) -> None:
         handlelength=1.8,
         frameon=False,
         fontsize=FONT - 1,
+        labelcolor=colour("ink"),
     )
 
 

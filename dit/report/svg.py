@@ -67,9 +67,6 @@ _SETTINGS: dict[str, Any] = {
     "ytick.color": _LIGHT["axis"],
     "xtick.labelcolor": _LIGHT["ink"],
     "ytick.labelcolor": _LIGHT["ink"],
-    "legend.frameon": False,
-    "legend.fontsize": FONT - 1,
-    "errorbar.capsize": 3,
 }
 
 

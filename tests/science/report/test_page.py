@@ -136,6 +136,7 @@ def test_charts_follow_the_page_between_light_and_dark(reported: Store) -> None:
     for figure in charts_of(html).values():
         colours = set(re.findall(r"(?:fill|stroke): ([^;\"]+)", figure))
         assert {colour for colour in colours if colour != "none"} <= {*re.findall(r"var\(--[\w-]+\)", figure)}
+        assert not re.findall(r"<text(?![^>]*fill: var)", figure), "black, which a dark page hides"
         assert all(f"--{name}:" in html for name in re.findall(r"var\(--([\w-]+)\)", figure))
 
 
