@@ -6,11 +6,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+from dit.claims.notes import notes
 from dit.claims.verdicts import judge
 from dit.errors import MismatchError, MissingError
+from dit.results.protocols import OtherResult, other_results
 from dit.results.stages import EVALUATE, Work, training
 from dit.results.state import Finding, look, missing_line
 from dit.storage import Store
+from dit.study import layout
 from dit.study.config import StudyConfig
 from dit.study.records import MetricsRecord, TrainRecord, Verdict
 from dit.study.variants import ModelSpec
@@ -32,6 +35,8 @@ class Results:
     config: StudyConfig
     variants: tuple[VariantResults, ...]
     verdict: Verdict
+    others: tuple[OtherResult, ...] = ()
+    """Metrics of the same models under other sampling protocols; no claim is judged by them."""
 
     def rows(self) -> Iterator[tuple[VariantResults, MetricsRecord]]:
         """Every checkpoint's metrics, variant by variant."""
@@ -64,8 +69,21 @@ def load_results(config: StudyConfig, store: Store) -> Results:
         )
     results = tuple(VariantResults(spec, *_records(row)) for spec, row in findings.items())
     _check_content(results)
-    verdict = judge(config.study, [record for variant in results for record in variant.metrics])
-    return Results(config, results, verdict)
+    verdict = judge(config.study, [record for variant in results for record in variant.metrics], notes(config))
+    return Results(config, results, verdict, _others(config, store, results[0].train.dataset_content))
+
+
+def _others(config: StudyConfig, store: Store, content: str) -> tuple[OtherResult, ...]:
+    """Raises MismatchError for one that was measured beside other shards."""
+    others = tuple(other_results(config, store))
+    for other in others:
+        if other.record.dataset_content != content:
+            key = layout.metrics(other.config, other.spec, other.record.step)
+            raise MismatchError(
+                f"{store.url}/{key}: measured beside shards {other.record.dataset_content}, the models were trained on"
+                f" {content}; remove it and its samples"
+            )
+    return others
 
 
 def _records(findings: Sequence[Finding[Any]]) -> tuple[TrainRecord, tuple[MetricsRecord, ...]]:

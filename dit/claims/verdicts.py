@@ -14,7 +14,6 @@ from itertools import combinations, pairwise
 from dit.claims import metric_names, predictors
 from dit.console.formatting import format_number
 from dit.errors import MismatchError, MissingError
-from dit.study.paper import seed_note
 from dit.study.records import Claim, ClaimVerdict, Estimate, MetricsRecord, Verdict
 from dit.study.variants import ModelSpec, resolve
 
@@ -33,6 +32,7 @@ SCOPE = (
     "The intervals cover the noise of sampling, a finite set of images. They do not cover the noise of training:"
     " another seed gives another model."
 )
+NO_MODEL = "No model is better than noise"
 Pair = tuple[MetricsRecord, MetricsRecord]
 """(better, worse), as the claim predicts."""
 _MUST_AGREE = (
@@ -46,22 +46,26 @@ _MUST_AGREE = (
 )
 
 
-def judge(study: str, records: Sequence[MetricsRecord]) -> Verdict:
-    """Judge the claims at the largest step that is evaluated for every variant in `records`.
+def judge(study: str, records: Sequence[MetricsRecord], notes: tuple[str, ...] = ()) -> Verdict:
+    """Judge the claims at the largest step that is evaluated for every variant in `records`; `notes` go beside them.
 
     Raises MissingError when there is no such step, MismatchError when two records, of any steps, cannot be compared.
     """
     step = common_step(records)
     _check_comparable(records)
     chosen = sorted((record for record in records if record.step == step), key=_order)
-    claims = (_size_claim(chosen), _patch_claim(chosen), _compute_claim(chosen))
+    claims: tuple[Claim, ...] = (_size_claim(chosen), _patch_claim(chosen), _compute_claim(chosen))
+    headline = _headline(chosen)
+    if headline:
+        claims = tuple(claim.model_copy(update={"reason": f"{NO_MODEL}."}) for claim in claims)
     return Verdict(
         study=study,
         step=step,
         metric=chosen[0].metric,
         claims=claims,
         science_hash=chosen[0].science_hash,
-        notes=(SCOPE, seed_note()),
+        notes=(*notes, SCOPE),
+        headline=headline,
     )
 
 
@@ -92,15 +96,31 @@ def unusable(record: MetricsRecord) -> str | None:
     shown = f"{metric_names.metric_name(record.metric)} {metric_names.interval(estimate)}"
     if not all(math.isfinite(value) and value > 0 for value in (estimate.value, estimate.low, estimate.high)):
         return f"{record.variant} has {shown}, which is not a positive number"
-    bound = NOISE_SHARE * record.noise_floor
-    if not estimate.high <= bound:
+    if _is_noise(record):
         return (
-            f"{record.variant} is no better than noise: {shown} reaches above {format_number(bound)},"
+            f"{record.variant} is no better than noise: {shown} reaches above"
+            f" {format_number(NOISE_SHARE * record.noise_floor)},"
             f" {NOISE_SHARE:.0%} of the noise floor {format_number(record.noise_floor)}"
         )
     if len(record.replicates) < 2:
         return f"{record.variant} has {shown} without bootstrap replicates, so its uncertainty is unknown"
     return None
+
+
+def _is_noise(record: MetricsRecord) -> bool:
+    return not primary(record).high <= NOISE_SHARE * record.noise_floor
+
+
+def _headline(records: Sequence[MetricsRecord]) -> str:
+    """One line if no model is better than noise; else empty."""
+    if not all(_is_noise(record) for record in records):
+        return ""
+    best = min(records, key=lambda record: primary(record).value)
+    return (
+        f"{NO_MODEL}: the lowest {metric_names.metric_name(best.metric)} is {metric_names.interval(primary(best))}, of"
+        f" {best.variant}; the noise floor is {format_number(best.noise_floor)}. No claim can be judged: train longer,"
+        " or look at the losses and samples for what is broken."
+    )
 
 
 def _order(record: MetricsRecord) -> tuple[str, int, int]:

@@ -46,6 +46,36 @@ def format_bytes(count: float) -> str:
     return f"{count / 1024**power:.{1 if power else 0}f} {units[power]}"
 
 
+def format_hours(hours: float) -> str:
+    """For plans, with two digits: `20 s`, `12 min`, `3.2 h`, `1,300 h`."""
+    if hours < 0.99 / 60:
+        return f"{3600 * hours:.0f} s"
+    if hours < 0.99:
+        return f"{60 * hours:.0f} min"
+    return f"{hours:.1f} h" if hours < 9.95 else f"{float(f'{hours:.2g}'):,.0f} h"
+
+
+def format_disk(count: float) -> str:
+    """In powers of 1000, as disks are sold: `3.8 MB`, `41 GB`, `1.2 TB`."""
+    for size, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= size:
+            return f"{count / size:.1f} {unit}" if count < 9.95 * size else f"{count / size:.0f} {unit}"
+    return f"{count:.0f} B"
+
+
+def format_parameters(count: int) -> str:
+    """With three digits: `50.5 k`, `675 M`."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count}"
+
+
+def format_flops(count: float) -> str:
+    """With three digits: `9.47e18`."""
+    return f"{count:.2e}".replace("e+", "e")
+
+
 def format_rate(per_second: float, unit: str) -> str:
     """With its unit: `1,234 images/s`, `0.0813 steps/s`."""
     return f"{per_second:,.0f} {unit}/s" if per_second >= 100 else f"{per_second:.3g} {unit}/s"

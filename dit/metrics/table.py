@@ -21,6 +21,12 @@ class Metric:
     """The only extractor that the metric is defined for; None for any."""
 
 
+FEATURES = {"inception": 2048, "digits": 64}
+"""Extractor -> dimensions of its features."""
+FEWEST_IMAGES = {"inception": 10_000, "digits": 320}
+"""Extractor -> fewest images for a Fréchet distance that can be trusted: about five per dimension. The authors of FID
+advise 10,000 at least (Heusel et al. 2017)."""
+
 _FUNCTIONS = "dit.metrics.sample_metrics"
 METRICS: dict[str, Metric] = {
     metric.name: metric

@@ -132,9 +132,17 @@ class DiT(nn.Module):
             self.blocks = nn.ModuleList(Block(spec.hidden, spec.heads, attention) for _ in range(spec.depth))
             # Two values per channel: the noise, and the position of the variance in its range.
             self.final_layer = FinalLayer(spec.hidden, spec.patch**2 * 2 * inputs.channels)
-        self.to_empty(device=device)
         if device.type != "meta":
+            self._allocate(device)
             self.initialise(_DEFAULT_SEED)
+
+    def _allocate(self, device: torch.device) -> None:
+        """Give every parameter memory on `device`; there are no buffers."""
+        # `to_empty` does the same, but for this it loads half a second of torch's symbolic shapes.
+        for module in self.modules():
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                empty = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
+                setattr(module, name, nn.Parameter(empty, requires_grad=parameter.requires_grad))
 
     def forward(self, x_NCHW: Tensor, t_N: Tensor, y_N: Tensor) -> Tensor:
         """Return [N, 2C, H, W]: the predicted noise, then the variance's position v in its range.

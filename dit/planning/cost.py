@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from dit.console.formatting import format_bytes
 from dit.errors import ConfigError
-from dit.planning.accelerators import CPU, GIB, TERA, Accelerator, accelerator
+from dit.planning import stages
+from dit.planning.accelerators import CPU, GIB, USABLE, Accelerator, accelerator, machine, wall_hours
+from dit.planning.notes import plan_notes
+from dit.planning.stages import Disk
 from dit.study.config import FitConfig, StudyConfig
 from dit.study.fields import Precision
 from dit.study.variants import MLP_RATIO, InputSpec, ModelSpec
@@ -19,8 +21,6 @@ WORKSPACE_BYTES = GIB
 """Memory of the device's context and of the libraries' scratch space."""
 _JOB_SIZE = {"replicas", "gpus_per_pod"}
 """Keys of `cluster`. A study that gives neither may be for one machine."""
-USABLE = 0.9
-"""Share of the memory that a plan fills; the rest is for gaps of the allocator."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,16 @@ class VariantPlan:
     train_hours: float
     """Wall hours with all devices of the plan, like `sample_hours`."""
     sample_hours: float
-    """Wall hours for the sample sets of all evaluated checkpoints."""
+    """Wall hours of the model for the sample sets of all evaluated checkpoints."""
+    decode_hours: float
+    """Wall hours of the autoencoder for these sets."""
+    evaluate_hours: float
+    """Wall hours for features and intervals of these sets."""
+
+    @property
+    def hours(self) -> float:
+        """Wall hours of all stages."""
+        return self.train_hours + self.sample_hours + self.decode_hours + self.evaluate_hours
 
     @property
     def true_gflops(self) -> float:
@@ -84,6 +93,9 @@ class Plan:
     count: int
     utilisation: float
     variants: tuple[VariantPlan, ...]
+    prepare_hours: float | None
+    """Wall hours of the autoencoder and of the reference's features; None if the number of images is not known."""
+    disk: Disk
     notes: tuple[str, ...]
 
     @property
@@ -101,31 +113,50 @@ class Plan:
         """Wall hours of all variants' sample sets."""
         return sum(variant.sample_hours for variant in self.variants)
 
+    @property
+    def decode_hours(self) -> float:
+        """Wall hours of the autoencoder for all sample sets."""
+        return sum(variant.decode_hours for variant in self.variants)
+
+    @property
+    def evaluate_hours(self) -> float:
+        """Wall hours of all evaluations."""
+        return sum(variant.evaluate_hours for variant in self.variants)
+
+    @property
+    def hours(self) -> float:
+        """Wall hours of the study, without a preparation of unknown length."""
+        return (self.prepare_hours or 0.0) + sum(variant.hours for variant in self.variants)
+
 
 def plan(config: StudyConfig) -> Plan:
-    """The cost of every variant of a study on the machine of its `plan` section.
+    """The cost of a study on the machine of its `plan` section, or, for the digits, on this machine's CPU.
 
     Raises ConfigError for an unknown accelerator and for a batch that the devices cannot share evenly: those of the
     plan, or the processes of the job if the study gives the job's size.
     """
     if config.cluster.model_fields_set & _JOB_SIZE:
         check_job_size(config)
+    config = config.model_copy(update={"plan": machine(config)})
     device = accelerator(config.plan, config.train.precision)
     sampling_peak = accelerator(config.plan, config.sampling.precision).peak
-    global_batch, count = config.train.global_batch, config.plan.count
+    # The cores of a CPU work on variants side by side, not on shares of one batch.
+    global_batch, count = config.train.global_batch, 1 if device.name == CPU else config.plan.count
     if global_batch % count:
         raise ConfigError(
             f"train.global_batch={global_batch} is not divisible by plan.count={count}; choose a count that divides it"
         )
     share = global_batch // count
-    variants = tuple(_variant(config, spec, device, sampling_peak, share) for spec in config.specs)
+    variants = tuple(_variant(config, spec, device, share) for spec in config.specs)
     return Plan(
         accelerator=device,
         sampling_peak=sampling_peak,
-        count=count,
+        count=config.plan.count,
         utilisation=config.plan.utilisation,
         variants=variants,
-        notes=_notes(config, device, sampling_peak, variants),
+        prepare_hours=_prepare_hours(config),
+        disk=stages.disk(config),
+        notes=plan_notes(config, device, sampling_peak, variants),
     )
 
 
@@ -192,9 +223,7 @@ def memory(
     )
 
 
-def _variant(
-    config: StudyConfig, spec: ModelSpec, device: Accelerator, sampling_peak: float, share: int
-) -> VariantPlan:
+def _variant(config: StudyConfig, spec: ModelSpec, device: Accelerator, share: int) -> VariantPlan:
     inputs, train, sampling = config.dataset.inputs, config.train, config.sampling
     fit = config.fit_for(spec)
     if fit.attention == "auto" and device.name == CPU:
@@ -205,7 +234,11 @@ def _variant(
     gflops = spec.gflops(inputs)
     training = training_macs(gflops, train.global_batch, train.steps)
     sample_set = sampling_macs(gflops, sampling.num_samples, sampling.steps, sampling.cfg_scale)
-    macs_per_hour = config.plan.count * config.plan.utilisation / FLOPS_PER_MAC * 3600  # per FLOP/s of the peak
+    sets = len(config.evaluation.at_steps)
+    decoding = sets * stages.decoding_macs(config)
+    features = sets * stages.feature_macs(config, sampling.num_samples)
+    # On a CPU every core evaluates a variant of its own; on GPUs the first process computes the intervals.
+    intervals = sets * stages.interval_seconds(config) / 3600 / (config.plan.count if device.name == CPU else 1)
     return VariantPlan(
         variant=spec.name,
         parameters=spec.parameters(inputs),
@@ -221,9 +254,20 @@ def _variant(
             ),
         ),
         fits=needed.total <= USABLE * device.memory,
-        train_hours=training / (macs_per_hour * device.peak),
-        sample_hours=len(config.evaluation.at_steps) * sample_set / (macs_per_hour * sampling_peak),
+        train_hours=wall_hours(config, training, train.precision),
+        sample_hours=wall_hours(config, sets * sample_set, sampling.precision),
+        decode_hours=wall_hours(config, decoding, stages.codec_precision(config)),
+        evaluate_hours=wall_hours(config, features, config.evaluation.extractor_precision) + intervals,
     )
+
+
+def _prepare_hours(config: StudyConfig) -> float | None:
+    images = stages.image_count(config)
+    if images is None:
+        return None
+    features = stages.feature_macs(config, stages.reference_images(config))
+    encoding = wall_hours(config, stages.encoding_macs(config, images), stages.codec_precision(config))
+    return encoding + wall_hours(config, features, config.evaluation.extractor_precision)
 
 
 def _largest(share: int, fits: Callable[[int], bool]) -> int:
@@ -232,25 +276,3 @@ def _largest(share: int, fits: Callable[[int], bool]) -> int:
     while size and not fits(size):
         size //= 2
     return size
-
-
-def _notes(
-    config: StudyConfig, device: Accelerator, sampling_peak: float, variants: tuple[VariantPlan, ...]
-) -> tuple[str, ...]:
-    notes = [
-        f"{config.plan.count} x {device.name} of {device.memory / GIB:g} GiB at {config.plan.utilisation:.0%} of their"
-        f" peak: {device.peak / TERA:g} TFLOP/s in {config.train.precision} for training,"
-        f" {sampling_peak / TERA:g} in {config.sampling.precision} for sampling.",
-        "Gflops count a multiply-accumulate as one, as the paper does; FLOPs count it as two.",
-        f"Sampling is the model's work for every evaluated checkpoint ({len(config.evaluation.at_steps)} per variant),"
-        " without preparation, decoding and metrics.",
-    ]
-    for variant in (variant for variant in variants if not variant.fits):
-        largest = variant.largest_micro_batch
-        advice = "set fit.activation_checkpointing=true or choose a larger accelerator"
-        notes.append(
-            f"{variant.variant} does not fit: micro_batch={variant.micro_batch} needs"
-            f" {format_bytes(variant.memory.total)}, but {format_bytes(USABLE * device.memory)} are usable;"
-            f" {f'set fit.micro_batch={largest}' if largest else advice}."
-        )
-    return tuple(notes)

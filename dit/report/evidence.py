@@ -24,6 +24,8 @@ LARGEST_GRID_SIDE = 1024
 _PNG_BEGIN, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 CURVE_POINTS = 300
 """Most points in a loss curve."""
+SMOOTHED_SHARE = 0.08
+"""Share of a loss curve over which its values are averaged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +42,12 @@ class Grid:
 class Evidence:
     """The report's inputs besides metrics. Parts that the store no longer has are left out."""
 
-    grids: dict[tuple[str, int], Grid]
-    """(variant, step) -> preview."""
+    grids: dict[tuple[str, int, str], Grid]
+    """(variant, step, sampling protocol) -> preview."""
+    real: Grid | None
+    """Preview of the dataset's images."""
     losses: dict[str, list[tuple[float, float]]]
-    """Variant -> points (step, training loss), thinned."""
+    """Variant -> points (step, training loss), thinned and smoothed."""
     samples: dict[tuple[str, int], SampleSetManifest]
     dataset: DatasetManifest | None
     checkpoints: dict[tuple[str, int], CheckpointMeta]
@@ -57,18 +61,23 @@ class Evidence:
 def load_evidence(results: Results, store: Store) -> Evidence:
     """Read what the store has."""
     config, work = results.config, Work(results.config, store)
-    grids, sets, metas = {}, {}, {}
+    grids: dict[tuple[str, int, str], Grid] = {}
+    sets, metas = {}, {}
     for variant, record in results.rows():
         point = variant.spec.name, record.step
-        key = layout.sample_grid(config, variant.spec, record.step)
-        if store.exists(key):
-            grids[point] = embed(store.read(key))
+        _add_grid(grids, store, config, variant.spec, record.step)
         if manifest := read_output(work, samples(work, variant.spec, record.step)):
             sets[point] = manifest
         if meta := read_output(work, checkpoint(work, variant.spec, record.step)):
             metas[point] = meta
+    for other in results.others:
+        # Of other protocols only the judged step is shown: each preview adds to the page's size.
+        if other.record.step == results.verdict.step:
+            _add_grid(grids, store, other.config, other.spec, other.record.step)
+    real = layout.real_grid(config)
     return Evidence(
         grids=grids,
+        real=embed(store.read(real)) if store.exists(real) else None,
         losses={spec.name: curve for spec in config.specs if (curve := _loss_curve(config, store, spec))},
         samples=sets,
         dataset=read_output(work, dataset(work)),
@@ -103,9 +112,33 @@ def thin(points: list[tuple[int, float]], most: int = CURVE_POINTS) -> list[tupl
     return [(sum(step for step, _ in run) / len(run), sum(value for _, value in run) / len(run)) for run in runs]
 
 
+def smooth(points: list[tuple[float, float]], share: float = SMOOTHED_SHARE) -> list[tuple[float, float]]:
+    """The curve with each value replaced by the mean of its neighbours within this share of the curve.
+
+    At an end as many neighbours count on either side as the end leaves, so that a slope is not bent.
+    """
+    values = [value for _, value in points]
+    widest = round(share * len(points) / 2)
+    smoothed = []
+    for i, (step, _) in enumerate(points):
+        reach = min(widest, i, len(points) - 1 - i)
+        window = values[i - reach : i + reach + 1]
+        smoothed.append((step, sum(window) / len(window)))
+    return smoothed
+
+
+def _add_grid(
+    grids: dict[tuple[str, int, str], Grid], store: Store, config: StudyConfig, spec: ModelSpec, step: int
+) -> None:
+    key = layout.sample_grid(config, spec, step)
+    if store.exists(key):
+        grids[spec.name, step, layout.protocol(config.sampling)] = embed(store.read(key))
+
+
 def _loss_curve(config: StudyConfig, store: Store, spec: ModelSpec) -> list[tuple[float, float]]:
     points = read_points(config, store, spec)
-    return thin([(point.step, point.value) for point in points if point.key == "loss" and math.isfinite(point.value)])
+    losses = [(point.step, point.value) for point in points if point.key == "loss" and math.isfinite(point.value)]
+    return smooth(thin(losses))
 
 
 def _damaged() -> Grid:

@@ -5,47 +5,41 @@ html = render(results, load_evidence(results, store))
 
 from __future__ import annotations
 
-import json
-import math
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
 from dit.claims.metric_names import metric_name
 from dit.claims.results import Results
 from dit.console import Cell, cell_text
-from dit.console.formatting import format_count, format_number
-from dit.report import plots
-from dit.report.axes import Figure
+from dit.console.formatting import format_number
+from dit.report.cost import cost_table
 from dit.report.evidence import Evidence, Grid
-from dit.report.provenance import provenance
-from dit.report.tables import Table, result_table, training_table
+from dit.report.loss_chart import training_losses
+from dit.report.plots import GFLOPS, PARAMETERS, against, over_steps
+from dit.report.provenance import provenance, terms
+from dit.report.tables import Table, differing_keys, protocol_label, protocol_table, result_table, training_table
+from dit.sampling.grid import MAX_CLASS_ROWS
+from dit.study import layout
+from dit.study.paper import paper
 from dit.study.records import Claim
+from dit.study.version import code_version
 
 TEMPLATE = "report.html.j2"
 _MARKS = {"supported": "✓", "contradicted": "✗", "undetermined": "?"}
 
 
 @dataclass(frozen=True, slots=True)
-class Chart:
-    """A figure with its heading and caption."""
-
-    id: str
-    title: str
-    caption: str
-    figure: Figure
-
-
-@dataclass(frozen=True, slots=True)
 class GridView:
-    """A variant's preview at one step; `grid` is None if the store has none."""
+    """A preview of the dataset or of a sample set; `grid` is None if the store has none."""
 
-    variant: str
+    name: str
     caption: str
+    alternative: str
+    """What the image shows, for readers who do not see it."""
     grid: Grid | None
 
 
@@ -59,29 +53,28 @@ def render(results: Results, evidence: Evidence) -> bytes:
         lstrip_blocks=True,
     )
     environment.filters["cell"] = cell_text
-    charts = _charts(results, evidence)
+    charts = [against(results, GFLOPS), against(results, PARAMETERS), over_steps(results)]
+    if evidence.losses:
+        charts.append(training_losses(evidence.losses))
     page = environment.get_template(TEMPLATE).render(
         config=results.config,
         verdict=results.verdict,
+        paper=paper(),
+        facts=_facts(results),
+        terms=terms(results.config),
         marks=_MARKS,
         metric=metric_name(results.verdict.metric),
         claims=[(claim, claim_table(claim)) for claim in results.verdict.claims],
         charts=charts,
-        figures=script_json({chart.id: chart.figure for chart in charts}),
         grids=_grids(results, evidence),
         results_table=result_table(results, others=True),
+        protocol_table=protocol_table(results) if results.others else None,
         training_table=training_table(results),
+        cost_table=cost_table(results, evidence),
         provenance=provenance(results, evidence),
         study_yaml=results.config.to_yaml(),
-        plotly=Markup(get_plotlyjs()),
     )
     return page.encode()
-
-
-def script_json(value: Any) -> Markup:
-    """JSON for a <script> element: without `<`, and with null for numbers that are not finite."""
-    text = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
 
 
 def claim_table(claim: Claim) -> Table | None:
@@ -110,46 +103,42 @@ def _with_interval(numbers: dict[str, Any]) -> str:
     return f"{numbers['variant']} {value} [{low}, {high}]"
 
 
-def _charts(results: Results, evidence: Evidence) -> list[Chart]:
-    step = format_count(results.verdict.step)
-    bars = "Bars are the intervals in the table below."
-    fit = " The dashed line is the fit of claim 3." if "gflops" in results.verdict.claims[2].numbers else ""
-    beside = " Open markers are the paper's values at 400,000 steps." if plots.is_imagenet(results) else ""
-    curves = " Open markers are the paper's curves; their evaluator gives values about 6 % lower." if beside else ""
-    charts = [
-        Chart(
-            "gflops", "Against compute", f"At step {step}. {bars}{fit}{beside}", plots.against(results, plots.GFLOPS)
-        ),
-        Chart(
-            "parameters",
-            "Against parameters",
-            f"The same points. One size at several patches has nearly equal parameters, but different values.{fit}",
-            plots.against(results, plots.PARAMETERS),
-        ),
-        Chart("steps", "Over training", f"Every evaluated checkpoint.{curves}", plots.over_steps(results)),
-    ]
-    if evidence.losses:
-        caption = "Loss during training; neighbouring points are averaged."
-        charts.append(Chart("losses", "Training loss", caption, plots.losses(evidence.losses)))
-    return charts
-
-
 def _grids(results: Results, evidence: Evidence) -> list[tuple[int, list[GridView]]]:
-    """(step, a view per variant) for every step with a preview."""
+    """(step, previews of the dataset and of every variant and protocol) for every step with a preview."""
+    keys = differing_keys(results)
+    measured = [(results.config, variant.spec, record) for variant, record in results.rows()]
+    measured += [(other.config, other.spec, other.record) for other in results.others]
     views: dict[int, list[GridView]] = {}
-    for variant, record in results.rows():
+    for config, spec, record in measured:
+        own = config is results.config
+        if not own and record.step != results.verdict.step:
+            continue
         estimate = record.metrics[record.metric]
-        caption = f"{metric_name(record.metric)} {format_number(estimate.value)}"
-        grid = evidence.grids.get((variant.spec.name, record.step))
-        views.setdefault(record.step, []).append(GridView(variant.spec.name, caption, grid))
-    return [(step, row) for step, row in sorted(views.items()) if any(view.grid for view in row)]
+        protocol = f", {protocol_label(config.sampling, keys)}" if keys else ""
+        caption = f"{metric_name(record.metric)} {format_number(estimate.value)}{protocol}"
+        grid = evidence.grids.get((spec.name, record.step, layout.protocol(config.sampling)))
+        alternative = f"Samples of {spec.name} at step {record.step:,}{protocol}: {_rows(results)}"
+        views.setdefault(record.step, []).append(GridView(spec.name, caption, alternative, grid))
+    real = GridView(
+        "Real images", results.config.dataset.name, f"Images of the dataset: {_rows(results)}", evidence.real
+    )
+    shown = [(step, row) for step, row in sorted(views.items(), reverse=True) if any(view.grid for view in row)]
+    if shown and evidence.real:
+        shown[0][1].insert(0, real)  # once, because a preview can be large
+    return shown
 
 
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value
+def _rows(results: Results) -> str:
+    classes = results.config.dataset.classes
+    return f"up to 8 of each of {classes} classes" if classes <= MAX_CLASS_ROWS else "64 images of random classes"
+
+
+def _facts(results: Results) -> list[str]:
+    """When, with which code and from which seeds the report was made."""
+    config = results.config
+    return [
+        f"{len(config.variants)} variants on {config.dataset.name}",
+        f"judged at step {results.verdict.step:,} by {metric_name(results.verdict.metric)}, lower is better",
+        f"written {datetime.now(UTC):%Y-%m-%d} by dit-scaling {code_version()}",
+        f"training seed {config.train.seed}, sampling seed {config.sampling.seed}",
+    ]

@@ -1,7 +1,7 @@
-"""The report's charts as plotly figures in plain data; colours are names such as `@hue-0` that the page resolves.
+"""The charts of the metric: inline SVG, with a text of what is drawn and a table of the values.
 
-A patch size has the same colour and a model size the same marker in every chart. Points are also labelled, so that the
-charts can be read without colours.
+A patch size has the same colour and a model size the same marker in all of them. Lines and points are also labelled, so
+that the charts can be read without colours.
 """
 
 from __future__ import annotations
@@ -10,25 +10,26 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
+
+from matplotlib.axes import Axes
 
 from dit.claims.metric_names import interval, metric_name
 from dit.claims.results import Results
 from dit.claims.verdicts import primary
-from dit.console.formatting import format_count, format_number
-from dit.report.axes import PLOT_HEIGHT, Figure, Range, log_layout, padded, step_ticks
-from dit.study.paper import paper
+from dit.console import Cell
+from dit.console.formatting import format_count
+from dit.report.axes import Range, padded
+from dit.report.labels import Label, place, place_right
+from dit.report.style import Chart, hue, marker, short_name
+from dit.report.svg import FONT, FRAME, LEGEND_ROW, chart_axes, colour, log_axis, to_svg
+from dit.report.tables import Table
+from dit.study.paper import on_imagenet, paper
 from dit.study.records import Estimate
 from dit.study.variants import VARIANTS, ModelSpec
 
 PAPER_STEP = 400_000
-LABEL_HEIGHT = 15
-HUES = 5
-"""Number of colours `@hue-0`, `@hue-1`, ... in report.css.j2, one per patch size from the finest on."""
-_MARKERS = (("circle", 10), ("square", 10), ("diamond", 12), ("triangle-up", 13), ("pentagon", 12), ("star", 13))
-"""(Symbol, size) for each model size from the smallest on; the sizes give the symbols similar areas."""
-_DASHES = ("dot", "dash", "dashdot", "longdash", "longdashdot")
-"""Line styles of all model sizes but the largest, whose line is solid."""
+LEGEND_COLUMNS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +37,12 @@ class Predictor:
     """The x axis of a chart; `field` is its name in records, in the paper's data and in claim 3."""
 
     field: Literal["gflops", "parameters"]
+    heading: str
     title: str
-    spread_labels: bool
-    """Place labels of every second patch size below left, because models of different patches can have nearly equal x
-    and y."""
 
 
-GFLOPS = Predictor("gflops", "Gflops of one forward pass", spread_labels=True)
-PARAMETERS = Predictor("parameters", "Parameters", spread_labels=False)
+GFLOPS = Predictor("gflops", "Against compute", "Gflops of one forward pass")
+PARAMETERS = Predictor("parameters", "Against parameters", "Parameters")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,232 +51,193 @@ class ChartPoint:
 
     spec: ModelSpec
     x: float
-    x_text: str
-    """x as text, for the label at the pointer."""
     estimate: Estimate
 
     @property
     def label(self) -> str:
         """The variant without its family."""
-        return f"{self.spec.size}/{self.spec.patch}"
+        return short_name(self.spec)
+
+    @property
+    def bar(self) -> list[tuple[float, float]]:
+        """Ends of the error bar."""
+        return [(self.x, self.estimate.low), (self.x, self.estimate.high)]
 
 
-def is_imagenet(results: Results) -> bool:
-    """Whether the study has the paper's dataset, metric and models, so that its values can be shown beside ours."""
-    dataset = results.config.dataset
-    named = dataset.name.startswith("imagenet") or dataset.classes == 1000
-    return named and results.verdict.metric == "fid" and any(spec.family == "DiT" for spec in results.config.specs)
-
-
-def against(results: Results, predictor: Predictor) -> Figure:
-    """The metric at the verdict's step, a trace per patch size, with the fit of claim 3."""
-    by_patch: dict[int, list[ChartPoint]] = defaultdict(list)
-    for variant, record in results.last():
-        x = float(getattr(record, predictor.field))
-        x_text = f"{format_number(x) if predictor.field == 'gflops' else format_count(int(x))} {predictor.field}"
-        by_patch[variant.spec.patch].append(ChartPoint(variant.spec, x, x_text, primary(record)))
-    traces = []
-    for patch, row in sorted(by_patch.items()):
-        trace = _line(sorted(row, key=lambda point: point.x), f"patch {patch}")
-        position = "bottom left" if predictor.spread_labels and row[0].spec.patch_index % 2 else "top right"
-        traces.append(trace | {"mode": "lines+markers+text", "textposition": position})
+def against(results: Results, predictor: Predictor) -> Chart:
+    """The metric at the verdict's step, a line per patch size, with the fit of claim 3."""
+    metric = metric_name(results.verdict.metric)
+    figure, axes = chart_axes(predictor.title, metric)
+    points = [
+        ChartPoint(variant.spec, float(getattr(record, predictor.field)), primary(record))
+        for variant, record in results.last()
+    ]
     published = _published(results, predictor)
-    points = [point for row in by_patch.values() for point in row]
-    x_range = padded([point.x for point in points] + list(published.values()), 0.08, 0.14)
-    y_range = _y_range([point.estimate for point in points], [paper().models[name].fid_400k for name in published])
-    if fit := results.verdict.claims[2].numbers.get(predictor.field):
-        traces.append(_fit_line([10**edge for edge in x_range], fit))
-    traces += _published_points(published, predictor)
-    return {
-        "data": traces,
-        "layout": log_layout(predictor.title, metric_name(results.verdict.metric), x_range, y_range),
-    }
+    x_range = padded([*(point.x for point in points), *published.values()], 0.08, 0.14)
+    fids = [paper().models[name].fid_400k for name in published]
+    log_axis(axes, "x", x_range)
+    log_axis(axes, "y", _y_range([point.estimate for point in points], fids))
+    lines = [point.bar for point in points]
+    for patch, row in _by_patch(points).items():
+        lines.append(_line(axes, row, f"patch {patch}"))
+    fit = results.verdict.claims[2].numbers.get(predictor.field)
+    if fit:
+        ends = [10**edge for edge in x_range]
+        heights = [math.exp(fit["intercept"] + fit["slope"] * math.log(x)) for x in ends]
+        axes.plot(ends, heights, color=colour("muted"), linewidth=1, dashes=(6, 4), label=f"fit, R² {fit['r2']:.3f}")
+        lines.append(list(zip(ends, heights, strict=True)))
+    _published_points(axes, published)
+    _legend(axes)
+    place(axes, [_label(point) for point in points], lines)
+    return Chart(
+        predictor.field,
+        predictor.heading,
+        _against_caption(results, predictor, bool(fit), bool(published)),
+        to_svg(figure, f"{metric} {predictor.heading.lower()}", _told(points, predictor.field), predictor.field),
+        _against_values(points, predictor, metric),
+    )
 
 
-def over_steps(results: Results) -> Figure:
+def over_steps(results: Results) -> Chart:
     """The metric of every checkpoint over training steps, a line per variant."""
-    traces, ends = [], []
-    for variant in results.variants:
-        points = [
-            ChartPoint(variant.spec, record.step, f"step {format_count(record.step)}", primary(record))
-            for record in variant.metrics
-        ]
-        traces.append(_line(points, variant.spec.name) | {"showlegend": False})
-        ends.append(points[-1])
+    metric = metric_name(results.verdict.metric)
+    figure, axes = chart_axes("Training steps", metric)
     steps = results.config.evaluation.at_steps
     curves = _published_curves(results, until=steps[-1])
-    for name, curve in curves.items():
-        places = [f"step {format_count(step)}, about" for step in curve]
-        traces.append(_open_trace([name] * len(curve), f"paper, {name}", list(curve), list(curve.values()), places))
+    log_axis(axes, "x", padded(steps, 0.05, 0.16), [float(step) for step in steps])
     values = [value for curve in curves.values() for value in curve.values()]
-    y_range = _y_range([primary(record) for _, record in results.rows()], values)
-    layout = log_layout("Training steps", metric_name(results.verdict.metric), padded(steps, 0.05, 0.14), y_range)
-    layout["xaxis"] |= step_ticks(steps)
-    layout["annotations"] = end_labels(ends, y_range)
-    layout["margin"]["t"] = 44 if curves else 12  # room for a legend
-    return {"data": traces, "layout": layout}
-
-
-def losses(curves: Mapping[str, Sequence[tuple[float, float]]]) -> Figure:
-    """Training loss over steps, a line per variant."""
-    traces = []
+    log_axis(axes, "y", _y_range([primary(record) for _, record in results.rows()], values))
+    ends = []
+    for variant in results.variants:
+        points = [ChartPoint(variant.spec, float(record.step), primary(record)) for record in variant.metrics]
+        _line(axes, points, "")
+        ends.append(points[-1])
     for name, curve in curves.items():
-        spec = VARIANTS[name]
-        traces.append(
-            {
-                "type": "scatter",
-                "mode": "lines",
-                "name": name,
-                "x": [step for step, _ in curve],
-                "y": [value for _, value in curve],
-                "line": {"color": _hue(spec), "width": 1.8, "dash": _dash(spec)},
-                "hovertemplate": f"<b>{name}</b><br>step %{{x:,.0f}}<br>loss %{{y:.4f}}<extra></extra>",
-            }
+        _open_line(axes, [name] * len(curve), list(curve), list(curve.values()), f"paper, {name}")
+    if curves:
+        _legend(axes)
+    place_right(axes, [_label(point) for point in ends])
+    rows: list[list[Cell]] = [
+        [variant.spec.name, *(interval(primary(record)) for record in variant.metrics)] for variant in results.variants
+    ]
+    beside = " Open markers are the paper's curves; their evaluator gives values about 6 % lower." if curves else ""
+    last = "; ".join(f"{point.spec.name} {interval(point.estimate)}" for point in ends)
+    return Chart(
+        "steps",
+        "Over training",
+        f"Every evaluated checkpoint. Colours are patch sizes, markers model sizes.{beside}",
+        to_svg(figure, f"{metric} over training steps", f"A line per variant. At step {steps[-1]:,}: {last}.", "steps"),
+        (["Variant", *(f"Step {format_count(step)}" for step in steps)], rows),
+    )
+
+
+def _against_caption(results: Results, predictor: Predictor, has_fit: bool, has_paper: bool) -> str:
+    fit = " The dashed line is the fit of claim 3." if has_fit else ""
+    if predictor is PARAMETERS:
+        return f"The same points. One size at several patches has nearly equal parameters, but different values.{fit}"
+    beside = f" Open markers are the paper's values at {format_count(PAPER_STEP)} steps." if has_paper else ""
+    step = format_count(results.verdict.step)
+    return f"At step {step}. Bars are the intervals in the table below. Markers are model sizes.{fit}{beside}"
+
+
+def _against_values(points: Sequence[ChartPoint], predictor: Predictor, metric: str) -> Table:
+    rows: list[list[Cell]] = [
+        [point.spec.name, int(point.x) if predictor is PARAMETERS else point.x, interval(point.estimate)]
+        for point in points
+    ]
+    return ["Variant", predictor.title, metric], rows
+
+
+def _told(points: Sequence[ChartPoint], field: str) -> str:
+    """What the chart draws, for readers who do not see it."""
+    each = [f"{point.spec.name} {interval(point.estimate)} at {point.x:.4g} {field}" for point in points]
+    return f"A point with its interval per variant, joined by patch size: {'; '.join(each)}."
+
+
+def _by_patch(points: Iterable[ChartPoint]) -> dict[int, list[ChartPoint]]:
+    rows: dict[int, list[ChartPoint]] = defaultdict(list)
+    for point in sorted(points, key=lambda point: point.x):
+        rows[point.spec.patch].append(point)
+    return dict(sorted(rows.items()))
+
+
+def _label(point: ChartPoint) -> Label:
+    return Label(point.label, (point.x, point.estimate.value), hue(point.spec))
+
+
+def _line(axes: Axes, points: Sequence[ChartPoint], name: str) -> list[tuple[float, float]]:
+    """Draw points with error bars, joined by a line, in the colour of their patch size; the line."""
+    own = hue(points[0].spec)
+    x, y = [point.x for point in points], [point.estimate.value for point in points]
+    axes.plot(x, y, color=own, linewidth=1.5, label=name or "_")
+    for point in points:
+        value, low, high = point.estimate.value, point.estimate.low, point.estimate.high
+        symbol, size = marker(point.spec)
+        axes.errorbar(
+            [point.x],
+            [value],
+            yerr=[[max(value - low, 0.0)], [max(high - value, 0.0)]],
+            color=own,
+            marker=symbol,
+            markersize=size,
+            markeredgecolor=colour("surface"),
+            markeredgewidth=0.8,
+            elinewidth=1.1,
+            capsize=2.5,
+            label="_",
         )
-    values = [value for curve in curves.values() for _, value in curve]
-    steps = [step for curve in curves.values() for step, _ in curve]
-    layout = log_layout("Training steps", "Loss (mse + vb)", padded(steps, 0, 0.02), padded(values, 0.04, 0.04))
-    return {"data": traces, "layout": layout}
+    return list(zip(x, y, strict=True))
 
 
-def _hue(spec: ModelSpec) -> str:
-    return f"@hue-{spec.patch_index % HUES}"
-
-
-def _marker(spec: ModelSpec) -> tuple[str, int]:
-    return _MARKERS[spec.size_index % len(_MARKERS)]
-
-
-def _dash(spec: ModelSpec) -> str:
-    return "solid" if spec.size_share == 1 else _DASHES[spec.size_index % len(_DASHES)]
-
-
-def _line(points: Sequence[ChartPoint], name: str) -> Figure:
-    """A trace with error bars in the colour of its first point's patch size."""
-    colour = _hue(points[0].spec)
-    return {
-        "type": "scatter",
-        "mode": "lines+markers",
-        "cliponaxis": False,
-        "name": name,
-        "x": [point.x for point in points],
-        "y": [point.estimate.value for point in points],
-        "error_y": {
-            "type": "data",
-            "symmetric": False,
-            "array": [point.estimate.high - point.estimate.value for point in points],
-            "arrayminus": [point.estimate.value - point.estimate.low for point in points],
-            "color": colour,
-            "thickness": 1.5,
-            "width": 5,
-        },
-        "text": [point.label for point in points],
-        "textfont": {"color": colour, "size": 12.5},
-        "marker": {
-            "symbol": [_marker(point.spec)[0] for point in points],
-            "size": [_marker(point.spec)[1] for point in points],
-            "color": colour,
-            "line": {"color": "@surface", "width": 1.5},
-            "opacity": 1,
-        },
-        "line": {"color": colour, "width": 2},
-        "customdata": [[point.spec.name, point.x_text, interval(point.estimate)] for point in points],
-        "hovertemplate": "<b>%{customdata[0]}</b><br>%{customdata[1]}<br>%{customdata[2]}<extra></extra>",
-    }
-
-
-def _fit_line(ends: list[float], fit: Mapping[str, float]) -> Figure:
-    return {
-        "type": "scatter",
-        "mode": "lines",
-        "name": f"fit, R² {fit['r2']:.3f}",
-        "x": ends,
-        "y": [math.exp(fit["intercept"] + fit["slope"] * math.log(x)) for x in ends],
-        "line": {"color": "@muted", "width": 1.5, "dash": "dash"},
-        "hoverinfo": "skip",
-    }
+def _legend(axes: Axes) -> None:
+    rows = -(-len(axes.get_legend_handles_labels()[1]) // LEGEND_COLUMNS)
+    left, bottom, width, height = FRAME
+    axes.set_position((left, bottom, width, height - (rows - 1) * LEGEND_ROW))
+    axes.legend(
+        loc="lower left",
+        bbox_to_anchor=(-0.03, 0.99),
+        ncols=LEGEND_COLUMNS,
+        columnspacing=1.2,
+        handlelength=1.8,
+        frameon=False,
+        fontsize=FONT - 1,
+        labelcolor=colour("ink"),
+    )
 
 
 def _published(results: Results, predictor: Predictor) -> dict[str, float]:
     """The paper's variants and their x, in ascending order; none for a study that is not the paper's."""
-    if not is_imagenet(results):
+    if not on_imagenet(results.config):
         return {}
     places = {name: float(getattr(model, predictor.field)) for name, model in paper().models.items()}
     return dict(sorted(places.items(), key=lambda item: item[1]))
 
 
-def _published_points(published: Mapping[str, float], predictor: Predictor) -> list[Figure]:
+def _published_points(axes: Axes, published: Mapping[str, float]) -> None:
     by_patch: dict[int, list[str]] = defaultdict(list)
     for name in published:
         by_patch[VARIANTS[name].patch].append(name)
-    models = paper().models
-    return [
-        _open_trace(
-            names,
-            f"paper, patch {patch}",
-            [published[name] for name in names],
-            [models[name].fid_400k for name in names],
-            [f"{published[name]:,g} {predictor.field}, step {format_count(PAPER_STEP)}" for name in names],
-        )
-        for patch, names in sorted(by_patch.items())
-    ]
+    for number, names in enumerate(row for _, row in sorted(by_patch.items())):
+        fids = [paper().models[name].fid_400k for name in names]
+        _open_line(axes, names, [published[name] for name in names], fids, "_" if number else "the paper")
 
 
 def _published_curves(results: Results, until: int) -> dict[str, dict[int, float]]:
-    if not is_imagenet(results):
+    if not on_imagenet(results.config):
         return {}
     curves = {name: {step: v for step, v in curve.items() if step <= until} for name, curve in paper().curves.items()}
     return {name: curve for name, curve in curves.items() if curve}
 
 
-def _open_trace(
-    names: Sequence[str], title: str, x: Sequence[float], y: Sequence[float], places: Sequence[str]
-) -> Figure:
-    """The paper's numbers: open markers on a dotted line."""
-    colour = _hue(VARIANTS[names[0]])
-    return {
-        "type": "scatter",
-        "mode": "lines+markers",
-        "name": title,
-        "x": list(x),
-        "y": list(y),
-        "marker": {
-            "symbol": [f"{_marker(VARIANTS[name])[0]}-open" for name in names],
-            "size": [_marker(VARIANTS[name])[1] for name in names],
-            "color": colour,
-        },
-        "line": {"color": colour, "width": 1, "dash": "dot"},
-        "customdata": [list(row) for row in zip(names, places, strict=True)],
-        "hovertemplate": "<b>%{customdata[0]}</b>, paper<br>%{customdata[1]}<br>FID %{y:.2f}<extra></extra>",
-    }
+def _open_line(axes: Axes, names: Sequence[str], x: Sequence[float], y: Sequence[float], title: str) -> None:
+    """Draw the paper's numbers: open markers on a dotted line."""
+    own = hue(VARIANTS[names[0]])
+    axes.plot(x, y, color=own, linewidth=0.8, linestyle=":", label=title)
+    for name, at, value in zip(names, x, y, strict=True):
+        symbol, size = marker(VARIANTS[name])
+        axes.plot([at], [value], color=own, marker=symbol, markersize=size, markerfacecolor="none", label="_")
 
 
 def _y_range(estimates: Iterable[Estimate], others: Iterable[float]) -> Range:
     edges = [edge for estimate in estimates for edge in (estimate.low, estimate.value, estimate.high)]
     return padded([*edges, *others], 0.08, 0.1)
-
-
-def end_labels(ends: Sequence[ChartPoint], y_range: Range) -> list[dict[str, Any]]:
-    """A label right of every line's end, moved up if it would cover the label below."""
-    scale = PLOT_HEIGHT / (y_range[1] - y_range[0])
-    labels: list[dict[str, Any]] = []
-    floor = -math.inf
-    for point in sorted(ends, key=lambda point: point.estimate.value):
-        if not (math.isfinite(point.estimate.value) and point.estimate.value > 0):
-            continue
-        natural = math.log10(point.estimate.value) * scale
-        placed = max(natural, floor)
-        floor = placed + LABEL_HEIGHT
-        labels.append(
-            {
-                "x": math.log10(point.x),
-                "y": natural / scale,
-                "text": point.label,
-                "xanchor": "left",
-                "xshift": 9,
-                "yshift": placed - natural,
-                "showarrow": False,
-                "font": {"color": _hue(point.spec), "size": 12.5},
-            }
-        )
-    return labels

@@ -9,9 +9,8 @@ from dit.claims.verdicts import NOISE_SHARE
 from dit.console.formatting import format_count, format_number
 from dit.metrics.table import METRICS
 from dit.report.evidence import Evidence
-from dit.report.plots import is_imagenet
 from dit.study.config import StudyConfig
-from dit.study.paper import paper
+from dit.study.paper import on_imagenet, paper
 from dit.study.records import MetricsRecord
 from dit.study.version import code_version
 
@@ -41,11 +40,36 @@ def provenance(results: Results, evidence: Evidence) -> Facts:
         ("What the intervals leave out", " ".join(results.verdict.notes)),
         ("Program", _program(results, evidence)),
     ]
-    if is_imagenet(results):
+    if on_imagenet(results.config):
         facts.append(
             ("The paper's numbers", f"{paper().source}. Points: {paper().fid_protocol}. Curves: {paper().curve_note}.")
         )
     return facts
+
+
+def terms(config: StudyConfig) -> Facts:
+    """(term, its meaning in one line) for readers who meet them first in this report."""
+    largest = max(config.specs, key=lambda spec: spec.gflops(config.dataset.inputs))
+    tokens = {spec.patch: spec.tokens(config.dataset.inputs) for spec in config.specs}
+    counts = ", ".join(f"{count} at patch {patch}" for patch, count in sorted(tokens.items()))
+    fid = " FID is this distance in the features of InceptionV3." if config.evaluation.metric == "fid" else ""
+    unit = "pixels" if config.dataset.codec.kind == "pixels" else "latent positions"
+    return [
+        ("Fréchet distance", f"how far the features of samples are from those of real images; 0 is equal.{fid}"),
+        (
+            largest.name,
+            f"a diffusion transformer (DiT) of family {largest.family}, size {largest.size}, and patch"
+            f" {largest.patch}: {largest.depth} blocks of width {largest.hidden}.",
+        ),
+        (
+            "Patch",
+            f"a square of {unit} that the transformer reads as one token; patch {largest.patch} is"
+            f" {largest.patch} x {largest.patch}.",
+        ),
+        ("Tokens", f"the length of the transformer's sequence: {counts}."),
+        ("Gflops", "compute of one forward pass: 10⁹ multiply-accumulates."),
+        ("R²", "the share of the variance that a fitted line explains; 1 is all of it."),
+    ]
 
 
 def _dataset(config: StudyConfig, record: MetricsRecord, evidence: Evidence) -> Facts:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from dit.claims.metric_names import metric_name
+from dit.claims.metric_names import interval, metric_name
 from dit.claims.results import Results, load_results
 from dit.claims.verdicts import primary
 from dit.console import Cell, console, say, table
@@ -16,7 +17,7 @@ from dit.console.formatting import format_bytes, format_duration, format_number,
 from dit.report.evidence import Evidence
 from dit.storage import Store
 from dit.study import layout
-from dit.study.config import StudyConfig
+from dit.study.config import SamplingConfig, StudyConfig
 from dit.study.records import TrainRecord, Verdict
 from dit.tracking.mlflow_ui import view_on_server
 
@@ -52,6 +53,36 @@ def training_table(results: Results) -> Table:
         row: list[Cell] = [variant.spec.name, train.steps, train.final_loss, train.images_per_second, spent, peak]
         rows.append([*row, train.device, train.world_size])
     return columns, rows
+
+
+def protocol_table(results: Results) -> Table:
+    """Columns and rows: metrics under every sampling protocol, at the steps that have several.
+
+    A column for each key of `sampling` in which they differ.
+    """
+    steps, keys = {other.record.step for other in results.others}, differing_keys(results)
+    measured = [(results.config.sampling, record) for _, record in results.rows() if record.step in steps]
+    measured += [(other.config.sampling, other.record) for other in results.others]
+    order = {spec.name: place for place, spec in enumerate(results.config.specs)}
+    measured.sort(key=lambda row: (order[row[1].variant], row[1].step, [str(getattr(row[0], key)) for key in keys]))
+    names = sorted({name for _, record in measured for name in record.metrics})
+    rows: list[list[Cell]] = []
+    for sampling, record in measured:
+        values = [interval(each) if (each := record.metrics.get(name)) else None for name in names]
+        rows.append([record.variant, record.step, *(str(getattr(sampling, key)) for key in keys), *values])
+    return ["Variant", "Step", *keys, *(metric_name(name) for name in names)], rows
+
+
+def differing_keys(results: Results) -> list[str]:
+    """Keys of `sampling` in which the protocols of a study's results differ."""
+    own = results.config.sampling.model_dump(mode="json")
+    others = [other.config.sampling.model_dump(mode="json") for other in results.others]
+    return [key for key in own if any(other[key] != own[key] for other in others)]
+
+
+def protocol_label(sampling: SamplingConfig, keys: Sequence[str]) -> str:
+    """A protocol in words that a study file uses: `cfg_scale 1.5`."""
+    return ", ".join(f"{key} {getattr(sampling, key)}" for key in keys)
 
 
 def runs_csv(results: Results, evidence: Evidence) -> bytes:
@@ -136,13 +167,16 @@ def _show_verdict(verdict: Verdict) -> None:
 
     out = console()
     out.print(f"Verdict at step {verdict.step:,}")
+    if verdict.headline:
+        out.print(Text(verdict.headline, style="bold red"))
     for claim in verdict.claims:
         out.print(
             Text.assemble(f"{claim.number}. ", (claim.verdict.upper(), _STYLES[claim.verdict]), f"  {claim.statement}")
         )
-        out.print(Text(f"   {claim.reason}"))
+        if not verdict.headline:
+            out.print(Text(f"   {claim.reason}"))
     for note in verdict.notes:
-        out.print(Text(note, style="dim"))
+        out.print(Text(note, style="bold yellow" if note.startswith("Warning") else "dim"))
 
 
 def _secondary(results: Results) -> list[str]:

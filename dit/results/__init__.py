@@ -6,5 +6,6 @@
 
 stages.py     the table of stages and their outputs; output.py: the conditions of an output
 state.py      compares the table with a store: complete, missing, or made with another configuration
+protocols.py  other sampling protocols under which the same models were evaluated
 progress.py   how far each stage is, for `dit status`
 """

@@ -14,6 +14,7 @@ from dit import __version__
 from dit.checkpoints.read import list_checkpoints
 from dit.codec.weights import decoder_at_hand, decoder_differs
 from dit.results.output import FileSize, Output
+from dit.results.protocols import other_results
 from dit.storage import Store, read_record
 from dit.study import layout
 from dit.study.config import StudyConfig
@@ -223,6 +224,7 @@ def report_hash(work: Work) -> str:
         return digest(record.to_json().decode()) if record else None
 
     config = work.config
+    others = [digest(result.record.to_json().decode()) for result in other_results(config, work.store)]
     places = [(spec, step) for spec in config.specs for step in config.evaluation.at_steps]
     return digest(
         {
@@ -232,6 +234,7 @@ def report_hash(work: Work) -> str:
             "metrics": [content(metrics(work, spec, step)) for spec, step in places],
             "samples": [content(samples(work, spec, step)) for spec, step in places],
             "checkpoints": [content(checkpoint(work, spec, step)) for spec, step in places],
+            **({"others": others} if others else {}),
         }
     )
 

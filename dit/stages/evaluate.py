@@ -5,6 +5,7 @@ dit evaluate configs/digits.yaml --variant mini-S/2 --step 500
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
@@ -79,10 +80,13 @@ def _evaluate(work: Work, spec: ModelSpec, steps: list[int]) -> None:
         agree(ranks, {**study_facts(config, spec, work.dataset_content), "sets": [one.step for one in sets]})
         setup = open_setup(ReferenceFolder(config, store, ranks), inputs, manifests[0].decoder)
         for sample_set, manifest in zip(sets, manifests, strict=True):
+            began = time.perf_counter()
             features = _features(sample_set, manifest, setup, ranks)
             if ranks.is_main:
                 metrics, replicates = setup.sample_metrics.measure(features, labels)
                 record = _record(sample_set, manifest, setup, metrics, replicates)
+                spent = {"seconds": time.perf_counter() - began, "processes": ranks.world_size}
+                record = record.model_copy(update=spent)
                 _log(record, config, tracker)
                 write_record(store, layout.metrics(config, spec, sample_set.step), record)
             ranks.barrier()

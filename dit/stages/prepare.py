@@ -16,6 +16,7 @@ from dit.codec.open import open_codec
 from dit.codec.weights import encoder_sha256
 from dit.console import progress, say
 from dit.data.encoding import ShardContent, ShardEncoder
+from dit.data.images import CorruptImageError
 from dit.data.items import Item, Source, load_ahead
 from dit.data.left_out import describe
 from dit.data.merge import merge_shards, shard_total
@@ -24,6 +25,7 @@ from dit.errors import MismatchError, one_line
 from dit.results.stages import PREPARE, Work, dataset
 from dit.results.state import look, say_complete
 from dit.runtime.device import tune_process
+from dit.sampling import grid
 from dit.storage import Store, read_record, write_record
 from dit.study import layout
 from dit.study.config import StudyConfig
@@ -118,6 +120,8 @@ class _Preparation:
         if not todo:
             say(f"part {part[0]} of {part[1]} is complete: {len(numbers)} shards")
             return
+        if 0 in todo:
+            self._preview()
         tune_process(self.config.fit.threads)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         codec = open_codec(self.config.dataset, device, decoding=False, batch=self.config.fit.decode_batch)
@@ -143,6 +147,18 @@ class _Preparation:
                 sent = sender.submit(self._send, number, path, content)
             if sent is not None:
                 sent.result()
+
+    def _preview(self) -> None:
+        """Write a preview of the first shard's images, in the layout of the sample sets' previews."""
+        items, names = self._items(0), self.source.class_names
+        chosen = grid.choose(np.array([item.label for item in items]), self.config.dataset.classes)
+        with closing(load_ahead(self.source, [items[i] for row in chosen for i in row])) as images:
+            readable = {item.key: image for item, image in images if not isinstance(image, CorruptImageError)}
+        rows = [
+            [(readable[items[i].key], names[items[i].label]) for i in row if items[i].key in readable] for row in chosen
+        ]
+        if rows := [row for row in rows if row]:
+            self.store.write(layout.real_grid(self.config), grid.render(rows))
 
     def _unfinished(self, numbers: range) -> list[int]:
         """Return the shards to make: incomplete ones, and those with corrupt images if there are too many of these."""

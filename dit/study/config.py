@@ -277,7 +277,8 @@ class PlanConfig(Section):
     """The machine for which `dit plan` estimates the cost of the study."""
 
     accelerator: str = "A100-80G"
-    """Name of the accelerator, or cpu; `dit plan` names those it knows."""
+    """Name of the accelerator, or cpu; `dit plan` names those it knows. A study of the digits without this section is
+    planned for this machine's CPU."""
     count: Positive = 8
     """Number of accelerators."""
     utilisation: float = Field(default=0.4, gt=0, le=1)

@@ -27,6 +27,11 @@ def dataset(config: StudyConfig) -> str:
     return f"datasets/{config.dataset.name}-{config.dataset_hash()}"
 
 
+def real_grid(config: StudyConfig) -> str:
+    """Preview of the dataset's images, beside which sample sets are shown."""
+    return f"{dataset(config)}/images.png"
+
+
 def shard(index: int) -> str:
     """File name of a shard in the dataset's folder."""
     return f"shard-{index:05d}.tar"
@@ -172,7 +177,12 @@ def sample_grid(config: StudyConfig, spec: ModelSpec, number: int) -> str:
 
 def metrics(config: StudyConfig, spec: ModelSpec, number: int) -> str:
     """Completion mark of a checkpoint's evaluation; the protocol is part of its name."""
-    return f"{variant(config, spec)}/metrics/{step(number)}_{protocol(config.sampling)}.json"
+    return f"{metrics_folder(config, spec)}/{step(number)}_{protocol(config.sampling)}.json"
+
+
+def metrics_folder(config: StudyConfig, spec: ModelSpec) -> str:
+    """Folder of a variant's evaluations, of all checkpoints and protocols."""
+    return f"{variant(config, spec)}/metrics"
 
 
 def reference(config: StudyConfig) -> str:

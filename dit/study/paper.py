@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 from importlib import resources
 
+from dit.study.config import StudyConfig
 from dit.study.records import ChannelStats, FrozenModel
 
 
@@ -38,6 +39,8 @@ class PublishedLoss(FrozenModel):
 class Paper(FrozenModel):
     """The content of `paper.json`. Variants are keyed by name, such as `DiT-XL/2`."""
 
+    citation: str
+    url: str
     source: str
     gflops_convention: str
     fid_protocol: str
@@ -66,6 +69,13 @@ def paper() -> Paper:
     """The published numbers; the file is read once."""
     text = resources.files("dit.study").joinpath("paper.json").read_text(encoding="utf-8")
     return Paper.model_validate_json(text)
+
+
+def on_imagenet(config: StudyConfig) -> bool:
+    """Whether the study has the paper's dataset, metric and models, so that its values can be shown beside ours."""
+    dataset = config.dataset
+    named = dataset.name.startswith("imagenet") or dataset.classes == 1000
+    return named and config.evaluation.metric == "fid" and any(spec.family == "DiT" for spec in config.specs)
 
 
 def seed_note() -> str:

@@ -292,6 +292,9 @@ class MetricsRecord(Record):
     """The primary metric of an untrained model's samples; a useful model is clearly below it."""
     parameters: int
     gflops: float
+    seconds: float | None = None
+    """Time for features and metrics, on each of `processes`; None in records of earlier versions."""
+    processes: int = 1
 
 
 RankActivity = Literal["data", "step", "ranks"]
@@ -349,7 +352,9 @@ class Verdict(Record):
     claims: tuple[Claim, ...]
     science_hash: str
     notes: tuple[str, ...] = ()
-    """Uncertainty that the intervals do not include."""
+    """Warnings, and the uncertainty that the intervals do not include."""
+    headline: str = ""
+    """What a reader must know before the claims, such as that no model is better than noise; usually empty."""
 
 
 class ReportRecord(Record):

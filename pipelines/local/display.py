@@ -16,11 +16,15 @@ from dit.console import Progress, console, progress
 from dit.console.formatting import format_duration
 from dit.console.streams import user_terminal
 from dit.errors import DitError, FinalError, InputError, printable
+from dit.results.stages import TRAIN
 from pipelines.cluster.pod_reason import killed_by
+from pipelines.local.time_left import StudyClock
 from pipelines.step.events import Event, from_line
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichBars
+
+    from dit.console.bars import Bar
 
 _TAIL = 5
 _KINDS: dict[int, type[DitError]] = {kind.exit_code: kind for kind in (InputError, FinalError)}
@@ -38,6 +42,9 @@ class _Step:
     """Number of the signal that ended it."""
     tail: deque[str] = field(default_factory=lambda: deque(maxlen=_TAIL))
     bars: _Row | _PlainBars | None = None
+    done: int = 0
+    total: int = 0
+    """Units of its newest bar."""
 
 
 def open_log(path: Path) -> TextIO:
@@ -50,8 +57,10 @@ def open_log(path: Path) -> TextIO:
 class StudyLog:
     """Writes all output of the workers to a log, and shows the events of their steps. A context manager."""
 
-    def __init__(self, log: TextIO, total: int) -> None:
-        self._log, self._total = log, total
+    def __init__(self, log: TextIO, total: int, clock: StudyClock | None = None) -> None:
+        """`total` is the number of steps; with a `clock`, the time left for all of them is shown, too."""
+        self._log, self._total, self._clock = log, total, clock
+        self._whole: Bar | None = None
         self._screen = console()
         self._steps: dict[int, _Step] = {}
         self._begun = self._ended = 0
@@ -61,9 +70,11 @@ class StudyLog:
     def __enter__(self) -> StudyLog:
         terminal = user_terminal()
         if terminal is not None:
-            from dit.console.bars import MultiBar  # loads rich's bars, needed only on a terminal
+            from dit.console.bars import Bar, MultiBar  # loads rich's bars, needed only on a terminal
 
             self._bars = self._stack.enter_context(MultiBar(transient=True).drawn(terminal))
+            if self._clock is not None:
+                self._whole = Bar(self._bars, "the whole study")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -78,9 +89,31 @@ class StudyLog:
         elif event.kind in ("open", "advance", "close"):
             if step.bars is not None:
                 step.bars.show(event)
+            self._count(step, event)
         else:
             self._write(worker, f"{event.kind}: {event.text or event.code}")
             self._show(worker, step, event)
+
+    def _count(self, step: _Step, event: Event) -> None:
+        """Tell the clock how much of a training is done; only a training has one bar for the whole step."""
+        if self._clock is None or not step.name.startswith(TRAIN.name):
+            return
+        if event.kind == "open":
+            step.done, step.total = event.completed, event.count
+        elif event.kind == "advance":
+            step.done += event.count
+        if step.total:
+            self._clock.advance(step.name, step.done / step.total)
+        self._show_left()
+
+    def _show_left(self) -> None:
+        if self._whole is not None:
+            self._whole.advance(0, done=f"{self._ended} of {self._total} steps", left=self._left() or "not known yet")
+
+    def _left(self) -> str:
+        """Time left for the whole study; empty while it is not known."""
+        left = self._clock.left(time.monotonic()) if self._clock is not None else None
+        return "" if left is None else f"about {format_duration(max(left, 1.0))}"
 
     def failure(self, worker: int, log: str, exit_code: int = 0) -> DitError:
         """The error, in one line, of a worker that ended early; `log` is the path of the full output.
@@ -109,6 +142,8 @@ class StudyLog:
             self._begun += 1
             bars = _Row(self._bars, event.text) if self._bars else _PlainBars(event.text)
             self._steps[worker] = _Step(event.text, time.monotonic(), bars=bars)
+            if self._clock is not None:
+                self._clock.begin(event.text, time.monotonic())
             self._print(f"{self._place(self._begun)} {event.text}", on_terminal=False)
         elif event.kind == "line":
             # On a terminal the bar suffices; the last message is shown when the step ends.
@@ -119,7 +154,12 @@ class StudyLog:
             if step.bars is not None:
                 step.bars.end()
             took = format_duration(time.monotonic() - step.started)
-            self._print(f"{self._indent()} {step.name}: done in {took}", on_terminal=False)
+            if self._clock is not None:
+                self._clock.end(step.name, time.monotonic())
+            left = self._left() if self._ended < self._total else ""
+            rest = f", {left} left for the study" if left else ""
+            self._print(f"{self._indent()} {step.name}: done in {took}{rest}", on_terminal=False)
+            self._show_left()
             line = f"✓ {self._place(self._ended)} {step.name:<22} {took:>8}  {step.message}"
             self._print(line, on_terminal=True)
         elif event.kind == "error":

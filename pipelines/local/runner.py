@@ -27,6 +27,7 @@ from dit.study.config import StudyConfig
 from dit.tracking import flush, reconcile, start_shipping
 from pipelines.local.display import StudyLog, open_log
 from pipelines.local.parallelism import available_cores, has_gpu, share
+from pipelines.local.time_left import StudyClock, expected_seconds
 from pipelines.local.workers import WorkerError, WorkerPool, WorkItem
 from pipelines.step import submitted
 from pipelines.step.parent_watch import ChildLifeline
@@ -65,16 +66,18 @@ def _bring_up_to_date(work: Work) -> None:
 
 
 def _run_pipeline(config: StudyConfig, store: Store, image: str | None) -> None:
-    log_path, left = _log_path(config, store), unfinished(Work(config, store))
+    work = Work(config, store)
+    log_path, left = _log_path(config, store), unfinished(work)
     machine = share(config.fit, len(left), available_cores(), has_gpu())
     say(
         f"{config.study}: {len(left)} of {len(config.specs)} variants to do, {machine.workers} at a time;"
         f" results in {address(store, '')}, log in {log_path}"
     )
+    clock = StudyClock(expected_seconds(work, left, has_gpu()), machine.workers)
     with (
         open_log(log_path) as log,
-        tempfile.TemporaryDirectory(prefix="dit-study-", ignore_cleanup_errors=True) as work,
-        StudyLog(log, total=len(STAGES) + len(VARIANT_STAGES) * (len(left) - 1)) as shown,
+        tempfile.TemporaryDirectory(prefix="dit-study-", ignore_cleanup_errors=True) as scratch,
+        StudyLog(log, total=len(STAGES) + len(VARIANT_STAGES) * (len(left) - 1), clock=clock) as shown,
         ChildLifeline() as lifeline,
         _interrupts(lifeline) as caught,
     ):
@@ -82,7 +85,7 @@ def _run_pipeline(config: StudyConfig, store: Store, image: str | None) -> None:
         text = config.to_yaml()
         start_shipping(config, store)
         try:
-            with WorkerPool(machine.workers, Path(work), shown.take, lifeline.pull) as pool:
+            with WorkerPool(machine.workers, Path(scratch), shown.take, lifeline.pull) as pool:
                 pool.run([WorkItem(text, store.url, "prepare", image=image)])
                 pool.run([WorkItem(text, store.url, spec.name, machine.threads, image) for spec in left])
                 pool.run([WorkItem(text, store.url, "report", image=image)])

@@ -54,7 +54,7 @@ def test_the_stages_image_holds_every_dependency_of_the_project_and_no_tool() ->
 def test_an_image_holds_no_package_of_its_list_of_unused_ones(image: str) -> None:
     unused = (ROOT / image).with_name("unused.txt").read_text().splitlines()
     names = {line for line in unused if not line.startswith("#")}
-    assert len(names) > 10
+    assert len(names) >= 10
     assert not names & {name for name, _ in locked(image)}
 
 

@@ -10,14 +10,21 @@ from typing import get_args
 import pytest
 
 from dit.diffusion.schedule import SCHEDULES
-from dit.metrics.table import METRICS
+from dit.metrics.table import FEATURES, FEWEST_IMAGES, METRICS
 from dit.planning.accelerators import KNOWN, accelerator, data_sheet_peak
-from dit.report.plots import HUES
+from dit.planning.stages import FEATURE_GFLOPS, INTERVAL_SECONDS
+from dit.report.style import HUES
 from dit.study.config import DIFFUSION_STEPS, EvaluationConfig, PlanConfig, TrainConfig
 
 
 def test_the_study_file_accepts_exactly_the_schedules_of_the_table() -> None:
     assert set(get_args(TrainConfig.model_fields["schedule"].annotation)) == SCHEDULES.keys()
+
+
+def test_every_extractor_has_its_dimensions_its_fewest_images_and_its_cost() -> None:
+    names = set(get_args(EvaluationConfig.model_fields["extractor"].annotation))
+    for rows in (FEATURES, FEWEST_IMAGES, FEATURE_GFLOPS, INTERVAL_SECONDS):
+        assert rows.keys() == names
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from study_records import metrics_record, study
 
+from dit.claims.notes import notes
 from dit.claims.verdicts import NOISE_SHARE, judge
 from dit.errors import MismatchError, MissingError
+from dit.study.config import StudyConfig
 from dit.study.paper import paper
 from dit.study.records import Claim, Estimate, MetricsRecord
 from dit.study.variants import resolve
@@ -165,9 +167,27 @@ def test_other_steps_measured_differently_are_refused(field: str) -> None:
 
 
 def test_the_verdict_notes_that_intervals_exclude_training_noise() -> None:
-    notes = " ".join(judge("s", published(STUDIED)).notes)
-    assert "another seed" in notes
-    assert "19.5, 18.1" in notes
+    assert "another seed" in " ".join(judge("s", published(STUDIED)).notes)
+
+
+@pytest.mark.parametrize(("config", "named"), [(PAPER, True), (study(), False)], ids=["ImageNet", "another dataset"])
+def test_the_papers_seeds_are_noted_on_its_own_dataset_only(config: StudyConfig, named: bool) -> None:
+    assert ("19.5, 18.1" in " ".join(notes(config))) is named
+
+
+@pytest.mark.parametrize(("images", "warned"), [(40, True), (2047, True), (9999, True), (10_000, False)])
+def test_distances_from_few_images_carry_a_warning(images: int, warned: bool) -> None:
+    told = notes(study(overrides=(f"sampling.num_samples={images}",)))
+    assert [note.startswith(f"Warning: every distance is from {images:,} images") for note in told] == [True] * warned
+
+
+def test_no_model_better_than_noise_is_one_line_with_the_best_and_the_floor() -> None:
+    verdict = judge("s", [record(name, 250.0 + place) for place, name in enumerate(STUDIED)])
+    assert "No model is better than noise: the lowest FID is 250.0 [245.0, 255.0], of DiT-B/2" in verdict.headline
+    assert "309" in verdict.headline
+    assert [claim.verdict for claim in verdict.claims] == ["undetermined"] * 3
+    assert not any("DiT" in claim.reason for claim in verdict.claims)
+    assert judge("s", with_value(published(STUDIED), "DiT-XL/4", 250.0)).headline == ""
 
 
 values = st.lists(st.floats(5, 200), min_size=4, max_size=4)

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from dit.console.formatting import format_bytes, format_count, format_duration, format_number, format_rate
+from dit.console.formatting import (
+    format_bytes,
+    format_count,
+    format_disk,
+    format_duration,
+    format_flops,
+    format_hours,
+    format_number,
+    format_parameters,
+    format_rate,
+)
 
 
 @pytest.mark.parametrize(
@@ -31,6 +41,15 @@ from dit.console.formatting import format_bytes, format_count, format_duration, 
         (format_bytes(2**20), "1.0 MiB"),
         (format_bytes(2.7 * 2**30), "2.7 GiB"),
         (format_bytes(5e15), "4547.5 TiB"),
+        (format_hours(0.004), "14 s"),
+        (format_hours(0.2), "12 min"),
+        (format_hours(3.21), "3.2 h"),
+        (format_hours(1286.0), "1,300 h"),
+        (format_disk(512), "512 B"),
+        (format_disk(3.84e6), "3.8 MB"),
+        (format_disk(41.2e9), "41 GB"),
+        (format_parameters(675129632), "675 M"),
+        (format_flops(9.4712e18), "9.47e18"),
         (format_rate(1234.4, "images"), "1,234 images/s"),
         (format_rate(0.08131, "steps"), "0.0813 steps/s"),
     ],

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 from study_records import study
 
 from dit.errors import ConfigError
 from dit.planning.accelerators import KNOWN
 from dit.planning.cost import memory, plan
-from dit.planning.tables import plan_table, show_plan
+from dit.planning.tables import hours_table, model_table, show_plan
 from dit.study.config import FitConfig, StudyConfig
+from dit.study.study_file import load, load_text
 from dit.study.variants import VARIANTS, InputSpec, resolve
 
 LATENT = InputSpec(channels=4, size=32, classes=1000)
@@ -142,17 +146,57 @@ def test_every_known_accelerator_has_every_precision(name: str, precision: str) 
     assert planned.train_hours > 0
 
 
-def test_the_table_has_a_row_for_every_variant_and_one_for_all(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_stage_has_its_hours_and_the_disk_its_parts() -> None:
+    planned = plan(study("imagenet256", 1000, ("evaluation.reference={kind: adm, path: a.npz}",)))
+    assert planned.hours == pytest.approx(
+        planned.prepare_hours
+        + planned.train_hours
+        + planned.sample_hours
+        + planned.decode_hours
+        + planned.evaluate_hours
+    )
+    # 1,281,167 images and their mirror images, 136.4 GMACs each, on eight A100 at 40 % of their TF32 peak.
+    assert planned.prepare_hours == pytest.approx(1_281_167 * 2 * 136.4e9 * 2 / (8 * 0.4 * 156e12) / 3600)
+    # 313 shards of 140 MB; 16 bytes per parameter in two evaluated and two other checkpoints; uint8 images.
+    assert planned.disk.shards == pytest.approx(313 * 140e6, rel=0.05)
+    assert planned.disk.checkpoints == pytest.approx(4 * 16 * (130.5e6 + 458.1e6 + 675.1e6 + 675.1e6), rel=0.01)
+    assert planned.disk.samples == 8 * 50_000 * 3 * 256**2
+
+
+def test_a_dataset_of_unknown_size_is_said_and_not_guessed() -> None:
+    planned = plan(study())
+    assert planned.prepare_hours is None
+    assert planned.disk.shards is None
+    assert "A million images take the autoencoder" in " ".join(planned.notes)
+
+
+def digits(*overrides: str) -> StudyConfig:
+    return load(Path(__file__).parents[3] / "configs/digits.yaml", overrides)
+
+
+def test_the_digits_are_planned_for_this_machines_cpu_not_for_a100s(capsys: pytest.CaptureFixture[str]) -> None:
+    planned = plan(digits())
+    cores = len(os.sched_getaffinity(0))
+    assert (planned.accelerator.name, planned.count) == ("cpu", cores)
+    # README: five minutes on two cores, of which the processes' starts are one.
+    assert 2 < planned.hours * 60 * cores / 2 < 8
+    show_plan(digits())
+    out = capsys.readouterr().out
+    assert "A100" not in out
+    assert "GPU-hours" not in out.replace("no GPU-hours", "")
+    assert plan(load_text(digits().to_yaml())).accelerator.name == "cpu"
+    assert plan(digits("plan.accelerator=H100-80G")).accelerator.name == "H100-80G"
+
+
+def test_the_tables_have_a_row_for_every_variant_and_one_for_all(capsys: pytest.CaptureFixture[str]) -> None:
     config = imagenet()
-    columns, rows = plan_table(plan(config))
-    assert [row[0] for row in rows] == [*config.variants, "all"]
-    assert all(len(row) == len(columns) for row in rows)
-    hours = columns.index("Training h")
-    assert rows[0][hours + 1] == 8 * rows[0][hours]
+    for columns, rows in (model_table(plan(config)), hours_table(plan(config))):
+        assert [row[0] for row in rows] == [*config.variants, "all"]
+        assert all(len(row) == len(columns) for row in rows)
     show_plan(config)
     out = capsys.readouterr().out
-    for shown in ("675,129,632", "4.74e+18", "9.47e+18", "8 x A100-80G"):
-        assert shown in out
+    for shown in ("675 M", "9.47e18", "8 x A100-80G", "2.6 h", "GPU-hours", "Decoding", " GB"):
+        assert shown in out, shown
 
 
 def test_a_job_that_cannot_share_the_batch_is_refused_where_the_study_gives_its_size() -> None:

@@ -10,6 +10,8 @@ from study_records import fill, study
 from dit.claims.results import load_results
 from dit.planning.cost import plan
 from dit.report import plots
+from dit.report.loss_chart import training_losses
+from dit.report.style import marker, size_hue
 from dit.stages import evaluate, prepare, report, sample, train
 from dit.storage import open_store
 from dit.study import study_file
@@ -45,11 +47,10 @@ def test_a_new_size_is_planned_judged_and_drawn(monkeypatch: pytest.MonkeyPatch,
     ordered = [(pair["better"]["variant"], pair["worse"]["variant"]) for pair in claim.numbers["pairs"]]
     assert ordered[-1] == ("DiT-H/2", "DiT-XL/2")
 
-    patch_2 = plots.against(results, plots.GFLOPS)["data"][0]
-    assert len(set(patch_2["marker"]["symbol"])) == 5
-    lines = [trace["line"] for trace in plots.losses({name: [(1, 1.0)] for name in variants[:5]})["data"]]
-    assert len({line["dash"] for line in lines}) == 5
-    assert lines[-1]["dash"] == "solid"
+    for chart in (plots.against(results, plots.GFLOPS), training_losses({name: [(1, 1.0)] for name in variants})):
+        assert all(f">{name.removeprefix('DiT-')}</text>" in chart.svg for name in variants)
+    assert len({marker(resolve(name)) for name in variants[:5]}) == 5
+    assert len({size_hue(resolve(name)) for name in variants[:5]}) == 5
     shades = [mlflow_view.colour(name) for name in variants[:5]]
     assert len(set(shades)) == 5
     assert [int(shade[1:3], 16) for shade in shades] == sorted((int(shade[1:3], 16) for shade in shades), reverse=True)
