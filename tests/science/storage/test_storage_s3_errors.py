@@ -17,7 +17,7 @@ from processes import python
 from s3_proxy import BUCKET, Address, Proxy, control, raw
 
 from dit.cli.commands import run
-from dit.errors import DataError, DitError, InputError, StoreError
+from dit.errors import DataError, DitError, InputError, MissingError, StoreError
 from dit.storage import open_store, sha256_file
 from dit.storage.s3 import S3Store
 
@@ -113,6 +113,13 @@ def test_retries_end_with_one_line(s3_store: S3Store, s3_proxy: Proxy, monkeypat
         s3_store.write("record.json", b"{}")
     one_line(caught)
     assert caught.value.exit_code == 1
+
+
+def test_a_missing_bucket_is_one_line() -> None:
+    with pytest.raises(MissingError, match=r"s3://no-such-bucket/x at http://.*: the bucket does not exist") as caught:
+        open_store("s3://no-such-bucket/x")
+    assert caught.value.exit_code == 2
+    one_line(caught)
 
 
 @pytest.mark.parametrize(
