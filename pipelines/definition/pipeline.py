@@ -18,8 +18,8 @@ from pipelines.definition.component import IMAGE, component
 from pipelines.step import submitted
 
 SEPARATE_VARIANTS = 5
-"""Up to so many variants, each of their stages is a step. With more, each variant is one step, or the run would be
-too large for the server of Kubeflow Pipelines (see `pipelines.runs.workflow`)."""
+"""With at most this many variants, each stage of a variant is a step. With more, each variant is one step: the run
+would otherwise be too large for the server of Kubeflow Pipelines (see `pipelines.runs.workflow`)."""
 
 
 def build(config: StudyConfig, root: str, image: str = IMAGE) -> Any:

@@ -8,7 +8,7 @@ import pytest
 from study_records import checkpoint_meta, fill, train_record, write_rank_progress
 
 from dit.results.progress import StageProgress, pace_line, progress
-from dit.results.stages import Work
+from dit.results.stages import Work, step_names
 from dit.storage import Store, open_store, write_record
 from dit.study import layout
 from dit.study.config import StudyConfig
@@ -37,6 +37,12 @@ def write_losses(config: StudyConfig, store: Store, *losses: tuple[int, float]) 
     lines = [Entry("run", {"id": "r", "name": "n", "hash": "h", "tags": {}}).to_line()]
     lines += [Entry("metrics", {"loss": value, "grad_norm": 1.0}, step).to_line() for step, value in losses]
     store.write(layout.journal(config, config.specs[0]), b"".join(lines))
+
+
+def test_a_study_that_has_not_begun_has_every_stage_before_it(config: StudyConfig, store: Store) -> None:
+    result = progress(Work(config, store))
+    assert [item.name for item in result] == step_names(config)
+    assert not any(item.complete for item in result)
 
 
 def test_training_under_way_is_as_far_as_its_newest_loss_or_checkpoint(config: StudyConfig, store: Store) -> None:

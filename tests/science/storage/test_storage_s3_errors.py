@@ -158,6 +158,13 @@ def test_retries_end_with_one_line(s3_store: S3Store, s3_proxy: Proxy, monkeypat
     assert caught.value.exit_code == 1
 
 
+def test_a_missing_bucket_is_one_line() -> None:
+    with pytest.raises(MissingError, match=r"s3://no-such-bucket/x at http://.*: the bucket does not exist") as caught:
+        open_store("s3://no-such-bucket/x")
+    assert caught.value.exit_code == 2
+    one_line(caught)
+
+
 @pytest.mark.parametrize(
     ("what", "code", "named"),
     [
