@@ -87,7 +87,7 @@ class Submitter:
     def run(self, study: Study) -> Run:
         experiment = self.server.experiment(self.experiment)
         assert experiment is not None
-        run = self.server.latest(experiment, f"dit-{study.config.study}", study.root)
+        run = self.server.latest(experiment, f"dit-{study.config.study}", self.site.root)
         assert run is not None
         return run
 

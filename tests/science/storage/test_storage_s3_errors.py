@@ -23,6 +23,7 @@ from dit.errors import (
     DataError,
     DitError,
     InputError,
+    MissingError,
     StoreError,
     TransientStoreError,
 )
