@@ -50,6 +50,10 @@ class DivergedError(FinalError):
     """Training produced a loss, a gradient or a weight that is not finite."""
 
 
+class UnhealthyError(FinalError):
+    """A health check found a cause for which the results would be worthless."""
+
+
 class PeerError(DitError):
     """Another process of the same work was lost or failed first; its own error is the reason."""
 

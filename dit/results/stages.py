@@ -19,6 +19,7 @@ from dit.study import layout
 from dit.study.config import StudyConfig, as_yaml
 from dit.study.hashing import digest
 from dit.study.records import (
+    BoundsRecord,
     CheckpointMeta,
     DatasetManifest,
     FileEntry,
@@ -93,6 +94,24 @@ def dataset(work: Work) -> Output[DatasetManifest]:
         command="dit prepare STUDY",
         files=files,
         needed_by=needed_by,
+    )
+
+
+def bounds(work: Work) -> Output[BoundsRecord]:
+    """The dataset's measurement, made again when the shards change. Complete trainings do not need it."""
+    folder = layout.dataset(work.config)
+    return Output(
+        key=layout.bounds(work.config),
+        type=BoundsRecord,
+        hash=work.dataset_content or "",
+        sections="dataset",
+        lacking="the dataset is not measured",
+        command="dit prepare STUDY",
+        files=lambda record: _listed(folder, (record.file,)),
+        needed_by=lambda: (output for spec in work.config.specs for output in TRAIN.outputs(work, spec)),
+        record_stays=False,
+        made_from=lambda: (dataset(work),),
+        replaceable=True,
     )
 
 
@@ -264,7 +283,7 @@ def _other_shards(how: str, recorded: str, work: Work) -> str | None:
     )
 
 
-PREPARE = Stage("prepare", False, "shards", False, "prepare", lambda work, _: (dataset(work),))
+PREPARE = Stage("prepare", False, "shards", False, "prepare", lambda work, _: (dataset(work), bounds(work)))
 TRAIN = Stage("train", True, "steps", True, "launch", _training_outputs)
 SAMPLE = Stage("sample", True, "sets", True, "launch", _at_steps(samples))
 EVALUATE = Stage("evaluate", True, "checkpoints", False, "evaluate", _at_steps(metrics))

@@ -17,6 +17,7 @@ from dit.codec.weights import encoder_sha256
 from dit.console import progress, say
 from dit.data.encoding import ShardContent, ShardEncoder
 from dit.data.items import Item, Source, load_ahead
+from dit.data.measure import measure
 from dit.data.merge import merge_shards, shard_total
 from dit.data.sources import open_source
 from dit.errors import MismatchError
@@ -49,12 +50,23 @@ def run(
         if part is None and merge:
             manifest = merge_shards(config, store)
             say(f"{layout.dataset(config)}: {manifest.count} images in {len(manifest.shards)} shards")
+    if manifest is not None and merge:
+        _measure(config, store)
     return manifest
 
 
 def merge(config: StudyConfig, store: Store) -> DatasetManifest:
     """Merge the shards of all parts; return the manifest. Raises as `merge_shards`."""
-    return _complete(config, store) or merge_shards(config, store)
+    manifest = _complete(config, store) or merge_shards(config, store)
+    _measure(config, store)
+    return manifest
+
+
+def _measure(config: StudyConfig, store: Store) -> None:
+    """Measure a dataset whose shards are there; once every variant is trained they may be gone."""
+    work = Work(config, store)
+    if look(work, dataset(work)).files:
+        measure(config, store)
 
 
 def _complete(config: StudyConfig, store: Store) -> DatasetManifest | None:

@@ -33,6 +33,28 @@ FeaturePrecision = Literal["fp32", "bf16"]
 Switch = Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_or_off)]
 
 
+CheckName = Literal[
+    "recipe",
+    "codec",
+    "data",
+    "feed",
+    "labels",
+    "start",
+    "finite",
+    "learning",
+    "pure-noise",
+    "ema",
+    "identity",
+    "sampler",
+    "samples",
+    "label-gain",
+    "yardstick",
+]
+"""Names of the health checks: the rows of `GATES` in dit/health/gates.py."""
+CheckAction = Annotated[Literal["off", "warn", "stop"], BeforeValidator(_on_or_off)]
+"""What a failed health check does; `off` does not make the check."""
+
+
 class Section(BaseModel):
     """A frozen section of the study file. An unknown key or a number that is not finite is an error."""
 
@@ -44,7 +66,9 @@ class Section(BaseModel):
     def hashed(self, exclude: Set[str] = frozenset()) -> dict[str, Any]:
         """The section as JSON values for a hash, without `exclude` and without unset later keys."""
         fields = type(self).model_fields
-        unset = {key for key in self.LATER_KEYS if getattr(self, key) == fields[key].get_default()}
+        unset = {
+            key for key in self.LATER_KEYS if getattr(self, key) == fields[key].get_default(call_default_factory=True)
+        }
         tree = self.model_dump(mode="json", exclude={*exclude, *unset})
         sections = {key: value for key, value in self if key in tree and isinstance(value, Section)}
         return tree | {key: section.hashed() for key, section in sections.items()}

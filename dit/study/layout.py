@@ -15,6 +15,7 @@ STUDIES = "studies"
 JOURNAL = "metrics.jsonl"
 TRACKING_STATE = "tracking"
 TRACKING_RUN = "tracking.json"
+BOUNDS_FILE = "bounds.npz"
 REPORT_PAGE = "report.html"
 REPORT_RUNS = "runs.csv"
 REPORT_VERDICT = "verdict.json"
@@ -83,8 +84,8 @@ def train_record(config: StudyConfig, spec: ModelSpec) -> str:
     return f"{variant(config, spec)}/train.json"
 
 
-def health(config: StudyConfig, spec: ModelSpec) -> str:
-    """Health checks of a variant, one JSON line each."""
+def health(config: StudyConfig, spec: ModelSpec | None) -> str:
+    """Health checks of a variant, or with None of the dataset, one JSON line each."""
     return f"{variant(config, spec)}/health.jsonl"
 
 
@@ -158,6 +159,11 @@ def sample_grid(config: StudyConfig, spec: ModelSpec, number: int) -> str:
 def metrics(config: StudyConfig, spec: ModelSpec, number: int) -> str:
     """Completion mark of a checkpoint's evaluation; the protocol is part of its name."""
     return f"{variant(config, spec)}/metrics/{step(number)}_{protocol(config.sampling)}.json"
+
+
+def bounds(config: StudyConfig) -> str:
+    """Completion mark of the dataset's measurement, which the health checks compare a model with."""
+    return f"{dataset(config)}/bounds.json"
 
 
 def reference(config: StudyConfig) -> str:

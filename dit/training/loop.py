@@ -21,6 +21,7 @@ from dit.training.plan import TrainPlan
 from dit.training.signals import StopRequest
 from dit.training.telemetry import Telemetry
 from dit.training.trainer import Trainer
+from dit.training.watch import TrainingWatch
 
 if TYPE_CHECKING:
     from dit.data.loader import StepBatch
@@ -32,20 +33,29 @@ class TrainingLoop:
     """Runs a plan's steps. Every rank has a loop; only rank 0 has a writer."""
 
     def __init__(
-        self, plan: TrainPlan, ranks: Ranks, trainer: Trainer, telemetry: Telemetry, writer: CheckpointWriter | None
+        self,
+        plan: TrainPlan,
+        ranks: Ranks,
+        trainer: Trainer,
+        telemetry: Telemetry,
+        writer: CheckpointWriter | None,
+        watch: TrainingWatch,
     ) -> None:
         self.plan, self.ranks, self.trainer = plan, ranks, trainer
-        self.telemetry, self._writer = telemetry, writer
+        self.telemetry, self._writer, self._watch = telemetry, writer, watch
 
     def run(self, batches: Iterable[StepBatch], stop: StopRequest, bar: Progress) -> None:
         """Train on every batch.
 
         Raises DivergedError when a loss, gradient or weight is not finite.
+        Raises UnhealthyError when a health check says stop.
         Raises StoppedError after a signal, when the checkpoint is written.
         Raises DataError or StoreError when a shard cannot be read or a checkpoint cannot be written.
         """
         for batch in batches:
+            self._watch.fed(batch)
             self.trainer.step(batch)
+            self._watch.stepped()
             bar.advance(1)
             step = self.trainer.steps_done
             if self._writer is not None and step == self.plan.start_step + 1:
@@ -62,6 +72,7 @@ class TrainingLoop:
             if signal_number:
                 self._stop(step, signal_number)
         self._settle()
+        self._watch.end()
 
     def _is_checkpoint(self, step: int) -> bool:
         return step % self.plan.fit.checkpoint_every == 0 or step in self.plan.milestones
@@ -69,6 +80,7 @@ class TrainingLoop:
     def _log(self, step: int, bar: Progress) -> None:
         rows = self.trainer.window.read()
         self._require_finite(first_nonfinite(rows))
+        self._watch.logged(step, rows)
         self.telemetry.log(step, rows)
         self.trainer.window.clear()
         bar.advance(0, loss=self.telemetry.loss)
@@ -101,6 +113,7 @@ class TrainingLoop:
             loss=self.telemetry.loss,
             images_per_second=self.telemetry.images_per_second,
             train_seconds=self.telemetry.train_seconds,
+            probe=self._watch.probe(),
         )
 
     def _require_finite(self, bad: NonFinite | None) -> None:

@@ -27,6 +27,7 @@ from dit.training.plan import TrainPlan
 from dit.training.signals import StopRequest
 from dit.training.telemetry import Telemetry, peak_memory_bytes
 from dit.training.trainer import Trainer
+from dit.training.watch import TrainingWatch
 
 
 def execute(plan: TrainPlan) -> TrainRecord:
@@ -79,6 +80,8 @@ def _train(plan: TrainPlan, ranks: Ranks, trainer: Trainer, tracker: Tracker) ->
     _log_parameters(plan, tracker)
     if start == stop:
         return
+    watch = TrainingWatch(plan, ranks, trainer, tracker)
+    watch.begin()
     stream = TrainingStream(
         ShardSet.open(plan.store, config, show_progress=ranks.is_main),
         config.train,
@@ -97,7 +100,7 @@ def _train(plan: TrainPlan, ranks: Ranks, trainer: Trainer, tracker: Tracker) ->
         StopRequest() as stop_request,
     ):
         telemetry = Telemetry(plan, ranks, tracker)
-        TrainingLoop(plan, ranks, trainer, telemetry, writer).run(stream, stop_request, bar)
+        TrainingLoop(plan, ranks, trainer, telemetry, writer, watch).run(stream, stop_request, bar)
 
 
 def _log_parameters(plan: TrainPlan, tracker: Tracker) -> None:
