@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dit.study.fields import CheckName
+from dit.study.checks import CheckName
 from dit.study.records import HealthEvent
 
 Moment = Literal[

@@ -61,7 +61,7 @@ def group_norms(tensors: Mapping[str, Tensor]) -> tuple[float, ...]:
     squares = dict.fromkeys(GROUPS, 0.0)
     totals: dict[str, list[Tensor]] = {group: [] for group in GROUPS}
     for name, tensor in tensors.items():
-        totals[_group(name)].append(torch.linalg.vector_norm(tensor.float()))
+        totals[_group(name)].append(torch.linalg.vector_norm(tensor, dtype=torch.float64))
     for group, norms in totals.items():
         if norms:
             squares[group] = float(torch.linalg.vector_norm(torch.stack(norms)))
@@ -160,7 +160,11 @@ def _differs(value: float | tuple[float, ...] | None, recorded: float | tuple[fl
         return None
     ours = value if isinstance(value, tuple) else (value,)
     theirs = recorded if isinstance(recorded, tuple) else (recorded,)
-    return max(
-        abs(mine - other) / max(abs(other), 1e-6) if math.isfinite(mine) else math.inf
-        for mine, other in zip(ours, theirs, strict=True)
-    )
+    return max(map(_relative, ours, theirs))
+
+
+def _relative(mine: float, other: float) -> float:
+    # Numbers that are not finite are the finding of another check.
+    if mine == other or (math.isnan(mine) and math.isnan(other)):
+        return 0.0
+    return abs(mine - other) / max(abs(other), 1e-6) if math.isfinite(mine) and math.isfinite(other) else math.inf

@@ -14,7 +14,7 @@ from dit.study.records import DatasetManifest
 
 IMAGES = 16
 LEAST_PSNR = 20.0
-"""Decibels. Stable Diffusion's autoencoders reach 24 to 30 on photographs; a wrong one or a wrong scale stays below 15."""
+"""Decibels. Stable Diffusion's autoencoders reach 24 to 30 on photographs; wrong weights stay below 15."""
 SD_MEAN = (5.81, 3.25, 0.12, -2.15)
 SD_STD = (4.17, 4.62, 3.71, 3.28)
 """Unscaled latents of ImageNet at 256 pixels under Stable Diffusion's autoencoders (Karras et al. 2024, EDM2)."""

@@ -41,9 +41,18 @@ def initial_share(config: StudyConfig, step: int) -> float:
     return float(config.train.ema_decay**step)
 
 
-def recipe(view: RecipeView) -> Reading | None:
+def recipe(view: RecipeView) -> Reading:
     """Return the first number that rules out a healthy model; a short run is a warning, an impossible one a stop."""
     return next(_problems(view.config, view.spec), Reading(unit_steps(view.config, view.spec), "above 1"))
+
+
+def warnings(config: StudyConfig) -> list[str]:
+    """Return what the check finds, without running a variant; variants with the same finding share a line."""
+    variants: dict[str, list[str]] = {}
+    for spec in config.specs:
+        if message := recipe(RecipeView(config, spec)).message("recipe"):
+            variants.setdefault(message, []).append(spec.name)
+    return [f"{', '.join(names)}: {message}" for message, names in variants.items()]
 
 
 def _problems(config: StudyConfig, spec: ModelSpec) -> Iterator[Reading]:

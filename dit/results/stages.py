@@ -99,7 +99,6 @@ def dataset(work: Work) -> Output[DatasetManifest]:
 
 def bounds(work: Work) -> Output[BoundsRecord]:
     """The dataset's measurement, made again when the shards change. Complete trainings do not need it."""
-    folder = layout.dataset(work.config)
     return Output(
         key=layout.bounds(work.config),
         type=BoundsRecord,
@@ -107,7 +106,7 @@ def bounds(work: Work) -> Output[BoundsRecord]:
         sections="dataset",
         lacking="the dataset is not measured",
         command="dit prepare STUDY",
-        files=lambda record: _listed(folder, (record.file,)),
+        files=lambda record: _listed(layout.dataset(work.config), (record.file,)),
         needed_by=lambda: (output for spec in work.config.specs for output in TRAIN.outputs(work, spec)),
         record_stays=False,
         made_from=lambda: (dataset(work),),
@@ -283,7 +282,7 @@ def _other_shards(how: str, recorded: str, work: Work) -> str | None:
     )
 
 
-PREPARE = Stage("prepare", False, "shards", False, "prepare", lambda work, _: (dataset(work), bounds(work)))
+PREPARE = Stage("prepare", False, "shards", False, "prepare", lambda work, _: (bounds(work), dataset(work)))
 TRAIN = Stage("train", True, "steps", True, "launch", _training_outputs)
 SAMPLE = Stage("sample", True, "sets", True, "launch", _at_steps(samples))
 EVALUATE = Stage("evaluate", True, "checkpoints", False, "evaluate", _at_steps(metrics))

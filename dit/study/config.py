@@ -13,20 +13,9 @@ import yaml
 from pydantic import Field, field_validator, model_validator
 
 from dit.errors import ConfigError
+from dit.study.checks import Checks
 from dit.study.cluster import ClusterConfig
-from dit.study.fields import (
-    CheckAction,
-    CheckName,
-    FeaturePrecision,
-    Fraction,
-    Natural,
-    Positive,
-    Precision,
-    Section,
-    Seed,
-    Slug,
-    Switch,
-)
+from dit.study.fields import FeaturePrecision, Fraction, Natural, Positive, Precision, Section, Seed, Slug, Switch
 from dit.study.hashing import digest
 from dit.study.variants import InputSpec, ModelSpec, resolve
 
@@ -313,7 +302,7 @@ class StudyConfig(Section):
     tracking: TrackingConfig = TrackingConfig()
     plan: PlanConfig = PlanConfig()
     cluster: ClusterConfig = ClusterConfig()
-    health: dict[CheckName, CheckAction] = Field(default_factory=dict)
+    health: Checks = Field(default_factory=dict)
     """Health check -> off, warn or stop in place of what the check itself says. Changes no result; in no hash."""
 
     LATER_KEYS: ClassVar[frozenset[str]] = frozenset({"health"})

@@ -14,7 +14,8 @@ def _no_boolean(value: object) -> object:
     return value
 
 
-def _on_or_off(value: object) -> object:
+def on_or_off(value: object) -> object:
+    """Return the word for a value that YAML read as a boolean."""
     # YAML reads the bare words on and off as true and false.
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
@@ -30,29 +31,7 @@ Precision = Literal["fp32", "tf32", "bf16"]
 """Precision of a model's matrix products."""
 FeaturePrecision = Literal["fp32", "bf16"]
 """Precision of a feature extractor's matrix products."""
-Switch = Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_or_off)]
-
-
-CheckName = Literal[
-    "recipe",
-    "codec",
-    "data",
-    "feed",
-    "labels",
-    "start",
-    "finite",
-    "learning",
-    "pure-noise",
-    "ema",
-    "identity",
-    "sampler",
-    "samples",
-    "label-gain",
-    "yardstick",
-]
-"""Names of the health checks: the rows of `GATES` in dit/health/gates.py."""
-CheckAction = Annotated[Literal["off", "warn", "stop"], BeforeValidator(_on_or_off)]
-"""What a failed health check does; `off` does not make the check."""
+Switch = Annotated[Literal["auto", "on", "off"], BeforeValidator(on_or_off)]
 
 
 class Section(BaseModel):

@@ -56,6 +56,7 @@ class TrainingWatch:
         self._schedule = SCHEDULES[plan.config.train.schedule]()
         self.bounds: Bounds | None = load_bounds(plan.work)
         self._errors = {rung: self._errors_of(rung) for rung in ("a", "b")} if self.bounds else {}
+        self._first_mse = 0.0
         self._limits: dict[int, Float64] = {}
         self._windows: list[tuple[float, Float64]] = []
         self._feed = FeedSums(self.bounds, ranks) if self.bounds else None
@@ -93,7 +94,7 @@ class TrainingWatch:
         since = done - self._plan.start_step
         if self._plan.start_step == 0 and since in (1, _ALL_TRAINED):
             self._start(done)
-        if self._feed is not None and since == min(FEED_STEPS, self._plan.stop_step - self._plan.start_step):
+        if self._feed is not None and since == min(FEED_STEPS, self._plan.config.train.steps):
             self._fed_enough(done)
         if since == _FIRST_EMA:
             self._watch.look("ema", done, lambda: self._shadow.view(done))
@@ -146,12 +147,13 @@ class TrainingWatch:
         return self.bounds.errors_T("a" if rung == "a" else "b", self._schedule.alphas_cumprod)
 
     def _start(self, step: int) -> None:
-        rows = self._trainer.window.read()
+        if step == 1:
+            self._first_mse = self._trainer.window.read()[0].mse
         power = torch.tensor([self._feed.x0_power if self._feed else 0.0], dtype=torch.float64)
         x0_power = float(self._ranks.all_reduce_sum(power)) / self._ranks.world_size
-        self._watch.look("start", step, lambda: self._started(step, rows[0].mse, x0_power))
+        self._watch.look("start", step, lambda: self._started(step, x0_power))
 
-    def _started(self, step: int, mse: float, x0_power: float) -> StartView:
+    def _started(self, step: int, x0_power: float) -> StartView:
         train, inputs, model = self._plan.config.train, self._plan.config.dataset.inputs, self._trainer.model
         shape = (inputs.channels, inputs.size, inputs.size)
         noise = normals(train.seed, Purpose.NOISE, 1, range(train.global_batch), shape)
@@ -164,7 +166,7 @@ class TrainingWatch:
             if name != "pos_embed" and not (parameter in state and bool(state[parameter]["exp_avg_sq"].any()))
         ]
         return StartView(
-            mse=mse,
+            mse=self._first_mse,
             noise_power=float(np.square(noise, dtype=np.float64).mean()),
             x0_power=x0_power,
             world_size=self._ranks.world_size,
