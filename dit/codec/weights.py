@@ -72,6 +72,15 @@ def find_weights(address: str) -> tuple[Path, Path, str | None]:
     return folder, *weights
 
 
+def own_scale_factor(dataset: DatasetConfig) -> float | None:
+    """Return the scale factor in the autoencoder's settings; None if it has none, and for pixels."""
+    if isinstance(dataset.codec, PixelCodec):
+        return None
+    settings = json.loads((find_weights(dataset.codec.weights)[0] / "config.json").read_text(encoding="utf-8"))
+    scale = settings.get("scaling_factor")
+    return None if scale is None else float(scale)
+
+
 def _check_architecture(config: Path, address: str) -> None:
     try:
         settings = json.loads(config.read_text(encoding="utf-8"))

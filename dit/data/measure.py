@@ -17,6 +17,8 @@ from dit.data.shards import ShardIndex
 from dit.diffusion.schedule import linear_schedule
 from dit.errors import DataError
 from dit.health.bounds import RUNGS, Bounds, BoundsSums
+from dit.health.preparation import DataView
+from dit.health.watch import Watch
 from dit.results.stages import Work, bounds, dataset
 from dit.results.state import look, require
 from dit.storage import Store, write_record
@@ -36,7 +38,8 @@ Latents = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], list[bytes]]
 def measure(config: StudyConfig, store: Store) -> BoundsRecord:
     """Measure the dataset unless that is done; return the record. One pass over the shards, without an encoder.
 
-    Raises MissingError without a complete dataset, DataError when a shard is damaged.
+    Raises MissingError without a complete dataset, DataError when a shard is damaged, UnhealthyError
+    when a health check says stop.
     """
     work = Work(config, store)
     found = look(work, bounds(work))
@@ -44,6 +47,10 @@ def measure(config: StudyConfig, store: Store) -> BoundsRecord:
         return found.record
     manifest = require(work, dataset(work))
     measured = _measure(config, store, manifest)
+    # Before the record, so that the preparation is not complete with data that a check stops.
+    watch = Watch(config, None, store)
+    watch.look("prepared", 0, lambda: DataView(manifest, measured))
+    watch.flush()
     folder = layout.dataset(config)
     entry = store.write(f"{folder}/{layout.BOUNDS_FILE}", measured.to_bytes())
     abar = linear_schedule().alphas_cumprod

@@ -87,7 +87,7 @@ class LoadedView:
     ema_norms: tuple[float, ...] | None = None
     optimizer_steps: int | None = None
     """Fewest steps in the optimizer's state; None where no optimizer is loaded."""
-    tolerance: float = 1e-3
+    tolerance: float = 1e-4
     """Largest relative difference of a loss: the rounding error of the coarser of both precisions."""
 
     @classmethod
@@ -109,7 +109,7 @@ class LoadedView:
 def loss_tolerance(*precisions: str) -> float:
     """Return the largest relative difference of a probe's loss between these precisions of matrix products."""
     # A product's relative rounding error is 2^-9 in bf16 and 2^-11 in tf32, and adds up over the layers.
-    return max({"bf16": 2e-2, "tf32": 5e-3}.get(precision, 1e-3) for precision in precisions)
+    return max({"bf16": 2e-2, "tf32": 5e-3}.get(precision, 1e-4) for precision in precisions)
 
 
 def identity(view: LoadedView) -> Reading | None:

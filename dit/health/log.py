@@ -33,28 +33,38 @@ def last_events(events: list[HealthEvent]) -> dict[str, HealthEvent]:
 
 
 class HealthLog:
-    """Keeps each check's last reading and all its failures; only rank 0 has one.
+    """Keeps each check's last reading, and the first and last of each run of failures; only rank 0 has one.
 
-    A failure is in the store when `add` returns. A healthy reading replaces the healthy one before it and is stored by
-    `flush`, so that a long training does not write a line at each of its thousands of readings.
+    A check that begins to fail is in the store when `add` returns. All else is stored by `flush`, so that a long
+    training does not write a line at each of its thousands of readings.
     """
 
     def __init__(self, store: Store, key: str) -> None:
         self._store, self._key = store, key
         self._pending: dict[str, HealthEvent] = {}
+        self._actions: dict[str, str] = {}
 
-    def add(self, event: HealthEvent) -> None:
-        """Add a reading."""
-        self._pending[event.check] = event
-        if event.action != "ok":
+    def add(self, event: HealthEvent) -> bool:
+        """Add a reading; return whether the check begins to fail."""
+        begins = event.action not in ("ok", self._actions.get(event.check))
+        if begins:
             self.flush()
+        self._pending[event.check] = event
+        self._actions[event.check] = event.action
+        if begins:
+            self.flush()
+        return begins
 
     def flush(self) -> None:
-        """Store the readings since the last call: one line for each check, in place of its last healthy one."""
+        """Store the readings since the last call; a reading replaces the one before it of the same check and action."""
         if not self._pending:
             return
-        before = read_events(self._store, self._key)
-        kept = [event for event in before if event.action != "ok" or event.check not in self._pending]
-        lines = [event.model_dump_json() + "\n" for event in (*kept, *self._pending.values())]
-        self._store.write(self._key, "".join(lines).encode())
+        events = read_events(self._store, self._key)
+        for event in self._pending.values():
+            same = [index for index, old in enumerate(events) if old.check == event.check]
+            run = [index for index in same[-2:] if events[index].action == event.action]
+            if run and (event.action == "ok" or len(run) == 2):
+                del events[run[-1]]
+            events.append(event)
+        self._store.write(self._key, "".join(event.model_dump_json() + "\n" for event in events).encode())
         self._pending.clear()

@@ -42,8 +42,10 @@ def psnr(images_NHWC: npt.NDArray[np.uint8], decoded_NHWC: npt.NDArray[np.uint8]
     return math.inf if error == 0 else 10 * math.log10(255**2 / error)
 
 
-def codec(view: CodecView) -> Reading:
-    """Check that images survive the codec, and that latents have about unit variance."""
+def codec(view: CodecView | None) -> Reading | None:
+    """Check that images survive the codec, and that latents have about unit variance; None without an image."""
+    if view is None:
+        return None
     if view.own_scale is not None and not math.isclose(view.own_scale, view.scale_factor, rel_tol=1e-3):
         return Reading(
             view.scale_factor,

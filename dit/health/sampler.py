@@ -21,6 +21,9 @@ from dit.study.config import SamplingConfig
 
 SAMPLES = 16
 LARGEST_Z = 6.0
+_EXPLAINED = 0.8
+_GUIDANCE_ERROR, _UNIFORM = 0.005, 1e-4
+"""Healthy samplers differ from the recursion by 1e-6, the rounding of float32."""
 _GUIDED_FIRST = 3
 # Half-way between the two ends of the learned variance (Nichol & Dhariwal 2021, eq. 15, with v = 0.5 there).
 _VARIANCE_POSITION = 0.0
@@ -112,59 +115,93 @@ def _kept_steps(sampling: SamplingConfig, length: int) -> np.ndarray[tuple[int],
 
 def sampler(view: SamplerView) -> Reading:
     """Compare variance, mean and guidance of the samples with the recursion's."""
-    variance = coefficient_variances(view.bounds)
-    spread, reached = expected_moments(variance, view.sampling, view.schedule.alphas_cumprod)
+    spread, reached = expected_moments(coefficient_variances(view.bounds), view.sampling, view.schedule.alphas_cumprod)
     visible = spread > 1e-8 * spread.max()
-    residual = (to_modes(view.unlabelled_NCHW) - mean_modes(view.bounds) * reached)[:, visible] / np.sqrt(
-        spread[visible]
-    )
-    count, size = residual.shape
-    ratio = float(np.square(residual).mean())
-    spread_z = (ratio - 1) / math.sqrt(2 / (count * size))
-    mean_z = (float(np.square(residual.mean(axis=0)).sum()) * count - size) / math.sqrt(2 * size)
-    if not math.isfinite(spread_z) or abs(spread_z) >= LARGEST_Z:
-        return Reading(
-            math.sqrt(ratio) if ratio >= 0 else math.nan,
-            f"std within {LARGEST_Z * math.sqrt(0.5 / (count * size)):.1%} of the expected",
-            "stop",
-            "the sampler does not turn a perfect denoiser's predictions into the dataset's distribution",
-            "timesteps that are not the training chain's, another noise schedule, clipped x0, x0 taken for noise",
-            "check the sampler's betas, its timestep map, and what it takes the model's output for",
-        )
-    guidance = _guidance_error(view, reached)
-    if guidance is not None and guidance[0] > 0.02 * max(1.0, abs(view.sampling.cfg_scale)):
-        return Reading(
-            guidance[1],
-            f"{view.sampling.cfg_scale:g}, sampling.cfg_scale",
-            "stop",
-            "guidance does not move samples by sampling.cfg_scale times their class's difference",
-            "a wrong sign, a label that does not reach the model, or swapped halves of the batch",
-            "check how the conditional and the unconditional output are combined",
-        )
-    if mean_z >= LARGEST_Z:
+    residual = to_modes(view.unlabelled_NCHW) - mean_modes(view.bounds) * reached
+    scaled = residual[:, visible] / np.sqrt(spread[visible])
+    count, size = scaled.shape
+    values = (count - 1) * size
+    ratio = float(scaled.var(axis=0, ddof=1).mean())
+    mean_z = (float(np.square(scaled.mean(axis=0)).sum()) * count - size) / math.sqrt(2 * size)
+    margin = LARGEST_Z * math.sqrt(0.5 / values)
+    value, bound = math.sqrt(ratio), f"1 within {margin:.1%}, of the expected std"
+    if not abs(ratio - 1) < LARGEST_Z * math.sqrt(2 / values):
+        return _wrong_sampler(value, bound)
+    if not mean_z < LARGEST_Z:
+        label = _label_in(residual.mean(axis=0), view.bounds)
+        if label is None or view.sampling.cfg_scale == 1:
+            return _wrong_sampler(mean_z, f"below {LARGEST_Z:g}, z of the samples' mean")
         return Reading(
             mean_z,
-            f"z < {LARGEST_Z:g}",
+            f"below {LARGEST_Z:g}, z of the samples' mean",
             "stop",
-            "samples without a label do not have the dataset's mean",
-            "a null label that is a class's",
+            f"samples without a label are moved by class {label}: it is taken for the null label",
+            "",
             "the null label is the number of classes",
         )
-    return Reading(math.sqrt(ratio), f"1 within {LARGEST_Z * math.sqrt(0.5 / (count * size)):.1%}")
+    moved = _moved_by_label(view, reached)
+    wrong = next((part for part in moved if abs(part.coefficient - part.expected) > _GUIDANCE_ERROR * part.size), None)
+    if wrong is None:
+        return Reading(value, bound)
+    where = f"{wrong.expected:g}, the samples' move towards their class's mean"
+    if wrong.unexplained > _UNIFORM:
+        return _wrong_sampler(wrong.coefficient, where)
+    return Reading(
+        wrong.coefficient,
+        where,
+        "stop",
+        "guidance does not move samples by sampling.cfg_scale times their class's difference",
+        "a wrong sign, a label that does not reach the model, or swapped halves of the batch",
+        "check how the conditional and the unconditional output are combined",
+    )
 
 
-def _guidance_error(view: SamplerView, reached: Float64) -> tuple[float, float] | None:
-    """Return (largest error, coefficient) of the samples on their class's offset; None if classes do not differ."""
+def _wrong_sampler(value: float, bound: str) -> Reading:
+    return Reading(
+        value,
+        bound,
+        "stop",
+        "the sampler does not turn a perfect denoiser's predictions into the dataset's distribution",
+        "timesteps that are not the training chain's, another noise schedule, clipped x0, x0 taken for noise",
+        "check the sampler's betas, its timestep map, and what it takes the model's output for",
+    )
+
+
+def _label_in(shift_CHW: Float32, bounds: Bounds) -> int | None:
+    """Return the class whose offset explains a shift of the mean, up to its size; None if none does."""
+    offsets = class_offsets(bounds).reshape(len(bounds.class_counts_K), -1).astype(np.float64)
+    shift = shift_CHW.ravel().astype(np.float64)
+    lengths = np.linalg.norm(offsets, axis=1) * np.linalg.norm(shift)
+    cosines = np.abs(offsets @ shift) / np.maximum(lengths, 1e-12)
+    return int(cosines.argmax()) if cosines.max() > _EXPLAINED else None
+
+
+@dataclass(frozen=True)
+class _Move:
+    """How far labels move samples, in units of their class's offset, in some channels."""
+
+    expected: float
+    coefficient: float
+    unexplained: float
+    """Share of the move that no multiple of the offset explains: another chain moves each coefficient differently."""
+
+    @property
+    def size(self) -> float:
+        return max(1.0, abs(self.expected))
+
+
+def _moved_by_label(view: SamplerView, reached: Float64) -> list[_Move]:
+    """Return the move of guided and of unguided channels; none where classes do not differ."""
     offset = class_offsets(view.bounds)[view.labels_N] * reached
-    moved = to_modes(view.labelled_NCHW) - to_modes(view.unlabelled_NCHW)
-    scale = view.sampling.cfg_scale
+    # The noise is the same, so it cancels.
+    moved = to_modes(view.labelled_NCHW).astype(np.float64) - to_modes(view.unlabelled_NCHW)
     channels = offset.shape[1]
     first = channels if view.sampling.guided_channels == "all" else min(_GUIDED_FIRST, channels)
-    worst: tuple[float, float] | None = None
-    for part, expected in ((slice(0, first), scale), (slice(first, channels), 1.0)):
+    moves = []
+    for part, expected in ((slice(0, first), view.sampling.cfg_scale), (slice(first, channels), 1.0)):
         size = float(np.square(offset[:, part]).sum())
         if size > 0:
             coefficient = float((moved[:, part] * offset[:, part]).sum()) / size
-            error = (abs(coefficient - expected), coefficient)
-            worst = max(worst, error) if worst else error
-    return worst
+            left = float(np.square(moved[:, part] - coefficient * offset[:, part]).sum())
+            moves.append(_Move(expected, coefficient, left / max(float(np.square(moved[:, part]).sum()), 1e-30)))
+    return moves

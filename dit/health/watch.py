@@ -36,7 +36,6 @@ class Watch:
         self._where = spec.name if spec else config.dataset.name
         self._is_main = ranks is None or ranks.is_main
         self._log = HealthLog(store, layout.health(config, spec))
-        self._said: dict[str, str] = {}
 
     def look(self, moment: Moment, step: int, view: Callable[[], object]) -> None:
         """Run the moment's checks on what `view` returns; it is called on rank 0 only, and not if all are off.
@@ -74,10 +73,9 @@ class Watch:
         return stopping
 
     def _keep(self, found: HealthEvent) -> None:
-        self._log.add(found)
+        begins = self._log.add(found)
         if self._tracker is not None and found.value is not None:
             self._tracker.metrics(found.step, {f"health/{found.check}": found.value})
         # A warning is shown when it begins, not at every reading.
-        if found.action == "warn" and self._said.get(found.check) != "warn":
+        if begins and found.action == "warn":
             say(f"warning: {found.message}")
-        self._said[found.check] = found.action

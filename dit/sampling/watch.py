@@ -55,7 +55,10 @@ class SamplingWatch:
         assert meta.probe is not None
         assert self._bounds is not None
         loss = ProbeBatch.make(self._bounds, self._schedule, self._ranks.device).loss(denoise)
-        tolerance = loss_tolerance(meta.precision, computed_in(self._config.sampling.precision, self._ranks.device))
+        ours = computed_in(self._config.sampling.precision, self._ranks.device)
+        if ours == "tf32" and self._ranks.device.type == "cpu":
+            ours = "fp32"
+        tolerance = loss_tolerance(meta.probe.precision, ours)
         if self._config.sampling.weights == "raw":
             return LoadedView(meta.probe, raw_loss=loss, raw_norms=group_norms(weights), tolerance=tolerance)
         return LoadedView(meta.probe, ema_loss=loss, ema_norms=group_norms(weights), tolerance=tolerance)

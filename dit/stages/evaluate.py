@@ -62,6 +62,7 @@ def _evaluate(work: Work, spec: ModelSpec, steps: list[int]) -> None:
     # Imported here because they take seconds, and a complete or unready study does not need them.
     from dit.metrics.reference_cache import ReferenceFolder
     from dit.metrics.setup import find_inputs, open_setup
+    from dit.metrics.watch import look_at_yardstick
     from dit.runtime.device import tune_process
     from dit.runtime.distributed import session
     from dit.sampling.noise import sample_labels
@@ -72,6 +73,7 @@ def _evaluate(work: Work, spec: ModelSpec, steps: list[int]) -> None:
     tune_process(config.fit_for(spec).threads)
     with session() as ranks, open_tracker(config, store, spec, enabled=ranks.is_main) as tracker:
         setup = open_setup(ReferenceFolder(config, store, ranks), inputs, manifests[0].decoder)
+        look_at_yardstick(work, spec, setup, steps[0], ranks, tracker)
         for sample_set, manifest in zip(sets, manifests, strict=True):
             features = _features(sample_set, manifest, setup, ranks)
             if ranks.is_main:

@@ -15,6 +15,7 @@ import torch
 from dit.codec.open import open_codec
 from dit.codec.weights import encoder_sha256
 from dit.console import progress, say
+from dit.data.codec_check import check_codec
 from dit.data.encoding import ShardContent, ShardEncoder
 from dit.data.items import Item, Source, load_ahead
 from dit.data.measure import measure
@@ -40,7 +41,8 @@ def run(
 
     Returns the manifest if the dataset is complete, otherwise None.
     Raises InputError, MissingError or MismatchError before any work, when the source or the codec's weights are wrong.
-    Raises DataError when too many images are corrupt, StoreError when the disk is full.
+    Raises DataError when too many images are corrupt, StoreError when the disk is full, UnhealthyError when a health
+    check says stop.
 
         prepare.run(load(Path("configs/digits.yaml")), open_store("runs"))
     """
@@ -124,6 +126,8 @@ class _Preparation:
         tune_process(self.config.fit.threads)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         codec = open_codec(self.config.dataset, device, decoding=False, batch=self.config.fit.decode_batch)
+        if part[0] == 1:
+            check_codec(self.config, self.store, self.source, codec)
         # One sequence over all shards, so decoding goes on between the end of a shard and the start of the next.
         images = load_ahead(self.source, [item for number in todo for item in self._items(number)])
         description = f"prepare {self.config.dataset.name}"

@@ -148,6 +148,8 @@ class BoundsRecord(Record):
 class Probe(FrozenModel):
     """Numbers that a checkpoint's weights must give again wherever they are loaded."""
 
+    precision: str
+    """Of the matrix products: fp32 or tf32."""
     raw_loss: float
     """Squared noise error on the dataset's probe samples with fixed noise and timesteps."""
     ema_loss: float

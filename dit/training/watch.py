@@ -26,7 +26,6 @@ from dit.health.steps import StepLosses
 from dit.health.watch import Watch
 from dit.model.embeddings import position_table
 from dit.model.transformer import DiT
-from dit.runtime.device import computed_in
 from dit.runtime.distributed import Ranks
 from dit.sampling.wiener import draw_wiener
 from dit.study import layout
@@ -72,7 +71,8 @@ class TrainingWatch:
         plan, step = self._plan, self._plan.start_step
         self._watch.look("plan", step, lambda: RecipeView(plan.config, plan.spec))
         if plan.resume is not None and plan.resume.probe is not None:
-            recorded, tolerance = plan.resume.probe, loss_tolerance(plan.resume.precision, self._precision)
+            recorded = plan.resume.probe
+            tolerance = loss_tolerance(recorded.precision, self._precision)
             self._watch.look("checkpoint", step, lambda: LoadedView.of(recorded, self.probe(), tolerance))
         if self.bounds is not None:
             bounds = self.bounds
@@ -122,6 +122,7 @@ class TrainingWatch:
         files, ratio = self._trainer.files(), self._ratios(0.0, np.zeros(2))
         steps = [float(tensor) for name, tensor in files[layout.OPTIMIZER].items() if name.startswith("step.")]
         return Probe(
+            precision=self._precision,
             raw_loss=self._probe.loss(self._raw),
             ema_loss=self._probe.loss(self._ema),
             raw_norms=group_norms(files[layout.RAW_WEIGHTS]),
@@ -140,7 +141,9 @@ class TrainingWatch:
 
     @property
     def _precision(self) -> str:
-        return computed_in(self._plan.config.train.precision, self._ranks.device)
+        # Probes run without autocast, and a CPU computes tf32 as fp32.
+        exact = self._ranks.device.type == "cpu" or self._plan.config.train.precision == "fp32"
+        return "fp32" if exact else "tf32"
 
     def _errors_of(self, rung: str) -> Float64:
         assert self.bounds is not None
