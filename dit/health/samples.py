@@ -37,6 +37,8 @@ class SamplesView:
     """The training's last squared noise error over bound b; None if the checkpoint does not have it."""
     initial_share: float
     """Share of the initial weights in the sampled weights: decay^step for the EMA, 0 for raw weights."""
+    class_ratio: float = 0.0
+    """Bound cls over bound b: the ratio to bound b from which a model can be expected to use its labels."""
     label_gains_N: npt.NDArray[np.float64] | None = None
     """For each probe sample, the loss with wrong labels minus that with its own."""
 
@@ -85,9 +87,9 @@ def samples(view: SamplesView) -> Reading:
 
 
 def label_gain(view: SamplesView) -> Reading | None:
-    """Check that the right label lowers the loss."""
+    """Check that the right label lowers the loss, once the model beats a linear denoiser that knows the classes."""
     gains = view.label_gains_N
-    if gains is None or len(gains) < 2:
+    if gains is None or len(gains) < 2 or view.ratio_b is None or view.ratio_b > view.class_ratio:
         return None
     score = float(gains.mean() / max(gains.std(ddof=1) / math.sqrt(len(gains)), 1e-12))
     if score > _LEAST_Z:

@@ -68,11 +68,13 @@ class SamplingWatch:
         assert self._bounds is not None
         generator = Generator(config, denoise, None, device, SAMPLES)
         drawn = generator.latents(np.arange(min(SAMPLES, len(generator.labels))))
-        count = label_samples(config)
+        count, abar = label_samples(config), self._schedule.alphas_cumprod
+        with_classes, without = (self._bounds.errors_T(rung, abar).mean() for rung in ("cls", "b"))
         return SamplesView(
             bounds=self._bounds,
             latents_NCHW=drawn.cpu().numpy(),
             ratio_b=meta.probe.ratio_b if meta.probe else None,
             initial_share=initial_share(config, meta.step) if config.sampling.weights == "ema" else 0.0,
+            class_ratio=float(with_classes / without),
             label_gains_N=measure_label_gains(denoise, self._bounds, self._schedule, count, device),
         )
