@@ -5,6 +5,7 @@ All ranks call every method at the same steps, because what a check reads is sum
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -38,8 +39,8 @@ from dit.training.trainer import Trainer
 _ALL_TRAINED = 4
 _FIRST_EMA = 5
 _NOISE_SAMPLES = 16
-# A ratio of fewer samples is too noisy; windows are joined until they have as many.
-_RATIO_SAMPLES = 2048
+# A ratio is taken over the last steps that have this many samples: fewer are too noisy, more are too old.
+_RATIO_SAMPLES, _RATIO_STEPS = 512, 16
 _BUDGET = 0.01
 
 
@@ -57,7 +58,7 @@ class TrainingWatch:
         self._errors = {rung: self._errors_of(rung) for rung in ("a", "b")} if self.bounds else {}
         self._first_mse = 0.0
         self._limits: dict[int, Float64] = {}
-        self._windows: list[tuple[float, Float64]] = []
+        self._recent: deque[Float64] = deque(maxlen=max(_RATIO_STEPS, -(-_RATIO_SAMPLES // self._batch)))
         self._feed = FeedSums(self.bounds, ranks) if self.bounds else None
         weights = dict(trainer.model.named_parameters())
         self._shadow = Shadow(weights, trainer.ema.tensors, plan.config.train.ema_decay)
@@ -106,11 +107,7 @@ class TrainingWatch:
     def logged(self, step: int, rows: Sequence[StepLosses]) -> None:
         """See a window of steps that is complete and finite."""
         self._watch.look("losses", step, lambda: None)
-        limits = self._window(step, rows)
-        if limits is not None:
-            self._windows.append((sum(row.mse for row in rows), limits))
-            if (len(self._windows) - 1) * len(rows) * self._batch >= _RATIO_SAMPLES:
-                self._windows.pop(0)
+        self._recent.extend(self._window(step, rows))
         self._limits.clear()
         self._watch.look("ema", step, lambda: self._shadow.view(step))
 
@@ -119,7 +116,7 @@ class TrainingWatch:
         if self._probe is None:
             return None
         self._watch.flush()
-        files, ratio = self._trainer.files(), self._ratios(0.0, np.zeros(2))
+        files, ratios = self._trainer.files(), self._ratios(())
         steps = [float(tensor) for name, tensor in files[layout.OPTIMIZER].items() if name.startswith("step.")]
         return Probe(
             precision=self._precision,
@@ -128,7 +125,7 @@ class TrainingWatch:
             raw_norms=group_norms(files[layout.RAW_WEIGHTS]),
             ema_norms=group_norms(files[layout.EMA_WEIGHTS]),
             optimizer_steps=int(min(steps, default=0)),
-            ratio_b=None if ratio is None else ratio[1],
+            ratio_b=None if ratios is None else ratios[1],
         )
 
     def end(self) -> None:
@@ -202,14 +199,15 @@ class TrainingWatch:
         share = min(1.0, spec.hidden / (spec.patch**2 * inputs.channels))
         return NoiseView(step, correlation, float(predicted.std()), share, unit_steps(self._plan.config, spec))
 
-    def _window(self, step: int, rows: Sequence[StepLosses]) -> Float64 | None:
-        """Look at a window's losses; return its summed bounds over all ranks, None where they are not known."""
+    def _window(self, step: int, rows: Sequence[StepLosses]) -> list[Float64]:
+        """Look at a window's losses; return each step's (squared noise error, bound a, bound b) over all ranks."""
         config, inputs = self._plan.config, self._plan.config.dataset.inputs
-        limits = None
-        if self._errors and all(row.step in self._limits for row in rows):
-            local = np.sum([self._limits[row.step] for row in rows], axis=0)
-            limits = self._ranks.all_reduce_sum(torch.from_numpy(local)).numpy() / self._batch
-        ratios = None if limits is None else self._ratios(sum(row.mse for row in rows), limits)
+        errors: list[Float64] = []
+        if self._errors and rows and all(row.step in self._limits for row in rows):
+            local = torch.from_numpy(np.stack([self._limits[row.step] for row in rows]))
+            limits = self._ranks.all_reduce_sum(local).numpy() / self._batch
+            errors = [np.array([row.mse, *limit]) for row, limit in zip(rows, limits, strict=True)]
+        ratios = self._ratios(errors)
         deadline = first_deadline(config, self._plan.spec)
         view = WindowView(
             step=step,
@@ -220,13 +218,15 @@ class TrainingWatch:
             stop_from=max(deadline, round(_BUDGET * config.train.steps)),
         )
         self._watch.look("window", step, lambda: view)
-        return limits
+        return errors
 
-    def _ratios(self, mse: float, limits: Float64) -> tuple[float, float] | None:
-        """Return the squared noise error of the last windows and of this one over the bounds a and b."""
-        total = mse + sum(window[0] for window in self._windows)
-        sums = limits + sum((window[1] for window in self._windows), np.zeros(2))
-        return (total / float(sums[0]), total / float(sums[1])) if sums.all() else None
+    def _ratios(self, errors: Sequence[Float64]) -> tuple[float, float] | None:
+        """Return the squared noise error of the last steps, up to these, over the bounds a and b."""
+        recent = [*self._recent, *errors][-(self._recent.maxlen or 0) :]
+        if not recent:
+            return None
+        mse, a, b = np.sum(recent, axis=0)
+        return (float(mse / a), float(mse / b)) if a and b else None
 
 
 def _is_round(step: int) -> bool:
