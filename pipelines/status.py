@@ -13,11 +13,13 @@ from typing import TypeVar
 
 from dit.console import say, table
 from dit.errors import DitError, one_line
+from dit.health import summary
 from dit.results.progress import StageProgress, progress
 from dit.results.stages import Work, step_names
 from dit.storage import open_store
 from dit.study import study_file
 from dit.study.config import StudyConfig
+from dit.study.records import HealthEvent
 from dit.study.variants import resolve
 from pipelines.cluster.client import Cluster
 from pipelines.cluster.objects import Object
@@ -50,6 +52,7 @@ class _View:
     stages: list[StageProgress] = field(default_factory=list)
     jobs: list[JobView] = field(default_factory=list)
     run: Run | None = None
+    health: list[tuple[str, HealthEvent]] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     """Why pods do not run, and what could not be reached."""
     asked: int = 0
@@ -78,7 +81,8 @@ def _look(config: StudyConfig, root: str, run_id: str | None, experiment: str) -
     view = _View(config, root)
     if not root.startswith("s3://"):
         # A folder on this machine: its study does not run on a cluster.
-        view.stages = progress(Work(config, open_store(root), compare_decoder=False))
+        store = open_store(root)
+        view.stages, view.health = progress(Work(config, store, compare_decoder=False)), summary.readings(config, store)
         return view
     if run_id or os.environ.get(names.KFP_ENDPOINT):
         view.run = _try(view, lambda: _find_run(config, run_id, experiment, view))
@@ -182,7 +186,9 @@ def _stages(config: StudyConfig, root: str, cluster: Cluster | None, view: _View
         except DitError as error:
             view.remarks.append(f"the store is read with this machine's settings: {error}")
     with store_as_pods_see_it(variables, config.cluster.namespace):
-        return progress(Work(config, open_store(root), compare_decoder=False))
+        store = open_store(root)
+        view.health = summary.readings(config, store)
+        return progress(Work(config, store, compare_decoder=False))
 
 
 def _show(view: _View) -> None:
@@ -191,5 +197,7 @@ def _show(view: _View) -> None:
     if view.run is not None:
         title += f": run {view.run.uid} ({view.run.name}) {view.run.state.lower()}"
     table(COLUMNS, rows(step_names(config), view.stages, view.jobs, view.run, datetime.now(UTC)), title=title)
+    if view.health:
+        table(summary.COLUMNS, summary.rows(view.health), title=summary.headline(view.health))
     for remark in view.remarks:
         say(remark)

@@ -19,6 +19,7 @@ from dit.claims.metric_names import metric_name
 from dit.claims.results import Results
 from dit.console import Cell, cell_text
 from dit.console.formatting import format_count, format_number
+from dit.health.summary import COLUMNS, headline, rows
 from dit.report import plots
 from dit.report.axes import Figure
 from dit.report.evidence import Evidence, Grid
@@ -72,6 +73,8 @@ def render(results: Results, evidence: Evidence) -> bytes:
         results_table=result_table(results, others=True),
         training_table=training_table(results),
         provenance=provenance(results, evidence),
+        health=headline(evidence.health),
+        health_table=(list(COLUMNS), rows(evidence.health)),
         study_yaml=results.config.to_yaml(),
         plotly=Markup(get_plotlyjs()),
     )

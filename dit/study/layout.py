@@ -86,7 +86,7 @@ def train_record(config: StudyConfig, spec: ModelSpec) -> str:
 
 def health(config: StudyConfig, spec: ModelSpec | None) -> str:
     """Health checks of a variant, or with None of the dataset, one JSON line each."""
-    return f"{variant(config, spec)}/health.jsonl"
+    return f"{variant(config, spec) if spec else dataset(config)}/health.jsonl"
 
 
 def tracking_run(config: StudyConfig, spec: ModelSpec | None) -> str:
