@@ -33,6 +33,9 @@ def _try_out(config: StudyConfig, source: Source, encoder: Codec) -> CodecView |
         return None
     images, dataset = np.stack(loaded), config.dataset
     encoded = torch.from_numpy(encoder.encode(images, False))
+    if not encoded.isfinite().all():
+        # The encoder of the shards names the images of such values.
+        return None
     if isinstance(dataset.codec, PixelCodec):
         latents, scale = pixels_to_latents(encoded), 1.0
     else:

@@ -104,9 +104,10 @@ def test_latents_of_a_full_size_autoencoder_reach_training(tmp_path: Path) -> No
     latents = torch.cat(draws).transpose(0, 1).flatten(1).double()
     assert np.allclose(manifest.latents.mean, latents.mean(dim=1), atol=0.01)
     assert np.allclose(manifest.latents.std, latents.std(dim=1), rtol=0.05)
-    measured = np.concatenate([x for _ in range(60) for x, _, _ in iter_latents(config, store, manifest)])
-    assert np.allclose(manifest.latents.mean, measured.mean(axis=(0, 2, 3)), atol=0.03)
-    assert np.allclose(manifest.latents.std, measured.std(axis=(0, 2, 3)), rtol=0.05)
+    measured = np.concatenate([x for x, _, _ in iter_latents(config, store, manifest)])
+    # One draw of one view of each image.
+    assert np.allclose(manifest.latents.mean, measured.mean(axis=(0, 2, 3)), atol=0.08)
+    assert np.allclose(manifest.latents.std, measured.std(axis=(0, 2, 3)), rtol=0.2)
 
 
 def test_moments_that_are_not_finite_are_refused_with_the_images_names(tmp_path: Path) -> None:
