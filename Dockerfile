@@ -46,6 +46,9 @@ RUN --mount=type=bind,from=tools,source=/tools,target=/tools \
     --mount=type=bind,from=wheel,source=/wheel,target=/wheel \
     /tools/bin/install-into-image --offline /wheel/*.whl
 
+# No program may change its user: nothing in the image needs to.
+RUN find / -xdev -type f -perm /6000 -exec chmod a-s {} +
+
 # The user has no entry in /etc/passwd, so USER gives programs a name. On a cluster the root file system is read-only, so
 # caches go to /tmp.
 ENV PATH=/opt/venv/bin:$PATH USER=dit HOME=/tmp PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1

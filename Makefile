@@ -1,7 +1,7 @@
 # The commands of the project. Each target builds the environment first, if it has changed.
 
 STUDY ?= configs/digits.yaml
-ROOT ?= runs
+ROOT ?= $(or $(DIT_ROOT),runs)
 # `local` runs each step as a process, `docker` in a container of the image from `make build`.
 RUNNER ?= local
 # Overrides of the study, such as SET="train.steps=400 sampling.num_samples=200".
@@ -30,33 +30,37 @@ CA ?= $(or $(PIP_CERT),$(SSL_CERT_FILE))
 NETRC ?=
 # Without .pyc files each step and test would compile torch's sources again, which takes seconds.
 unexport PYTHONDONTWRITEBYTECODE
-OVERRIDES = $(foreach override,$(SET),--set '$(override)')
+# A value as one word of the shell, such as a path with spaces.
+quoted = '$(subst ','\'',$(1))'
+OVERRIDES = $(foreach override,$(SET),--set $(call quoted,$(override)))
 VENV := .venv
 STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
+# As modules: the scripts in BIN contain the path of the repository when they were installed.
+DIT := $(BIN)/python -m dit
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help study plan compile ui ui-cluster test test-gpu lint format bench build push image-size secrets deploy undeploy env constraints apt clean
+.PHONY: help study plan compile ui ui-cluster test test-gpu lint format reference bench build push image-size secrets deploy undeploy env constraints apt clean
 .PHONY: preflight submit status terminate clean-jobs test-containers test-cluster test-pipelines
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 study: env ## Run STUDY to its verdict, or resume it: minutes for the default, on two CPU cores.
-	@$(BIN)/dit study $(STUDY) --root $(ROOT) --runner $(RUNNER) $(OVERRIDES)
+	@$(DIT) study $(call quoted,$(STUDY)) --root $(call quoted,$(ROOT)) --runner $(RUNNER) $(OVERRIDES)
 
 plan: env ## Print what STUDY costs: parameters, Gflops, memory and hours. Writes nothing.
-	@$(BIN)/dit plan $(STUDY) $(OVERRIDES)
+	@$(DIT) plan $(call quoted,$(STUDY)) $(OVERRIDES)
 
 compile: env ## Write STUDY as a pipeline for Kubeflow Pipelines, with the image last pushed: build/STUDY.yaml.
-	@$(BIN)/dit compile $(STUDY) --root $(S3_ROOT) $(if $(IMAGE),--image $(IMAGE)) $(OVERRIDES)
+	@$(DIT) compile $(ON_CLUSTER) $(if $(IMAGE),--image $(call quoted,$(IMAGE)))
 
 ui: env ## Open MLflow on the results below ROOT, at PORT or the next free one.
-	@$(BIN)/dit ui --root $(ROOT) --port $(PORT)
+	@$(DIT) ui --root $(call quoted,$(ROOT)) --port $(PORT)
 
 ui-cluster: env ## Open the MLflow that OVERLAY deployed, through a forwarded PORT, on the view of STUDY.
-	@$(BIN)/dit ui-cluster $(OVERLAY) $(STUDY) --port $(PORT)
+	@$(DIT) ui-cluster $(OVERLAY) $(call quoted,$(STUDY)) --port $(PORT)
 
 # One worker per core and one thread per process, because many tests start several processes. The tests of a file share
 # expensive fixtures, so they run in one worker; tests/conftest.py starts long files first.
@@ -69,12 +73,15 @@ test-gpu: env ## Test that results on a GPU equal those on a CPU; needs a GPU.
 lint: env ## Check style, types and import rules.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/lint-imports --no-cache
+	$(BIN)/python -m mypy
+	$(BIN)/python -c 'from importlinter.cli import lint_imports_command; lint_imports_command()' --no-cache
 
 format: env ## Format the code.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+reference: env ## Write the keys of a study file into docs/study-file.md.
+	@$(DIT) keys --page docs/study-file.md
 
 bench: env ## Measure speed against plain references; writes JSON and a table.
 	$(BIN)/python -m bench
@@ -86,7 +93,10 @@ BUILD = DOCKER_BUILDKIT=1 $(DOCKER) build $(DOCKER_FLAGS) --build-arg BASE_IMAGE
 	--build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION)
 comma := ,
 
+# Build arguments are in an image's history and in the process list, so an address must not hold a password.
 build: ## Build the images of the stages and of the MLflow server.
+	@test -z "$(findstring @,$(INDEX_URL))" || { echo "make: the address of the package index (INDEX_URL or PIP_INDEX_URL) has a" \
+		"password, which the image's history would keep; put it into a netrc file and give INDEX_URL without it, and NETRC=FILE" >&2; exit 2; }
 	$(BUILD) --build-arg SYSTEM_PACKAGES="$(SYSTEM_PACKAGES)" --tag dit-scaling:$(VERSION) .
 	$(BUILD) --file mlflow/Dockerfile --tag dit-scaling-mlflow:$(VERSION) .
 
@@ -100,33 +110,38 @@ image-size: ## Print the size of the stages' image, its layers and its largest p
 	@DOCKER=$(DOCKER) docker/size dit-scaling:$(VERSION)
 
 secrets: env ## Create the secrets that OVERLAY=kind lacks, with random values.
-	@$(BIN)/dit secrets $(OVERLAY)
+	@$(DIT) secrets $(OVERLAY)
 
 # Only kind overlays get random secrets: other overlays use the secrets of existing services.
 deploy: env $(if $(filter kind%,$(OVERLAY)),secrets) ## Deploy OVERLAY of k8s/overlays with the images last pushed, and wait until it is ready.
-	@$(BIN)/dit deploy $(OVERLAY) $(if $(FORCE),--force)
+	@$(DIT) deploy $(OVERLAY) $(if $(FORCE),--force)
 
 undeploy: env ## Remove the objects of OVERLAY; volume claims and secrets stay.
-	@$(BIN)/dit undeploy $(OVERLAY)
+	@$(DIT) undeploy $(OVERLAY)
 
-ON_CLUSTER = $(STUDY) --root $(S3_ROOT) $(OVERRIDES)
+ON_CLUSTER = $(call quoted,$(STUDY)) --root $(call quoted,$(S3_ROOT)) $(OVERRIDES)
 
 preflight: env ## Check whether STUDY can run on the cluster, with its results at S3_ROOT, s3://bucket/prefix.
-	@$(BIN)/dit preflight $(ON_CLUSTER)
+	@$(DIT) preflight $(ON_CLUSTER)
 
 submit: env ## Submit STUDY to Kubeflow Pipelines at KFP_ENDPOINT, after a preflight; WAIT=1 waits for its end.
-	@$(BIN)/dit submit $(ON_CLUSTER) --experiment '$(EXPERIMENT)' --cache $(CACHE) \
-		$(if $(IMAGE),--image $(IMAGE)) $(if $(RUN),--run '$(RUN)') $(if $(WAIT),--wait)
+	@$(DIT) submit $(ON_CLUSTER) --experiment $(call quoted,$(EXPERIMENT)) --cache $(CACHE) \
+		$(if $(IMAGE),--image $(call quoted,$(IMAGE))) $(if $(RUN),--run $(call quoted,$(RUN))) $(if $(WAIT),--wait)
 
-status: env ## Show the progress of STUDY: pipeline steps, jobs, pods, training steps, metrics; WATCH=1 refreshes.
-	@$(BIN)/dit status $(ON_CLUSTER) --experiment '$(EXPERIMENT)' $(if $(RUN),--run '$(RUN)') $(if $(WATCH),--watch)
+# The cluster's status if RUN, S3_ROOT, KFP_ENDPOINT or KUBECONFIG is given and ROOT is not.
+given = $(filter command environment,$(firstword $(origin $(1))))
+STATUS_ROOT = $(if $(call given,ROOT),$(ROOT),$(if $(RUN)$(KFP_ENDPOINT)$(KUBECONFIG)$(call given,S3_ROOT),$(S3_ROOT),$(ROOT)))
+
+status: env ## Show the progress of STUDY, below ROOT or on the cluster; WATCH=1 refreshes.
+	@$(DIT) status $(call quoted,$(STUDY)) --root $(call quoted,$(STATUS_ROOT)) $(OVERRIDES) \
+		--experiment $(call quoted,$(EXPERIMENT)) $(if $(RUN),--run $(call quoted,$(RUN))) $(if $(WATCH),--watch)
 
 terminate: env ## End the run with the id RUN=...; the reaper deletes its jobs.
 	@test -n "$(RUN)" || { echo "make: give the run's id, RUN=...; 'make status' shows it" >&2; exit 2; }
-	@$(BIN)/dit terminate '$(RUN)'
+	@$(DIT) terminate $(call quoted,$(RUN))
 
 clean-jobs: env ## Delete the jobs in NAMESPACE whose runs have ended, once; the reaper does so all the time.
-	@$(BIN)/dit reap --once --namespace $(NAMESPACE)
+	@$(DIT) reap --once --namespace $(NAMESPACE)
 
 test-containers: env ## Test studies in containers of the image last built; needs a Docker engine, no cluster.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m containers tests/containers
@@ -148,9 +163,13 @@ test-pipelines: env ## Test runs on the Kubeflow Pipelines of KFP_ENDPOINT and i
 
 env: $(STAMP) ## Build the environment in .venv from constraints.txt, by hash.
 
+# The environment contains the path of the repository, so it is adjusted when the repository was moved or renamed.
+ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
+.PHONY: $(STAMP)
+endif
 $(STAMP): constraints.txt pyproject.toml
 	@.ci/setup $(VENV)
-	@touch $@
+	@printf '%s\n' $(call quoted,$(CURDIR)) > $@
 
 COMPILE = $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate
 constraints: env ## Resolve the dependencies again; rewrites constraints.txt and the images' subsets of it.

@@ -7,6 +7,11 @@ decides by them whether to retry.
 
 from __future__ import annotations
 
+import re
+
+# Control characters but tab and line feed, and those that change the direction of text.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
 
 class DitError(Exception):
     """Work failed after it had begun; what was complete before stays complete."""
@@ -35,6 +40,19 @@ class MismatchError(InputError):
 class StoreError(DitError):
     """The store could not be reached, read or written."""
 
+    transient = False
+    """Whether it can heal while the same work waits: a disk gets space, a server returns, keys are replaced."""
+
+
+class TransientStoreError(StoreError):
+    """The store is full, busy or away. It is worth waiting for, with growing pauses between the tries."""
+
+    transient = True
+
+
+class CredentialsError(TransientStoreError):
+    """The store refused the credentials: expired, revoked or unknown, until somebody replaces them."""
+
 
 class FinalError(DitError):
     """A retry would fail the same way, until somebody does what the message asks for."""
@@ -52,6 +70,14 @@ class DivergedError(FinalError):
 
 class UnhealthyError(FinalError):
     """A health check found a cause for which the results would be worthless."""
+
+
+class LeaseError(FinalError):
+    """Another process does the same work in the same store."""
+
+
+class RanksDifferError(FinalError):
+    """The processes of one work have different studies, datasets, code versions, settings or weights."""
 
 
 class PeerError(DitError):
@@ -72,9 +98,17 @@ FINAL_EXIT_CODES = frozenset({InputError.exit_code, FinalError.exit_code})
 """Exit codes of work that is not retried."""
 
 
+def printable(text: str) -> str:
+    """`text` for a terminal: control characters, which a file's name may have, are written as escapes such as `\\x1b`.
+
+    Tabs and line feeds stay.
+    """
+    return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
 def one_line(text: object) -> str:
-    """`str(text)`, of an exception for example, with every run of white space replaced by one space."""
-    return " ".join(str(text).split())
+    """`str(text)`, of an exception for example, as one printable line: runs of white space become one space."""
+    return printable(" ".join(str(text).split()))
 
 
 def root_cause(error: BaseException) -> BaseException:

@@ -9,6 +9,7 @@ from pathlib import Path
 from kfp import compiler
 
 from dit.errors import DitError, InputError, MissingError
+from dit.planning.cost import check_job_size
 from dit.study.config import StudyConfig
 from pipelines.definition.pipeline import build
 
@@ -26,11 +27,12 @@ def package_of(config: StudyConfig) -> Path:
 def compile_study(config: StudyConfig, root: str, image: str, output: Path) -> Path:
     """Write the study's pipeline; equal arguments give equal files.
 
-    Raises InputError when pods cannot reach the root or the image has no digest, DitError when the file cannot be
-    written.
+    Raises InputError when pods cannot reach the root, the image has no digest or the job cannot share the batch.
+    Raises DitError when the file cannot be written.
     """
     if not root.startswith("s3://") or not root.removeprefix("s3://").strip("/"):
         raise InputError(f"root {root}: pods cannot reach a folder of this machine; give s3://bucket/prefix")
+    check_job_size(config)
     if not image:
         raise InputError("no image is given; run 'make build push REGISTRY=...' or give --image")
     if not _BY_DIGEST.match(image):

@@ -191,16 +191,24 @@ def _settings(manifests: list[Manifest], overlay: str) -> list[Manifest]:
     copies = []
     for source, namespace in _readers(manifests):
         objects = [f"{kind.lower()}/{name}" for kind, name in SETTINGS]
+        # An overlay that deploys the services has their addresses; their secrets are already in the cluster.
+        given = [entry for entry in manifests if _place(entry) in {(kind, source, name) for kind, name in SETTINGS}]
+        known = {f"{entry['kind'].lower()}/{entry['metadata']['name']}" for entry in given}
+        objects = [entry for entry in objects if entry not in known]
         try:
             originals = json.loads(kubectl("get", *objects, "-n", source, "-o", "json"))["items"]
         except DitError as error:
             raise InputError(f"{error}; deploy the services first: dit deploy kind") from None
-        for original in originals:
+        for original in [*given, *originals]:
             metadata = {"name": original["metadata"]["name"], "namespace": namespace, "labels": labels}
             copies.append(
                 {"apiVersion": "v1", "kind": original["kind"], "metadata": metadata, "data": original["data"]}
             )
     return copies
+
+
+def _place(manifest: Manifest) -> tuple[str, str, str]:
+    return manifest["kind"], manifest["metadata"].get("namespace", ""), manifest["metadata"]["name"]
 
 
 def _pushed(name: str, file: Path) -> dict[str, str]:

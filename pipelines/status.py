@@ -11,29 +11,31 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
-from dit.console import say, table
+from dit.console import console, say, table
 from dit.errors import DitError, one_line
 from dit.health import summary
-from dit.results.progress import StageProgress, progress
+from dit.results.progress import StageProgress, pace_line, progress
 from dit.results.stages import Work, step_names
 from dit.storage import open_store
 from dit.study import study_file
 from dit.study.config import StudyConfig
 from dit.study.records import HealthEvent
 from dit.study.variants import resolve
-from pipelines.cluster.client import Cluster
+from pipelines.cluster.client import ApiUnavailable, Cluster
 from pipelines.cluster.objects import Object
-from pipelines.cluster.pod_environment import settings, store_as_pods_see_it
+from pipelines.cluster.store_access import study_store
 from pipelines.jobs import names
-from pipelines.jobs.kind import JobKind
+from pipelines.jobs.failure_cause import cause_of, deaths
+from pipelines.jobs.kind import JobKind, Phase
 from pipelines.jobs.names import JobStage
 from pipelines.jobs.pending_reason import explain
 from pipelines.jobs.registry import KINDS
 from pipelines.jobs.spec import job_spec
 from pipelines.jobs.watch import look
 from pipelines.runs.model import Run
+from pipelines.runs.reasons import delays, reasons
 from pipelines.runs.status_table import COLUMNS, JobView, rows, under_way
-from pipelines.runs.steps import last_death, steps, waiting
+from pipelines.runs.steps import failures
 from pipelines.runs.workflow import seen_in
 from pipelines.step.submitted import StudyInputs
 
@@ -70,7 +72,7 @@ def run(
     while True:
         view = _look(config, root, run_id, experiment)
         if watch and sys.stdout.isatty():
-            say("\033[H\033[2J")
+            console().clear()
         _show(view)
         if not watch or not under_way(view.stages, view.jobs, view.run):
             return
@@ -121,9 +123,9 @@ def _find_run(config: StudyConfig, run_id: str | None, name: str, view: _View) -
         run = pipelines.run(run_id)
     else:
         experiment = pipelines.experiment(name)
-        run = pipelines.latest(experiment, f"dit-{config.study}") if experiment else None
+        run = pipelines.latest(experiment, f"dit-{config.study}", view.root) if experiment else None
         if run is None:
-            view.remarks.append(f"experiment {name} has no run of {config.study}; dit submit")
+            view.remarks.append(f"experiment {name} has no run of {config.study} at {view.root}; dit submit")
     if run is not None:
         view.remarks.insert(0, pipelines.url(run.uid))
         _as_submitted(run, view)
@@ -141,54 +143,48 @@ def _as_submitted(run: Run, view: _View) -> None:
 
 def _look_at_steps(view: _View, run: Run, cluster: Cluster) -> None:
     current = view.run = _try(view, lambda: seen_in(run, cluster)) or run
-    if not current.over:
-        view.remarks += _try(view, lambda: _waiting_steps(current, cluster)) or []
-
-
-def _waiting_steps(run: Run, cluster: Cluster) -> list[str]:
-    """Why pods of steps do not run, and why steps that are retried have failed."""
-    pods = cluster.pods(f"{names.KFP_RUN}={run.uid}")
-    lines = [f"{step}: {why}" for step, why in waiting(run, pods).items()]
-    for step in steps(run):
-        death = last_death(run, step.name, pods) if step.state == "RUNNING" else None
-        if death is not None:
-            message = f": {death[1]}" if death[1] else ""
-            lines.append(
-                f"{step.name}: retry after pod {death[0]} failed{message};"
-                f" kubectl logs -n {names.RUNS_NAMESPACE} {death[0]} -c main"
-            )
-    return lines
+    if current.over:
+        failed = [step.name for step in failures(current)]
+        view.remarks += [f"{name}: {reason}" for name, reason in reasons(current, failed, cluster.namespace).items()]
+    else:
+        view.remarks += _try(view, lambda: delays(current, cluster)) or []
 
 
 def _jobs(config: StudyConfig, root: str, cluster: Cluster, view: _View) -> list[JobView]:
     selector = f"{names.SELECTOR},{names.STUDY}={config.study}"
     jobs = [(kind, job) for kind in KINDS.values() for job in cluster.find(kind.resource, selector)]
-    return [_job(config, root, cluster, kind, job, view) for kind, job in jobs]
+    # A study of the same name at another root is another study.
+    own = names.root_label(root)
+    ours = [(kind, job) for kind, job in jobs if job["metadata"]["labels"].get(names.ROOT, own) == own]
+    return [_job(config, root, cluster, kind, job, view) for kind, job in ours]
 
 
 def _job(config: StudyConfig, root: str, cluster: Cluster, kind: JobKind, job: Object, view: _View) -> JobView:
     labels = job["metadata"]["labels"]
-    stage: JobStage = "sample" if labels[names.STAGE] == "sample" else "train"
+    stage: JobStage = labels[names.STAGE]
     spec = replace(job_spec(config, labels[names.VARIANT], stage, root, "its image"), name=job["metadata"]["name"])
     snapshot = look(cluster, kind, spec)
     reason = explain(spec, kind, snapshot) if snapshot.job is not None else None
     if reason is not None:
         view.remarks.append(str(reason))
+    cause = cause_of(deaths(snapshot.pods))
+    if cause is not None and snapshot.phase is not Phase.SUCCEEDED:
+        view.remarks.append(f"pod {cause.pod} ended at {cause.finished:%Y-%m-%d %H:%M:%S} UTC: {cause.full}")
     step = f"{stage} {resolve(labels[names.VARIANT]).name}"
     return JobView(step, kind.resource.kind, snapshot, spec.cluster.replicas)
 
 
 def _stages(config: StudyConfig, root: str, cluster: Cluster | None, view: _View) -> list[StageProgress]:
-    variables: dict[str, str] = {}
-    if cluster is not None:
-        try:
-            variables = settings(cluster, config.cluster, cluster.namespace)
-        except DitError as error:
-            view.remarks.append(f"the store is read with this machine's settings: {error}")
-    with store_as_pods_see_it(variables, config.cluster.namespace):
-        store = open_store(root)
-        view.health = summary.readings(config, store)
-        return progress(Work(config, store, compare_decoder=False))
+    def read(cluster: Cluster | None) -> list[StageProgress]:
+        with study_store(cluster, config.cluster, root, view.remarks.append) as store:
+            view.health = summary.readings(config, store)
+            return progress(Work(config, store, compare_decoder=False))
+
+    try:
+        return read(cluster)
+    except ApiUnavailable as error:
+        view.remarks.append(f"the store is read with this machine's settings: {error}")
+        return read(None)
 
 
 def _show(view: _View) -> None:
@@ -199,5 +195,8 @@ def _show(view: _View) -> None:
     table(COLUMNS, rows(step_names(config), view.stages, view.jobs, view.run, datetime.now(UTC)), title=title)
     if view.health:
         table(summary.COLUMNS, summary.rows(view.health), title=summary.headline(view.health))
+    for stage in view.stages:
+        if line := pace_line(stage.ranks):
+            say(f"{stage.name}: {line}")
     for remark in view.remarks:
         say(remark)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -14,15 +13,15 @@ from dit.study.config import StudyConfig
 from pipelines.cluster.client import ApiUnavailable, Cluster
 from pipelines.cluster.retry import retry
 from pipelines.compile import compile_study, package_of
-from pipelines.jobs.names import KFP_RUN, LAUNCHER, RUNS_NAMESPACE
+from pipelines.jobs.names import LAUNCHER, RUNS_NAMESPACE
 from pipelines.preflight.check import preflight
 from pipelines.runs.api import Pipelines, PipelinesUnavailable, endpoint_of
 from pipelines.runs.model import SUCCEEDED, Run
-from pipelines.runs.steps import CONTAINER, failures, last_death, reason_in, steps
+from pipelines.runs.reasons import reasons
+from pipelines.runs.steps import failures, steps
 from pipelines.runs.workflow import seen_in
 
 POLL_SECONDS = 10.0
-_LOG_LINES = 100
 
 
 @dataclass(frozen=True)
@@ -128,22 +127,3 @@ def _failure(pipelines: Pipelines, run: Run, namespace: str) -> str:
     where = f" at {', '.join(failed)}" if failed else ""
     message = f": {run.message}" if run.message else ""
     return f"run {run.uid} ended {run.state}{where}{message}; {pipelines.url(run.uid)}"
-
-
-def reasons(run: Run, titles: Sequence[str], namespace: str) -> dict[str, str]:
-    """Step -> reason of its failure: the message of its newest pod, or else the command that shows its pods."""
-    see = f"kubectl get pods -n {namespace} -l {KFP_RUN}={run.uid}"
-    try:
-        cluster = Cluster.connect().within(namespace)
-        pods = cluster.pods(f"{KFP_RUN}={run.uid}")
-        return {title: _reason(cluster, title, last_death(run, title, pods)) or f"failed; {see}" for title in titles}
-    except DitError as error:
-        return {title: f"failed; {see}; its pods cannot be read from here: {error}" for title in titles}
-
-
-def _reason(cluster: Cluster, title: str, death: tuple[str, str] | None) -> str:
-    if death is None:
-        return ""
-    pod, reason = death
-    reason = reason or reason_in(cluster.last_log(pod, CONTAINER, _LOG_LINES))
-    return f"{reason.removeprefix(f'{title}: ') or 'failed'}; kubectl logs -n {cluster.namespace} {pod} -c {CONTAINER}"

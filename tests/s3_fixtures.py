@@ -51,7 +51,7 @@ def s3_environment(
     s3_proxy.seen.clear()
     yield
     s3_proxy.faults.clear()
-    s3_proxy.broken = None
+    s3_proxy.broken = s3_proxy.lost = None
 
 
 @pytest.fixture
@@ -62,7 +62,6 @@ def s3_store(s3_environment: None) -> S3Store:  # noqa: ARG001
 
 @pytest.fixture
 def large(tmp_path: Path) -> Path:
-    """A file of three parts."""
     path = tmp_path / "large"
     path.write_bytes(os.urandom(2 * PART + 1000))
     return path

@@ -39,6 +39,7 @@ class Proxy:
     seen: list[Seen] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     broken: tuple[str, str] | None = None
+    lost: tuple[int, str, str] | None = None
 
     def count(self, method: str, part: str) -> int:
         return sum(request.method == method and part in request.path for request in self.seen)
@@ -60,6 +61,10 @@ class Proxy:
     def break_off_once(self, method: str, part: str) -> None:
         """Close the connection in the middle of the next answer of this kind."""
         self.broken = (method, part)
+
+    def fail_after_storing(self, status: int, method: str, part: str) -> None:
+        """Until `lost` is cleared, pass requests of this kind on and answer them with an error."""
+        self.lost = (status, method, part)
 
     def is_broken_off(self, method: str, path: str) -> bool:
         if self.broken is None or method != self.broken[0] or self.broken[1] not in path:
@@ -85,6 +90,12 @@ def proxy_before(server: Address) -> Iterator[Proxy]:
             upstream.request(self.command, self.path, body, dict(self.headers))
             answer = upstream.getresponse()
             content = answer.read()
+            upstream.close()
+            if proxy.lost and self.command == proxy.lost[1] and proxy.lost[2] in self.path:
+                self.send_response(proxy.lost[0])
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
             self.send_response(answer.status)
             for name, value in answer.getheaders():
                 if name.lower() not in ("connection", "transfer-encoding", "date", "server"):
@@ -93,7 +104,6 @@ def proxy_before(server: Address) -> Iterator[Proxy]:
             if proxy.is_broken_off(self.command, self.path):
                 content, self.close_connection = content[: len(content) // 2], True
             self.wfile.write(content)
-            upstream.close()
 
         do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _pass
 

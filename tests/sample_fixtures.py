@@ -84,7 +84,6 @@ def write_samples(
 
 
 def gaussian_of(features_ND: torch.Tensor) -> Gaussian:
-    """Mean and covariance of features."""
     sums = FeatureSums(features_ND.shape[1])
     sums.add(features_ND)
     return sums.gaussian()

@@ -23,6 +23,7 @@ from dit.study.records import (
     Estimate,
     FileEntry,
     MetricsRecord,
+    RankProgress,
     SampleSetManifest,
     ShardRecord,
     TrainRecord,
@@ -54,6 +55,24 @@ CONTENT = digest([hashlib.sha256(SHARD).hexdigest()])
 
 def study(dataset: str = "pictures", classes: int = 10, overrides: tuple[str, ...] = ()) -> StudyConfig:
     return load_text(STUDY.format(dataset=dataset, classes=classes), overrides)
+
+
+def write_rank_progress(store: Store, config: StudyConfig, spec: ModelSpec, seconds: Sequence[float]) -> None:
+    """Of a training under way whose ranks need these seconds per step."""
+    for rank, own in enumerate(seconds):
+        record = RankProgress(
+            rank=rank,
+            world_size=len(seconds),
+            host=f"w-{rank}",
+            process=1,
+            step=100,
+            step_time=0.0,
+            written=0.0,
+            activity="ranks",
+            own_seconds=own,
+            step_seconds=max(seconds),
+        )
+        write_record(store, layout.rank_progress(config, spec, rank), record)
 
 
 def dataset_manifest(config: StudyConfig, files: Sequence[FileEntry] = ()) -> DatasetManifest:

@@ -7,7 +7,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from dit.results.stages import Work, checkpoint
@@ -41,7 +41,6 @@ def study(name: str) -> StudyConfig:
 
 
 def checkpoint_meta(config: StudyConfig, store: Store, spec: ModelSpec, step: int) -> CheckpointMeta:
-    """Of a complete checkpoint."""
     work = Work(config, store)
     return require(work, checkpoint(work, spec, step))
 
@@ -59,6 +58,31 @@ def start(
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def start_ranks(
+    store: Store,
+    name: str,
+    port: int,
+    *overrides: str,
+    odd: tuple[str, ...] = (),
+    odd_store: Store | None = None,
+    environment: Mapping[str, str] | None = None,
+    **odd_environment: str,
+) -> list[subprocess.Popen[str]]:
+    """Two processes as pods without torchrun: RANK and WORLD_SIZE, no LOCAL_RANK; rank 1 is started differently."""
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", **(environment or {})}
+    return [
+        start(store, name, *overrides, RANK="0", **address),
+        start(odd_store or store, name, *overrides, *odd, RANK="1", **{**address, **odd_environment}),
+    ]
+
+
+def patched(folder: Path, code: str) -> str:
+    """A PYTHONPATH with which a process runs this code before its own, as if the product had been changed."""
+    folder.mkdir(exist_ok=True)
+    (folder / "sitecustomize.py").write_text(code)
+    return os.pathsep.join([str(folder), str(ROOT)])
 
 
 def finish(process: subprocess.Popen[str], code: int = 0) -> str:

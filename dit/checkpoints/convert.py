@@ -1,25 +1,23 @@
-"""Converts a published checkpoint (a pickle of tensors) to safetensors with the same names and values."""
+"""Converts a checkpoint of another program to safetensors with the published names."""
 
 from __future__ import annotations
 
-import argparse
 import math
-import pickle
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from dit.errors import MismatchError, MissingError
+from dit.checkpoints.foreign import read_foreign
+from dit.console import say
+from dit.errors import MismatchError
 from dit.model.transformer import DiT, mismatch
 from dit.storage import open_store
 from dit.study.records import FileEntry
-from dit.study.variants import InputSpec, ModelSpec, resolve
+from dit.study.variants import VARIANTS, InputSpec, ModelSpec, resolve
 
 _PUBLISHED = InputSpec(channels=4, size=32, classes=1000)
 
@@ -27,47 +25,34 @@ _PUBLISHED = InputSpec(channels=4, size=32, classes=1000)
 def convert_official(source: str | Path, target: str | Path, variant: str = "DiT-XL/2") -> FileEntry:
     """Write the checkpoint's weights to `target` in float32, atomically; return the file's size and hash.
 
-    `source` holds a state dict, or a training checkpoint with a state dict under `ema`. Only tensors and plain
-    containers are read; no code in the pickle runs. Channels, latent size and number of classes follow from the
-    tensors.
+    `source` holds a state dict, or a training checkpoint with one; see `read_foreign`. Channels, latent size and number
+    of classes follow from the tensors. One line is printed about a prefix that was removed, or an EMA that is missing.
 
-    Raises MissingError when `source` does not exist.
-    Raises MismatchError when it is not a checkpoint, or not one of `variant`.
+    Raises the errors of `read_foreign`.
+    Raises MismatchError when the checkpoint is not one of `variant`.
     """
     spec = resolve(variant)
-    weights = _weights(Path(source))
+    weights, notes = read_foreign(Path(source))
     with torch.device("meta"):
         model = DiT(spec, _inputs(spec, weights))
     if problem := mismatch(model.state_dict(), weights):
-        raise MismatchError(f"{source}: is not a checkpoint of {spec.name}: {problem}; name its variant with --variant")
+        fitting = _variant_of(weights)
+        advice = f"; give --variant {fitting.name}" if fitting not in (None, spec) else "; save its whole state dict"
+        raise MismatchError(f"{source}: is not a checkpoint of {spec.name}: {problem}{advice}")
     data = save({name: weights[name].float().contiguous() for name in model.state_dict()}, {"variant": spec.name})
     target = Path(target).absolute()
-    return open_store(target.parent).write(target.name, data)
+    entry = open_store(target.parent).write(target.name, data)
+    for note in notes:
+        say(f"{source}: {note}")
+    return entry
 
 
-def _weights(source: Path) -> Mapping[str, Tensor]:
-    if not source.is_file():
-        raise MissingError(f"{source}: no such file; give the path of a checkpoint such as DiT-XL-2-256x256.pt")
-    tree = _load(source)
-    if isinstance(tree, dict) and "ema" in tree:
-        tree = tree["ema"]
-    if not isinstance(tree, dict) or not all(isinstance(value, Tensor) for value in tree.values()):
-        raise MismatchError(f"{source}: holds neither a state dict nor one under `ema`; give a DiT checkpoint")
-    return tree
-
-
-def _load(source: Path) -> Any:
-    try:
-        # Published training checkpoints contain their command line as a Namespace, which runs no code.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(source, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(source))
-    except pickle.UnpicklingError as error:
-        refused = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"a {refused[1]}" if refused else "something other than tensors"
-        raise MismatchError(f"{source}: holds {what}, which is not read; save only its state dict") from None
-    except Exception as error:  # on a damaged file the unpickler can raise any exception
-        reason = f"{type(error).__name__}: {error}".split("\n")[0]
-        raise MismatchError(f"{source}: torch cannot read it as a checkpoint: {reason}; fetch it again") from None
+def _variant_of(weights: Mapping[str, Tensor]) -> ModelSpec | None:
+    """The variant with the depth, hidden size and patch of these weights; None if there is none."""
+    patches = weights.get("x_embedder.proj.weight", torch.zeros(()))
+    depth = len({match[1] for name in weights if (match := re.match(r"blocks\.(\d+)\.", name))})
+    shape = (depth, patches.shape[0], patches.shape[-1]) if patches.dim() == 4 else None
+    return next((spec for spec in VARIANTS.values() if (spec.depth, spec.hidden, spec.patch) == shape), None)
 
 
 def _inputs(spec: ModelSpec, weights: Mapping[str, Tensor]) -> InputSpec:

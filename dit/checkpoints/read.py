@@ -49,7 +49,7 @@ def load_file(store: Store, folder: str, meta: CheckpointMeta, name: str) -> dic
     """
     from safetensors.torch import load_file as load_safetensors
 
-    where = f"{store.url}/{folder}"
+    where = store.place(folder)
     advice = f"remove {where} to resume from the checkpoint before it"
     entry = next((entry for entry in meta.files if entry.name == name), None)
     if entry is None:

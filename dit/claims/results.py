@@ -59,7 +59,9 @@ def load_results(config: StudyConfig, store: Store) -> Results:
     missing = [finding for row in findings.values() for finding in row if not finding.complete]
     if missing:
         more = f" ({len(missing) - 1} more results are missing)" if len(missing) > 1 else ""
-        raise MissingError(f"study {config.study}: {missing_line(work, missing[0])}{more}")
+        raise MissingError(
+            f"study {config.study} is not complete below {store.place()}: {missing_line(work, missing[0])}{more}"
+        )
     results = tuple(VariantResults(spec, *_records(row)) for spec, row in findings.items())
     _check_content(results)
     verdict = judge(config.study, [record for variant in results for record in variant.metrics])

@@ -1,4 +1,4 @@
-"""Commands beside the stages: costs of a study, its whole file, MLflow, conversion of checkpoints."""
+"""Commands beside the stages: costs of a study, its whole file, all keys, MLflow, conversion of checkpoints."""
 
 from __future__ import annotations
 
@@ -48,6 +48,33 @@ def show(study: Study, overrides: Overrides = None) -> None:
 
 
 @tools.command(rich_help_panel=TOOLS)
+def keys(
+    key: Annotated[
+        str | None, typer.Argument(metavar="[KEY]", help="A key or section. Unset: all.", show_default=False)
+    ] = None,
+    page: Annotated[
+        Path | None, typer.Option("--page", metavar="FILE", help="Rewrite the tables of docs/study-file.md.")
+    ] = None,
+) -> None:
+    """Print the keys of a study file: type, default and meaning.
+
+    [bold]Examples[/]
+
+    \b
+      dit keys
+      dit keys train
+      dit keys sampling.cfg_scale
+    """
+    from dit.study.key_reference import lines, rewrite
+
+    if page is not None:
+        rewrite(page)
+        return
+    for line in lines(key):
+        typer.echo(line)
+
+
+@tools.command(rich_help_panel=TOOLS)
 def ui(
     root: Root = "runs",
     host: Annotated[str, typer.Option("--host", metavar="HOST", help="Address to listen on.")] = "127.0.0.1",
@@ -71,13 +98,15 @@ def ui(
 
 @tools.command(rich_help_panel=TOOLS)
 def convert(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="The public .pt file.", show_default=False)],
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="The .pt or .safetensors file.", show_default=False)
+    ],
     output: Annotated[
         Path, typer.Argument(metavar="OUTPUT", help="The safetensors file to write.", show_default=False)
     ],
     variant: Annotated[str, typer.Option("--variant", metavar="NAME", help="The model it holds.")] = "DiT-XL/2",
 ) -> None:
-    """Convert a public checkpoint (weights only) to safetensors; every name and shape must match.
+    """Convert a checkpoint of another program (weights only) to safetensors; prefixes of wrappers are removed.
 
     [bold]Examples[/]
 

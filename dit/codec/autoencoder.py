@@ -22,8 +22,7 @@ class Autoencoder(Codec):
     """A pretrained autoencoder in evaluation mode (Rombach et al. 2022, section 3.1)."""
 
     def __init__(self, config: VaeCodec, device: torch.device, *, decoding: bool, batch: int) -> None:
-        address = (config.decoder or config.weights) if decoding else config.weights
-        folder, weights, variant = find_weights(address)
+        folder, weights, variant = find_weights(config, decoding=decoding)
         self._scale, self._device, self._batch = config.scale_factor, device, batch
         self._dtype = getattr(torch, config.dtype)
         # On a GPU, half-precision convolutions are about a third faster with channels innermost.

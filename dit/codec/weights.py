@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
-from dit.errors import DataError, MismatchError, MissingError
+from dit.errors import DataError, MismatchError, MissingError, one_line
 from dit.storage import fetch_folder, sha256_file
-from dit.study.config import DatasetConfig, PixelCodec
+from dit.study.config import DatasetConfig, PixelCodec, VaeCodec
 
 CHANNELS = 4
 """Channels of a latent."""
@@ -17,33 +19,34 @@ _WEIGHTS = (
     ("diffusion_pytorch_model.fp16.safetensors", "fp16"),
     ("diffusion_pytorch_model.bin", None),
 )
-_LEVELS = 4
-"""Resolutions of the autoencoder. Each but the first halves the side, so 8x8 pixels are one latent position."""
+_DOWNSAMPLING = 8
+"""Pixels along the side of one latent position."""
+_STUDY_KEYS = {"scaling_factor": "dataset.codec.scale_factor"}
+_REMEDY = "set this key to the autoencoder's value, or correct config.json if it is the one that is wrong"
 
 
 def encoder_sha256(dataset: DatasetConfig) -> str:
     """Return the SHA-256 of the encoder's weights without loading them; empty for pixels.
 
-    Raises MissingError or MismatchError when the weights, or those of a separate decoder, are missing or of another
-    architecture.
+    Raises as `find_weights`, for the weights and for those of a separate decoder.
     """
     if isinstance(dataset.codec, PixelCodec):
         return ""
     if dataset.codec.decoder:
-        find_weights(dataset.codec.decoder)
-    return sha256_file(find_weights(dataset.codec.weights)[1])
+        find_weights(dataset.codec, decoding=True)
+    return sha256_file(find_weights(dataset.codec, decoding=False)[1])
 
 
 def decoder_at_hand(dataset: DatasetConfig) -> str:
     """Return the decoder's name in records: `pixels`, or the autoencoder with its weights' SHA-256.
 
     Empty when there are no weights here, because complete results can be read without them.
-    Raises MismatchError when the weights are of another architecture.
+    Raises DataError or MismatchError as `find_weights`.
     """
     if isinstance(dataset.codec, PixelCodec):
         return "pixels"
     try:
-        weights = find_weights(dataset.codec.decoder or dataset.codec.weights)[1]
+        weights = find_weights(dataset.codec, decoding=True)[1]
     except MissingError:
         return ""
     return f"AutoencoderKL {sha256_file(weights)[:12]}"
@@ -56,43 +59,68 @@ def decoder_differs(made_with: str, decoder: str, remedy: str) -> str | None:
     return f"decoded with {made_with}, this study decodes with {decoder}; restore dataset.codec, or {remedy}"
 
 
-def find_weights(address: str) -> tuple[Path, Path, str | None]:
-    """Return an autoencoder's folder, its weights file, and the file's diffusers variant.
+def find_weights(codec: VaeCodec, *, decoding: bool) -> tuple[Path, Path, str | None]:
+    """Return the folder of the encoder or decoder, its weights file, and the file's diffusers variant.
 
-    Raises MissingError without config.json or weights, DataError when config.json is damaged, MismatchError when the
-    architecture is another.
+    Raises MissingError without config.json or weights.
+    Raises DataError when config.json is damaged.
+    Raises MismatchError, with both values, when config.json has another setting than the study.
     """
+    address = (codec.decoder or codec.weights) if decoding else codec.weights
     folder = fetch_folder(address)
     config = folder / "config.json"
     weights = next(((folder / name, variant) for name, variant in _WEIGHTS if (folder / name).is_file()), None)
     if not config.is_file() or weights is None:
         absent = _WEIGHTS[0][0] if config.is_file() else config.name
         raise MissingError(f"dataset.codec: no {absent} in {address}; save an AutoencoderKL there (save_pretrained)")
-    _check_architecture(config, address)
+    _check_settings(_read_settings(config, address), codec, address)
     return folder, *weights
 
 
-def own_scale_factor(dataset: DatasetConfig) -> float | None:
-    """Return the scale factor in the autoencoder's settings; None if it has none, and for pixels."""
-    if isinstance(dataset.codec, PixelCodec):
-        return None
-    settings = json.loads((find_weights(dataset.codec.weights)[0] / "config.json").read_text(encoding="utf-8"))
-    scale = settings.get("scaling_factor")
-    return None if scale is None else float(scale)
-
-
-def _check_architecture(config: Path, address: str) -> None:
+def _read_settings(config: Path, address: str) -> dict[str, Any]:
     try:
         settings = json.loads(config.read_text(encoding="utf-8"))
-    except ValueError:
-        raise DataError(f"{address}/config.json: not JSON; fetch the autoencoder again") from None
-    expected = {"_class_name": "AutoencoderKL", "in_channels": 3, "out_channels": 3, "latent_channels": CHANNELS}
-    actual = {key: settings.get(key, value) for key, value in expected.items()}
-    levels = len(settings.get("block_out_channels", ()))
-    if actual != expected or levels != _LEVELS:
-        wrong = [f"{key}={value}" for key, value in actual.items() if value != expected[key]]
-        wrong += [f"{levels} block_out_channels"] * (levels != _LEVELS)
+    except (ValueError, RecursionError):
+        settings = None
+    if not isinstance(settings, dict):
+        raise DataError(f"{address}/config.json: not a JSON object; fetch the autoencoder again")
+    return settings
+
+
+def _check_settings(settings: dict[str, Any], codec: VaeCodec, address: str) -> None:
+    levels = settings.get("block_out_channels")
+    # Each level but the first halves the side.
+    downsampling = 2 ** (len(levels) - 1) if isinstance(levels, list) and levels else None
+    actual = {**settings, "downsampling": downsampling}
+    # Older files lack some settings. The codec only scales latents: it knows no shift, no mean
+    # and no standard deviation per channel.
+    expected: dict[str, Any] = {
+        "_class_name": "AutoencoderKL",
+        "in_channels": 3,
+        "out_channels": 3,
+        "latent_channels": CHANNELS,
+        "downsampling": _DOWNSAMPLING,
+        "scaling_factor": codec.scale_factor,
+        "shift_factor": None,
+        "latents_mean": None,
+        "latents_std": None,
+    }
+    wrong = [key for key, value in expected.items() if not _agree(actual.get(key, value), value)]
+    if wrong:
+        theirs = ", ".join(f"{key}={_text(actual[key])}" for key in wrong)
+        ours = ", ".join(f"{_STUDY_KEYS.get(key, key)}={_text(expected[key])}" for key in wrong)
         raise MismatchError(
-            f"dataset.codec: {address} has {', '.join(wrong)}; use an AutoencoderKL with {CHANNELS} latent"
-            f" channels and {_LEVELS} block_out_channels, such as Stable Diffusion's"
+            f"dataset.codec: {address}/config.json has {theirs}, this study has {ours};"
+            f" {_REMEDY if wrong == ['scaling_factor'] else 'use an AutoencoderKL such as Stable Diffusion 1.x has'}"
         )
+
+
+def _agree(actual: Any, expected: Any) -> bool:
+    if isinstance(expected, float) and isinstance(actual, int | float):
+        return math.isclose(actual, expected, rel_tol=1e-6)
+    # A shift by 0 is none.
+    return bool(actual == expected) or (expected is None and actual == 0)
+
+
+def _text(value: Any) -> str:
+    return "none" if value is None else one_line(value)[:60]

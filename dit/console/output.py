@@ -24,6 +24,7 @@ from dit.console.formatting import (
     format_share,
 )
 from dit.console.streams import TolerantStream, is_terminal, user_terminal
+from dit.errors import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -47,9 +48,9 @@ _open_bar: OpenBar | None = None
 
 
 def say(line: str = "") -> None:
-    """Print one plain line to stdout and flush it."""
+    """Print one plain line to stdout and flush it; control characters are written as escapes."""
     stream = TolerantStream(sys.stdout)
-    stream.write(f"{line}\n")
+    stream.write(f"{printable(line)}\n")
     stream.flush()
 
 
@@ -167,7 +168,7 @@ def cell_text(value: Cell) -> str:
     if value is None:
         return ABSENT
     if isinstance(value, str):
-        return value
+        return printable(value)
     return format_count(value) if isinstance(value, int) else format_number(value)
 
 

@@ -7,7 +7,6 @@ import torch
 
 from dit.codec.base import Codec, pixels_to_latents, sample_posterior
 from dit.codec.open import open_codec
-from dit.codec.weights import own_scale_factor
 from dit.data.images import CorruptImageError
 from dit.data.items import Source, load_ahead
 from dit.health.preparation import IMAGES, CodecView, psnr
@@ -37,7 +36,7 @@ def _try_out(config: StudyConfig, source: Source, encoder: Codec) -> CodecView |
         # The encoder of the shards names the images of such values.
         return None
     if isinstance(dataset.codec, PixelCodec):
-        latents, scale = pixels_to_latents(encoded), 1.0
+        latents = pixels_to_latents(encoded)
     else:
         moments, scale = encoded[:, 0], dataset.codec.scale_factor
         # The mean of the posterior: noise would blur the comparison.
@@ -50,6 +49,4 @@ def _try_out(config: StudyConfig, source: Source, encoder: Codec) -> CodecView |
         psnr=psnr(images, decoder.decode(latents)),
         mean_C=latents.double().mean(dim=over).numpy(),
         std_C=latents.double().std(dim=over).numpy(),
-        scale_factor=scale,
-        own_scale=own_scale_factor(dataset),
     )

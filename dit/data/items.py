@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
-from dit.data.images import EXTENSIONS, CorruptImageError, UInt8Array, decode_image
+from dit.data.images import (
+    EXTENSIONS,
+    MAX_FILE_BYTES,
+    CorruptImageError,
+    UInt8Array,
+    decode_image,
+    one_at_a_time,
+)
+from dit.errors import InputError
 from dit.storage.base import local_errors
 from dit.study.config import DatasetConfig
+from dit.study.records import LeftOut
 
 # Decoded images that wait for the encoder, so that it is not idle while files are slow: 100 MB at 256 pixels.
 _LOOK_AHEAD = 512
+# Errors that a later try meets again. All others, such as those of a disk or a network, may pass.
+_LASTING = {errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +55,7 @@ class Source:
     items: Sequence[Item]
     load: Callable[[Item], UInt8Array]
     """Returns an item's image [image_size, image_size, channels]; raises CorruptImageError."""
+    left_out: tuple[LeftOut, ...] = ()
 
     def sha256(self) -> str:
         """Return the SHA-256 of the class names and the ordered keys and labels: one source, one hash."""
@@ -77,13 +92,28 @@ def load_ahead(
 
 
 def read_bytes(path: str, offset: int, size: int) -> bytes:
-    """Return `size` bytes from `offset` of a local file; size -1 means up to its end.
+    """Return `size` bytes from `offset` of a local file.
 
-    Raises StoreError when the file cannot be read.
+    Raises InputError when this user may not read it, StoreError when that fails for another reason.
     """
-    with local_errors(path), open(path, "rb") as file:
+    with source_errors(path), open(path, "rb") as file:
         file.seek(offset)
         return file.read(size)
+
+
+@contextmanager
+def source_errors(path: str | Path) -> Iterator[None]:
+    """Turn an OSError about the source into an InputError if every further try fails alike, else into a StoreError."""
+    try:
+        with local_errors(path):
+            yield
+    except Exception as error:
+        cause = error.__cause__
+        if isinstance(cause, OSError) and cause.errno in _LASTING:
+            raise InputError(
+                f"dataset.source.path: {path}: {cause.strerror}; give this user access to it, or move it elsewhere"
+            ) from error
+        raise
 
 
 def file_loader(dataset: DatasetConfig) -> Callable[[Item], UInt8Array]:
@@ -91,7 +121,13 @@ def file_loader(dataset: DatasetConfig) -> Callable[[Item], UInt8Array]:
     channels = dataset.codec.channels if dataset.codec.kind == "pixels" else 3
 
     def load(item: Item) -> UInt8Array:
-        return decode_image(read_bytes(item.path, item.offset, item.size), dataset.image_size, channels, item.name)
+        with source_errors(item.path):
+            size = os.stat(item.path).st_size if item.size < 0 else item.size
+        if size > MAX_FILE_BYTES:
+            raise CorruptImageError(f"{item.name}: has {size:,} bytes, more than the {MAX_FILE_BYTES:,} of an image")
+        with one_at_a_time(size):
+            data = read_bytes(item.path, item.offset, size)
+            return decode_image(data, dataset.image_size, channels, item.name)
 
     return load
 
@@ -103,5 +139,10 @@ def first_names(names: Iterable[str], shown: int = 5) -> str:
 
 
 def is_image(name: str) -> bool:
-    """Return whether a file name has an image extension and is not hidden."""
-    return os.path.splitext(name)[1].lower() in EXTENSIONS and not os.path.basename(name).startswith(".")
+    """Return whether a file name has the extension of an image."""
+    return os.path.splitext(name)[1].lower() in EXTENSIONS
+
+
+def is_hidden(name: str) -> bool:
+    """Return whether this is the name of a hidden file or folder."""
+    return name.startswith(".") and name not in (".", "..")

@@ -20,12 +20,16 @@ def unique_keys(names: Iterable[tuple[str, str]]) -> list[str]:
     A key that occurred before gets a number: `class/name-2`.
     """
     used: set[str] = set()
+    # Numbers below this one are used: each search goes on where the last one of its name ended, in linear time.
+    next_number: dict[str, int] = {}
     keys = []
     for class_name, stem in names:
         base = f"{_component(class_name, _CLASS_BYTES)}/{_component(stem, _STEM_BYTES)}"
-        key, number = base, 2
+        key, number = base, next_number.get(base, 2)
         while key in used:
             key, number = f"{base}-{number}", number + 1
+        if key != base:
+            next_number[base] = number
         used.add(key)
         keys.append(key)
     return keys

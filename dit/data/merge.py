@@ -37,7 +37,7 @@ def merge_shards(config: StudyConfig, store: Store) -> DatasetManifest:
     folder = layout.dataset(config)
     source = read_record(store, f"{folder}/{layout.SOURCE}", SourceRecord)
     if source is None:
-        raise MissingError(f"{store.url}/{folder}: no part has been prepared yet; run `dit prepare` first")
+        raise MissingError(f"{store.place(folder)}: no part has been prepared yet; run `dit prepare` first")
     shards = _read_shards(store, config, source)
     _check_origin(shards, source, config)
     for number, shard in enumerate(shards):
@@ -56,13 +56,13 @@ def _read_shards(store: Store, config: StudyConfig, source: SourceRecord) -> lis
     missing = sorted(set(range(total)) - numbers)
     if missing:
         raise MissingError(
-            f"{store.url}/{folder}: {len(missing)} of {total} shards are missing:"
+            f"{store.place(folder)}: {len(missing)} of {total} shards are missing:"
             f" {first_names(map(layout.shard, missing))};"
             " run the parts that make them: part k of n makes every n-th shard, beginning with the k-th"
         )
     if len(numbers) > total:
         stray = first_names(map(layout.shard_record, sorted(numbers - set(range(total)))))
-        raise DataError(f"{store.url}/{folder}: {stray} is one too many for {source.items} images; delete the record")
+        raise DataError(f"{store.place(folder)}: {stray} is one too many for {source.items} images; delete the record")
     records = (read_record(store, f"{folder}/{layout.shard_record(number)}", ShardRecord) for number in range(total))
     return [record for record in records if record is not None]
 
@@ -96,14 +96,14 @@ def _check_place(
     due = (layout.shard(number), first, min(per_shard, source.items - first))
     if (shard.name, shard.first_item, shard.items) != due:
         raise DataError(
-            f"{store.url}/{folder}/{layout.shard_record(number)}: describes {shard.name} with images from"
+            f"{store.place(f'{folder}/{layout.shard_record(number)}')}: describes {shard.name} with images from"
             f" {shard.first_item}, which is duplicated or out of place; delete it and run its part again"
         )
     adds_up = shard.count + len(shard.corrupt) == shard.items and sum(shard.label_counts) == shard.count
     key = f"{folder}/{shard.name}"
     if not adds_up or not store.exists(key) or store.size(key) != shard.bytes:
         raise DataError(
-            f"{store.url}/{key}: truncated, or different from its record; delete both and run its part again"
+            f"{store.place(key)}: truncated, or different from its record; delete both and run its part again"
         )
 
 
@@ -115,7 +115,7 @@ def _check_keys(store: Store, folder: str, shards: list[ShardRecord]) -> None:
         data = store.read(name)
         if hashlib.sha256(data).hexdigest() != shard.index_sha256:
             raise DataError(
-                f"{store.url}/{name}: differs from its record; delete both and run {shard.name}'s part again"
+                f"{store.place(name)}: differs from its record; delete both and run {shard.name}'s part again"
             )
         for key in ShardIndex.read(io.BytesIO(data), name).keys.tolist():
             if key in shard_of:
@@ -158,4 +158,5 @@ def _manifest(config: StudyConfig, source: SourceRecord, shards: list[ShardRecor
         label_counts=tuple(np.sum([shard.label_counts for shard in shards], axis=0).tolist()),
         latents=ChannelStats(mean=tuple(mean.tolist()), std=tuple(np.sqrt(np.maximum(variance, 0)).tolist())),
         shards=tuple(shards),
+        left_out=source.left_out,
     )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import mmap
+import os
 import resource
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tarfile import BLOCKSIZE
 from typing import Any, Self
 
 import numpy as np
@@ -37,14 +39,18 @@ class MappedShard:
     def __init__(self, path: Path, index: ShardIndex, views: int, name: str) -> None:
         """`views` is the number of equal parts of a sample, read separately: 2 for image and mirror image."""
         with local_errors(path), open(path, "rb") as file:
+            # A sample's values follow the tar's header and numpy's.
+            first, end = int(index.offsets.min()), int(index.offsets.max()) + index.sample_bytes
+            if first < BLOCKSIZE or end > os.fstat(file.fileno()).st_size or (index.offsets % ALIGNMENT).any():
+                raise DataError(
+                    f"{name}: its index has offsets outside the file; delete both and run `dit prepare` again"
+                )
             _check_header(file, index, name)
             mapped = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.uint8)
         row = index.sample_bytes // views
         # All values begin at multiples of `unit`. A strided view with overlapping rows has a row at each such place, so
         # indexing its rows gathers from arbitrary offsets without a loop in Python.
         unit = math.gcd(ALIGNMENT, row)
-        if int(index.offsets.max()) + index.sample_bytes > mapped.size or (index.offsets % unit).any():
-            raise DataError(f"{name}: its index has offsets outside the file; delete both and run `dit prepare` again")
         self._rows = as_strided(mapped, ((mapped.size - row) // unit + 1, row), (unit, 1), writeable=False)
         self._first = index.offsets // unit
         self._view_units = row // unit

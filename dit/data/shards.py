@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
+from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -61,16 +62,29 @@ class ShardIndex:
         Raises DataError, which names `where`, when the file is not an index.
         """
         try:
+            _require_stored(file)
             with np.load(file, allow_pickle=False) as arrays:
-                return cls(
+                index = cls(
                     keys=arrays["keys"],
                     labels=arrays["labels"],
                     offsets=arrays["offsets"],
                     shape=tuple(int(side) for side in arrays["shape"]),
                     dtype=np.dtype(arrays["dtype"].item().decode()),
                 )
-        except (ValueError, KeyError, EOFError, OSError, TypeError) as error:
+            if not len(index.keys) == len(index.labels) == len(index.offsets):
+                raise ValueError("its arrays differ in length")
+            return index
+        except (ValueError, KeyError, EOFError, OSError, TypeError, MemoryError, BadZipFile) as error:
             raise DataError(f"{where}: not a shard index ({error}); delete it and run `dit prepare` again") from None
+
+
+def _require_stored(file: Path | BinaryIO) -> None:
+    """Raise ValueError for a compressed file: a small one could unpack to more than there is memory for."""
+    with ZipFile(file) as archive:
+        if any(info.compress_type != ZIP_STORED for info in archive.infolist()):
+            raise ValueError("it is compressed")
+    if not isinstance(file, Path):
+        file.seek(0)
 
 
 class ShardWriter:

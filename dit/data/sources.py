@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 
+from dit.data.folder_source import open_folder
 from dit.data.images import CorruptImageError, UInt8Array
-from dit.data.items import Item, Source, file_loader, is_image, load_ahead
-from dit.data.keys import readable, unique_keys
+from dit.data.items import Item, Source, load_ahead
 from dit.data.tar_source import open_tars
-from dit.errors import InputError, MissingError
-from dit.storage.base import local_errors
+from dit.errors import InputError
 from dit.study.config import DatasetConfig, FolderSource, StudyConfig, TarSource
 
 
 def open_source(dataset: DatasetConfig) -> Source:
     """Return the source's images, shuffled by `dataset.shuffle_seed`.
 
-    Raises MissingError without images, InputError when there are not `dataset.classes` classes, DataError when a tar
-    file is damaged.
+    Raises MissingError without images, InputError when there are not `dataset.classes` classes or something of the
+    source cannot be used, DataError when a tar file is damaged.
     """
     source = _unordered(dataset)
     if len(source.class_names) != dataset.classes:
@@ -30,8 +28,7 @@ def open_source(dataset: DatasetConfig) -> Source:
             " correct the study file or the source's path"
         )
     order = np.random.Generator(np.random.PCG64(dataset.shuffle_seed)).permutation(len(source.items))
-    items = [source.items[i] for i in order]
-    return Source(source.kind, source.class_names, items, source.load)
+    return replace(source, items=[source.items[i] for i in order])
 
 
 def iter_source_images(config: StudyConfig) -> Iterator[tuple[str, UInt8Array, int]]:
@@ -48,7 +45,7 @@ def iter_source_images(config: StudyConfig) -> Iterator[tuple[str, UInt8Array, i
 def _unordered(dataset: DatasetConfig) -> Source:
     match dataset.source:
         case FolderSource():
-            return _folder(dataset, dataset.source)
+            return open_folder(dataset, dataset.source)
         case TarSource():
             return open_tars(dataset, dataset.source)
         case _:
@@ -63,32 +60,3 @@ def _digits() -> Source:
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
     items = [Item(f"digit-{i:04d}", int(label), f"digit-{i:04d}", "", i) for i, label in enumerate(digits.target)]
     return Source("digits", tuple(str(name) for name in digits.target_names), items, lambda item: images[item.offset])
-
-
-def _folder(dataset: DatasetConfig, config: FolderSource) -> Source:
-    """Class folders, numbered in sorted order as torchvision's ImageFolder does, with images at any depth."""
-    root = Path(config.path).expanduser()
-    if not root.is_dir():
-        raise MissingError(f"dataset.source.path: {root} is not a folder; put the images there, one folder per class")
-    with local_errors(root):
-        class_names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and entry.name[0] != ".")
-        images = [(label, path) for label, name in enumerate(class_names) for path in _images_below(root / name)]
-    stems = [(class_names[label], os.path.splitext(path)[0].split("/", 1)[1]) for label, path in images]
-    items = [
-        Item(key, label, readable(path), str(root / path))
-        for key, (label, path) in zip(unique_keys(stems), images, strict=True)
-    ]
-    return Source("folder", tuple(map(readable, class_names)), items, file_loader(dataset))
-
-
-def _images_below(folder: Path) -> list[str]:
-    """Return paths relative to the folder's parent, sorted. Raises InputError when there are none."""
-    paths = [
-        os.path.relpath(os.path.join(place, name), folder.parent)
-        for place, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if is_image(name)
-    ]
-    if not paths:
-        raise InputError(f"{folder}: a class folder without images; add images or remove it")
-    return sorted(paths)

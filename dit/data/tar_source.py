@@ -4,43 +4,18 @@ from __future__ import annotations
 
 import glob
 import os
-import tarfile
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO
 
-from dit.data.items import Item, Source, file_loader, is_image, read_bytes
+from dit.data.items import Item, Source, file_loader, is_hidden, is_image, read_bytes, source_errors
 from dit.data.keys import readable, unique_keys
-from dit.errors import DataError, InputError, MissingError
+from dit.data.left_out import HIDDEN, NOT_A_TAR, NOT_AN_IMAGE, LeftOutList
+from dit.data.tar_members import Member, list_members
+from dit.errors import InputError, MissingError
 from dit.storage import fetch_file, open_store
-from dit.storage.base import local_errors
 from dit.study.config import DatasetConfig, TarSource
 
-
-@dataclass(frozen=True, slots=True)
-class _Member:
-    """A file in a tar, or in a tar inside it."""
-
-    name: str
-    container: str
-    """Name of the innermost tar, without extension."""
-    path: str
-    offset: int
-    size: int
-
-    @property
-    def title(self) -> str:
-        """Its name in messages: the tar file and the path in it."""
-        outer = Path(self.path)
-        inner = "" if self.container == outer.stem else f"{self.container}.tar/"
-        return f"{outer.name}:{inner}{self.name}"
-
-    @property
-    def sample(self) -> tuple[str, str, str]:
-        """Identity of its WebDataset sample: tar and path, up to the first dot of the file name."""
-        folder, slash, name = self.name.rpartition("/")
-        return self.path, self.container, folder + slash + name.split(".", 1)[0]
+# Enough for a class and a line end.
+_LABEL_BYTES = 64
 
 
 def open_tars(dataset: DatasetConfig, config: TarSource) -> Source:
@@ -49,18 +24,19 @@ def open_tars(dataset: DatasetConfig, config: TarSource) -> Source:
     An image's class is the number in the `.cls` member of its WebDataset sample, else its folder, else its tar's name.
 
     Raises MissingError without tar files or images.
-    Raises InputError when a tar is compressed, or when only some images have a `.cls`.
-    Raises DataError when a tar is truncated or damaged.
+    Raises InputError when only some images have a `.cls`, and InputError or DataError as `list_members`.
     """
-    images: list[_Member] = []
+    images: list[Member] = []
     labels: dict[tuple[str, str, str], str] = {}
-    for path in _tar_files(config.path):
-        for member in _members(path):
+    left_out = LeftOutList()
+    for path in _tar_files(config.path, left_out):
+        for member in list_members(path, left_out):
             if is_image(member.name):
                 images.append(member)
             elif member.name.endswith(".cls"):
-                data = read_bytes(member.path, member.offset, member.size)
-                labels[member.sample] = data.decode("utf-8", "replace").strip()
+                labels[member.sample] = _label(member)
+            else:
+                left_out.add(NOT_AN_IMAGE, member.title)
     if not images:
         raise MissingError(f"dataset.source.path: no images in the tar files of {config.path}; correct the path")
     classes = [_class_of(image, labels) for image in images]
@@ -71,54 +47,68 @@ def open_tars(dataset: DatasetConfig, config: TarSource) -> Source:
         Item(key, numbers[name], readable(image.title), image.path, image.offset, image.size)
         for key, name, image in zip(keys, classes, images, strict=True)
     ]
-    return Source("tar", tuple(map(readable, names)), items, file_loader(dataset))
+    return Source("tar", tuple(map(readable, names)), items, file_loader(dataset), left_out.records())
 
 
-def _tar_files(address: str) -> list[str]:
+def _tar_files(address: str, left_out: LeftOutList) -> list[str]:
     """Return sorted local paths of the tar files at a path, a glob, a folder or a store address."""
     if "://" in address:
         if address.endswith(".tar"):
             return [str(fetch_file(address))]
         store = open_store(address)
-        paths = [str(store.local(key)) for key in store.list() if key.endswith(".tar")]
+        keys = store.list()
+        for key in keys:
+            if not key.endswith(".tar"):
+                left_out.add(NOT_A_TAR, key)
+        paths = [str(store.local(key)) for key in keys if key.endswith(".tar")]
     else:
-        path = os.path.expanduser(address)
-        paths = sorted(glob.glob(os.path.join(path, "*.tar") if os.path.isdir(path) else path))
+        paths = _local_tars(os.path.expanduser(address), left_out)
     if not paths:
         raise MissingError(f"dataset.source.path: no tar files at {address}; put them there or correct the path")
     return paths
 
 
-def _members(path: str) -> Iterator[_Member]:
-    with local_errors(path), open(path, "rb") as file:
-        try:
-            yield from _walk(file, path, Path(path).stem, 0)
-        except tarfile.ReadError as error:
-            raise DataError(f"{path}: the tar file is truncated or damaged ({error}); copy it again") from None
+def _local_tars(path: str, left_out: LeftOutList) -> list[str]:
+    """Return the tar files at a path that exists, else of a pattern; special characters of existing folders are none.
+
+    Raises InputError for something called `.tar` that is not a file.
+    """
+    with source_errors(path):
+        if os.path.isdir(path):
+            paths = [os.path.join(path, name) for name in _tar_names(path, left_out)]
+        elif os.path.lexists(path):
+            paths = [path]
+        else:
+            folder = next(parent for parent in Path(path).parents if parent.is_dir())
+            pattern = os.path.relpath(path, folder)
+            paths = sorted(glob.glob(os.path.join(glob.escape(str(folder)), pattern)))
+    for tar in paths:
+        if not os.path.isfile(tar):
+            raise InputError(f"dataset.source.path: {tar}: not a file that can be read; remove it")
+    return paths
 
 
-def _walk(file: IO[bytes], path: str, container: str, start: int) -> Iterator[_Member]:
-    """Yield the files of the tar at byte `start` of `path`, and of tars inside it."""
-    try:
-        archive = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 (the caller closes the file)
-    except tarfile.ReadError as error:
-        where = path if start == 0 else f"{path}: {container}.tar"
-        raise InputError(f"{where}: not an uncompressed tar file ({error}); unpack or replace it") from None
-    for info in archive:
-        place = start + info.offset_data
-        inner = archive.extractfile(info) if info.isreg() and info.name.endswith(".tar") else None
-        if inner is not None:
-            yield from _walk(inner, path, PurePosixPath(info.name).stem, place)
-        elif info.isreg():
-            yield _Member(info.name.removeprefix("./"), container, path, place, info.size)
-    # tarfile ends the listing without an error at a damaged header, as it does at the block of zeros after the last
-    # file.
-    file.seek(archive.offset)
-    if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-        raise tarfile.ReadError(f"no header and no end of archive at byte {start + archive.offset}")
+def _tar_names(folder: str, left_out: LeftOutList) -> list[str]:
+    names = []
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        name = f"{entry.name}{'/' * entry.is_dir()}"
+        if is_hidden(name):
+            left_out.add(HIDDEN, name)
+        elif name.endswith(".tar"):
+            names.append(name)
+        else:
+            left_out.add(NOT_A_TAR, name)
+    return names
 
 
-def _class_of(image: _Member, labels: dict[tuple[str, str, str], str]) -> str:
+def _label(member: Member) -> str:
+    """Return the text of a `.cls` member. Raises InputError when it is too long for a number."""
+    if member.size > _LABEL_BYTES:
+        raise InputError(f"{member.title}: has {member.size:,} bytes, too many for the number of a class; correct it")
+    return read_bytes(member.path, member.offset, member.size).decode("utf-8", "replace").strip()
+
+
+def _class_of(image: Member, labels: dict[tuple[str, str, str], str]) -> str:
     if labels:
         number = labels.get(image.sample)
         if number is None or not number.isdecimal():

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dit.console import progress
-from dit.errors import DataError
+from dit.errors import DataError, StoreError
 from dit.storage.base import cache_dir, exclusive, local_errors, place_file, sha256_file
 
 # Bytes whose hashing takes long enough for a progress bar.
@@ -49,7 +49,7 @@ def _verify(file: Expected) -> None:
     # Of the ranks that start together on a machine, one takes the lock and hashes the file; the others find its stamp.
     # If the cache cannot be written, every rank hashes it at every start.
     with ExitStack() as stack:
-        with suppress(OSError):
+        with suppress(StoreError):
             stack.enter_context(exclusive(_stamp_path(file).with_suffix(".lock")))
         if not _is_stamped(file):
             stamp = _check(file)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from dit.errors import DataError, MismatchError
 from dit.storage import Store
 from dit.study.records import HealthEvent
+
+
+def read_events(store: Store, key: str) -> list[HealthEvent]:
+    """Return all events, in the order in which they were written; none without a log."""
+    lines = store.read(key).splitlines() if store.exists(key) else []
+    return [HealthEvent.model_validate_json(line) for line in lines]
 
 
 def add_event(store: Store, key: str, event: HealthEvent) -> None:
@@ -12,19 +17,6 @@ def add_event(store: Store, key: str, event: HealthEvent) -> None:
     # A store cannot append. The file has few lines, so writing all of it again costs little.
     lines = store.read(key) if store.exists(key) else b""
     store.write(key, lines + event.model_dump_json().encode() + b"\n")
-
-
-def read_events(store: Store, key: str) -> list[HealthEvent]:
-    """Return the events in order; none without a log. A line that cannot be read is left out."""
-    if not store.exists(key):
-        return []
-    events = []
-    for line in store.read(key).splitlines():
-        try:
-            events.append(HealthEvent.from_json(line, key))
-        except (DataError, MismatchError):
-            continue
-    return events
 
 
 def last_events(events: list[HealthEvent]) -> dict[str, HealthEvent]:

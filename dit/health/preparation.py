@@ -31,9 +31,6 @@ class CodecView:
     mean_C: Float64
     std_C: Float64
     """Of the scaled latents."""
-    scale_factor: float
-    own_scale: float | None
-    """Scale factor in the codec's own settings; None if it has none."""
 
 
 def psnr(images_NHWC: npt.NDArray[np.uint8], decoded_NHWC: npt.NDArray[np.uint8]) -> float:
@@ -46,15 +43,6 @@ def codec(view: CodecView | None) -> Reading | None:
     """Check that images survive the codec, and that latents have about unit variance; None without an image."""
     if view is None:
         return None
-    if view.own_scale is not None and not math.isclose(view.own_scale, view.scale_factor, rel_tol=1e-3):
-        return Reading(
-            view.scale_factor,
-            f"{view.own_scale:g}, the autoencoder's own scale factor",
-            "stop",
-            "dataset.codec.scale_factor is not the autoencoder's: latents are unscaled or scaled twice",
-            "another autoencoder",
-            advice=f"set dataset.codec.scale_factor={view.own_scale:g}",
-        )
     if view.psnr < LEAST_PSNR:
         return Reading(
             view.psnr,

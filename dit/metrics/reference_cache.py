@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from dit.console import say
 from dit.errors import DataError, MissingError
 from dit.storage import Store, read_record, sha256_file, write_record
 from dit.study import layout
@@ -37,19 +38,27 @@ class ReferenceFolder:
         return self.ranks.broadcast(self.store.exists(key))
 
     def kept(self, key: str, cls: type[RecordT], make: Callable[[], RecordT | None]) -> RecordT:
-        """The record at `key`. If there is none, all ranks call `make`, and the first rank's record is written.
+        """The record at `key`. If it or its file is gone, all ranks call `make`, and the first's record is written.
 
         Raises MissingError when the record is removed meanwhile.
         """
-        if not self.has(key):
+        if not self.ranks.broadcast(self.ranks.is_main and self._is_whole(key, cls)):
             made = make()
             if self.ranks.is_main and made is not None:
                 write_record(self.store, key, made)
             self.ranks.barrier()
         record = read_record(self.store, key, cls)
         if record is None:
-            raise MissingError(f"{self.store.url}/{key}: removed during the evaluation; run `dit evaluate` again")
+            raise MissingError(f"{self.store.place(key)}: removed during the evaluation; run `dit evaluate` again")
         return record
+
+    def _is_whole(self, key: str, cls: type[RecordT]) -> bool:
+        record = read_record(self.store, key, cls)
+        file = getattr(record, "file", None)
+        if file is None or self.store.exists(f"{layout.reference(self.config)}/{file.name}"):
+            return record is not None
+        say(f"{self.store.place(key)}: its file {file.name} is gone; making it again")
+        return False
 
     def add(self, stem: str, suffix: str, data: bytes) -> FileEntry:
         """Write a file whose name ends in the hash of its content."""
@@ -61,8 +70,10 @@ class ReferenceFolder:
 
         Raises DataError when the file is damaged.
         """
-        key = f"{layout.reference(self.config)}/{entry.name}"
+        folder = layout.reference(self.config)
+        key = f"{folder}/{entry.name}"
         path = self.store.local(key, entry.sha256)
         if sha256_file(path) != entry.sha256:
-            raise DataError(f"{self.store.url}/{key}: damaged; remove its folder and run `dit evaluate` again")
+            remedy = f"remove {self.store.place(folder)} and run `dit evaluate` again"
+            raise DataError(f"{self.store.place(key)}: damaged; {remedy}")
         return path

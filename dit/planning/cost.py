@@ -17,6 +17,8 @@ BACKWARD = 3
 FLOPS_PER_MAC = 2
 WORKSPACE_BYTES = GIB
 """Memory of the device's context and of the libraries' scratch space."""
+_JOB_SIZE = {"replicas", "gpus_per_pod"}
+"""Keys of `cluster`. A study that gives neither may be for one machine."""
 USABLE = 0.9
 """Share of the memory that a plan fills; the rest is for gaps of the allocator."""
 
@@ -103,8 +105,11 @@ class Plan:
 def plan(config: StudyConfig) -> Plan:
     """The cost of every variant of a study on the machine of its `plan` section.
 
-    Raises ConfigError for an unknown accelerator and for a batch that the devices cannot share evenly.
+    Raises ConfigError for an unknown accelerator and for a batch that the devices cannot share evenly: those of the
+    plan, or the processes of the job if the study gives the job's size.
     """
+    if config.cluster.model_fields_set & _JOB_SIZE:
+        check_job_size(config)
     device = accelerator(config.plan, config.train.precision)
     sampling_peak = accelerator(config.plan, config.sampling.precision).peak
     global_batch, count = config.train.global_batch, config.plan.count
@@ -122,6 +127,16 @@ def plan(config: StudyConfig) -> Plan:
         variants=variants,
         notes=_notes(config, device, sampling_peak, variants),
     )
+
+
+def check_job_size(config: StudyConfig) -> None:
+    """Raises ConfigError when the processes of a training job cannot share the global batch evenly."""
+    cluster, batch = config.cluster, config.train.global_batch
+    if batch % cluster.world_size:
+        raise ConfigError(
+            f"train.global_batch={batch} is not divisible by the {cluster.world_size} processes of cluster.replicas x"
+            " cluster.gpus_per_pod; change one of them, such as --set cluster.replicas=1"
+        )
 
 
 def training_macs(gflops: float, batch: int, steps: int) -> float:

@@ -6,6 +6,7 @@ import base64
 import io
 import math
 import struct
+import zlib
 from dataclasses import dataclass, field
 
 from dit.claims.results import Results
@@ -21,6 +22,7 @@ from dit.tracking import read_points
 
 LARGEST_GRID_BYTES = 400_000
 LARGEST_GRID_SIDE = 1024
+_PNG_BEGIN, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 CURVE_POINTS = 300
 """Most points in a loss curve."""
 
@@ -79,18 +81,23 @@ def load_evidence(results: Results, store: Store) -> Evidence:
 
 
 def embed(png: bytes) -> Grid:
-    """A PNG as a data URI; a large one becomes a smaller JPEG."""
+    """A PNG as a data URI; a large one becomes a smaller JPEG, a damaged one a picture that says so."""
+    if not (png.startswith(_PNG_BEGIN) and png.endswith(_PNG_END)):
+        return _DAMAGED
     # Width and height are the first two words of the PNG's first chunk, which is read without Pillow.
     width, height = struct.unpack(">II", png[16:24])
     if len(png) <= LARGEST_GRID_BYTES:
         return Grid(_data_uri("png", png), width, height)
     from PIL import Image
 
-    with Image.open(io.BytesIO(png)) as image:
-        image.thumbnail((LARGEST_GRID_SIDE, LARGEST_GRID_SIDE), Image.Resampling.LANCZOS)
-        smaller = io.BytesIO()
-        image.convert("RGB").save(smaller, "JPEG", quality=88)
-        return Grid(_data_uri("jpeg", smaller.getvalue()), image.width, image.height)
+    try:
+        with Image.open(io.BytesIO(png)) as image:
+            image.thumbnail((LARGEST_GRID_SIDE, LARGEST_GRID_SIDE), Image.Resampling.LANCZOS)
+            smaller = io.BytesIO()
+            image.convert("RGB").save(smaller, "JPEG", quality=88)
+            return Grid(_data_uri("jpeg", smaller.getvalue()), image.width, image.height)
+    except (OSError, ValueError, SyntaxError, zlib.error):  # what Pillow raises for damaged files
+        return _DAMAGED
 
 
 def thin(points: list[tuple[int, float]], most: int = CURVE_POINTS) -> list[tuple[float, float]]:
@@ -105,5 +112,15 @@ def _loss_curve(config: StudyConfig, store: Store, spec: ModelSpec) -> list[tupl
     return thin([(point.step, point.value) for point in points if point.key == "loss" and math.isfinite(point.value)])
 
 
+def _damaged() -> Grid:
+    width, height = 320, 40
+    text = '<text x="8" y="26" font-family="sans-serif">This preview, grid.png, is damaged.</text>'
+    picture = f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}">{text}</svg>'
+    return Grid(_data_uri("svg+xml", picture.encode()), width, height)
+
+
 def _data_uri(kind: str, data: bytes) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+_DAMAGED = _damaged()

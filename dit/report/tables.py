@@ -119,7 +119,7 @@ def show_results(config: StudyConfig, store: Store) -> None:
         say(f"{name:<13} {address(store, f'{folder}/{name}')}")
     if config.tracking.kind == "mlflow":
         root = shlex.quote(address(store, ""))
-        say(f"MLflow        {view_on_server(config, store) or f'dit ui --root {root}'}")
+        say(f"MLflow        {view_on_server(config, store) or f'make ui ROOT={root}, or dit ui --root {root}'}")
 
 
 def address(store: Store, key: str) -> str:

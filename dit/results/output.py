@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from dit.study.config import StudyConfig
 from dit.study.records import Record
 
 RecordT = TypeVar("RecordT", bound=Record)
@@ -41,5 +42,7 @@ class Output(Generic[RecordT]):
     """Whether the record must stay when the files may be removed."""
     made_from: Callable[[], Iterable[Output[Any]]] = tuple
     """Outputs that this one is made from, in the order of the study."""
+    hash_of: Callable[[StudyConfig], str] | None = None
+    """The hash of any study, to find the one that a record with another hash was made with."""
     replaceable: bool = False
     """Whether a record with another hash is replaced instead of refused."""

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dit.checkpoints.read import list_checkpoints
+from dit.console.formatting import format_number
+from dit.health.stragglers import slow_ranks
 from dit.results.stages import EVALUATE, PREPARE, REPORT, SAMPLE, TRAIN, Stage, Work
 from dit.results.state import StageState, stage_state
+from dit.storage import read_record
 from dit.study import layout
-from dit.study.records import DatasetManifest, MetricsRecord, SampleSetManifest, TrainRecord
+from dit.study.records import DatasetManifest, MetricsRecord, RankProgress, SampleSetManifest, TrainRecord
 from dit.study.variants import ModelSpec
 from dit.tracking import read_points
 
 LOSS = "loss"
+_RANKS_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -36,11 +42,38 @@ class StageProgress:
     last: Measured | None = None
     seconds: float | None = None
     """Time that it took; None if the store does not have it."""
+    ranks: tuple[RankProgress, ...] = ()
+    """How far each rank of a training is; empty if there is none, or if it has ended."""
 
     @property
     def complete(self) -> bool:
         """Whether nothing is left to do."""
         return self.done >= self.total
+
+
+def rank_progress(work: Work, spec: ModelSpec) -> tuple[RankProgress, ...]:
+    """The records of a training's ranks, in order; empty if there is none, or if it has ended.
+
+    Raises MismatchError or DataError as `Record.from_json`.
+    """
+    keys = work.store.list(layout.ranks_progress(work.config, spec))
+    records = (read_record(work.store, key, RankProgress) for key in keys)
+    return tuple(record for record in records if record is not None)
+
+
+def pace_line(ranks: Sequence[RankProgress]) -> str:
+    """One line: the seconds that each rank computes per step, and who holds up the others; empty for a single rank."""
+    measured = [(record, record.own_seconds) for record in ranks if record.own_seconds is not None]
+    if len(measured) < 2:
+        return ""
+    seconds = [own for _, own in measured]
+    shown = [f"rank {record.rank} {format_number(own)}" for record, own in measured]
+    if len(shown) > _RANKS_SHOWN:
+        fastest, slowest = (shown[seconds.index(extreme)] for extreme in (min(seconds), max(seconds)))
+        shown = [fastest, f"median {format_number(statistics.median(seconds))}", slowest]
+    slow = ", ".join(f"rank {measured[index][0].rank} on {measured[index][0].host}" for index in slow_ranks(seconds))
+    held = f"; the others wait for {slow}" if slow else ""
+    return f"seconds of own computing per step: {', '.join(shown)}{held}"
 
 
 def progress(work: Work) -> list[StageProgress]:
@@ -77,7 +110,8 @@ def _trained(work: Work, spec: ModelSpec) -> StageProgress:
     saved = list_checkpoints(work.store, work.config, spec)
     # A training without a record is not complete, even if its last step is logged.
     done = min(max([0, *saved, newest.step if newest else 0]), total - 1)
-    return StageProgress(name, done, total, TRAIN.unit, Measured(LOSS, newest.step, newest.value) if newest else None)
+    shown = Measured(LOSS, newest.step, newest.value) if newest else None
+    return StageProgress(name, done, total, TRAIN.unit, shown, ranks=rank_progress(work, spec))
 
 
 def _sampled(work: Work, spec: ModelSpec) -> StageProgress:

@@ -16,7 +16,7 @@ from dit.codec.weights import decoder_at_hand, decoder_differs
 from dit.results.output import FileSize, Output
 from dit.storage import Store, read_record
 from dit.study import layout
-from dit.study.config import StudyConfig, as_yaml
+from dit.study.config import StudyConfig
 from dit.study.hashing import digest
 from dit.study.records import (
     BoundsRecord,
@@ -29,6 +29,7 @@ from dit.study.records import (
     TrainRecord,
 )
 from dit.study.variants import ModelSpec
+from dit.study.yaml_values import as_yaml
 
 PodKind = Literal["prepare", "launch", "evaluate", "report"]
 """Sections of `cluster.steps`."""
@@ -82,9 +83,6 @@ def dataset(work: Work) -> Output[DatasetManifest]:
             yield f"{folder}/{shard.name}", shard.bytes
             yield f"{folder}/{layout.shard_index(number)}", None
 
-    def needed_by() -> Iterable[Output[Any]]:
-        return (output for spec in work.config.specs for output in TRAIN.outputs(work, spec))
-
     return Output(
         key=f"{folder}/{layout.MANIFEST}",
         type=DatasetManifest,
@@ -93,7 +91,7 @@ def dataset(work: Work) -> Output[DatasetManifest]:
         lacking="the dataset is not prepared",
         command="dit prepare STUDY",
         files=files,
-        needed_by=needed_by,
+        needed_by=lambda: (output for spec in work.config.specs for output in TRAIN.outputs(work, spec)),
     )
 
 
@@ -133,6 +131,7 @@ def checkpoint(work: Work, spec: ModelSpec, step: int) -> Output[CheckpointMeta]
         key=f"{folder}/{layout.META}",
         type=CheckpointMeta,
         hash=config.training_hash(spec),
+        hash_of=lambda study: study.training_hash(spec),
         sections="dataset or train",
         lacking=f"{spec.name} has no complete checkpoint at step {step}",
         command=f"dit train STUDY --variant {spec.name}",
@@ -158,6 +157,7 @@ def training(work: Work, spec: ModelSpec) -> Output[TrainRecord]:
         key=layout.train_record(config, spec),
         type=TrainRecord,
         hash=config.training_hash(spec),
+        hash_of=lambda study: study.training_hash(spec),
         sections="dataset or train",
         lacking=f"{spec.name} is not trained to its end",
         command=f"dit train STUDY --variant {spec.name}",
@@ -170,12 +170,14 @@ def training(work: Work, spec: ModelSpec) -> Output[TrainRecord]:
 def samples(work: Work, spec: ModelSpec, step: int) -> Output[SampleSetManifest]:
     """The manifest of a sample set, with its parts and preview. All may be removed once the set is evaluated."""
     folder, evaluated = layout.samples(work.config, spec, step), metrics(work, spec, step)
-    remedy = f"remove {work.store.url}/{folder}, and {evaluated.key} if there, to draw these samples again"
+    places = work.store.place(folder), work.store.place(evaluated.key)
+    remedy = f"remove {places[0]}, and {places[1]} if there, to draw these samples again"
 
     return Output(
         key=f"{folder}/{layout.MANIFEST}",
         type=SampleSetManifest,
         hash=work.config.sampling_hash(spec),
+        hash_of=lambda study: study.sampling_hash(spec),
         sections="dataset, train or sampling",
         lacking=f"{spec.name} at step {step} is not sampled",
         command=f"dit sample STUDY --variant {spec.name} --step {step}",
@@ -196,18 +198,18 @@ def metrics(work: Work, spec: ModelSpec, step: int) -> Output[MetricsRecord]:
             "measured beside", record.dataset_content, work
         )
 
-    def falls_short(record: MetricsRecord) -> str | None:
-        return None if record.metric in record.metrics else f"it has no {record.metric}, its own primary metric"
-
     return Output(
         key=layout.metrics(work.config, spec, step),
         type=MetricsRecord,
         hash=work.config.evaluation_hash(spec),
+        hash_of=lambda study: study.evaluation_hash(spec),
         sections="dataset, train, sampling or evaluation",
         lacking=f"{spec.name} at step {step} is not evaluated",
         command=f"dit evaluate STUDY --variant {spec.name} --step {step}",
         differs=differs,
-        falls_short=falls_short,
+        falls_short=lambda record: (
+            None if record.metric in record.metrics else f"it has no {record.metric}, its metric"
+        ),
         made_from=lambda: (samples(work, spec, step),),
     )
 
@@ -239,7 +241,7 @@ def report_hash(work: Work) -> str:
     return digest(
         {
             "program": __version__,
-            "study": as_yaml(config.hashed()),
+            "study": as_yaml(config.hashed(exclude={"health"})),
             "trained": [content(training(work, spec)) for spec in config.specs],
             "metrics": [content(metrics(work, spec, step)) for spec, step in places],
             "samples": [content(samples(work, spec, step)) for spec, step in places],

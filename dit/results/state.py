@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from typing import Any, Generic
 
 from dit.checkpoints.read import list_checkpoints
+from dit.console import say
 from dit.errors import MismatchError, MissingError
 from dit.results.output import FileSize, Output, RecordT
 from dit.results.stages import VARIANT_STAGES, Stage, Work, checkpoint, dataset
+from dit.results.study_copy import differences
+from dit.runtime.distributed import environment_rank
 from dit.storage import Store, read_record
 from dit.study.records import CheckpointMeta, Record
 from dit.study.variants import ModelSpec
@@ -79,21 +82,29 @@ def read_output(work: Work, output: Output[RecordT]) -> RecordT | None:
     record = read_record(work.store, output.key, output.type)
     if record is None or output.replaceable:
         return record
-    where = f"{work.store.url}/{output.key}"
+    where = work.store.place(output.key)
     if problem := output.differs(record):
         raise MismatchError(f"{where}: {problem}")
-    check_hash(where, record, output.hash, output.sections)
+    check_hash(work, where, record, output)
     return record
 
 
-def check_hash(where: str, record: Record, expected: str, sections: str) -> None:
-    """Raises MismatchError, which names both hashes, when the record has another configuration."""
+def check_hash(work: Work, where: str, record: Record, output: Output[Any]) -> None:
+    """Raises MismatchError when the record has another hash than the output.
+
+    It names the keys that differ and both values, or both hashes where the store has no copy of the other study.
+    """
     made_with = getattr(record, "config_hash", None)
-    if made_with != expected:
-        raise MismatchError(
-            f"{where}: made with configuration {made_with}, this study's configuration is {expected}: {sections} keys"
-            " differ; restore them or use another study name or root"
-        )
+    if made_with == output.hash:
+        return
+    known = output.hash_of and differences(work.config, work.store, output.hash_of, str(made_with), output.sections)
+    made = (
+        f"made with {known}; restore"
+        if known
+        else f"made with configuration {made_with}, this study's configuration is {output.hash}: {output.sections} keys"
+        " differ; restore"
+    )
+    raise MismatchError(f"{where}: {made} them or use another study name or root")
 
 
 def require(work: Work, output: Output[RecordT], *, files: bool = True) -> RecordT:
@@ -127,7 +138,7 @@ def missing_line(work: Work, finding: Finding[Any]) -> str:
         if not (source := look(work, needed)).files:
             return missing_line(work, source)
     reason = f" ({finding.problem})" if finding.problem else ""
-    return f"{work.store.url}/{output.key}: {output.lacking}{reason}; run `{output.command}`"
+    return f"{work.store.place(output.key)}: {output.lacking}{reason}; run `{output.command}`"
 
 
 def stage_state(stage: Stage, work: Work, spec: ModelSpec | None = None) -> StageState:
@@ -138,6 +149,12 @@ def stage_state(stage: Stage, work: Work, spec: ModelSpec | None = None) -> Stag
 def is_complete(stage: Stage, work: Work, spec: ModelSpec | None = None) -> bool:
     """Whether all outputs of a stage are complete; raises as `look`."""
     return all(look(work, output).complete for output in stage.outputs(work, spec))
+
+
+def say_complete(stage: Stage, spec: ModelSpec | None = None) -> None:
+    """Print that a stage has nothing to do; of several ranks, the first does."""
+    if environment_rank() == 0:
+        say(f"{stage.step_name(spec)}: complete, nothing to do")
 
 
 def unfinished(work: Work) -> list[ModelSpec]:

@@ -100,6 +100,13 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
+def hardware(device: torch.device) -> str:
+    """Return what decides the last bit of a computation: the GPU, or the CPU's instructions and its threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+
+
 def can_compile() -> bool:
     """Return whether there are a C++ compiler and Python headers, which torch.compile needs on CPUs and GPUs."""
     compilers = (os.environ.get("CXX", ""), "g++", "c++", "clang++")

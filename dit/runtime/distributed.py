@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import lru_cache
 from itertools import count
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from dit.errors import ConfigError, PeerError
 
@@ -105,6 +105,16 @@ class Ranks:
         box = [obj]
         dist.broadcast_object_list(box, src=0)
         return box[0]
+
+    def gather(self, obj: T) -> list[T]:
+        """Return every rank's object on every rank, in the order of ranks."""
+        if self.world_size == 1:
+            return [obj]
+        import torch.distributed as dist
+
+        objects: list[T | None] = [None] * self.world_size
+        dist.all_gather_object(objects, obj)
+        return cast(list[T], objects)
 
 
 @contextmanager

@@ -130,7 +130,7 @@ class SampleSet:
         missing = [part for part in self.parts if part not in finished]
         if missing:
             raise DataError(
-                f"{self.store.url}/{self.folder}: {len(missing)} of {len(self.parts)} parts are missing, the first is"
+                f"{self.store.place(self.folder)}: {len(missing)} of {len(self.parts)} parts are missing, the first is"
                 f" {layout.sample_part(missing[0])}; run the same command again"
             )
         return [finished[part] for part in self.parts]
@@ -170,7 +170,7 @@ class SampleSet:
         """
         key = f"{self.folder}/{entry.name}"
         path = self.store.local(key, entry.sha256)
-        damaged = f"{self.store.url}/{key}: damaged; remove {self.store.url}/{self.folder} and run `dit sample` again"
+        damaged = f"{self.store.place(key)}: damaged; remove {self.store.place(self.folder)} and run `dit sample` again"
         # A file store returns its own file without checking it.
         if sha256_file(path) != entry.sha256:
             raise DataError(damaged)
@@ -181,8 +181,8 @@ class SampleSet:
             raise DataError(f"{damaged} ({error})") from error
 
     def _check_origin(self, key: str, record: SamplePartRecord) -> None:
-        where, output = f"{self.store.url}/{key}", self.output
-        check_hash(where, record, self.config_hash, output.sections)
-        remedy = f"remove {self.store.url}/{self.folder} to draw these samples again"
+        where, output = self.store.place(key), self.output
+        check_hash(self.work, where, record, output)
+        remedy = f"remove {self.store.place(self.folder)} to draw these samples again"
         if problem := decoder_differs(record.decoder, self.work.decoder, remedy):
             raise MismatchError(f"{where}: {problem}")

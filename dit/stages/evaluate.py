@@ -1,6 +1,6 @@
 """Evaluate: sample sets into metrics with intervals, one record for each checkpoint.
 
-dit evaluate configs/digits.yaml --variant mini-S/2 --step 400
+dit evaluate configs/digits.yaml --variant mini-S/2 --step 500
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from dit.console import progress, say
 from dit.console.formatting import format_number
 from dit.errors import ConfigError
 from dit.metrics.inputs import find_evaluation_files
-from dit.results.stages import Work
+from dit.results.stages import EVALUATE, Work
 from dit.results.stages import metrics as metrics_of
-from dit.results.state import look, require
+from dit.results.state import look, require, say_complete
+from dit.results.study_copy import keep_study
 from dit.sampling.sets import PART_IMAGES, Images, SampleSet
 from dit.storage import Store, write_record
 from dit.study import layout
@@ -41,6 +42,8 @@ def run(config: StudyConfig, store: Store, variant: str, step: int | None = None
     pending = [number for number in steps if not look(work, metrics_of(work, spec, number)).complete]
     if pending:
         _evaluate(work, spec, pending)
+    else:
+        say_complete(EVALUATE, spec)
     return [require(work, metrics_of(work, spec, number)) for number in steps]
 
 
@@ -59,7 +62,9 @@ def _evaluate(work: Work, spec: ModelSpec, steps: list[int]) -> None:
     if config.sampling.num_samples < 2:
         raise ConfigError("sampling.num_samples=1: a distance between distributions needs two samples or more")
     store.check_writable()
+    keep_study(config, store)
     # Imported here because they take seconds, and a complete or unready study does not need them.
+    from dit.health.ranks import agree, study_facts
     from dit.metrics.reference_cache import ReferenceFolder
     from dit.metrics.setup import find_inputs, open_setup
     from dit.metrics.watch import look_at_yardstick
@@ -72,6 +77,7 @@ def _evaluate(work: Work, spec: ModelSpec, steps: list[int]) -> None:
     labels = sample_labels(config.sampling, config.dataset.classes)
     tune_process(config.fit_for(spec).threads)
     with session() as ranks, open_tracker(config, store, spec, enabled=ranks.is_main) as tracker:
+        agree(ranks, {**study_facts(config, spec, work.dataset_content), "sets": [one.step for one in sets]})
         setup = open_setup(ReferenceFolder(config, store, ranks), inputs, manifests[0].decoder)
         look_at_yardstick(work, spec, setup, steps[0], ranks, tracker)
         for sample_set, manifest in zip(sets, manifests, strict=True):

@@ -18,12 +18,13 @@ from dit.console import progress, say
 from dit.data.codec_check import check_codec
 from dit.data.encoding import ShardContent, ShardEncoder
 from dit.data.items import Item, Source, load_ahead
+from dit.data.left_out import describe
 from dit.data.measure import measure
 from dit.data.merge import merge_shards, shard_total
 from dit.data.sources import open_source
-from dit.errors import MismatchError
-from dit.results.stages import Work, dataset
-from dit.results.state import look
+from dit.errors import MismatchError, one_line
+from dit.results.stages import PREPARE, Work, dataset
+from dit.results.state import look, say_complete
 from dit.runtime.device import tune_process
 from dit.storage import Store, read_record, write_record
 from dit.study import layout
@@ -52,6 +53,8 @@ def run(
         if part is None and merge:
             manifest = merge_shards(config, store)
             say(f"{layout.dataset(config)}: {manifest.count} images in {len(manifest.shards)} shards")
+    else:
+        say_complete(PREPARE)
     if manifest is not None and merge:
         _measure(config, store)
     return manifest
@@ -105,15 +108,20 @@ class _Preparation:
             sha256=self.source_sha256,
             items=len(self.source.items),
             class_names=self.source.class_names,
+            left_out=self.source.left_out,
         )
+        if ours.left_out:
+            say(f"dataset.source: not part of the dataset: {describe(ours.left_out)}")
         theirs = read_record(self.store, key, SourceRecord)
-        if theirs is None:
-            write_record(self.store, key, ours)
-        elif theirs != ours:
+        # Hidden files, for example, may differ between the machines of the parts.
+        if theirs is not None and theirs.model_copy(update={"left_out": ours.left_out}) != ours:
             raise MismatchError(
-                f"{self.store.url}/{key}: begun from source {theirs.sha256[:12]} of {theirs.items} images, here it is"
-                f" {ours.sha256[:12]} of {ours.items}; use the same source for all parts, or delete the folder"
+                f"{self.store.place(key)}: begun from source {theirs.sha256[:12]} of {theirs.items} images, here it is"
+                f" {ours.sha256[:12]} of {ours.items}; use the same source for all parts, or delete"
+                f" {self.store.place(self._folder)}"
             )
+        if theirs != ours:
+            write_record(self.store, key, ours)
 
     def make(self, part: tuple[int, int]) -> None:
         """Make every shard of the part that is not complete."""
@@ -122,6 +130,7 @@ class _Preparation:
         total = sum(len(self._items(number)) for number in numbers)
         left = sum(len(self._items(number)) for number in todo)
         if not todo:
+            say(f"part {part[0]} of {part[1]} is complete: {len(numbers)} shards")
             return
         tune_process(self.config.fit.threads)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -173,8 +182,9 @@ class _Preparation:
         for what, mine, other in zip(("configuration", "source", "codec weights"), ours, theirs, strict=True):
             if mine != other:
                 raise MismatchError(
-                    f"{self.store.url}/{tar}: made with {what} {other[:12] or 'none'},"
-                    f" here it is {mine[:12] or 'none'}; use the same {what}, or delete the folder"
+                    f"{self.store.place(tar)}: made with {what} {other[:12] or 'none'},"
+                    f" here it is {mine[:12] or 'none'}; use the same {what}, or delete"
+                    f" {self.store.place(self._folder)}"
                 )
         return record
 
@@ -182,7 +192,7 @@ class _Preparation:
         """Upload a shard, its record last; runs while the next shard is encoded."""
         config, folder = self.config, self._folder
         for _, reason in content.corrupt:
-            say(f"left out: {reason}")
+            say(one_line(f"left out: {reason}"))
         tar = self.store.upload(path, f"{folder}/{layout.shard(number)}")
         index = self.store.write(f"{folder}/{layout.shard_index(number)}", content.index.to_bytes())
         path.unlink()

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dit.claims.results import Results, load_results
 from dit.report.evidence import load_evidence
 from dit.report.tables import runs_csv
-from dit.results.stages import Work, report
-from dit.results.state import look
+from dit.results.stages import REPORT, Work, report
+from dit.results.state import look, say_complete
 from dit.storage import Store, write_record
 from dit.study import layout
 from dit.study.config import StudyConfig
@@ -32,6 +32,7 @@ def run(config: StudyConfig, store: Store) -> ReportRecord:
     output = report(work)
     done = look(work, output)
     if done.record is not None and done.complete:
+        say_complete(REPORT)
         reconcile(config, store)
         return done.record
     pages = _pages(results, store)

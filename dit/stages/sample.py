@@ -2,7 +2,7 @@
 
 Any number of processes share the work by parts. Parts that an earlier launch finished are kept.
 
-    dit sample configs/digits.yaml --variant mini-S/2 --step 400
+    dit sample configs/digits.yaml --variant mini-S/2 --step 500
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 from dit.console import progress, say
 from dit.console.formatting import format_rate
-from dit.results.stages import Work, checkpoint
+from dit.results.stages import SAMPLE, Work, checkpoint
 from dit.results.stages import dataset as dataset_output
-from dit.results.state import look, read_output, require
+from dit.results.state import look, read_output, require, say_complete
+from dit.results.study_copy import keep_study
 from dit.runtime.distributed import environment_rank
 from dit.sampling.adm import check_target, write_npz
 from dit.sampling.sets import PART_IMAGES, Drawn, SampleSet
@@ -58,7 +59,10 @@ def run(
     if pending:
         metas = [require(work, checkpoint(work, spec, sample_set.step)) for sample_set in pending]
         store.check_writable()
+        keep_study(config, store)
         _draw_sets(work, spec, list(zip(pending, metas, strict=True)))
+    else:
+        say_complete(SAMPLE, spec)
     if export:
         export_adm(config, store, variant, sets[0].step, export)
     return [finding.record for finding in (look(work, sample_set.output) for sample_set in sets) if finding.record]
@@ -79,6 +83,7 @@ def export_adm(config: StudyConfig, store: Store, variant: str, step: int, path:
 def _draw_sets(work: Work, spec: ModelSpec, sets: Sequence[tuple[SampleSet, CheckpointMeta]]) -> None:
     from dit.checkpoints.read import load_weights
     from dit.codec.open import open_codec
+    from dit.health.ranks import agree, study_facts
     from dit.runtime.device import compiles, tune_process
     from dit.runtime.distributed import session
     from dit.sampling.generate import Generator, trained
@@ -88,6 +93,7 @@ def _draw_sets(work: Work, spec: ModelSpec, sets: Sequence[tuple[SampleSet, Chec
     config, store, fit = work.config, work.store, work.config.fit_for(spec)
     tune_process(fit.threads)
     with session() as ranks, open_tracker(config, store, spec, enabled=ranks.is_main) as tracker:
+        agree(ranks, {**study_facts(config, spec, work.dataset_content), "sets": [one.step for one, _ in sets]})
         compiled = compiles(fit, ranks)
         # Before the model, because the decoder's weights may be missing.
         codec = open_codec(config.dataset, ranks.device, decoding=True, batch=fit.decode_batch)
@@ -143,7 +149,7 @@ def _finish(sample_set: SampleSet, sha256: str, tracker: Tracker) -> None:
     tracker.image("samples", step, png)
     images, seconds = config.sampling.num_samples, sum(record.seconds for record in records)
     rate = format_rate(images / seconds, "images")
-    say(f"{spec.name} step {step}: {images} samples, {rate}, {store.url}/{sample_set.folder}/{entry.name}")
+    say(f"{spec.name} step {step}: {images} samples, {rate}, {store.place(layout.sample_grid(config, spec, step))}")
 
 
 def _preview(sample_set: SampleSet, records: Sequence[SamplePartRecord]) -> bytes:

@@ -12,20 +12,25 @@ import glob
 import hashlib
 import os
 import secrets
+import shlex
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import BufferedRandom
 from pathlib import Path
 from typing import BinaryIO
+from urllib.parse import unquote, urlsplit
 
-from dit.errors import DataError, DitError, InputError, StoreError
+from dit.errors import DataError, DitError, InputError, StoreError, TransientStoreError, one_line
 from dit.study.layout import MANIFEST, META
 from dit.study.records import FileEntry
 
 CHUNK_BYTES = 4 << 20
 PARTIAL = ".partial"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_SET_CACHE = "set DIT_CACHE to a folder that can be written"
+_TRANSIENT = {errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN}
 
 
 class Store(ABC):
@@ -36,6 +41,11 @@ class Store(ABC):
 
     url: str
     """Address of the root; `open_store(url)` opens the same store."""
+
+    def place(self, key: str = "") -> str:
+        """Where a key is, for messages: a path as a shell takes it, or the address in a remote store."""
+        parts = urlsplit(self.url)
+        return shlex.quote(str(Path(unquote(parts.path)) / key)) if parts.scheme == "file" else f"{self.url}/{key}"
 
     @abstractmethod
     def exists(self, key: str) -> bool:
@@ -60,6 +70,14 @@ class Store(ABC):
     @abstractmethod
     def write(self, key: str, data: bytes) -> FileEntry:
         """Write a small file, atomically. The entry's name is the last component of the key."""
+
+    @abstractmethod
+    def replace(self, key: str, data: bytes, expected: bytes | None) -> bool:
+        """Write a small file only if its content is still `expected`; None: only if there is no file.
+
+        Returns whether the file now holds `data`. It is one step where the store can do that: S3's conditional writes,
+        or locks of the file system. Elsewhere another writer can come between, so read the file again later.
+        """
 
     @abstractmethod
     def upload(self, path: Path, key: str) -> FileEntry:
@@ -94,12 +112,14 @@ class Store(ABC):
     def check_writable(self) -> None:
         """Write and remove a small file.
 
-        Raises InputError when that fails.
+        Raises TransientStoreError when the store is full or away, InputError when it cannot be written at all.
         """
         key = f"write-check-{secrets.token_hex(6)}"
         try:
             self.write(key, bytes(4096))
             self._remove([key], key)
+        except TransientStoreError:
+            raise
         except DitError as error:
             raise InputError(f"{self.url}: not writable: {error}") from error
 
@@ -122,8 +142,14 @@ def check_key(url: str, key: str) -> str:
 
 
 def cache_dir() -> Path:
-    """Folder for copies of remote files: DIT_CACHE, or else `~/.cache/dit-scaling`."""
-    return Path(os.environ.get("DIT_CACHE") or Path.home() / ".cache" / "dit-scaling").absolute()
+    """Folder for copies of remote files: DIT_CACHE, or else `~/.cache/dit-scaling`.
+
+    Raises InputError when neither DIT_CACHE nor a home folder is known.
+    """
+    try:
+        return Path(os.environ.get("DIT_CACHE") or Path.home() / ".cache" / "dit-scaling").absolute()
+    except RuntimeError as error:
+        raise InputError(f"the cache has no place: {one_line(error)} {_SET_CACHE}") from error
 
 
 def sha256_file(path: str | Path) -> str:
@@ -150,10 +176,15 @@ def local_errors(where: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or str(error)
-        if error.errno in _FULL:
-            raise StoreError(f"{where}: {reason}; free space there or choose another place, then run again") from error
-        raise StoreError(f"{where}: {reason}; check the disk and the permissions, then run again") from error
+        kind = TransientStoreError if error.errno in _TRANSIENT else StoreError
+        raise kind(f"{where}: {error.strerror or error}; {_remedy(error, where)}, then run again") from error
+
+
+def _remedy(error: OSError, where: str | Path) -> str:
+    in_cache, is_full = Path(where).is_relative_to(cache_dir()), error.errno in _FULL
+    if in_cache:
+        return f"free space there or {_SET_CACHE}" if is_full else _SET_CACHE
+    return "free space there or choose another place" if is_full else "check the disk and the permissions"
 
 
 def place_file(path: Path, fill: Callable[[BufferedRandom], object]) -> None:
@@ -202,14 +233,35 @@ def copy_hashed(source: BinaryIO, target: BinaryIO | BufferedRandom) -> tuple[in
 
 
 @contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """Hold a lock between the processes of this machine while the body runs."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab") as file:
-        # On a file system without locks, the worst is a second download: files are placed atomically.
+def exclusive(path: Path, waiting: str | None = None) -> Iterator[None]:
+    """Hold a lock between the processes of this machine while the body runs.
+
+    `waiting` is printed if another process holds it. On a file system without locks nothing is held: the worst is that
+    work is done twice, because files are placed atomically.
+
+    Raises StoreError when the lock's file cannot be made.
+    """
+    with local_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "ab")  # noqa: SIM115 - closed below
+    with file:
+        if waiting and _locked(file) is False:
+            sys.stdout.write(f"{waiting}\n")
         with suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+@contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder itself, which needs no file in it, while the body runs; nothing without such locks."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _open_temporary(path: Path) -> tuple[Path, BufferedRandom]:

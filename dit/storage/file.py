@@ -18,6 +18,7 @@ from dit.storage.base import (
     copy_hashed,
     is_partial,
     local_errors,
+    locked_folder,
     place_file,
     sweep_partial,
     verify,
@@ -61,6 +62,15 @@ class FileStore(Store):
         with local_errors(path := self._path(key)):
             place_file(path, lambda file: file.write(data))
         return FileEntry(name=path.name, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+    def replace(self, key: str, data: bytes, expected: bytes | None) -> bool:
+        with local_errors(path := self._path(key)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with locked_folder(path.parent):
+                if (path.read_bytes() if path.is_file() else None) != expected:
+                    return False
+                place_file(path, lambda file: file.write(data))
+                return True
 
     def upload(self, path: Path, key: str) -> FileEntry:
         target = self._path(key)

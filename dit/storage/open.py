@@ -36,7 +36,7 @@ def read_record(store: Store, key: str, cls: type[RecordT]) -> RecordT | None:
         data = store.read(key)
     except MissingError:
         return None
-    return cls.from_json(data, f"{store.url}/{key}")
+    return cls.from_json(data, store.place(key))
 
 
 def write_record(store: Store, key: str, record: Record) -> None:
@@ -74,6 +74,8 @@ def fetch_folder(address: str | Path) -> Path:
 def _parse(address: str | Path) -> Path | tuple[str, str]:
     """A local path, or an S3 bucket and the key or prefix after it."""
     text = str(address)
+    if not text.strip():
+        raise InputError("the address of a store or file is empty; give a path, file:///path or s3://bucket/prefix")
     if isinstance(address, Path) or "://" not in text:
         return Path(text).expanduser().absolute()
     parts = urlsplit(text)

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from http import HTTPStatus
 from io import BufferedRandom
 from pathlib import Path
 from typing import Any
@@ -22,18 +23,20 @@ from typing import Any
 import boto3
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
-from botocore.exceptions import HTTPClientError, IncompleteReadError
+from botocore.exceptions import ClientError, HTTPClientError, IncompleteReadError
 from urllib3.exceptions import HTTPError as TransportError
 
-from dit.errors import InputError, MissingError, StoreError
+from dit.errors import DataError, InputError, MissingError, StoreError
 from dit.storage.base import Store, cache_dir, check_key, exclusive, local_errors, place_file, sha256_file, verify
-from dit.storage.s3_errors import endpoint, s3_errors
+from dit.storage.s3_conditional import replace_object
+from dit.storage.s3_errors import endpoint, http_status, s3_errors
 from dit.study.records import FileEntry
 
 PART_BYTES = 64 << 20
 _PARTS_AT_ONCE = 4
 _BODY_WAITS = (0.3, 1.0, 3.0)
 _SHA256 = "sha256"
+_ADDRESSING = ("auto", "path", "virtual")
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,12 @@ class S3Store(Store):
             self._client.put_object(Bucket=self.bucket, Key=name, Body=data, **_headers(key, digest))
         return FileEntry(name=key.rsplit("/", 1)[-1], bytes=len(data), sha256=digest)
 
+    def replace(self, key: str, data: bytes, expected: bytes | None) -> bool:
+        headers = _headers(key, hashlib.sha256(data).hexdigest())
+        request = {"Bucket": self.bucket, "Key": self._name(key), "Body": data, **headers}
+        with s3_errors(f"{self.url}/{key}"):
+            return replace_object(self._client, request, expected)
+
     def upload(self, path: Path, key: str) -> FileEntry:
         name = self._name(key)
         with local_errors(path):
@@ -118,12 +127,20 @@ class S3Store(Store):
         expected = sha256 or self._head(key).sha256
 
         def fill(file: BufferedRandom) -> None:
-            self._client.download_fileobj(self.bucket, name, file, Config=self._transfer_config())
+            try:
+                self._client.download_fileobj(self.bucket, name, file, Config=self._transfer_config())
+            except ClientError:
+                self._head(key)  # boto3 asks by HEAD first; this finds the reason of a refusal
+                raise
             file.seek(0)
             verify(f"{self.url}/{key}", hashlib.file_digest(file, "sha256").hexdigest(), expected)
 
         with s3_errors(f"{self.url}/{key}"), local_errors(path):
-            place_file(path, fill)
+            try:
+                place_file(path, fill)
+            except DataError:
+                # Bytes damaged on their way are right the next time; those damaged in the store are not.
+                place_file(path, fill)
 
     def local(self, key: str, sha256: str | None = None) -> Path:
         if sha256 is None:
@@ -174,7 +191,14 @@ class S3Store(Store):
     def _head(self, key: str) -> _Object:
         name = self._name(key)
         with s3_errors(f"{self.url}/{key}"):
-            answer = self._client.head_object(Bucket=self.bucket, Key=name)
+            try:
+                answer = self._client.head_object(Bucket=self.bucket, Key=name)
+            except ClientError as error:
+                if http_status(error) == HTTPStatus.NOT_FOUND:
+                    raise
+                # An answer to HEAD has no body, and so no reason.
+                answer = _client(patient=False).get_object(Bucket=self.bucket, Key=name)
+                answer["Body"].close()
         return _Object(key, answer["ContentLength"], answer["ETag"], answer["Metadata"].get(_SHA256))
 
     def _listing(self, prefix: str) -> Sequence[_Object]:
@@ -215,17 +239,21 @@ def _client(patient: bool) -> Any:
     All stores of a process share them. A forked process gets its own: it must not use its parent's connections.
     """
     environment = frozenset(item for item in os.environ.items() if item[0].startswith(("AWS_", "DIT_S3_")))
-    return _new_client(os.getpid(), environment, patient)
+    return _new_client(os.getpid(), environment, _credentials_stamp(), patient)
 
 
 @lru_cache(maxsize=8)
-def _new_client(process: int, environment: frozenset[tuple[str, str]], patient: bool) -> Any:  # noqa: ARG001
+def _new_client(process: int, environment: frozenset[tuple[str, str]], stamp: int, patient: bool) -> Any:  # noqa: ARG001
     seconds = _positive("DIT_S3_TIMEOUT", 30.0)
     settings: dict[str, Any] = {}
     if endpoint():
         # Many servers do not support the newer checksums; the signature covers the body's SHA-256 anyway.
         settings["request_checksum_calculation"] = os.environ.get("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
         settings["response_checksum_validation"] = os.environ.get("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
+    if style := os.environ.get("DIT_S3_ADDRESSING"):
+        if style not in _ADDRESSING:
+            raise InputError(f"DIT_S3_ADDRESSING={style}: must be one of {', '.join(_ADDRESSING)}")
+        settings["s3"] = {"addressing_style": style}
     attempts = math.ceil(_positive("AWS_MAX_ATTEMPTS", 9)) if patient else 3
     config = Config(
         connect_timeout=min(5.0, seconds),
@@ -235,9 +263,24 @@ def _new_client(process: int, environment: frozenset[tuple[str, str]], patient: 
         **settings,
     )
     try:
-        return boto3.session.Session().client("s3", config=config)
+        client = boto3.session.Session().client("s3", config=config)
     except ValueError as error:
         raise InputError(f"AWS_ENDPOINT_URL_S3: {error}; give http://host:port or https://host") from error
+    client.meta.events.register("before-call.s3.HeadBucket", _redirect_once)
+    return client
+
+
+def _credentials_stamp() -> int:
+    """Time of the last change of the credentials file, because a rotated secret replaces a mounted file."""
+    path = os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or "~/.aws/credentials"
+    with suppress(OSError):
+        return os.stat(os.path.expanduser(path)).st_mtime_ns
+    return 0
+
+
+def _redirect_once(context: dict[str, Any], **_: Any) -> None:
+    # After a redirect, botocore asks for the bucket's region by HeadBucket; redirected again, it would recurse.
+    context["s3_redirect"]["redirected"] = True
 
 
 def _positive(variable: str, default: float) -> float:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
-from dit.study.fields import Natural, Positive, Section, Slug
+from dit.study.fields import Natural, Positive, SecretError, Section, Slug, TypeName, matching, without_credentials
 
 PRODUCT_LABEL = "nvidia.com/gpu.product"
 _SUFFIXES = {"": Decimal(1), "m": Decimal("0.001")}
@@ -19,7 +19,13 @@ _QUANTITY = re.compile(r"^(\d+(?:\.\d+)?)(m|k|M|G|T|Ki|Mi|Gi|Ti)?$")
 _LAUNCHERS = re.compile(
     r"^(PET_|TORCHELASTIC_|(RANK|LOCAL_RANK|GROUP_RANK|WORLD_SIZE|LOCAL_WORLD_SIZE|MASTER_ADDR|MASTER_PORT)$)"
 )
-_SECRET = re.compile(r"(PASSWORD|TOKEN|SECRET)")
+# The last word of a variable's name, such as PGPASSWORD, HF_TOKEN, API_KEY or MYSQL_PWD.
+_SECRET = re.compile(
+    r"(PASSWORDS?|PASSWD|PASSPHRASE|TOKENS?|SECRETS?|CREDENTIALS?|APIKEY|(^|_)(PASS|PWD|KEY|KEYS|PAT|AUTH|BEARER|COOKIE|DSN))"
+    r"(_(ID|VALUE|BASE64|B64|JSON|TEXT|STRING|HASH|[0-9]+))*$",
+    re.IGNORECASE,
+)
+_PRIVATE_KEY = "-----BEGIN"
 # The config map and the secrets that `dit deploy` creates.
 _SERVICES: dict[str, tuple[str, ...]] = {"dit-services": ("AWS_ENDPOINT_URL_S3", "AWS_REGION", "MLFLOW_TRACKING_URI")}
 _IDENTITIES: dict[str, tuple[str, ...]] = {
@@ -45,14 +51,37 @@ def _checked(text: str) -> str:
 
 
 def _as_text(value: object) -> object:
-    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+    # Of 1.10 or 1e3, YAML leaves only the number: as text it would be another one.
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-Quantity = Annotated[str, BeforeValidator(_as_text), AfterValidator(_checked)]
-ObjectName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$")]
-Label = Annotated[str, BeforeValidator(_as_text), Field(pattern=r"^([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?$")]
-LabelKey = Annotated[str, Field(pattern=r"^([a-z0-9.-]{1,253}/)?[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$")]
-Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+def _number_as_text(value: object) -> object:
+    return str(value) if isinstance(value, float) else _as_text(value)
+
+
+Quantity = Annotated[
+    str, BeforeValidator(_number_as_text), AfterValidator(_checked), TypeName("quantity, such as 500m, 4 or 64Gi")
+]
+_LABEL = r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?"
+_LABEL_WORDS = "at most 63 letters, digits, '.', '_' and '-', with a letter or digit first and last"
+Text = Annotated[str, BeforeValidator(_as_text)]
+ObjectName = Annotated[
+    str,
+    matching(
+        r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?",
+        "a name in Kubernetes: a-z, 0-9, '.' and '-', with a letter or digit first and last",
+    ),
+    TypeName("name in Kubernetes"),
+]
+Label = Annotated[Text, matching(f"({_LABEL})?", _LABEL_WORDS), TypeName("label")]
+LabelKey = Annotated[
+    str, matching(rf"([a-z0-9.-]{{1,253}}/)?{_LABEL}", f"a label's key: {_LABEL_WORDS}"), TypeName("label's key")
+]
+Variable = Annotated[
+    str,
+    matching(r"[A-Za-z_][A-Za-z0-9_]*", "a variable's name: letters, digits and '_', with no digit first"),
+    TypeName("variable"),
+]
 
 
 class _Resources(Section):
@@ -79,6 +108,7 @@ class StepConfig(_Resources):
     """Limit of /tmp on the node's disk, for downloads. It is not requested from the node; a pod that uses more is
     evicted."""
     gpus: Natural = 0
+    """GPUs of the pod."""
     timeout_seconds: Positive | None = None
     """Timeout of one attempt, after which the step fails; unset, none."""
 
@@ -117,7 +147,8 @@ class StepsConfig(Section):
     launch: LaunchStepConfig = LaunchStepConfig()
     """Each step that starts a job and waits for it, if need be for days."""
     evaluate: GpuStepConfig = GpuStepConfig()
-    """Its scratch holds a variant's sample sets: up to 10 GB for each 50,000 images of 256x256."""
+    """Its scratch holds a variant's sample sets: up to 10 GB for each 50,000 images of 256x256. With more than five
+    variants, these are the resources of a job's pod."""
     report: StepConfig = StepConfig()
     """The report, and the step that joins the parts of the preparation."""
     parts: Positive = 1
@@ -128,7 +159,8 @@ class StepsConfig(Section):
     retries: Natural = 3
     """Retries for a step whose pod was deleted (a node drain, for example) or lost with its node. A step that exits
     with an error is not retried. Argo also counts a pod that its node stopped (memory or disk pressure, shutdown) as an
-    error; submit the run again to continue."""
+    error; submit the run again to continue. A launcher whose process is killed is started again as often, in its
+    pod."""
     retry_seconds: Positive = 30
     """Pause before the first retry; it doubles with each one."""
 
@@ -149,10 +181,13 @@ class Toleration(Section):
     """A taint that the pods tolerate."""
 
     key: LabelKey
+    """The taint's key."""
     operator: Literal["Exists", "Equal"] = "Exists"
+    """Whether any value is tolerated, or only `value`."""
     value: Label | None = None
+    """The taint's value, with Equal."""
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
-    """Unset, every effect."""
+    """The taint's effect; unset, every effect."""
 
     @model_validator(mode="after")
     def _value_when_equal(self) -> Toleration:
@@ -170,7 +205,7 @@ class PatienceConfig(Section):
     """For a problem that waiting cannot solve: an image that cannot be pulled, a refused pod, a missing secret. Once
     all pods have run, `start` holds instead, and the reason is in the launcher's log."""
     api: Positive = 3600
-    """For an API server or a store that does not answer."""
+    """For an API server or a store that is away, and for a store that is full or refuses the credentials."""
 
     @model_validator(mode="after")
     def _hopeless_is_shorter(self) -> PatienceConfig:
@@ -202,17 +237,20 @@ class ClusterConfig(Section):
     node_selector: dict[LabelKey, Label] = Field(default_factory=dict)
     """Labels that a node must have."""
     tolerations: tuple[Toleration, ...] = ()
+    """Taints of nodes that the pods tolerate."""
     queue: ObjectName | None = None
     """Kueue's LocalQueue, which starts a job when there is room for all of its pods; unset, no queue."""
     priority_class: ObjectName | None = None
+    """PriorityClass of the pods; unset, the cluster's default."""
     service_account: ObjectName = "dit-worker"
     """The pods' account; its token is not mounted."""
     image_pull_secrets: tuple[ObjectName, ...] = ()
+    """Secrets with credentials of the image's registry."""
     config_maps: dict[ObjectName, tuple[Variable, ...]] = Field(default_factory=lambda: dict(_SERVICES))
     """Config map -> its keys that become variables of pods and steps: the services' addresses."""
     secrets: dict[ObjectName, tuple[Variable, ...]] = Field(default_factory=lambda: dict(_IDENTITIES))
     """Secret -> its keys that become variables of pods and steps: credentials for the services."""
-    env: dict[Variable, Annotated[str, BeforeValidator(_as_text)]] = Field(default_factory=dict)
+    env: dict[Variable, Text] = Field(default_factory=dict)
     """Further variables of pods and steps, such as NCCL_DEBUG; they replace those of config maps and secrets."""
     max_restarts: Natural = 0
     """How often torchrun restarts its processes inside a running pod. Not for a TrainJob."""
@@ -244,11 +282,15 @@ class ClusterConfig(Section):
     @field_validator("env")
     @classmethod
     def _no_ranks_and_no_secrets(cls, env: dict[str, str]) -> dict[str, str]:
-        for name in env:
+        for name, value in env.items():
             if _LAUNCHERS.match(name):
                 raise ValueError(f"{name} is set by the operator and torchrun; remove it")
-            if _SECRET.search(name):
-                raise ValueError(f"{name} looks like a secret; put it into a Secret, named in cluster.secrets")
+            if _SECRET.search(name) or _PRIVATE_KEY in value:
+                raise SecretError(f"{name} looks like a secret; put it into a Secret, named in cluster.secrets")
+            try:
+                without_credentials(value)
+            except SecretError as error:
+                raise SecretError(f"{name} {error}; or put it into a Secret, named in cluster.secrets") from None
         return env
 
     @model_validator(mode="after")

@@ -9,15 +9,30 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, ClassVar, Literal
 
-import yaml
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
 from dit.errors import ConfigError
+from dit.study.addresses import tracking_address
 from dit.study.checks import Checks
 from dit.study.cluster import ClusterConfig
-from dit.study.fields import FeaturePrecision, Fraction, Natural, Positive, Precision, Section, Seed, Slug, Switch
+from dit.study.fields import (
+    Address,
+    FeaturePrecision,
+    Fraction,
+    Positive,
+    Precision,
+    Section,
+    Seed,
+    Sha256,
+    Slug,
+    TypeName,
+    without_credentials,
+)
+from dit.study.fit import FitConfig as FitConfig
 from dit.study.hashing import digest
+from dit.study.mistakes import as_value_error, first_line
 from dit.study.variants import InputSpec, ModelSpec, resolve
+from dit.study.yaml_values import as_yaml
 
 DIFFUSION_STEPS = 1000
 """T, the length of the training chain (Peebles & Xie 2023, section 4), with every noise schedule."""
@@ -33,7 +48,7 @@ class FolderSource(Section):
     """A folder with one folder of images per class, like ImageNet's training set."""
 
     kind: Literal["folder"]
-    path: str
+    path: Address
     """Local path of the folder that holds the class folders."""
 
 
@@ -41,7 +56,7 @@ class TarSource(Section):
     """Tar files of images. A member's class is its folder, or without a folder the name of its tar file."""
 
     kind: Literal["tar"]
-    path: str
+    path: Address
     """A local path or glob of tar files, or the store address of a folder of them."""
 
 
@@ -50,15 +65,16 @@ class PixelCodec(Section):
 
     kind: Literal["pixels"]
     channels: Literal[1, 3] = 3
+    """1 for greyscale, 3 for RGB."""
 
 
 class VaeCodec(Section):
     """A diffusers AutoencoderKL (Rombach et al. 2022): 8x8 pixels become one latent position of 4 channels."""
 
     kind: Literal["vae"]
-    weights: str
+    weights: Address
     """Local path or store address of a folder that `AutoencoderKL.save_pretrained` wrote."""
-    decoder: str | None = None
+    decoder: Address | None = None
     """Another autoencoder to decode with; unset, the encoder's own. ft-EMA and ft-MSE share their encoder. In no hash:
     samples and metrics record the SHA-256 of the decoder's weights, and those of another decoder are refused."""
     scale_factor: float = Field(default=0.18215, gt=0)
@@ -71,14 +87,17 @@ class DatasetConfig(Section):
     """Which images, and how they become shards. The dataset's identity is its name, not the path of its files."""
 
     name: Slug
+    """Name of the dataset: studies with equal `dataset` sections share its shards."""
     source: Annotated[DigitsSource | FolderSource | TarSource, Field(discriminator="kind")]
     codec: Annotated[PixelCodec | VaeCodec, Field(discriminator="kind")]
     image_size: Positive
     """Side of the square image after ADM's centre crop, in pixels."""
     classes: Positive
+    """Number of classes; the source must have as many."""
     mirror: bool = True
     """Train on each image and on its mirror image."""
     samples_per_shard: Positive = 4096
+    """Images per shard, a tar file."""
     shuffle_seed: Seed = 0
     """Seed of the order in which images enter the shards, so that every shard mixes classes."""
     max_corrupt_fraction: Fraction = 0.0
@@ -114,15 +133,21 @@ class TrainConfig(Section):
     steps: Positive
     """Length of training. In no hash: the learning rate is constant, so a longer run passes through a shorter one."""
     global_batch: Positive = 256
+    """Images per training step, all processes together."""
     learning_rate: float = Field(default=1e-4, gt=0)
+    """Of AdamW, constant from the first step to the last."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    """Of AdamW."""
     weight_decay: float = Field(default=0.0, ge=0)
+    """Of AdamW."""
     ema_decay: Fraction = 0.9999
+    """Decay per step of the moving average of the weights."""
     label_drop: Fraction = 0.1
     """Share of labels replaced by the null class: it trains the unconditional model that guidance needs."""
     precision: Precision = "tf32"
     """Precision of matrix products; weights, EMA and optimizer state are always float32."""
     seed: Seed = 0
+    """Seed of initial weights, order of images, noise, timesteps and label drop."""
     schedule: Literal["linear"] = "linear"
     """Noise schedule of the training chain, a row of `SCHEDULES` in dit/diffusion/schedule.py."""
 
@@ -137,7 +162,9 @@ class SamplingConfig(Section):
     """How images are drawn (Peebles & Xie 2023, section 4), with the same noise and labels for all variants."""
 
     sampler: Literal["ddpm", "ddim"] = "ddpm"
+    """Ancestral sampling (Ho et al. 2020), or DDIM (Song et al. 2021)."""
     steps: Annotated[Positive, Field(le=DIFFUSION_STEPS)] = 250
+    """Steps of the reverse process per image. DDIM keeps every n-th of 1000."""
     eta: float = Field(default=0.0, ge=0, le=1)
     """Noise of DDIM (Song et al. 2021, equation 16): 0 is deterministic. Ignored by DDPM."""
     cfg_scale: float = Field(default=1.0, ge=0)
@@ -145,11 +172,15 @@ class SamplingConfig(Section):
     guided_channels: Literal["first3", "all"] = "first3"
     """The published numbers guide the first three channels only (Peebles & Xie 2023, appendix A)."""
     num_samples: Positive = 50_000
+    """Images per evaluated checkpoint; distances of different numbers cannot be compared."""
     labels: Literal["random", "balanced"] = "random"
+    """Labels drawn at random, or each class equally often."""
     weights: Literal["ema", "raw"] = "ema"
+    """The moving average of the weights, or the weights themselves."""
     precision: Precision = "tf32"
     """Precision of the model's matrix products; the paper used tf32. A CPU computes tf32 as fp32."""
     seed: Seed = 0
+    """Seed of noise and labels."""
 
     @model_validator(mode="after")
     def _ddim_keeps_every_nth(self) -> SamplingConfig:
@@ -173,7 +204,7 @@ class AdmReference(Section):
     """Reference statistics from a file of ADM (Dhariwal & Nichol 2021), such as VIRTUAL_imagenet256_labeled.npz."""
 
     kind: Literal["adm"]
-    path: str
+    path: Address
     """Local path or store address of the npz, with keys `mu` and `sigma`."""
 
 
@@ -183,19 +214,22 @@ class EvaluationConfig(Section):
     at_steps: tuple[Positive, ...] = Field(min_length=1)
     """Checkpoints that are sampled and evaluated; training keeps them."""
     extractor: Literal["inception", "digits"] = "inception"
-    extractor_weights: str | None = None
+    """Network whose features are compared: InceptionV3, or a classifier that is trained on the digits."""
+    extractor_weights: Address | None = None
     """Local path or store address of the InceptionV3 weights; unset, below `weights/` in the root. The digits extractor
     is trained and stored with the dataset."""
-    extractor_sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    extractor_sha256: Sha256 | None = None
     """SHA-256 that the InceptionV3 weights must have; unset, that of the published file. With other weights the result
     is not comparable with published FIDs."""
     extractor_precision: FeaturePrecision = "fp32"
+    """Precision of the extractor's matrix products."""
     reference: Annotated[DatasetReference | AdmReference, Field(discriminator="kind")] = DatasetReference(
         kind="dataset"
     )
     resamples: Positive = 200
     """Bootstrap resamples per interval; at least 2 / (1 - confidence), so that one lies beyond each end."""
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
+    """Share of bootstrap values inside an interval."""
 
     @property
     def metric(self) -> str:
@@ -224,60 +258,29 @@ class EvaluationConfig(Section):
         return {**own, "reference": {"kind": self.reference.kind}}
 
 
-class FitConfig(Section):
-    """How the work is fitted onto a machine. Changes speed and memory, and results only by float error."""
-
-    micro_batch: Positive | None = None
-    """Samples per forward pass and process; unset, the process's share of the global batch."""
-    compile: Switch = "auto"
-    """torch.compile; auto uses it on a GPU."""
-    activation_checkpointing: bool = False
-    attention: Literal["auto", "sdpa", "plain"] = "auto"
-    prefetch: Natural = 4
-    """Steps whose data and noise a background thread prepares ahead; 0 prepares them in line."""
-    threads: Positive | None = None
-    """CPU threads per process for torch; unset, torch's own choice."""
-    parallel_variants: Positive | None = None
-    """Variants that `dit study` works on at a time; unset, one per core, or one if there is a GPU. Each uses its share
-    of the threads, and the memory of a whole model."""
-    checkpoint_every: Positive = 5000
-    """Steps between checkpoints that are written only for resuming. Evaluated steps are always written."""
-    keep_checkpoints: Positive = 2
-    """How many of those are kept; checkpoints of evaluated steps are always kept."""
-    log_every: Positive = 100
-    sample_batch: Positive = 128
-    """Images per sampler call and process."""
-    decode_batch: Positive = 16
-    """Images per call of the autoencoder."""
-    feature_batch: Positive = 64
-    """Images per call of the feature extractor."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _former_name(cls, values: Any) -> Any:
-        """Accept `lanes`, the former name of `parallel_variants`."""
-        if isinstance(values, dict) and "lanes" in values:
-            if "parallel_variants" in values:
-                raise ValueError("lanes is the former name of parallel_variants; give only one of them")
-            return {("parallel_variants" if key == "lanes" else key): value for key, value in values.items()}
-        return values
-
-
 class TrackingConfig(Section):
     """MLflow, which shows parameters, metrics and artifacts."""
 
     kind: Literal["mlflow", "none"] = "mlflow"
-    uri: str | None = None
+    """With none, results are in the store only."""
+    uri: Address | None = None
     """An MLflow server or sqlite address; unset, MLFLOW_TRACKING_URI or else `mlflow.db` in a local root."""
     experiment: str | None = None
-    """Unset, the study's name."""
+    """Name of MLflow's experiment; unset, the study's."""
+
+    @field_validator("uri")
+    @classmethod
+    def _known_scheme(cls, uri: str | None) -> str | None:
+        return tracking_address(uri) if uri else None
 
 
 class PlanConfig(Section):
     """The machine for which `dit plan` estimates the cost of the study."""
 
     accelerator: str = "A100-80G"
+    """Name of the accelerator, or cpu; `dit plan` names those it knows."""
     count: Positive = 8
+    """Number of accelerators."""
     utilisation: float = Field(default=0.4, gt=0, le=1)
     """Assumed share of the accelerator's peak matrix rate (MFU) in training and sampling."""
     peak_tflops: float | None = Field(default=None, gt=0)
@@ -290,14 +293,19 @@ class StudyConfig(Section):
     """A study: one dataset, its variants, one training recipe, one sampling and evaluation protocol."""
 
     study: Slug
-    description: str = ""
+    """Name of the study: of its folder in the store, its experiment, and its objects on a cluster."""
+    description: Annotated[str, AfterValidator(without_credentials)] = ""
+    """A sentence for people; stands in the report."""
     dataset: DatasetConfig
     variants: tuple[str, ...] = Field(min_length=1)
+    """Models to compare, such as `[mini-S/2, DiT-XL/2]`: a family, a size and a patch size (dit/study/variants.py)."""
     train: TrainConfig
     sampling: SamplingConfig = SamplingConfig()
     evaluation: EvaluationConfig
     fit: FitConfig = FitConfig()
-    fit_by_variant: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    fit_by_variant: Annotated[dict[str, dict[str, Any]], TypeName("mapping: variant -> keys of fit")] = Field(
+        default_factory=dict
+    )
     """Variant -> fit keys that replace the common ones, such as `DiT-XL/2: {micro_batch: 16}`."""
     tracking: TrackingConfig = TrackingConfig()
     plan: PlanConfig = PlanConfig()
@@ -305,12 +313,10 @@ class StudyConfig(Section):
     health: Checks = Field(default_factory=dict)
     """Health check -> off, warn or stop in place of what the check itself says. Changes no result; in no hash."""
 
-    LATER_KEYS: ClassVar[frozenset[str]] = frozenset({"health"})
-
     @field_validator("variants")
     @classmethod
     def _known_variants(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        resolved = tuple(_as_value_error(resolve, name).name for name in names)
+        resolved = tuple(as_value_error(resolve, name).name for name in names)
         if len(set(resolved)) != len(resolved):
             raise ValueError(f"a variant is named twice in {', '.join(names)}")
         return resolved
@@ -318,7 +324,7 @@ class StudyConfig(Section):
     @model_validator(mode="after")
     def _fits_together(self) -> StudyConfig:
         for spec in self.specs:
-            _as_value_error(spec.tokens, self.dataset.inputs)
+            as_value_error(spec.tokens, self.dataset.inputs)
         late = [step for step in self.evaluation.at_steps if step > self.train.steps]
         if late:
             raise ValueError(f"evaluation.at_steps has {late[0]}, which train.steps={self.train.steps} never reaches")
@@ -329,7 +335,10 @@ class StudyConfig(Section):
                 raise ValueError(f"fit_by_variant names {name!r}, which is not among variants")
             if "parallel_variants" in fit or "lanes" in fit:
                 raise ValueError("fit_by_variant has parallel_variants, which holds for all variants; set it in fit")
-            FitConfig.model_validate({**self.fit.model_dump(), **fit})
+            try:
+                FitConfig.model_validate({**self.fit.model_dump(), **fit})
+            except ValidationError as error:
+                raise ValueError(first_line(error, FitConfig, f"fit_by_variant.{name}.")) from None
         return self
 
     @property
@@ -342,7 +351,7 @@ class StudyConfig(Section):
 
         Raises ConfigError when the study does not have it.
         """
-        spec = resolve(variant)
+        spec = resolve(variant, self.variants)
         if spec not in self.specs:
             raise ConfigError(
                 f"variant: {spec.name} is not in study {self.study}, which has {', '.join(self.variants)}"
@@ -369,30 +378,19 @@ class StudyConfig(Section):
         """The hash that binds a metric to its samples and the evaluation protocol."""
         return digest({"sampling": self.sampling_hash(spec), "evaluation": self.evaluation.identity()})
 
+    def identities(self) -> dict[str, dict[str, Any]]:
+        """Section -> the values of it that enter hashes."""
+        return {
+            "dataset": self.dataset.identity(),
+            "train": self.train.identity(),
+            "sampling": self.sampling.hashed(),
+            "evaluation": self.evaluation.identity(),
+        }
+
     def science_hash(self) -> str:
         """The hash of dataset, recipe, sampling and evaluation: equal for all variants that may be compared."""
-        return digest(
-            {
-                "dataset": self.dataset_hash(),
-                "train": self.train.identity(),
-                "sampling": self.sampling.hashed(),
-                "evaluation": self.evaluation.identity(),
-            }
-        )
+        return digest(self.identities() | {"dataset": self.dataset_hash()})
 
     def to_yaml(self) -> str:
         """The whole study with all defaults; `study_file.load_text` reads it back to an equal study."""
         return as_yaml(self.model_dump(mode="json"))
-
-
-def as_yaml(tree: dict[str, Any]) -> str:
-    """YAML with the keys in the tree's order."""
-    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
-
-
-def _as_value_error(call: Any, argument: Any) -> Any:
-    """Turn a ConfigError into a ValueError, which pydantic reports with the key it came from."""
-    try:
-        return call(argument)
-    except ConfigError as error:
-        raise ValueError(str(error).removeprefix("variants: ")) from None

@@ -89,6 +89,21 @@ def health(config: StudyConfig, spec: ModelSpec | None) -> str:
     return f"{variant(config, spec) if spec else dataset(config)}/health.jsonl"
 
 
+def ranks_progress(config: StudyConfig, spec: ModelSpec) -> str:
+    """Folder of the records of how far each rank of a training is; gone when the training has ended."""
+    return f"{variant(config, spec)}/progress"
+
+
+def rank_progress(config: StudyConfig, spec: ModelSpec, rank: int) -> str:
+    """How far one rank is."""
+    return f"{ranks_progress(config, spec)}/rank-{rank:05d}.json"
+
+
+def lease(config: StudyConfig, spec: ModelSpec) -> str:
+    """Who trains a variant now; gone when the training has ended."""
+    return f"{variant(config, spec)}/lease.json"
+
+
 def tracking_run(config: StudyConfig, spec: ModelSpec | None) -> str:
     """The MLflow run of a variant, or with None of the study."""
     return f"{variant(config, spec)}/{TRACKING_RUN}"

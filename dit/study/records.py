@@ -68,6 +68,15 @@ class ChannelStats(FrozenModel):
     std: tuple[float, ...]
 
 
+class LeftOut(FrozenModel):
+    """Files and folders of a source that are not part of the dataset, for one reason."""
+
+    reason: str
+    count: int
+    names: tuple[str, ...]
+    """The first 1,000 of them; the name of a folder ends in a slash."""
+
+
 class SourceRecord(Record):
     """The source that all parts of a preparation must share: `datasets/<name>-<hash>/source.json`."""
 
@@ -76,6 +85,7 @@ class SourceRecord(Record):
     """SHA-256 of the ordered list of keys and labels."""
     items: int
     class_names: tuple[str, ...]
+    left_out: tuple[LeftOut, ...] = ()
 
 
 class ShardRecord(Record):
@@ -124,6 +134,8 @@ class DatasetManifest(Record):
     latents: ChannelStats
     """Statistics of the scaled latents, posterior noise included."""
     shards: tuple[ShardRecord, ...]
+    left_out: tuple[LeftOut, ...] = ()
+    """What the source holds beside the images; corrupt images are named by their shards."""
 
     def content_hash(self) -> str:
         """A hash of all shards' bytes."""
@@ -314,6 +326,31 @@ class MetricsRecord(Record):
     """The primary metric of an untrained model's samples; a useful model is clearly below it."""
     parameters: int
     gflops: float
+
+
+RankActivity = Literal["data", "step", "ranks"]
+"""Waits for its next batch; computes; has finished its step and waits for the other ranks or for a checkpoint."""
+
+
+class RankProgress(Record):
+    """How far one rank of a training is: `progress/rank-*.json`. Times are in seconds since 1970."""
+
+    rank: int
+    world_size: int
+    host: str
+    """Name of its machine, on a cluster of its pod."""
+    process: int
+    step: int
+    """The last complete step."""
+    step_time: float
+    """When that step ended; at first the start of the training."""
+    written: float
+    """When this record was written: an old one is that of a frozen or lost process."""
+    activity: RankActivity
+    own_seconds: float | None = None
+    """Seconds per step that the rank computes before it waits for others, median over the last logged window."""
+    step_seconds: float | None = None
+    """Seconds of a whole step, mean over that window; equal on all ranks, because they wait for each other."""
 
 
 class HealthEvent(Record):

@@ -5,7 +5,9 @@ Torch-free: planning, submission and the report name models without loading a fr
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dit.errors import ConfigError
@@ -151,14 +153,25 @@ def variants_of(family: str) -> dict[str, ModelSpec]:
 VARIANTS: dict[str, ModelSpec] = {name: spec for family in FAMILIES for name, spec in variants_of(family).items()}
 
 
-def resolve(name: str) -> ModelSpec:
+def similar(name: str, known: Sequence[str]) -> list[str]:
+    """Names among `known` that `name` may stand for: without the family, in other letters, or with a typing error."""
+    slug = re.sub(r"[^a-z0-9]+", "-", name.casefold()).strip("-")
+    slugs = {re.sub(r"[^a-z0-9]+", "-", other.casefold()): other for other in known}
+    ending = [other for key, other in slugs.items() if f"-{key}".endswith(f"-{slug}")]
+    return ending or [slugs[key] for key in difflib.get_close_matches(slug, slugs, n=2, cutoff=0.75)]
+
+
+def resolve(name: str, likely: Sequence[str] = ()) -> ModelSpec:
     """The variant with this name or slug.
 
-    Raises ConfigError, with the known names, if there is none.
+    Raises ConfigError if there is none, with similar names and the known ones; with `likely`, with those first.
     """
     for spec in VARIANTS.values():
         if name in (spec.name, spec.slug):
             return spec
     family = re.split(r"[-/]", name)[0]
     known = [known for known in VARIANTS if known.startswith(f"{family}-")] or list(VARIANTS)
-    raise ConfigError(f"variants: {name!r} is not a known variant; known are {', '.join(known)}")
+    meant = similar(name, likely) or similar(name, list(VARIANTS))
+    hint = f" (did you mean {' or '.join(meant)}?)" if meant else ""
+    listed = f"the study has {', '.join(likely)}" if likely else f"known are {', '.join(known)}"
+    raise ConfigError(f"variants: {name!r} is not a known variant{hint}; {listed}")

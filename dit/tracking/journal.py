@@ -10,12 +10,13 @@ import errno
 import fcntl
 import json
 import os
+import re
 import secrets
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast, get_args
 
@@ -25,6 +26,12 @@ from dit.study.layout import TRACKING_STATE
 
 Kind = Literal["run", "study", "metrics", "params", "tags", "artifact", "image", "status"]
 _KINDS = frozenset(get_args(Kind))
+_STEPS = (int, type(None))
+_STATUSES = ("RUNNING", "FINISHED", "FAILED", "KILLED")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+# Of ids, hashes, and variants such as DiT-XL/2; empty for the study's own run.
+_NAME = re.compile(r"[A-Za-z0-9_./-]{0,100}")
+_NAME_LENGTH = 200
 
 
 class Point(NamedTuple):
@@ -66,9 +73,39 @@ class Entry:
             kind, values, stamp = tree["kind"], tree["values"], tree["time"]
         except (ValueError, KeyError, TypeError):
             return None
-        if kind not in _KINDS or not isinstance(values, dict):
+        step = tree.get("step")
+        if kind not in _KINDS or not isinstance(values, dict) or type(stamp) is not int or type(step) not in _STEPS:
             return None
-        return cls(cast(Kind, kind), values, tree.get("step"), stamp)
+        return cls(cast(Kind, kind), values, step, stamp) if _is_sound(kind, values, step) else None
+
+
+def is_digest(value: object) -> bool:
+    """Whether this is a SHA-256 in hexadecimal, and so a safe file name."""
+    return isinstance(value, str) and _DIGEST.fullmatch(value) is not None
+
+
+def is_file_name(value: object) -> bool:
+    """Whether this is a relative path that stays below its folder, for an artifact or an image."""
+    parts = value.split("/") if isinstance(value, str) else [""]
+    return len(str(value)) <= _NAME_LENGTH and all(
+        part not in ("", ".", "..") and part.isprintable() and "\\" not in part for part in parts
+    )
+
+
+def _is_sound(kind: Kind, values: Mapping[str, Any], step: int | None) -> bool:
+    """Whether a line has the values of its kind. Results may come from somebody else, who may have written anything."""
+    if kind == "run":
+        named = [values.get("id"), values.get("hash"), values.get("variant") or ""]
+        return all(isinstance(name, str) and _NAME.fullmatch(name) for name in named)
+    if kind == "metrics":
+        return step is not None and all(type(value) in (int, float) for value in values.values())
+    if kind in ("params", "tags"):
+        return all(isinstance(value, str) for value in values.values())
+    if kind in ("artifact", "image"):
+        return is_digest(values.get("sha256")) and is_file_name(values.get("name"))
+    if kind == "status":
+        return values.get("status") in _STATUSES and isinstance(values.get("error", ""), str)
+    return True
 
 
 class Journal:
@@ -89,7 +126,7 @@ class Journal:
         self._append(b"".join(entry.to_line() for entry in entries))
 
     def absorb(self, data: bytes) -> None:
-        """Add the whole lines of another copy of this journal that this one lacks."""
+        """Add what another copy of this journal holds and this one lacks."""
         self._append(missing(self.path.read_bytes(), data))
 
     def header(self) -> Entry:
@@ -166,13 +203,30 @@ def header_of(data: bytes) -> Entry | None:
 
 def aside(path: Path, header: Entry) -> Path:
     """Where a journal is moved to make room for another; it is shipped from there, too."""
-    return path.with_name(f"{path.stem}-{header.values['id']}{path.suffix}")
+    return path.with_name(f"{path.stem}-{header.values['id'].replace('/', '_')}{path.suffix}")
 
 
 def missing(own: bytes, other: bytes) -> bytes:
-    """The whole lines of another copy of a journal that this one lacks."""
+    """What another copy of a journal holds and this one lacks, as whole lines.
+
+    Points are compared by name and step, and the first value is kept: a training that resumes on another machine,
+    before the lines of the first machine are in the store, logs their steps again at another time.
+    """
     held = set(_whole_lines(own))
-    return b"".join(line for line in _whole_lines(other) if line not in held)
+    logged = {(point.key, point.step) for point in points(parse(own))}
+    return b"".join(_without(line, logged) for line in _whole_lines(other) if line not in held)
+
+
+def _without(line: bytes, logged: set[tuple[str, int]]) -> bytes:
+    """The line without the points in `logged`, to which its own are added; empty if nothing is left."""
+    entry = Entry.from_line(line)
+    if entry is None or entry.kind != "metrics" or entry.step is None:
+        return line
+    new = {key: value for key, value in entry.values.items() if (key, entry.step) not in logged}
+    logged.update((key, entry.step) for key in new)
+    if len(new) == len(entry.values):
+        return line
+    return replace(entry, values=new).to_line() if new else b""
 
 
 def parse(data: bytes) -> list[Entry]:

@@ -11,13 +11,14 @@ from typing import Any
 
 from dit.storage import Store, write_record
 from dit.study import layout
-from dit.tracking.journal import Entry, Journal, points, read_entries
+from dit.study.addresses import SQLITE
+from dit.tracking.journal import Entry, Journal, is_file_name, points, read_entries
 from dit.tracking.mlflow_client import JOURNAL_TAG, PARENT_TAG, MlflowRuns, metric_name
 from dit.tracking.mlflow_view import COLOUR_TAG, STUDY_TAG, VARIANT_TAG, colour
 from dit.tracking.paths import RunFolder, local_root
 from dit.tracking.state import Shipped, ShipState, TrackingRun
 from dit.tracking.store_copy import StoreCopy
-from dit.tracking.target import SQLITE, Target
+from dit.tracking.target import Target, sqlite_uri
 from dit.tracking.writer_session import Status
 
 _ENTRIES_PER_ROUND = 1000
@@ -103,9 +104,10 @@ class JournalUpload:
         self._state.save()
 
     def _send_file(self, client: MlflowRuns, run_id: str, item: Mapping[str, Any]) -> None:
-        data = StoreCopy(self._store, self.run).fetch_file(self.run.files / item["sha256"])
+        # The state, like the journal, may come from somebody else.
+        data = StoreCopy(self._store, self.run).fetch_file(item["sha256"]) if is_file_name(item["name"]) else b""
         if not data:
-            sys.stderr.write(f"lost: {item['name']}: no file has its content {item['sha256']}\n")
+            sys.stderr.write(f"lost: {item['name']!r}: no file has its content {item['sha256']!r}\n")
         elif item["step"] is None:
             client.log_artifact(run_id, item["name"], data)
         else:
@@ -113,6 +115,7 @@ class JournalUpload:
 
     def _adopt(self, client: MlflowRuns, parent: str | None) -> str:
         """Find the run of this journal by its tags, or create it; its id."""
+        client.check_experiment()
         self._on_server, self._compared_until = set(), 0
         header, study = self._header, {STUDY_TAG: self._target.study}
         identity = {JOURNAL_TAG: header["id"]}
@@ -156,7 +159,7 @@ class JournalUpload:
     def _record(self, client: MlflowRuns, run_id: str) -> None:
         root = local_root(self._store)
         # The address of a database below the root is stored relative to it, so that the results can be moved.
-        uri = self._target.address.replace(f"{SQLITE}{root}/", SQLITE)
+        uri = self._target.address.replace(f"{sqlite_uri(root)}/", SQLITE)
         record = TrackingRun(journal=self._header["id"], run_id=run_id, experiment_id=client.experiment_id, uri=uri)
         folder = self.run.path.relative_to(root).as_posix()
         write_record(self._store, f"{folder}/{layout.TRACKING_RUN}", record)

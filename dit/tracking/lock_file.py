@@ -29,7 +29,7 @@ class LockFile:
     def take(cls, path: Path, timeout: float = 0.0) -> LockFile | None:
         """Create the file if needed and lock it; None if another process still holds it after `timeout` seconds."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o666)
+        handle = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         deadline = time.monotonic() + timeout
         while not _lock(handle, fcntl.LOCK_EX, path):
             if time.monotonic() >= deadline:

@@ -18,9 +18,10 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
+from dit.errors import StoreError
 from dit.storage.base import exclusive
 from dit.tracking.journal import Point
-from dit.tracking.mlflow_database import follow_move
+from dit.tracking.mlflow_database import follow_move, foreign_address
 from dit.tracking.mlflow_view import STUDY_TAG, is_ours, view_tag, view_value
 from dit.tracking.target import Target
 from dit.tracking.writer_session import Status
@@ -45,6 +46,13 @@ class RunGoneError(Exception):
         super().__init__(f"run {run_id} was deleted on the server; it is restored from its journal")
 
 
+class ExperimentGoneError(Exception):
+    """The experiment's number is free or another experiment's: the server's database was replaced."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"experiment {name} is gone from the server; it is restored from the journals")
+
+
 class MlflowRuns:
     """The target's experiment, found by its name; created or restored if needed.
 
@@ -52,13 +60,26 @@ class MlflowRuns:
     """
 
     def __init__(self, target: Target) -> None:
+        self._name = target.experiment
         # MLflow's migrations are not safe if two processes create the same database at the same moment.
         with exclusive(Path(f"{target.database}.lock")) if target.database else nullcontext():
             if target.database and target.artifacts:
                 follow_move(target.database, target.experiment, target.artifacts)
+                refuse_foreign(target)
             self._client: Any = MlflowClient(tracking_uri=target.uri)
             self.experiment_id = self._open_experiment(target)
             self._save_view(target)
+
+    def check_experiment(self) -> None:
+        """Raises ExperimentGoneError unless the experiment still has the number with which it was found."""
+        try:
+            name = self._client.get_experiment(self.experiment_id).name
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            name = None
+        if name != self._name:
+            raise ExperimentGoneError(self._name)
 
     def is_active(self, run_id: str) -> bool:
         """Whether the run exists in this experiment and is not deleted."""
@@ -230,6 +251,15 @@ class MlflowRuns:
                 sys.stderr.write(f"refused: {what}: {error}\n")
             else:
                 instead()
+
+
+def refuse_foreign(target: Target) -> None:
+    """Raises StoreError when a database that came with its results would send artifacts out of their folder."""
+    if target.database and target.is_below_root and (text := foreign_address(target.database, target.experiment)):
+        raise StoreError(
+            f"{target.database}: names {text} for artifacts, which is not below its folder;"
+            " remove the database: it is filled again from the journals"
+        )
 
 
 def metric_name(name: str) -> str:

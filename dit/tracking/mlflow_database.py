@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import sqlite3
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -17,6 +19,49 @@ _MOVES = (
     "UPDATE experiments SET artifact_location = ? || substr(artifact_location, ?)"
     " WHERE substr(artifact_location, 1, ?) = ?",
 )
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with the file, in the words of SQLite; None for a sound or a missing database."""
+    if not path.exists():
+        return None
+    try:
+        with closing(sqlite3.connect(_read_only(path), uri=True, timeout=_BUSY_SECONDS)) as database:
+            [(found,)] = database.execute("PRAGMA quick_check(1)").fetchall()
+    except sqlite3.OperationalError:
+        return None  # locked, or not ours to read: whoever writes to it meets the error
+    except sqlite3.DatabaseError as error:
+        return str(error)
+    return None if found == "ok" else str(found)
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged database and its journal of SQLite; where it is now."""
+    number = next(count for count in itertools.count(1) if not path.with_name(f"{path.name}.damaged-{count}").exists())
+    target = path.with_name(f"{path.name}.damaged-{number}")
+    path.rename(target)
+    for suffix in ("-journal", "-wal", "-shm"):
+        with suppress(FileNotFoundError):
+            path.with_name(path.name + suffix).rename(target.with_name(target.name + suffix))
+    return target
+
+
+def foreign_address(path: Path, experiment: str) -> str | None:
+    """An address, of an experiment or one of its runs, to which artifacts would leave the database's folder."""
+    rows = _query(
+        path,
+        "SELECT artifact_location FROM experiments WHERE name = ? UNION SELECT artifact_uri FROM runs"
+        " JOIN experiments USING (experiment_id) WHERE experiments.name = ?",
+        experiment,
+        experiment,
+    )
+    return next((str(text) for (text,) in rows if not _is_inside(str(text), path.parent)), None)
+
+
+def _is_inside(address: str, folder: Path) -> bool:
+    parts = urlsplit(address)
+    place = os.path.normpath("/" + unquote(parts.path).lstrip("/"))
+    return parts.scheme in ("", "file") and not parts.netloc and Path(place).is_relative_to(folder)
 
 
 def run_ids(path: Path) -> set[str]:
@@ -44,6 +89,10 @@ def follow_move(path: Path, experiment: str, artifacts: str) -> None:
                 size = len(before) + 1
                 for statement in _MOVES:
                     _query(path, statement, after, size, size, f"{before}/")
+
+
+def _read_only(path: Path) -> str:
+    return f"{path.absolute().as_uri()}?mode=ro"
 
 
 def _query(path: Path, statement: str, *values: object) -> list[tuple[Any, ...]]:

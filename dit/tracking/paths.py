@@ -12,6 +12,7 @@ is appended to.
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,10 +101,18 @@ def tracked_studies(root: Path) -> list[StudyFolder]:
 
 
 def local_root(store: Store) -> Path:
-    """The store's own root if it is a folder, else the cache folder that mirrors its keys."""
-    if isinstance(store, FileStore):
+    """The store's own root if it is a folder, else the cache folder that mirrors its keys.
+
+    A folder that cannot be written, on a read-only file system for example, is mirrored, too.
+    """
+    if isinstance(store, FileStore) and (not store.root.exists() or os.access(store.root, os.W_OK)):
         return store.root
     return cache_dir() / "journals" / hashlib.sha256(store.url.encode()).hexdigest()[:16]
+
+
+def is_mirrored(store: Store) -> bool:
+    """Whether journals are in the cache, and their copies in the store."""
+    return not isinstance(store, FileStore) or local_root(store) != store.root
 
 
 def study_folder(config: StudyConfig, store: Store) -> StudyFolder:

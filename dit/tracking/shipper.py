@@ -10,10 +10,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import sys
 import time
 import traceback
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +24,7 @@ from dit.storage import Store, open_store
 from dit.tracking.journal import read_header
 from dit.tracking.lock_file import LockFile
 from dit.tracking.paths import StudyFolder
-from dit.tracking.shipper_process import TARGET_VARIABLE
+from dit.tracking.shipper_process import TARGET_VARIABLE, mend
 from dit.tracking.state import read_state, waiting
 from dit.tracking.target import Target
 from dit.tracking.writer_session import close_dead_writers
@@ -48,6 +50,7 @@ class Shipper:
     def __init__(self, study: StudyFolder, target: Target, parent: int) -> None:
         self._study, self._target, self._parent = study, target, parent
         self._state = read_state(study, target)
+        self._file: tuple[int, int] | None = None
         self._store: Store | None = None
         self._client: MlflowRuns | None = None
         self._uploads: dict[tuple[Path, str], JournalUpload] = {}
@@ -60,17 +63,18 @@ class Shipper:
         Something is left if the server does not answer, or if the study was removed.
         """
         self._state, self._client, self._uploads = read_state(self._study, self._target), None, {}
-        self._state.reached, self._state.error = False, None
+        self._state.reached, self._state.error, self._state.is_final = False, None, False
         self._state.save()
         needed = time.monotonic()
         while not lock.is_lost():
+            self._follow_database()
             signs, live = self._signs(), self._live()
             error = self._attempt(live)
             if live or not self._is_orphan() or self._live():
                 needed = time.monotonic()
             elif error is None:
                 return True
-            elif time.monotonic() - needed > GIVE_UP_SECONDS:
+            elif self._state.is_final or time.monotonic() - needed > GIVE_UP_SECONDS:
                 return False
             self._pause(signs, ROUND_SECONDS if error is None else PAUSES_SECONDS[: self._failures][-1])
         return False
@@ -85,16 +89,16 @@ class Shipper:
             self._ship(live)
         except Exception as problem:
             # No error of the server, its driver or the network may lose points: report it and retry.
-            cause = root_cause(problem)
-            error = (one_line(cause) or type(cause).__name__)[:200]
+            error = reason(problem)
             if self._state.error != error:
                 traceback.print_exc()
+            self._state.is_final = self._target.database is not None and is_final(problem)
             # The server may come back with an empty database: find experiment and runs by name again.
             self._client = None
             self._failures += 1
             self._report(error)
             return error
-        self._failures = 0
+        self._failures, self._state.is_final = 0, False
         self._report(None)
         return None
 
@@ -125,13 +129,29 @@ class Shipper:
         if self._store is None:
             self._store = open_store(self._target.store)
         if self._client is None:
+            mend(self._target)
             client = MlflowRuns(self._target)
             for name, shipped in list(self._state.journals.items()):
                 if shipped.run_id is None or not client.is_active(shipped.run_id):
                     del self._state.journals[name]
-            self._client = client
+            self._client, self._file = client, self._database_file()
             self._report(None)
         return self._store, self._client
+
+    def _follow_database(self) -> None:
+        """Start this process again if the database was removed or replaced: MLflow keeps the old file open."""
+        if self._file is not None and self._database_file() != self._file:
+            sys.stderr.write(f"{self._target.database} was removed or replaced; it is filled again from the journals\n")
+            sys.stderr.flush()
+            os.execv(sys.executable, [sys.executable, "-m", "dit.tracking.shipper", *sys.argv[1:]])
+
+    def _database_file(self) -> tuple[int, int] | None:
+        """What identifies the database's file; None for a server, and for a file that is gone."""
+        with suppress(OSError):
+            if self._target.database:
+                status = self._target.database.stat()
+                return status.st_dev, status.st_ino
+        return None
 
     def _find_uploads(self, store: Store) -> Iterator[JournalUpload]:
         from dit.tracking.journal_upload import JournalUpload
@@ -149,6 +169,7 @@ class Shipper:
         if time.monotonic() < self._next_heartbeat:
             return
         self._next_heartbeat = time.monotonic() + HEARTBEAT_SECONDS
+        client.check_experiment()
         for run_id in filter(None, (upload.run_id for upload in uploads)):
             client.send_heartbeat(run_id)
         ours = {upload.run_id for upload in self._uploads.values()}
@@ -179,6 +200,24 @@ class Shipper:
         if before != now:
             self._state.reached, self._state.error = now
             self._state.save()
+
+
+def reason(problem: BaseException) -> str:
+    """The reason of an error in one line.
+
+    It is the innermost exception where the network or the disk failed, because MLflow wraps these at length, and the
+    outermost otherwise, because what follows it inside is a detail.
+    """
+    inner = root_cause(problem)
+    cause = inner if isinstance(inner, OSError | sqlite3.Error) else problem
+    return (one_line(str(cause).partition("[SQL")[0]) or type(cause).__name__)[:300]
+
+
+def is_final(problem: BaseException) -> bool:
+    """Whether a database will refuse every further try: damaged, or of another version of MLflow."""
+    inner = root_cause(problem)
+    damaged = isinstance(inner, sqlite3.DatabaseError) and "locked" not in str(inner)
+    return damaged or "database schema" in str(problem) or type(inner).__module__.startswith("alembic")
 
 
 def main(folder: str, parent: int) -> None:

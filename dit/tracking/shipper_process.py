@@ -17,17 +17,24 @@ from dit.console import say
 from dit.errors import StoreError
 from dit.storage import Store
 from dit.storage.base import local_errors
+from dit.study.addresses import same_origin
 from dit.study.config import StudyConfig
 from dit.tracking.journal import read_header
 from dit.tracking.lock_file import is_held
+from dit.tracking.mlflow_database import damage, set_aside
 from dit.tracking.paths import RunFolder, StudyFolder, study_folder
-from dit.tracking.state import read_state, shipper_status, waiting
-from dit.tracking.target import Target, resolve_target
+from dit.tracking.state import forget_lost_runs, read_state, shipper_status, waiting
+from dit.tracking.target import URI_VARIABLE, Target, resolve_target
 from dit.tracking.writer_session import close_dead_writers
 
 TARGET_VARIABLE = "DIT_TRACKING_TARGET"
 _SUPERVISE_SECONDS = 30.0
+_COMPLAINT_SECONDS = 300.0
 _POLL_SECONDS = 0.05
+_CREDENTIALS = tuple(
+    f"MLFLOW_TRACKING_{name}" for name in ("USERNAME", "PASSWORD", "TOKEN", "AUTH", "AWS_SIGV4", "CLIENT_CERT_PATH")
+)
+_CREDENTIALS_FILE = Path("~/.mlflow/credentials")
 _START_SECONDS = 120.0
 # A child needs a moment to take its lock, and Python warns about a child whose handle is lost while it runs.
 _children: dict[Path, subprocess.Popen[bytes]] = {}
@@ -45,7 +52,11 @@ def reconcile(config: StudyConfig, store: Store) -> None:
     with local_errors(study.path):
         for run in study.runs():
             close_dead_writers(run)
-        if config.tracking.kind == "mlflow" and waiting(study, target := resolve_target(config, store)):
+        if config.tracking.kind == "none":
+            return
+        target = resolve_target(config, store)
+        forget_lost_runs(study, target)
+        if waiting(study, target):
             start_shipper(study, target)
 
 
@@ -68,7 +79,7 @@ class Shipping:
     def __init__(self, study: StudyFolder, run: RunFolder, target: Target) -> None:
         self._study, self._run, self._target = study, run, target
         self._checked = time.monotonic()
-        self._complained = False
+        self._next_complaint, self._pause = 0.0, _COMPLAINT_SECONDS
         _try_to_start(study, target)
 
     def run_id(self) -> str | None:
@@ -78,7 +89,10 @@ class Shipping:
         return shipped.run_id if shipped else None
 
     def keep_alive(self) -> None:
-        """Every 30 seconds, start a shipper if none runs, and print once that it cannot ship."""
+        """Every 30 seconds, start a shipper if none runs, and print that it cannot ship.
+
+        That is printed again after 5 minutes, then more rarely.
+        """
         if time.monotonic() - self._checked >= _SUPERVISE_SECONDS:
             self._checked = time.monotonic()
             _try_to_start(self._study, self._target)
@@ -95,8 +109,8 @@ class Shipping:
 
     def _complain(self) -> None:
         status = shipper_status(self._study, self._target)
-        if status and status.error and not self._complained:
-            self._complained = True
+        if status and status.error and time.monotonic() >= self._next_complaint:
+            self._next_complaint, self._pause = time.monotonic() + self._pause, min(2 * self._pause, 3600.0)
             _complain(self._study, self._target, status.error)
 
 
@@ -111,6 +125,8 @@ def start_shipper(study: StudyFolder, target: Target, *, stay: bool = True) -> N
     if is_held(study.lock) or (child and child.poll() is None):
         return
     scratch = study.state / "tmp"
+    mend(target)
+    forget_lost_runs(study, target)
     try:
         scratch.mkdir(parents=True, exist_ok=True)
         if target.database and not target.store.startswith("file:") and not study.log.exists():
@@ -131,6 +147,20 @@ def start_shipper(study: StudyFolder, target: Target, *, stay: bool = True) -> N
             )
     except OSError as error:
         raise StoreError(f"{study.log}: cannot start the shipper: {error.strerror}; run the step again") from error
+
+
+def mend(target: Target) -> None:
+    """Set a damaged database aside, if it is the store's own, so that it is filled again from the journals."""
+    if target.database and (cause := damage(target.database)):
+        if not target.is_own:
+            raise StoreError(
+                f"{target.database}: is damaged ({cause}); restore it, or remove it and run the step again"
+            )
+        aside = set_aside(target.database)
+        say(
+            f"tracking: {target.database} was damaged ({cause});"
+            f" it is kept as {aside.name} and filled again from the journals"
+        )
 
 
 def _try_to_start(study: StudyFolder, target: Target) -> None:
@@ -165,6 +195,8 @@ def _wait(
         status = shipper_status(study, target)
         if not is_counting and status and (status.reached or status.error):
             deadline, is_counting = time.monotonic() + seconds, True
+        if status and status.is_final:
+            break
         if not start and not (status and status.reached and status.error is None):
             break
         time.sleep(_POLL_SECONDS)
@@ -180,12 +212,30 @@ def _complain(study: StudyFolder, target: Target, error: str) -> None:
 
 
 def _environment(target: Target, scratch: Path) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if name not in _unbound(target)}
     package_root = str(Path(dit.__file__).parents[1])
     search_path = os.environ.get("PYTHONPATH")
-    return os.environ | {
+    return kept | {
         TARGET_VARIABLE: json.dumps(asdict(target)),
         "PYTHONPATH": f"{package_root}{os.pathsep}{search_path}" if search_path else package_root,
         # The starter's temporary folder may be removed before the shipper has ended.
         "TMPDIR": str(scratch),
         "OMP_NUM_THREADS": "1",
     }
+
+
+def _unbound(target: Target) -> tuple[str, ...]:
+    """Variables with credentials that are meant for another server than the target.
+
+    Raises StoreError when MLflow would send its credentials file there, which no variable can prevent.
+    """
+    named = os.environ.get(URI_VARIABLE) or ""
+    if not target.uri.startswith(("http://", "https://")) or same_origin(named, target.uri):
+        return ()
+    remedy = f"{URI_VARIABLE} does not name that server; set it to {target.address} to send them"
+    if _CREDENTIALS_FILE.expanduser().exists():
+        raise StoreError(f"{_CREDENTIALS_FILE} would be sent to {target.address}, but {remedy}")
+    held = tuple(name for name in _CREDENTIALS if os.environ.get(name))
+    if held:
+        say(f"tracking: {', '.join(held)}: not sent to {target.address}, because {remedy}")
+    return held

@@ -11,6 +11,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
+from dit.errors import StoreError
 from dit.study.records import Record
 from dit.tracking.journal import read_entries, read_header
 from dit.tracking.lock_file import is_held
@@ -49,6 +52,10 @@ class Shipped:
     """Error with which it failed."""
 
 
+_JOURNALS = TypeAdapter(dict[str, Shipped])
+"""Checks the types of a file that somebody else may have written."""
+
+
 @dataclass
 class ShipState:
     """Progress of a study's shipper."""
@@ -60,6 +67,8 @@ class ShipState:
     """Whether this shipper has reached the server."""
     error: str | None = None
     """Error that keeps it from shipping now."""
+    is_final: bool = False
+    """Whether that error will stay, so that nobody needs to wait."""
     journals: dict[str, Shipped] = field(default_factory=dict)
     """By the journals' ids."""
 
@@ -92,7 +101,10 @@ def forget_lost_runs(study: StudyFolder, target: Target) -> None:
     state = read_state(study, target)
     if target.database is None or is_held(study.lock) or not state.journals:
         return
-    there = run_ids(target.database)
+    try:
+        there = run_ids(target.database)
+    except StoreError:
+        return  # damaged: whoever ships there says so
     state.journals = {name: shipped for name, shipped in state.journals.items() if shipped.run_id in there}
     state.save()
 
@@ -117,7 +129,7 @@ def _load(study: StudyFolder, records_runs: bool = True) -> ShipState:
     path = study.state / ("shipper.json" if records_runs else "view.json")
     try:
         tree = json.loads(path.read_text())
-        journals = {name: Shipped(**shipped) for name, shipped in tree.pop("journals").items()}
+        journals = _JOURNALS.validate_python(tree.pop("journals"))
         return ShipState(path, journals=journals, **tree)
     except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
         return ShipState(path, "")

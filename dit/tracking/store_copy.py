@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 import threading
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from dit.console import say
 from dit.errors import MissingError, StoreError
 from dit.storage import Store
-from dit.storage.file import FileStore
 from dit.study import layout
-from dit.tracking.journal import Journal, aside, header_of, open_journal
-from dit.tracking.paths import JOURNALS, RunFolder, local_root
+from dit.tracking.journal import Journal, aside, header_of, is_digest, open_journal
+from dit.tracking.paths import RunFolder, is_mirrored, local_root
+
+_KEY = re.compile(rf"{layout.STUDIES}(/[a-z0-9][a-z0-9.-]*){{1,2}}/metrics(-[A-Za-z0-9_.-]+)?\.jsonl", re.IGNORECASE)
+"""Keys of journals, and of those that were moved aside."""
 
 
 class StoreCopy:
@@ -22,15 +26,22 @@ class StoreCopy:
         self._prefix = run.path.relative_to(local_root(store)).as_posix()
         self._sent: set[Path] = set()
         self._lock = threading.Lock()
-        self.is_needed = not isinstance(store, FileStore)
+        self.is_needed = is_mirrored(store)
 
     def fetch(self) -> bytes | None:
         """The journal's copy, empty if there is none; None if the journal itself is in the store."""
         return self._read(self._run.journal) if self.is_needed else None
 
-    def fetch_file(self, path: Path) -> bytes:
-        """Content of one of the run's files, from the store if it is not on this machine; empty if it is lost."""
-        return path.read_bytes() if path.exists() else self._read(path)
+    def fetch_file(self, digest: str) -> bytes:
+        """Content of the run's file with this SHA-256, from the store if it is not on this machine.
+
+        Empty if it is lost, or if the file at its place has other content.
+        """
+        if not is_digest(digest):
+            return b""
+        path = self._run.files / digest
+        data = path.read_bytes() if path.is_file() else self._read(path)
+        return data if hashlib.sha256(data).hexdigest() == digest else b""
 
     def push(self, journal: Journal, timeout: float) -> None:
         """Update the copy and keep the lines that another machine added to it.
@@ -78,8 +89,9 @@ class StoreCopy:
 
 def fetch_journals(store: Store) -> None:
     """Bring this machine's copies of all journals in a remote store up to date."""
-    if isinstance(store, FileStore):
+    if not is_mirrored(store):
         return
     for key in store.list(layout.STUDIES):
-        if PurePosixPath(key).match(JOURNALS) and (header := header_of(copy := store.read(key))):
+        # Whoever writes to the bucket chooses the keys, which become paths on this machine.
+        if _KEY.fullmatch(key) and (header := header_of(copy := store.read(key))):
             open_journal(local_root(store) / key, header.values["hash"], {}, copy).close()

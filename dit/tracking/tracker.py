@@ -176,7 +176,11 @@ def read_points(config: StudyConfig, store: Store, spec: ModelSpec | None) -> li
         ours, theirs = header_of(own), header_of(copy)
         own = own if ours == theirs else b""
         own += missing(own, copy)
-    return list(points(parse(own)))
+    # The first value of a point counts, also in journals of earlier versions, which may hold a point twice.
+    first: dict[tuple[str, int], Point] = {}
+    for point in points(parse(own)):
+        first.setdefault((point.key, point.step), point)
+    return list(first.values())
 
 
 def collect(config: StudyConfig, store: Store) -> None:

@@ -52,21 +52,25 @@ class TrainPlan:
         return Retention(self.fit.keep_checkpoints, self.milestones, self.stop_step)
 
 
+def require_equal_shares(config: StudyConfig) -> None:
+    """Raise ConfigError when the ranks cannot share the batch."""
+    if config.train.global_batch % environment_world_size():
+        raise ConfigError(
+            f"train.global_batch={config.train.global_batch} is not divisible by world_size={environment_world_size()};"
+            " start a number of processes that divides the batch"
+        )
+
+
 def make_plan(work: Work, spec: ModelSpec) -> TrainPlan:
     """Check the inputs without loading torch, and return where to start and stop.
 
     Training starts at the newest checkpoint before the first missing milestone. Missing means that the store lacks the
     checkpoint or a file of it, whatever the record contains; it is then made again.
 
-    Raises ConfigError when the ranks cannot share the batch, MissingError without a dataset, MismatchError when a
-    record or checkpoint is of another configuration or of other shards, InputError when the store is not writable.
+    Raises MissingError without a dataset, MismatchError when a record or checkpoint is of another configuration or of
+    other shards, InputError when the store is not writable.
     """
     config, store = work.config, work.store
-    if config.train.global_batch % environment_world_size():
-        raise ConfigError(
-            f"train.global_batch={config.train.global_batch} is not divisible by world_size={environment_world_size()};"
-            " start a number of processes that divides the batch"
-        )
     record = read_output(work, training(work, spec))
     content = require(work, dataset(work)).content_hash()
     if environment_rank() == 0:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import closing, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 
 import torch
 
@@ -11,46 +11,93 @@ from dit.checkpoints.write import CheckpointWriter
 from dit.console import progress, say
 from dit.data.loader import TrainingStream
 from dit.data.shard_set import ShardSet
-from dit.errors import MissingError
-from dit.results.stages import checkpoint
-from dit.results.state import require
+from dit.errors import MissingError, RanksDifferError
+from dit.health.ranks import agree, record_difference, study_facts
+from dit.results.stages import TRAIN, Work, checkpoint, training
+from dit.results.state import is_complete, require
 from dit.runtime.device import computed_in, tune_process
 from dit.runtime.distributed import Ranks, session
 from dit.storage import write_record
+from dit.storage.lease import Lease, leased
 from dit.study import layout
 from dit.study.fields import Precision
 from dit.study.records import TrainRecord
+from dit.study.variants import ModelSpec
 from dit.study.version import code_version
 from dit.tracking import Tracker, open_tracker
-from dit.training.loop import TrainingLoop
-from dit.training.plan import TrainPlan
+from dit.training.loop import TrainingLoop, require_same_weights
+from dit.training.plan import TrainPlan, make_plan
 from dit.training.signals import StopRequest
 from dit.training.telemetry import Telemetry, peak_memory_bytes
 from dit.training.trainer import Trainer
 from dit.training.watch import TrainingWatch
 
 
-def execute(plan: TrainPlan) -> TrainRecord:
-    """Train a plan's steps on all ranks; return the record on each.
+def execute(work: Work, spec: ModelSpec) -> TrainRecord:
+    """Train a variant's missing steps on all ranks; return the record on each.
 
-    Raises MissingError when the ranks do not share a store, and the errors of `TrainingLoop.run`.
+    Raises RanksDifferError when the ranks do not do the same work, MissingError when they do not share a store.
+    Raises LeaseError when another process trains the variant in this store.
+    Raises the errors of `make_plan` and of `TrainingLoop.run`.
     """
-    tune_process(plan.fit.threads)
+    tune_process(work.config.fit_for(spec).threads)
     with session() as ranks:
-        _check_agreement(plan, ranks)
+        if ranks.world_size > 1:
+            # Each rank reads the store by itself, so they must agree on the study before they ask what is complete.
+            _agree(work, spec, ranks)
+            if is_complete(TRAIN, work, spec):
+                return require(work, training(work, spec))
+            make_plan(work, spec)
+        with _leased(work, spec, ranks) as lease:
+            # Not the plan from before: until the lease was free, another process may have trained on.
+            ranks.barrier()
+            plan = make_plan(work, spec)
+            _check_agreement(plan, ranks)
+            return _execute(plan, ranks, lease)
+
+
+def _leased(work: Work, spec: ModelSpec, ranks: Ranks) -> AbstractContextManager[Lease | None]:
+    """The lease of the variant's training, which rank 0 holds."""
+    if not ranks.is_main:
+        return nullcontext()
+    return leased(work.store, layout.lease(work.config, spec), f"the training of {spec.name}")
+
+
+def _execute(plan: TrainPlan, ranks: Ranks, lease: Lease | None) -> TrainRecord:
+    if ranks.is_main:
+        _report_precision(plan.config.train.precision, ranks.device)
+    trainer = Trainer(plan.spec, plan.config.dataset.inputs, plan.config.train, plan.fit, ranks)
+    if plan.resume is not None:
+        _restore(plan, trainer)
+    progress_records = layout.ranks_progress(plan.config, plan.spec)
+    if ranks.is_main:
+        # Of an earlier launch, which may have had more ranks. No rank writes its own before the next collective.
+        plan.store.delete(progress_records)
+    require_same_weights(plan, ranks, trainer)
+    with open_tracker(plan.config, plan.store, plan.spec, enabled=ranks.is_main) as tracker:
+        _train(plan, ranks, trainer, tracker, lease)
+        ranks.barrier()
+        record = _record(plan, ranks, tracker) if ranks.is_main else None
+        if record is not None:
+            write_record(plan.store, layout.train_record(plan.config, plan.spec), record)
+            plan.store.delete(progress_records)
+    shared = ranks.broadcast(record)
+    assert shared is not None
+    return shared
+
+
+def _agree(work: Work, spec: ModelSpec, ranks: Ranks) -> None:
+    computing = {
+        "computed precision": computed_in(work.config.train.precision, ranks.device),
+        "torch": torch.__version__,
+    }
+    try:
+        agree(ranks, study_facts(work.config, spec, work.dataset_content) | computing)
+    except RanksDifferError as error:
         if ranks.is_main:
-            _report_precision(plan.config.train.precision, ranks.device)
-        trainer = Trainer(plan.spec, plan.config.dataset.inputs, plan.config.train, plan.fit, ranks)
-        if plan.resume is not None:
-            _restore(plan, trainer)
-        with open_tracker(plan.config, plan.store, plan.spec, enabled=ranks.is_main) as tracker:
-            _train(plan, ranks, trainer, tracker)
-            record = _record(plan, ranks, tracker) if ranks.is_main else None
-            if record is not None:
-                write_record(plan.store, layout.train_record(plan.config, plan.spec), record)
-        shared = ranks.broadcast(record)
-        assert shared is not None
-        return shared
+            reached = max(list_checkpoints(work.store, work.config, spec), default=0)
+            record_difference(work.store, work.config, spec, reached, error)
+        raise
 
 
 def _check_agreement(plan: TrainPlan, ranks: Ranks) -> None:
@@ -58,7 +105,7 @@ def _check_agreement(plan: TrainPlan, ranks: Ranks) -> None:
     mine = (plan.start_step, plan.stop_step, plan.ahead)
     if ranks.maximum(int(ranks.broadcast(mine) != mine)):
         raise MissingError(
-            f"{plan.store.url}: the ranks find different checkpoints; use a root that all machines share"
+            f"{plan.store.place()}: the ranks find different checkpoints; use a root that all machines share"
         )
 
 
@@ -72,10 +119,10 @@ def _restore(plan: TrainPlan, trainer: Trainer) -> None:
     assert plan.resume is not None
     folder = layout.checkpoint(plan.config, plan.spec, plan.start_step)
     files = {name: load_file(plan.store, folder, plan.resume, name) for name in FILES}
-    trainer.load(plan.start_step, f"{plan.store.url}/{folder}", files)
+    trainer.load(plan.start_step, plan.store.place(folder), files)
 
 
-def _train(plan: TrainPlan, ranks: Ranks, trainer: Trainer, tracker: Tracker) -> None:
+def _train(plan: TrainPlan, ranks: Ranks, trainer: Trainer, tracker: Tracker, lease: Lease | None) -> None:
     config, spec, start, stop = plan.config, plan.spec, plan.start_step, plan.stop_step
     _log_parameters(plan, tracker)
     if start == stop:
@@ -100,7 +147,7 @@ def _train(plan: TrainPlan, ranks: Ranks, trainer: Trainer, tracker: Tracker) ->
         StopRequest() as stop_request,
     ):
         telemetry = Telemetry(plan, ranks, tracker)
-        TrainingLoop(plan, ranks, trainer, telemetry, writer, watch).run(stream, stop_request, bar)
+        TrainingLoop(plan, ranks, trainer, telemetry, writer, lease, watch).run(stream, stop_request, bar)
 
 
 def _log_parameters(plan: TrainPlan, tracker: Tracker) -> None:

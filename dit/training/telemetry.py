@@ -19,6 +19,7 @@ from dit.training.plan import TrainPlan
 # A multiply-accumulate is two FLOPs. The backward pass computes two products per layer (gradients of the input and of
 # the weights), so it costs twice the forward pass.
 TRAINING_FLOPS_PER_MAC = 2 * 3
+_RANKS_SHOWN = 8
 
 
 class Telemetry:
@@ -35,8 +36,11 @@ class Telemetry:
         """Mean over the latest window."""
         self._began = self._window_began = time.perf_counter()
 
-    def log(self, step: int, rows: Sequence[StepLosses]) -> None:
-        """Log the means over the window that ends at `step`, and images per second since the previous window."""
+    def log(self, step: int, rows: Sequence[StepLosses], rank_seconds: Sequence[float]) -> float:
+        """Log the means over the window that ends at `step`, and images per second since the previous window.
+
+        `rank_seconds` is each rank's own computing per step. Returns the seconds of a whole step.
+        """
         now = time.perf_counter()
         rate = len(rows) * self._global_batch / (now - self._window_began)
         self._rates.append(rate)
@@ -52,8 +56,9 @@ class Telemetry:
         if self._peak is not None:
             # Model FLOPs utilisation: only products that the model needs count, not what checkpointing recomputes.
             values["mfu"] = rate * self._image_flops / (self._peak * self._ranks.world_size)
-        self._tracker.metrics(step, values)
+        self._tracker.metrics(step, values | _pace(rank_seconds))
         self._window_began = now
+        return self._global_batch / rate
 
     @property
     def images_per_second(self) -> float:
@@ -67,6 +72,20 @@ class Telemetry:
         """Seconds in the loop, summed over this launch and those before the checkpoint it resumed from."""
         before = self._resume.train_seconds if self._resume else 0.0
         return before + time.perf_counter() - self._began
+
+
+def _pace(rank_seconds: Sequence[float]) -> dict[str, float]:
+    """Metrics that show for whom the ranks wait: each rank's seconds, or the extremes of many ranks."""
+    if len(rank_seconds) < 2:
+        return {}
+    if len(rank_seconds) <= _RANKS_SHOWN:
+        return {f"rank_seconds/{rank}": seconds for rank, seconds in enumerate(rank_seconds)}
+    slowest = max(rank_seconds)
+    return {
+        "rank_seconds/median": statistics.median(rank_seconds),
+        "rank_seconds/slowest": slowest,
+        "rank_seconds/slowest_rank": float(rank_seconds.index(slowest)),
+    }
 
 
 def peak_memory_bytes(device: torch.device) -> int:

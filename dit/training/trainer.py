@@ -25,6 +25,7 @@ from dit.study.config import FitConfig, TrainConfig
 from dit.study.variants import InputSpec, ModelSpec
 from dit.training.ema import Ema
 from dit.training.optimizer import build_optimizer, expected_tensors, load_optimizer, optimizer_tensors
+from dit.training.pace import Pace
 from dit.training.window import LossWindow
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class Trainer:
         self.train, self.ranks = train, ranks
         self.steps_done = 0
         self.window = LossWindow(ranks)
+        self.pace = Pace(ranks.device)
         share = train.global_batch // ranks.world_size
         self._micro_batch = min(fit.micro_batch or share, share)
         self._schedule = SCHEDULES[train.schedule]()
@@ -80,6 +82,7 @@ class Trainer:
         self.ema.update()
         self.steps_done += 1
         self.window.add(self.steps_done, losses_2, grad_norm)
+        self.pace.end_step()
 
     def files(self) -> dict[str, dict[str, Tensor]]:
         """Return the live tensors of a checkpoint: file -> name -> tensor."""
@@ -114,10 +117,11 @@ class Trainer:
         """Add a micro-batch's gradient; return its (mse, vb) [2], summed over samples, divided by the global batch."""
         # Sample x_t from q(x_t | x_0) (DDPM eq. 4) and predict its noise: DDPM, algorithm 1.
         x_NCHW = diffuse(self._schedule, x0_NCHW, t_N, noise_NCHW)
-        with autocast(self.train.precision, self.ranks.device):
-            output = (self._ddp or self.model)(x_NCHW, t_N, y_N)
-        # Outside autocast: the losses are float32 also in a bf16 training.
-        mse_N, vb_N = training_losses(self._schedule, output, x0_NCHW, x_NCHW, t_N, noise_NCHW)
+        with self.pace.forward():
+            with autocast(self.train.precision, self.ranks.device):
+                output = (self._ddp or self.model)(x_NCHW, t_N, y_N)
+            # Outside autocast: the losses are float32 also in a bf16 training.
+            mse_N, vb_N = training_losses(self._schedule, output, x0_NCHW, x_NCHW, t_N, noise_NCHW)
         losses_2 = torch.stack([mse_N.sum(), vb_N.sum()]) / self.train.global_batch
         # The ranks' gradients must be summed, and DDP averages them; the factor makes up for it.
         torch.autograd.backward(losses_2.sum() * self.ranks.world_size)

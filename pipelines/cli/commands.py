@@ -220,13 +220,12 @@ def launch(
       dit launch my.yaml --variant DiT-XL/2 --root s3://bucket/dit --image IMAGE
     """
     config = load_study(study, overrides)
-    from dit.storage import open_store
     from pipelines.cluster.client import Cluster
     from pipelines.jobs.launch import launch as run
     from pipelines.jobs.spec import job_spec
 
     with _when_interrupted("the job continues; run the same command to adopt it"):
-        run(config, open_store(root), job_spec(config, variant, stage, root, image), Cluster.connect())
+        run(config, job_spec(config, variant, stage, root, image), Cluster.connect())
 
 
 @commands.command(rich_help_panel=CLUSTER)

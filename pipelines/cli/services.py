@@ -99,3 +99,31 @@ def ui_cluster(overlay: Overlay, study: Study, overrides: Overrides = None, port
     from pipelines.cluster_ui import show
 
     show(overlay, config, port)
+
+
+@services.command(
+    "with-cluster",
+    rich_help_panel=CLUSTER,
+    context_settings={"allow_interspersed_args": False, "ignore_unknown_options": True},
+)
+def with_cluster(
+    study: Study,
+    command: Annotated[
+        list[str], typer.Argument(metavar="COMMAND...", help="The command and its arguments.", show_default=False)
+    ],
+) -> None:
+    """Run a command on this machine with the store and the MLflow server of a study's cluster.
+
+    Addresses and credentials come from the cluster's config maps and secrets, as for dit preflight, launch and status.
+    What only the cluster reaches is reached through kubectl port-forward while the command runs.
+
+    [bold]Examples[/]
+
+    \b
+      dit with-cluster my.yaml dit report my.yaml --root s3://dit-scaling
+    """
+    config = load_study(study, None)
+    from pipelines.cluster.client import Cluster
+    from pipelines.cluster.store_access import run_here
+
+    raise typer.Exit(run_here(command, Cluster.connect(), config))

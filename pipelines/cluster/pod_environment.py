@@ -6,7 +6,7 @@ import base64
 import os
 import re
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from urllib.parse import urlsplit
 
@@ -17,6 +17,7 @@ from pipelines.cluster.port_forward import HOST, forwarded
 
 S3_ENDPOINT = "AWS_ENDPOINT_URL_S3"
 _S3_KEY = "AWS_ACCESS_KEY_ID"
+_TRACKING_URI = "MLFLOW_TRACKING_URI"
 # Variables of the caller that would override the study's.
 _OURS = (S3_ENDPOINT, "AWS_ENDPOINT_URL", _S3_KEY, "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE")
 _SERVICE = re.compile(r"^([a-z0-9-]+)(?:\.([a-z0-9-]+)(?:\.svc(?:\.[a-z0-9.-]+)?)?)?$")
@@ -68,17 +69,33 @@ def store_as_pods_see_it(variables: Mapping[str, str], namespace: str) -> Iterat
         given = {key: value for key, value in variables.items() if key.startswith("AWS_")}
         if local:
             given[S3_ENDPOINT] = local
-        hidden = _OURS if _S3_KEY in given else ()
-        before = {key: os.environ[key] for key in {*given, *hidden} if key in os.environ}
-        for key in before:
-            del os.environ[key]
-        os.environ.update(given)
-        try:
+        with _environment(given, hidden=_OURS if _S3_KEY in given else ()):
             yield how(endpoint, local) if endpoint and local else "with this machine's settings"
-        finally:
-            for key in given:
-                del os.environ[key]
-            os.environ.update(before)
+
+
+@contextmanager
+def tracking_as_pods_see_it(variables: Mapping[str, str], namespace: str) -> Iterator[None]:
+    """While the body runs, studies are tracked to the server of these variables; without one, as this machine does."""
+    given = {key: value for key, value in variables.items() if key.startswith("MLFLOW_")}
+    address = given.get(_TRACKING_URI, "")
+    server = reached(address, namespace) if address.startswith("http") else nullcontext(address)
+    with server as local, _environment({**given, _TRACKING_URI: local} if local else {}):
+        yield
+
+
+@contextmanager
+def _environment(given: Mapping[str, str], hidden: Sequence[str] = ()) -> Iterator[None]:
+    """While the body runs, this process has these variables, and not the `hidden` ones."""
+    before = {key: os.environ[key] for key in {*given, *hidden} if key in os.environ}
+    for key in before:
+        del os.environ[key]
+    os.environ.update(given)
+    try:
+        yield
+    finally:
+        for key in given:
+            os.environ.pop(key, None)
+        os.environ.update(before)
 
 
 def how(address: str, local: str) -> str:
@@ -92,7 +109,7 @@ def reached(address: str, namespace: str) -> Iterator[str]:
 
     Names that only the cluster resolves go through kubectl port-forward.
 
-    Raises DitError when forwarding fails, InputError for such a name with https.
+    Raises ServiceUnreachable when forwarding fails, InputError for such a name with https.
     """
     parts = urlsplit(address)
     service = _service(parts.hostname or "", namespace)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +38,21 @@ class Reason:
     def same(self) -> str:
         """The text without its numbers: equal for reasons that differ only in counts and times."""
         return _CHANGING.sub("#", self.text)
+
+
+def killed_by(number: int) -> str:
+    """What to say of a process that a signal ended: `was killed by signal 9 (SIGKILL); memory?`."""
+    known = f" ({signal.Signals(number).name})" if number in set(signal.Signals) else ""
+    # The kernel kills so when memory runs out; others do so rarely.
+    return f"was killed by signal {number}{known}" + ("; memory?" if number == signal.SIGKILL else "")
+
+
+def exit_cause(code: int, reason: str = "") -> str:
+    """An exit in words, such as `exit code 137, SIGKILL; memory?`; `reason` is Kubernetes' word for it."""
+    number = code - 128
+    name = f", {signal.Signals(number).name}" if number in set(signal.Signals) else ""
+    known = f"{reason}, " if reason not in ("", "Error") else ""
+    return f"{known}exit code {code}{name}" + ("; memory?" if number == signal.SIGKILL and not known else "")
 
 
 def why_pending(pod: Object, events: Sequence[Object] = ()) -> Reason | None:

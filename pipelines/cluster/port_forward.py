@@ -16,6 +16,10 @@ _FORWARDING = re.compile(rf"^Forwarding from {re.escape(HOST)}:(\d+) ")
 _SECONDS = 20.0
 
 
+class ServiceUnreachable(DitError):
+    """kubectl cannot forward a port of the service; a retry may succeed."""
+
+
 @dataclass(frozen=True)
 class Forwarding:
     """A port of this machine, forwarded to a service."""
@@ -34,7 +38,8 @@ def forwarded(
 ) -> Iterator[Forwarding]:
     """Forward a port of a service while the body runs, to the port `local` or to any free one.
 
-    Raises DitError with `remedy` when the service cannot be reached, InputError when kubectl is not installed.
+    Raises ServiceUnreachable with `remedy` when the service cannot be reached.
+    Raises InputError when kubectl is not installed.
     """
     command = ["kubectl", "port-forward", f"--address={HOST}", "--pod-running-timeout=10s", "-n", namespace]
     command += [f"service/{service}", f"{local or ''}:{port}"]
@@ -49,7 +54,7 @@ def forwarded(
                 process.terminate()
                 reason = _reason(process) or "kubectl port-forward does not answer"
                 remedy = remedy or f"kubectl get endpointslices,pods -n {namespace}"
-                raise DitError(f"service {namespace}/{service} cannot be reached: {reason}; {remedy}")
+                raise ServiceUnreachable(f"service {namespace}/{service} cannot be reached: {reason}; {remedy}")
             yield Forwarding(local, process)
         finally:
             process.terminate()

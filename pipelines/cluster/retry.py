@@ -11,7 +11,11 @@ from dit.console.formatting import format_duration
 from dit.errors import DitError
 
 T = TypeVar("T")
+RETRY = "; retry in "
+"""Ends the line of a failed call, before the pause: a log whose last line has it belongs to a process that waits."""
 _FIRST, _LONGEST = 1.0, 30.0
+# A call that worked for longer than this before it failed was well again.
+_WELL_SECONDS = 300.0
 
 
 def pauses() -> Iterator[float]:
@@ -22,19 +26,22 @@ def pauses() -> Iterator[float]:
         pause = min(2 * pause, _LONGEST)
 
 
-def retry(call: Callable[[], T], transient: type[DitError], limit: float) -> T:
-    """The result of `call`, retried for up to `limit` seconds while it raises `transient`.
+def retry(call: Callable[[], T], transient: type[DitError] | tuple[type[DitError], ...], limit: float) -> T:
+    """The result of `call`, retried for up to `limit` seconds after its first failure while it raises `transient`.
 
     Raises the last `transient` error when the time is up.
     """
-    started = time.monotonic()
-    for pause in pauses():
+    waits, since = pauses(), 0.0
+    while True:
+        begun = time.monotonic()
         try:
             return call()
         except transient as error:
-            waited = time.monotonic() - started
-            if waited + pause > limit:
+            failed = time.monotonic()
+            if not since or failed - begun > _WELL_SECONDS:
+                waits, since = pauses(), failed
+            pause = next(waits)
+            if failed - since + pause > limit:
                 raise
-            say(f"{error}; retry in {format_duration(pause)}")
+            say(f"{error}{RETRY}{format_duration(pause)}")
             time.sleep(pause)
-    raise AssertionError("pauses never end")

@@ -15,7 +15,8 @@ from pipelines.cluster.kubectl import kubectl
 Place = tuple[str, str]
 """Namespace and name of a secret."""
 
-_USER = "MLFLOW_TRACKING_USERNAME"
+# Names of users; MLflow always calls its administrator admin.
+_USERS = {"MLFLOW_TRACKING_USERNAME": "dit", "MLFLOW_AUTH_ADMIN_USERNAME": "admin"}
 
 
 def required_secrets(manifests: Sequence[dict[str, Any]]) -> dict[Place, set[str]]:
@@ -63,8 +64,7 @@ def create_secret(place: Place, keys: set[str]) -> None:
         "apiVersion": "v1",
         "kind": "Secret",
         "metadata": {"name": name, "namespace": namespace, "labels": {"app.kubernetes.io/part-of": "dit-scaling"}},
-        # MLflow always calls its first user admin.
-        "stringData": {key: "admin" if key == _USER else secrets.token_hex(20) for key in sorted(keys)},
+        "stringData": {key: _USERS.get(key) or secrets.token_hex(20) for key in sorted(keys)},
     }
     # On standard input: command lines are visible to every user of the machine.
     kubectl("create", "-f", "-", stdin=yaml.safe_dump(secret))

@@ -88,6 +88,23 @@ def evaluate(
     run_step("evaluate", study, variant).metrics(metrics, summary)
 
 
+def whole_variant(
+    study: str,
+    image: str,
+    variant: str,
+    model: dsl.Output[dsl.Model],
+    grids: dsl.Output[dsl.HTML],
+    metrics: dsl.Output[dsl.Metrics],
+    summary: dsl.Output[dsl.Markdown],
+) -> None:
+    """Shards to metrics of one variant: in a study of many variants, one step that starts a job for each stage."""
+    from pipelines.step.step import run_job
+
+    run_job("train", study, variant, image).model(model)
+    run_job("sample", study, variant, image).grids(grids)
+    run_job("evaluate", study, variant, image).metrics(metrics, summary)
+
+
 def report(study: str, page: dsl.Output[dsl.HTML], verdict: dsl.Output[dsl.Markdown]) -> None:
     """All metrics to the verdict."""
     from pipelines.step.step import run_step

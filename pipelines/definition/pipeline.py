@@ -17,16 +17,22 @@ from pipelines.definition import components, step_pods
 from pipelines.definition.component import IMAGE, component
 from pipelines.step import submitted
 
+SEPARATE_VARIANTS = 5
+"""Up to so many variants, each of their stages is a step. With more, each variant is one step, or the run would be
+too large for the server of Kubeflow Pipelines (see `pipelines.runs.workflow`)."""
+
 
 def build(config: StudyConfig, root: str, image: str = IMAGE) -> Any:
     """The pipeline of this study: prepare, then train, sample and evaluate each variant, then report.
+
+    More than `SEPARATE_VARIANTS` variants are one step each.
 
     Its parameters may be changed when a run is submitted: `root` (store address), `steps` (of training), `cfg`
     (guidance scale), `samples` (images of a sample set), `seed` (of training), and `overrides` (as the command line's
     --set). The study, its variants and the image are fixed here.
     """
-    # On one line: kfp puts it, as it is, into a comment at the top of the compiled file.
-    description = one_line(config.description)
+    # kfp puts it, as it is, on one line of a comment in the compiled file. Braces could be a template.
+    description = one_line(config.description).replace("{", "(").replace("}", ")")
 
     @dsl.pipeline(name=_name(config), description=description)
     def pipeline(
@@ -84,9 +90,13 @@ class _Steps:
         for number, spec in enumerate(self.config.specs):
             # Once a variant's last job has ended, its GPUs are free.
             before = [last_jobs[number - turns]] if number >= turns else []
-            tasks = self._variant(spec, study, before)
-            last_jobs.append([task for stage, task in tasks if stage.as_job][-1])
-            ends.append(tasks[-1][1])
+            if len(self.config.specs) > SEPARATE_VARIANTS:
+                last_jobs.append(self._whole_variant(spec, study, before))
+                ends.append(last_jobs[-1])
+            else:
+                tasks = self._variant(spec, study, before)
+                last_jobs.append([task for stage, task in tasks if stage.as_job][-1])
+                ends.append(tasks[-1][1])
         self._report(study, ends)
 
     def only(self, part: str, root: str) -> None:
@@ -125,6 +135,10 @@ class _Steps:
             before = [step]
         return tasks
 
+    def _whole_variant(self, spec: ModelSpec, study: Any, before: list[dsl.PipelineTask]) -> dsl.PipelineTask:
+        task = component(components.whole_variant)(study=study, variant=spec.slug, image=self.image)
+        return self._step(f"variant {spec.name}", task, "launch").after(*before)
+
     def _report(self, study: Any, evaluated: list[dsl.PipelineTask]) -> None:
         self._step(REPORT.name, component(components.report)(study=study), REPORT.pod).after(*evaluated)
 
@@ -155,4 +169,6 @@ def dataset_only(config: StudyConfig) -> StudyConfig:
 
 
 def _text(config: StudyConfig, exclude_unset: bool = False) -> str:
-    return json.dumps(config.model_dump(mode="json", exclude_unset=exclude_unset), ensure_ascii=False)
+    text = json.dumps(config.model_dump(mode="json", exclude_unset=exclude_unset), ensure_ascii=False)
+    # kfp and Argo replace {{...}} wherever it stands. In JSON only a string can hold two braces in a row.
+    return text.replace("{{", "{\\u007b")

@@ -10,6 +10,7 @@ from kfp import kubernetes
 
 from dit.results.stages import PodKind
 from dit.study.cluster import PRODUCT_LABEL, ClusterConfig, StepConfig, quantity
+from pipelines.cluster.store_access import SECRETS, holds_s3_keys
 
 _SCRATCH = "/tmp"
 # Argo measures this from the first attempt. After it, no retry starts and a running attempt is killed.
@@ -21,6 +22,8 @@ def set_pod_settings(task: Any, kind: PodKind, cluster: ClusterConfig) -> None:
     step: StepConfig = getattr(cluster.steps, kind)
     _resources(task, step, cluster)
     _variables(task, step, cluster)
+    if kind == "launch":
+        _mount_secrets(task, cluster)
     if step.gpus:
         _nodes(task, cluster)
     if cluster.image_pull_secrets:
@@ -60,6 +63,13 @@ def _variables(task: Any, step: StepConfig, cluster: ClusterConfig) -> None:
         for source, keys in sources.items():
             if wanted := {key: key for key in keys if key not in plain}:
                 use(task, source, wanted)
+
+
+def _mount_secrets(task: Any, cluster: ClusterConfig) -> None:
+    """The store's credentials as files, too: a launcher waits for days, and they may be replaced meanwhile."""
+    for name, keys in cluster.secrets.items():
+        if holds_s3_keys(keys):
+            kubernetes.use_secret_as_volume(task, name, str(SECRETS / name), optional=True)
 
 
 def _nodes(task: Any, cluster: ClusterConfig) -> None:

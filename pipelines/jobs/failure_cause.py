@@ -10,9 +10,9 @@ from datetime import datetime, timedelta
 
 from dit.errors import FINAL_EXIT_CODES, one_line
 from pipelines.cluster.objects import Object, container_statuses, pod_name, pod_phase
+from pipelines.cluster.pod_reason import exit_cause
 from pipelines.jobs.torchrun import FOLLOWING
 
-_SIGNALS = {129: "SIGHUP", 130: "SIGINT", 134: "SIGABRT", 135: "SIGBUS", 137: "SIGKILL", 139: "SIGSEGV", 143: "SIGTERM"}
 # Longer than ranks wait for a lost one (DIT_COLLECTIVE_TIMEOUT): exits further apart are separate failures.
 _ROUND = timedelta(minutes=15)
 _RANKS = (re.compile(r"\bglobal_ranks=\[([\d, ]+)\]"), re.compile(r"\(rank (\d+)\)$"))
@@ -31,13 +31,21 @@ class Death:
     exit_code: int | None
     """None for a pod that was evicted before its container exited."""
     reason: str
+    message: str = ""
+    """The program's own error; empty if it did not write one."""
 
     def __str__(self) -> str:
-        if self.exit_code is None:
-            return self.reason
-        signal = f", {_SIGNALS[self.exit_code]}" if self.exit_code in _SIGNALS else ""
-        reason = f"{self.reason}, " if self.reason not in ("", "Error") else ""
-        return f"{reason}exit code {self.exit_code}{signal}"
+        return self.reason if self.exit_code is None else exit_cause(self.exit_code, self.reason)
+
+    @property
+    def full(self) -> str:
+        """The exit with the program's own error."""
+        return f"{self}: {self.message}" if self.message else str(self)
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the program said that a retry would end the same way."""
+        return self.exit_code in FINAL_EXIT_CODES
 
 
 def deaths(pods: Iterable[Object]) -> Iterator[Death]:
@@ -50,7 +58,9 @@ def deaths(pods: Iterable[Object]) -> Iterator[Death]:
         ends = [end for state in states if (end := state.get("terminated")) and end.get("exitCode")]
         for end in ends:
             finished = datetime.fromisoformat(end.get("finishedAt") or _last_change(pod))
-            yield Death(name, uid, finished, int(end["exitCode"]), evicted or str(end.get("reason") or ""))
+            reason = evicted or str(end.get("reason") or "")
+            message = own_message(str(end.get("message") or "").splitlines()) or ""
+            yield Death(name, uid, finished, int(end["exitCode"]), reason, message)
         if pod_phase(pod) == "Failed" and not ends:
             reason = one_line(f"{evicted or 'failed'} {pod['status'].get('message') or ''}")
             yield Death(name, uid, datetime.fromisoformat(_last_change(pod)), None, reason)
@@ -77,7 +87,7 @@ def final(ends: Iterable[Death]) -> Death | None:
     in_order = sorted(ends, key=lambda end: end.finished)
     out_of_memory = Counter(end.pod for end in in_order if end.reason == OUT_OF_MEMORY)
     too_small = {pod for pod, count in out_of_memory.items() if count >= _OUT_OF_MEMORY_LIMIT}
-    return next((end for end in in_order if end.pod in too_small or end.exit_code in FINAL_EXIT_CODES), None)
+    return next((end for end in in_order if end.pod in too_small or end.is_final), None)
 
 
 def rank_of(lines: Sequence[str]) -> str | None:

@@ -1,6 +1,6 @@
 """Runs a stage of one variant as a job, from the submission to the records in the store.
 
-launch(config, open_store(root), job_spec(config, "DiT-S/2", "train", root, image), Cluster.connect())
+launch(config, job_spec(config, "DiT-S/2", "train", root, image), Cluster.connect())
 """
 
 from __future__ import annotations
@@ -10,49 +10,48 @@ import time
 from dataclasses import replace
 
 from dit.console import say
-from dit.errors import DitError, MissingError, StoreError
+from dit.errors import DitError, MissingError
 from dit.results.stages import STAGES, Work
 from dit.results.state import require_stage
-from dit.storage import Store, open_store
-from dit.study import study_file
 from dit.study.config import StudyConfig
 from dit.study.records import Record
 from dit.tracking import end_failed
 from pipelines.cluster.client import WORKFLOWS, ApiUnavailable, Cluster
 from pipelines.cluster.objects import pod_phase
 from pipelines.cluster.retry import retry
+from pipelines.cluster.store_access import study_store, study_tracker, waited_for
 from pipelines.jobs import names
-from pipelines.jobs.names import JobStage
 from pipelines.jobs.registry import kind_of
-from pipelines.jobs.spec import JobSpec, Workflow, job_spec
+from pipelines.jobs.spec import JobSpec, Workflow
 from pipelines.jobs.submit import submit
 from pipelines.jobs.watch import POLL_SECONDS, JobFailed, wait
 
 _PODS_END_SECONDS = 60.0
 
 
-def launch(config: StudyConfig, store: Store, spec: JobSpec, cluster: Cluster) -> list[Record]:
+def launch(config: StudyConfig, spec: JobSpec, cluster: Cluster) -> list[Record]:
     """The records of the spec's stage; a job makes them if the stage is not complete.
 
-    Adopts the job of an earlier launcher. A failure also sets the MLflow run to FAILED.
+    Adopts the job of an earlier launcher. A failure also sets the MLflow run to FAILED. A store and an API that are
+    away are waited for, up to `cluster.patience.api`.
 
     Raises InputError when the cluster or the study does not allow the job.
     Raises DitError when the job fails, cannot start or leaves no result.
     """
-    api = config.cluster.patience.api
+    spec = retry(lambda: in_run(spec, cluster), ApiUnavailable, config.cluster.patience.api)
     cluster = cluster.within(spec.namespace)
     try:
-        return retry(lambda: _records(config, store, spec), StoreError, api)
+        return _records(config, spec, cluster)
     except MissingError as missing:
         say(f"{spec.name}: {missing}; starting a job")
-    uid = retry(lambda: submit(cluster, spec), ApiUnavailable, api)
+    uid = retry(lambda: submit(cluster, spec), ApiUnavailable, config.cluster.patience.api)
     try:
         wait(cluster, spec, uid)
     except JobFailed as error:
-        _track(config, store, spec, cluster, error)
+        _track(config, spec, cluster, error)
         raise
     try:
-        return retry(lambda: _records(config, store, spec), StoreError, api)
+        return _records(config, spec, cluster)
     except MissingError as missing:
         kind = kind_of(spec).resource.kind
         raise DitError(
@@ -61,32 +60,29 @@ def launch(config: StudyConfig, store: Store, spec: JobSpec, cluster: Cluster) -
         ) from None
 
 
-def _records(config: StudyConfig, store: Store, spec: JobSpec) -> list[Record]:
+def _records(config: StudyConfig, spec: JobSpec, cluster: Cluster) -> list[Record]:
     stage = next(stage for stage in STAGES if stage.name == spec.stage)
-    # The job itself compares the decoder: hashing its weights here would cost more than all else a launcher reads.
-    return require_stage(stage, Work(config, store, compare_decoder=False), spec.variant)
+
+    def read() -> list[Record]:
+        # A forwarded port does not last as long as a job: the store is opened for each look.
+        with study_store(cluster, config.cluster, spec.root) as store:
+            # The job itself compares the decoder: hashing its weights would cost more than all else a launcher reads.
+            return require_stage(stage, Work(config, store, compare_decoder=False), spec.variant)
+
+    return waited_for(read, config.cluster)
 
 
-def _track(config: StudyConfig, store: Store, spec: JobSpec, cluster: Cluster, error: JobFailed) -> None:
+def _track(config: StudyConfig, spec: JobSpec, cluster: Cluster, error: JobFailed) -> None:
     """Set the MLflow run to FAILED: a pod that was killed could not do so itself."""
     selector, deadline = f"{kind_of(spec).pod_label}={spec.name}", time.monotonic() + _PODS_END_SECONDS
     try:
         # A pod that still runs may be writing the status itself.
         while time.monotonic() < deadline and any(pod_phase(pod) == "Running" for pod in cluster.pods(selector)):
             time.sleep(POLL_SECONDS)
-        end_failed(config, store, spec.variant, error)
+        with study_store(cluster, config.cluster, spec.root) as store, study_tracker(cluster, config):
+            end_failed(config, store, spec.variant, error)
     except DitError as problem:
         say(f"tracking: {problem}")
-
-
-def run(stage: JobStage, study: str, root: str, overrides: list[str], variant: str, image: str) -> list[Record]:
-    """`launch` for a study as YAML text, in this cluster, and as part of this pod's pipeline run if there is one."""
-    config = study_file.load_text(study, overrides)
-    cluster = Cluster.connect()
-    spec = job_spec(config, variant, stage, root, image)
-    spec = retry(lambda: in_run(spec, cluster), ApiUnavailable, config.cluster.patience.api)
-    store = retry(lambda: open_store(root), StoreError, config.cluster.patience.api)
-    return launch(config, store, spec, cluster)
 
 
 def in_run(spec: JobSpec, cluster: Cluster) -> JobSpec:

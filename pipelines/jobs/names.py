@@ -7,8 +7,8 @@ from typing import Literal
 
 from dit.study.variants import ModelSpec
 
-JobStage = Literal["train", "sample"]
-"""The stages that `dit.results.stages` runs as jobs."""
+JobStage = Literal["train", "sample", "evaluate"]
+"""The stages that run as jobs: those of `dit.results.stages`, and evaluation where one step does a whole variant."""
 
 DOMAIN = "dit-scaling"
 APP = "app.kubernetes.io/name"
@@ -16,6 +16,8 @@ COMPONENT = "app.kubernetes.io/component"
 STUDY = f"{DOMAIN}/study"
 VARIANT = f"{DOMAIN}/variant"
 STAGE = f"{DOMAIN}/stage"
+ROOT = f"{DOMAIN}/root"
+"""Label of a job with a hash of its root."""
 RUN = f"{DOMAIN}/run"
 JOB = f"{DOMAIN}/job"
 SPEC_HASH = f"{DOMAIN}/spec-hash"
@@ -39,15 +41,23 @@ REAPER = "dit-reaper"
 # Pod names are limited to 63 characters; controllers append up to 17 (`-node-0-511-x7k2p`).
 MAX_LENGTH = 46
 _HASH_DIGITS = 6
+_ROOT_DIGITS = 16
+
+
+def root_label(root: str) -> str:
+    """Value of the label ROOT: studies of one name at two roots have jobs of their own."""
+    return hashlib.sha256(root.rstrip("/").encode()).hexdigest()[:_ROOT_DIGITS]
 
 
 def job_name(study: str, spec: ModelSpec, stage: JobStage) -> str:
-    """Name of a job: `dit-<study>-<variant>`, plus `-sample` for sampling. A DNS-1035 label, the same for each attempt.
+    """Name of a job: `dit-<study>-<variant>`, plus the stage unless it is training.
+
+    It is a DNS-1035 label, the same for each attempt.
 
     If it is too long, the study's part is cut and ends with a hash of the study's name; variant and stage stay
     readable.
     """
-    tail = f"-{spec.slug}" + ("-sample" if stage == "sample" else "")
+    tail = f"-{spec.slug}" + ("" if stage == "train" else f"-{stage}")
     name = f"dit-{study}{tail}"
     if len(name) <= MAX_LENGTH:
         return name

@@ -7,6 +7,7 @@ from typing import Any
 
 from kubernetes import client as k8s
 
+from dit.storage.lease import JOB
 from dit.study.cluster import PRODUCT_LABEL, quantity
 from pipelines.jobs import names
 from pipelines.jobs.spec import STUDY_PATH, JobSpec
@@ -63,6 +64,8 @@ def environment(spec: JobSpec) -> dict[str, str]:
         "TMPDIR": _SCRATCH,
         "DIT_CACHE": f"{_SCRATCH}/dit-cache",
         "OMP_NUM_THREADS": str(max(1, math.floor(quantity(spec.cluster.pod.cpu) / spec.cluster.processes_per_pod))),
+        # A restarted pod may continue the training of a lost one at once; see dit/storage/lease.py.
+        JOB: f"{spec.namespace}/{spec.name}",
         # At this level torchrun logs the ranks of a pod.
         "LOGLEVEL": "INFO",
         # With a shared store, agents publish its address only in the first round: a restarted pod would wait a minute
@@ -82,6 +85,8 @@ def _container(spec: JobSpec, name: str) -> k8s.V1Container:
         image=spec.image,
         command=["python"],
         args=spec.arguments,
+        # The end of a failed container's log is then in the pod's status, which outlives the connection to the log.
+        termination_message_policy="FallbackToLogsOnError",
         env=_variables(spec),
         resources=_resources(spec),
         security_context=k8s.V1SecurityContext(

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from dit.errors import ConfigError, InputError
+from dit.planning.cost import check_job_size
 from dit.study.cluster import ClusterConfig
 from dit.study.config import StudyConfig
 from dit.study.variants import ModelSpec
@@ -86,7 +87,7 @@ class JobSpec:
         """Labels of the job itself."""
         run = {names.RUN: self.run_id} if self.run_id else {}
         queue = {"kueue.x-k8s.io/queue-name": self.cluster.queue} if self.cluster.queue else {}
-        return {**self.labels, names.COMPONENT: "job", **run, **queue}
+        return {**self.labels, names.COMPONENT: "job", names.ROOT: names.root_label(self.root), **run, **queue}
 
     def without_run(self) -> JobSpec:
         """The spec without the pipeline run that submitted it."""
@@ -99,14 +100,11 @@ def job_spec(config: StudyConfig, variant: str, stage: JobStage, root: str, imag
     Raises ConfigError when the global batch is not divisible by the number of processes, or the study is too long.
     Raises InputError when pods cannot reach the root.
     """
-    spec, cluster = config.spec(variant), config.cluster
+    spec, cluster = config.spec(variant), _evaluating(config.cluster) if stage == "evaluate" else config.cluster
     if not root.startswith("s3://"):
         raise InputError(f"root {root}: pods cannot reach a folder of this machine; give s3://bucket/prefix")
-    if stage == "train" and config.train.global_batch % cluster.world_size:
-        raise ConfigError(
-            f"train.global_batch={config.train.global_batch} is not divisible by the {cluster.world_size} processes of"
-            " cluster.replicas x cluster.gpus_per_pod; change one of them, such as --set cluster.replicas=1"
-        )
+    if stage == "train":
+        check_job_size(config)
     study_file = yaml.safe_dump(
         config.model_dump(mode="json", exclude={"cluster", "plan"}), sort_keys=False, allow_unicode=True
     )
@@ -126,3 +124,13 @@ def job_spec(config: StudyConfig, variant: str, stage: JobStage, root: str, imag
         root=root,
         cluster=cluster,
     )
+
+
+def _evaluating(cluster: ClusterConfig) -> ClusterConfig:
+    """The settings of an evaluation's job: one pod with the resources of a step that evaluates."""
+    step = cluster.steps.evaluate
+    own = {name: getattr(step, name) for name in ("cpu", "memory", "shared_memory", "scratch")}
+    changed = {"replicas": 1, "gpus_per_pod": step.gpus, "pod": cluster.pod.model_copy(update=own)}
+    product = {} if step.gpus else {"gpu_product": None}
+    deadline = {"deadline_seconds": step.timeout_seconds} if step.timeout_seconds else {}
+    return cluster.model_copy(update=changed | product | deadline)

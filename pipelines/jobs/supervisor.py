@@ -61,7 +61,10 @@ class Supervisor:
             self._has_run = any(condition(job, kind) is not None for kind in ("Running", "Restarting"))
         fresh = set(deaths(snapshot.pods)) - self._deaths
         self._deaths |= fresh
-        updates = [f"{death.pod} ended: {death}" for death in sorted(fresh, key=lambda death: death.finished)]
+        updates = [
+            f"{death.pod} ended: {death}{f': {death.message}' if death.message else ''}"
+            for death in sorted(fresh, key=lambda death: death.finished)
+        ]
         if snapshot.phase is Phase.SUCCEEDED:
             return Decision(tuple(updates), over=Phase.SUCCEEDED)
         if snapshot.phase is Phase.FAILED:

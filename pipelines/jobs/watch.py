@@ -6,7 +6,7 @@ import time
 from functools import partial
 
 from dit.console import say
-from dit.errors import DitError
+from dit.errors import DitError, FinalError
 from pipelines.cluster.client import FORBIDDEN, UNAUTHORIZED, WORKLOADS, ApiRefused, ApiUnavailable, Cluster
 from pipelines.cluster.objects import Object, pod_name, pod_phase
 from pipelines.cluster.retry import retry
@@ -25,7 +25,11 @@ _ASKED_PODS = 3
 
 
 class JobFailed(DitError):
-    """The job ended without success, or was given up."""
+    """The job ended without success, or was given up. Final if its cause is: another job would end the same way."""
+
+    def __init__(self, message: str, is_final: bool = False) -> None:
+        super().__init__(message)
+        self.exit_code = FinalError.exit_code if is_final else DitError.exit_code
 
 
 def wait(cluster: Cluster, spec: JobSpec, uid: str) -> None:
@@ -43,11 +47,11 @@ def wait(cluster: Cluster, spec: JobSpec, uid: str) -> None:
     finally:
         logs.close()
     if decision.over is Phase.FAILED:
-        error = _failure(spec, decision, logs)
+        cause, error = decision.cause, _failure(spec, decision, logs)
         if decision.abandoned:
             retry(lambda: cluster.delete(kind.resource, spec.name, uid), ApiUnavailable, spec.cluster.patience.api)
             error += "; the job was deleted"
-        raise JobFailed(error)
+        raise JobFailed(error, cause is not None and (decision.abandoned or cause.is_final))
 
 
 def look(cluster: Cluster, kind: JobKind, spec: JobSpec) -> Snapshot:
@@ -109,7 +113,7 @@ def _failure(spec: JobSpec, decision: Decision, logs: PodLogs) -> str:
         say(f"{cause.pod}| {line}")
     rank = rank_of(lines)
     where = f"rank {rank}" if rank else "rank unknown: it ended before ranks were assigned"
-    message = own_message(lines)
+    message = own_message(lines) or cause.message
     error = f"{decision.error}; the first to end was pod {cause.pod} ({where}), {cause}"
     if cause.reason == OUT_OF_MEMORY:
         return f"{error}; raise cluster.pod.memory ({spec.cluster.pod.memory}) or lower fit.micro_batch"

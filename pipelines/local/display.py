@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 import time
 from collections import deque
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from dit.console import Progress, console, progress
 from dit.console.formatting import format_duration
 from dit.console.streams import user_terminal
-from dit.errors import DitError, FinalError, InputError
+from dit.errors import DitError, FinalError, InputError, printable
+from pipelines.cluster.pod_reason import killed_by
 from pipelines.step.events import Event, from_line
 
 if TYPE_CHECKING:
@@ -29,8 +34,17 @@ class _Step:
     started: float = 0.0
     message: str = ""
     error: Event | None = None
+    killed: int = 0
+    """Number of the signal that ended it."""
     tail: deque[str] = field(default_factory=lambda: deque(maxlen=_TAIL))
     bars: _Row | _PlainBars | None = None
+
+
+def open_log(path: Path) -> TextIO:
+    """The log at this path, to append to: the log of an interrupted run is kept."""
+    log = open(path, "a")  # noqa: SIM115  the caller closes it
+    log.write(f"{datetime.now().isoformat(timespec='seconds')} {shlex.join(sys.argv)}\n")
+    return log
 
 
 class StudyLog:
@@ -65,14 +79,19 @@ class StudyLog:
             if step.bars is not None:
                 step.bars.show(event)
         else:
-            self._write(worker, f"{event.kind}: {event.text}")
+            self._write(worker, f"{event.kind}: {event.text or event.code}")
             self._show(worker, step, event)
 
-    def failure(self, worker: int, log: str) -> DitError:
-        """The error, in one line, of a worker that ended early; `log` is the path of the full output."""
+    def failure(self, worker: int, log: str, exit_code: int = 0) -> DitError:
+        """The error, in one line, of a worker that ended early; `log` is the path of the full output.
+
+        `exit_code` is the worker's own, negative for a signal.
+        """
         step = self._steps.get(worker, _Step())
         if step.error is not None:
             return _KINDS.get(step.error.code, DitError)(step.error.text)
+        if number := step.killed or max(0, -exit_code):
+            return DitError(f"{step.name} {killed_by(number)}; full output: {log}")
         last = step.tail[-1] if step.tail else "nothing"
         return DitError(f"{step.name} ended early; its last output: {last}; full output: {log}")
 
@@ -83,7 +102,7 @@ class StudyLog:
             step.tail.append(line.strip())
 
     def _write(self, worker: int, line: str) -> None:
-        self._log.write(f"{worker}| {line}\n" if line else "\n")
+        self._log.write(f"{worker}| {printable(line)}\n" if line else "\n")
 
     def _show(self, worker: int, step: _Step, event: Event) -> None:
         if event.kind == "begin":
@@ -105,10 +124,13 @@ class StudyLog:
             self._print(line, on_terminal=True)
         elif event.kind == "error":
             step.error = event
+        elif event.kind == "killed":
+            step.killed = event.code
 
     def _print(self, line: str, *, on_terminal: bool) -> None:
         if self._screen.is_terminal != on_terminal:
             return
+        line = printable(line)
         if not on_terminal:
             self._screen.out(line, highlight=False)
         else:

@@ -21,6 +21,7 @@ from dit import __version__
 from dit.console.streams import whole_lines
 from dit.errors import InputError, MissingError
 from dit.storage import cache_dir
+from dit.storage.base import local_errors
 from dit.study.config import AdmReference, FolderSource, StudyConfig, TarSource, VaeCodec
 from pipelines.step import parent_watch
 
@@ -59,11 +60,7 @@ def find_image(image: str = LOCAL_IMAGE) -> str:
 def use_containers(config: StudyConfig, root: str, folder: str) -> None:
     """Make kfp.local run the study's steps in containers from now on; kfp writes its files to `folder`."""
     from kfp import local
-    from kfp.local import docker_task_handler
 
-    # kfp's own function lets the engine remove a container when it ends, and reports success if the container is
-    # already gone: a third of the failed steps were reported as successful.
-    docker_task_handler.run_docker_container = run_container
     forwarded = {name: value for name, value in os.environ.items() if name.startswith(_FORWARDED)}
     runner = local.DockerRunner(
         entrypoint=[],
@@ -80,7 +77,11 @@ def use_containers(config: StudyConfig, root: str, folder: str) -> None:
 
 
 def run_container(client: Any, image: str, command: list[str], volumes: dict[str, Any], **settings: Any) -> int:
-    """Run a container, print its output, remove it, and return its exit code."""
+    """Run a container, print its output, remove it, and return its exit code.
+
+    In place of kfp's own function, which lets the engine remove a container when it ends, and reports success if the
+    container is already gone: a third of the failed steps were reported as successful.
+    """
     for place in volumes:
         # A folder that the engine creates belongs to root.
         os.makedirs(place, exist_ok=True)
@@ -133,7 +134,8 @@ def container_mounts(config: StudyConfig, root: str) -> list[Any]:
     if parts.scheme in ("", "file"):
         writable.append(Path(unquote(parts.path)).absolute())
     for place in writable:
-        place.mkdir(parents=True, exist_ok=True)
+        with local_errors(place):
+            place.mkdir(parents=True, exist_ok=True)
     return [
         *(Mount(str(place), str(place), type="bind") for place in writable),
         *(Mount(str(place), str(place), type="bind", read_only=True) for place in _inputs(config)),

@@ -15,15 +15,17 @@ from pathlib import Path
 from types import FrameType
 
 from dit.console import say
+from dit.errors import StoreError
 from dit.report.tables import address, show_results
-from dit.results.stages import STAGES, VARIANT_STAGES, Work
-from dit.results.state import study_is_complete, unfinished
+from dit.results.stages import REPORT, STAGES, VARIANT_STAGES, Work
+from dit.results.state import is_complete, study_is_complete, unfinished
 from dit.storage import Store, cache_dir, open_store
+from dit.storage.base import local_errors
 from dit.storage.file import FileStore
 from dit.study import layout, study_file
 from dit.study.config import StudyConfig
 from dit.tracking import flush, reconcile, start_shipping
-from pipelines.local.display import StudyLog
+from pipelines.local.display import StudyLog, open_log
 from pipelines.local.parallelism import available_cores, has_gpu, share
 from pipelines.local.workers import WorkerError, WorkerPool, WorkItem
 from pipelines.step import submitted
@@ -40,14 +42,26 @@ def run(study: Path | str, root: str, overrides: list[str], image: str | None = 
     """
     config = study_file.load(study, overrides)
     store = open_store(root)
-    store.check_writable()
-    if study_is_complete(Work(config, store)):
-        importlib.import_module("dit.stages.report").run(config, store)
+    work = Work(config, store)
+    if study_is_complete(work):
+        _bring_up_to_date(work)
     else:
+        store.check_writable()
         importlib.import_module("dit.stages.evaluate").check_files(config, store)
         _run_pipeline(config, store, image)
-    flush(config, store)
+        flush(config, store)
     show_results(config, store)
+
+
+def _bring_up_to_date(work: Work) -> None:
+    """Report and tracking of a complete study; where its store is read-only, the study can still be shown."""
+    try:
+        importlib.import_module("dit.stages.report").run(work.config, work.store)
+        flush(work.config, work.store)
+    except StoreError as error:
+        if not is_complete(REPORT, work):
+            raise
+        say(f"tracking: {error}")
 
 
 def _run_pipeline(config: StudyConfig, store: Store, image: str | None) -> None:
@@ -58,7 +72,7 @@ def _run_pipeline(config: StudyConfig, store: Store, image: str | None) -> None:
         f" results in {address(store, '')}, log in {log_path}"
     )
     with (
-        open(log_path, "w") as log,
+        open_log(log_path) as log,
         tempfile.TemporaryDirectory(prefix="dit-study-", ignore_cleanup_errors=True) as work,
         StudyLog(log, total=len(STAGES) + len(VARIANT_STAGES) * (len(left) - 1)) as shown,
         ChildLifeline() as lifeline,
@@ -77,7 +91,7 @@ def _run_pipeline(config: StudyConfig, store: Store, image: str | None) -> None:
         except WorkerError as error:
             if caught:
                 _end_by(caught[0])
-            raise shown.failure(error.worker, str(log_path)) from None
+            raise shown.failure(error.worker, str(log_path), error.exit_code) from None
         finally:
             # A killed step could not set the status of its MLflow run.
             reconcile(config, store)
@@ -91,7 +105,8 @@ def _end_by(number: int) -> None:
 
 def _log_path(config: StudyConfig, store: Store) -> Path:
     path = (store.root if isinstance(store, FileStore) else cache_dir()) / layout.pipeline_log(config)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with local_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     return path
 
 

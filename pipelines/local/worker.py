@@ -11,19 +11,23 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import TextIOWrapper
-from typing import cast
+from typing import Any, cast
 
 from kfp import local
+from kfp.local import docker_task_handler, subprocess_task_handler
 
 from dit.study import study_file
 from pipelines.definition.pipeline import build_part
-from pipelines.local.docker import use_containers
+from pipelines.local.docker import run_container, use_containers
 from pipelines.local.parallelism import THREADS
 from pipelines.local.workers import WorkItem
 from pipelines.step.events import Event
+
+_SHELL_SIGNALS = 128
+"""A container's exit code is this much above the number of the signal that ended it."""
 
 
 def main(handle: int, folder: str) -> int:
@@ -35,6 +39,11 @@ def main(handle: int, folder: str) -> int:
     cast(TextIOWrapper, sys.stdout).reconfigure(line_buffering=True)
     # kfp warns about each image without "python" in its name.
     warnings.simplefilter("ignore")
+    # kfp's own function replaces "python3" in every argument, the paths of a root and of a study included.
+    subprocess_task_handler.replace_python_executable = lambda command, python: [python, *command[1:]]
+    # kfp's own line about a failed step has no exit code.
+    subprocess_task_handler.run_local_subprocess = _with_signal(subprocess_task_handler.run_local_subprocess)
+    docker_task_handler.run_docker_container = _with_signal(run_container)
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=folder, workspace_root=f"{folder}/workspace")
     with open(handle) as items:
         _report_ready()
@@ -56,6 +65,20 @@ def _run(item: WorkItem, folder: str) -> None:
         else:
             use_containers(config, item.root, folder)
             build_part(config, item.root, item.part, item.image)()
+
+
+def _with_signal(run: Callable[..., int]) -> Callable[..., int]:
+    """`run`, which returns the exit code of a step, with an event if a signal ended the step."""
+
+    def run_and_report(*arguments: Any, **options: Any) -> int:
+        code = run(*arguments, **options)
+        number = -code if code < 0 else code - _SHELL_SIGNALS
+        if number > 0:
+            sys.stdout.write(Event("killed", code=number).to_line())
+            sys.stdout.flush()
+        return code
+
+    return run_and_report
 
 
 @contextmanager

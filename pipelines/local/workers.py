@@ -48,9 +48,11 @@ class WorkItem:
 class WorkerError(Exception):
     """A worker ended before its work was done."""
 
-    def __init__(self, worker: int) -> None:
+    def __init__(self, worker: int, exit_code: int) -> None:
         super().__init__(f"worker {worker} ended early")
         self.worker = worker
+        self.exit_code = exit_code
+        """Negative for a signal."""
 
 
 class WorkerPool:
@@ -92,10 +94,10 @@ class WorkerPool:
                     worker.give(waiting.popleft())
             ended = self._listen()
             if ended:
-                raise WorkerError(ended[0])
+                raise WorkerError(*ended[0])
 
-    def _listen(self) -> list[int]:
-        """Wait for output and pass it on; returns the numbers of the workers that have ended."""
+    def _listen(self) -> list[tuple[int, int]]:
+        """Wait for output and pass it on; returns numbers and exit codes of the workers that have ended."""
         ended = []
         for key, _ in self._selector.select():
             worker: _Worker = key.data
@@ -108,7 +110,7 @@ class WorkerPool:
             if worker.ended:
                 self._selector.unregister(worker.output)
                 del self._workers[worker.number]
-                ended.append(worker.number)
+                ended.append((worker.number, worker.exit_code))
         return ended
 
 
@@ -129,6 +131,7 @@ class _Worker:
         assert self._process.stdout is not None
         self.number, self.output = number, self._process.stdout.fileno()
         self.ready = self.busy = self.ended = False
+        self.exit_code = 0
         self._items = open(give, "wb")  # noqa: SIM115
         self._buffer = LineBuffer()
 
@@ -145,7 +148,7 @@ class _Worker:
             return self._buffer.add(data)
         self.ended = True
         self.dismiss()
-        self._process.wait()
+        self.exit_code = self._process.wait()
         return self._buffer.finish()
 
     def dismiss(self) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from dit.console import table
 from dit.errors import DitError, InputError
+from dit.planning.cost import check_job_size
 from dit.study.config import StudyConfig
 from pipelines.cluster.client import FORBIDDEN, ApiRefused, Cluster
 from pipelines.jobs.names import KFP_ENDPOINT, RUNS_NAMESPACE
@@ -38,10 +39,11 @@ def preflight(config: StudyConfig, root: str, endpoint: str | None, runs: str = 
 
     With `endpoint`, checks a run of Kubeflow Pipelines with steps in namespace `runs`; without, only the jobs.
 
-    Raises InputError when a check failed.
+    Raises InputError when a check failed, or before any check when the batch does not fit the job.
     """
     if not root.startswith("s3://"):
         raise InputError(f"root {root}: pods cannot reach a folder of this machine; give s3://bucket/prefix")
+    check_job_size(config)
     findings = list(examine(config, root, endpoint, runs))
     rows = [(finding.mark.value, finding.subject, finding.text) for finding in findings]
     table(("", "check", "found"), rows, title=f"preflight of {config.study}, {root}")

@@ -8,9 +8,10 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from urllib.parse import urlsplit
 
-from dit.errors import DitError, MissingError, StoreError, one_line
+from dit.errors import CredentialsError, DitError, MissingError, StoreError, one_line
 from dit.storage import Store, open_store, read_record
 from dit.study import layout
+from dit.study.addresses import same_origin
 from dit.study.config import AdmReference, StudyConfig, TarSource, VaeCodec
 from dit.study.records import DatasetManifest
 from dit.tracking.mlflow_ui import DIRECTLY
@@ -40,7 +41,8 @@ def store(site: Site) -> Iterator[Finding]:
             place = open_store(site.root)
         except StoreError as error:
             # Pods may reach a server that this machine does not.
-            yield failed("bucket", str(error)) if site.inside else unknown("bucket", f"checked from here: {error}")
+            certain = site.inside or isinstance(error, CredentialsError)
+            yield failed("bucket", str(error)) if certain else unknown("bucket", f"checked from here: {error}")
             return
         place.check_writable()
         yield ok("bucket", f"{site.root} exists and is writable, {way}")
@@ -125,7 +127,8 @@ def _asked(site: Site, address: str, local: str, variables: Mapping[str, str]) -
         f"{local}/api/2.0/mlflow/experiments/search?max_results=1",
         headers={
             "Host": urlsplit(address).netloc,
-            **({"Authorization": f"Basic {login}"} if _USER in variables else {}),
+            # The password is for the deployment's own server, not for any that a study file names.
+            **({"Authorization": f"Basic {login}"} if same_origin(address, variables.get(_URI, "")) else {}),
         },
     )
     logs = f"kubectl logs -n {site.namespace} deployment/mlflow"

@@ -134,8 +134,8 @@ class Pipelines:
         except _NotFound as error:
             raise InputError(f"run {uid}: {error}; to find the id: dit status STUDY") from None
 
-    def latest(self, experiment: str, pipeline: str) -> Run | None:
-        """The newest run of the pipeline of this name, in the experiment of this id; None if there is none."""
+    def latest(self, experiment: str, pipeline: str, root: str) -> Run | None:
+        """The newest run of the pipeline of this name at this root, in the experiment of this id; None without one."""
         token = ""
         while True:
             answer = self._call(
@@ -146,8 +146,11 @@ class Pipelines:
                 page_token=token,
             )
             for item in answer.runs or []:
-                if spec_of(item.pipeline_spec).get("pipelineInfo", {}).get("name") == pipeline:
-                    return self.run(str(item.run_id))
+                if spec_of(item.pipeline_spec).get("pipelineInfo", {}).get("name") != pipeline:
+                    continue
+                run = self.run(str(item.run_id))
+                if str(run.parameters.get("root", root)).rstrip("/") == root.rstrip("/"):
+                    return run
             token = answer.next_page_token or ""
             if not token:
                 return None

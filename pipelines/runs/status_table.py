@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -16,6 +16,8 @@ from pipelines.runs.steps import steps
 COLUMNS = ("step", "state", "job", "pods", "done", "newest", "time")
 _MERGED = "merge"
 """The step that merges the parts of the preparation."""
+_WHOLE = "variant "
+"""Begins the name of a step that runs all stages of one variant."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,14 @@ Row = tuple[str | None, ...]
 def rows(
     order: Sequence[str], stages: Sequence[StageProgress], jobs: Sequence[JobView], run: Run | None, now: datetime
 ) -> list[Row]:
-    """A row for each step of the run, or without a run for each stage, in the order of the study's stages."""
+    """A row for each step of the run, or without a run for each stage, in the order of the study's stages.
+
+    Below a step that runs all stages of a variant there is a row for each of these.
+    """
     tasks: tuple[Task, ...] = ()
     if run is not None:
         tasks = tuple(sorted(steps(run), key=lambda task: _place(task.name, order)))
-    names = [task.name for task in tasks] or order
+    names = [name for task in tasks for name in (task.name, *_stages_of(task.name, order))] or order
     return [
         _row(
             name,
@@ -55,9 +60,15 @@ def rows(
 
 def _place(step: str, order: Sequence[str]) -> tuple[int, list[int]]:
     # Parts of the preparation are ordered by number, and the merge comes after them.
-    stage = "prepare" if step == _MERGED or step.startswith("prepare ") else step
+    stage = "prepare" if step == _MERGED or step.startswith("prepare ") else next(_stages_of(step, order), step)
     position = order.index(stage) if stage in order else len(order)
     return position, [int(step == _MERGED), *(int(digits) for digits in re.findall(r"\d+", step))]
+
+
+def _stages_of(step: str, order: Sequence[str]) -> Iterator[str]:
+    """The stages of the variant that a step runs as a whole; none for any other step."""
+    variant = step.removeprefix(_WHOLE)
+    return (stage for stage in order if variant != step and stage.endswith(f" {variant}"))
 
 
 def _completes(step: str) -> str:

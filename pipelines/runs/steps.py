@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from dit.errors import one_line
 from pipelines.cluster.objects import Object, container_statuses, pod_name, pod_phase
-from pipelines.cluster.pod_reason import why_pending
+from pipelines.cluster.pod_reason import exit_cause, killed_by, why_pending
 from pipelines.runs.model import FAILED, SUCCEEDED, Run, Task
 
 CONTAINER = "main"
@@ -18,8 +18,11 @@ NODE = "workflows.argoproj.io/node-name"
 
 _DRIVER = "-driver"
 _OWN = "dit: "
-# Argo and the kfp launcher write the last lines of a step's log.
-_OF_LAUNCHER = re.compile(r"[IWEF]\d{4} |time=|Error: exit status|[\[\]{}\"]")
+# The last line of a traceback of Python.
+_EXCEPTION = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit): ")
+# Argo and the kfp launcher, which are written in Go, write the last lines of a step's log.
+_GO_SIGNALS = {"killed": 9, "terminated": 15, "segmentation fault": 11, "aborted": 6, "bus error": 7}
+_SIGNALLED = re.compile(rf"\bsignal: ({'|'.join(_GO_SIGNALS)})")
 _ATTEMPT = re.compile(r"\(\d+\)")
 
 
@@ -74,14 +77,16 @@ def _last_message(pod: Object) -> str:
     for status in container_statuses(pod):
         ended = status.get("state", {}).get("terminated") or {}
         if status["name"] == CONTAINER and ended:
-            message = one_line(ended.get("message") or "")
-            return message or ("" if ended.get("reason") == "Error" else f"{ended.get('reason')}")
+            code, reason = int(ended["exitCode"]), str(ended.get("reason") or "")
+            # kfp's launcher always exits with 1; the reason is in its log.
+            return one_line(ended.get("message") or "") or ("" if code == 1 else exit_cause(code, reason))
     return one_line(pod["status"].get("message") or "")
 
 
 def reason_in(log: str) -> str:
-    """Why a step failed, from its log: the last line that begins with `dit: `, else the last line; may be empty."""
+    """Why a step failed, from its log: its last error line, or else the signal that ended it; may be empty."""
     lines = [line.strip() for line in log.splitlines()]
     own = [line.removeprefix(_OWN) for line in lines if line.startswith(_OWN)]
-    others = [line for line in lines if line and not _OF_LAUNCHER.match(line)]
-    return (own or others or [""])[-1]
+    others = [line for line in lines if _EXCEPTION.match(line)]
+    signals = [killed_by(_GO_SIGNALS[match[1]]) for line in lines if (match := _SIGNALLED.search(line))]
+    return (own or signals or others or [""])[-1]

@@ -26,14 +26,14 @@ class Event:
     """An event of a step.
 
     The step began, printed a line, reported an error or ended well; or one of its bars, numbered by `bar`, was opened,
-    advanced or closed. `ready` comes from a worker that waits for work.
+    advanced or closed. `killed` and `ready` come from a worker: a signal ended its step, or it waits for work.
     """
 
-    kind: Literal["begin", "line", "error", "end", "open", "advance", "close", "ready"]
+    kind: Literal["begin", "line", "error", "end", "open", "advance", "close", "killed", "ready"]
     text: str = ""
     """Name of the step, the line, the error message, or the description of the bar."""
     code: int = 0
-    """Exit code of an error."""
+    """Exit code of an error; number of the signal that ended a step."""
     bar: int = 0
     """Number of the bar within the step."""
     count: int = 0

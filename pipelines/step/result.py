@@ -59,17 +59,23 @@ class StepResult:
 
     def samples(self, sets: Artifact, grids: Artifact) -> None:
         """The last sample set's manifest, and previews of all."""
-        # Without a record the samples were removed once they had been evaluated.
-        shown = []
+        self.grids(grids)
         for record in self.records:
             if isinstance(record, SampleSetManifest):
+                self._save(sets, self._samples_of(record))
+
+    def grids(self, grids: Artifact) -> None:
+        """Previews of all sample sets."""
+        # Without a record the samples were removed once they had been evaluated.
+        grids.metadata["store"], shown = self.store.url, []
+        for record in self.records:
+            if isinstance(record, SampleSetManifest):
+                self._place(grids, self._samples_of(record))
                 spec = resolve(record.variant)
-                self._save(sets, f"{layout.variant(self.config, spec)}/samples")
                 key = layout.sample_grid(self.config, spec, record.step)
                 if self.store.exists(key):
                     shown.append((f"{spec.name}, step {record.step:,}", self.store.read(key)))
         Path(grids.path).write_text(artifacts.page(shown), encoding="utf-8")
-        grids.metadata["store"] = sets.metadata.get("store", self.store.url)
 
     def metrics(self, metrics: MetricsArtifact, summary: Artifact) -> None:
         """Every checkpoint's primary metric as numbers, and all metrics as a table."""
@@ -88,6 +94,9 @@ class StepResult:
         Path(verdict.path).write_text(artifacts.verdict_text(self.config, self.store), encoding="utf-8")
         for artifact in (page, verdict):
             self._place(artifact, folder)
+
+    def _samples_of(self, record: SampleSetManifest) -> str:
+        return f"{layout.variant(self.config, resolve(record.variant))}/samples"
 
     def _save(self, artifact: Artifact, key: str) -> None:
         """Keep the last record in the artifact."""

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import importlib
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dit.errors import DitError, MissingError, one_line
+from dit.errors import DitError, MissingError, StoreError, TransientStoreError, one_line
 from dit.storage import Store, cache_dir
+from dit.storage.base import exclusive
 from dit.study import study_file
 from dit.study.config import StudyConfig
 from dit.study.variants import resolve
 from pipelines.jobs.names import KFP_POD, JobStage
 from pipelines.step import events, parent_watch, submitted
+from pipelines.step.child import run_in_child
 from pipelines.step.result import StepResult
 from pipelines.step.submitted import StudyInputs
 
@@ -45,14 +47,23 @@ def run_job(stage: JobStage, study: str, variant: str, image: str) -> StepResult
     """As `run_step`. In a run of Kubeflow Pipelines, a job with many pods of this image does the work."""
     if KFP_POD not in os.environ:
         return run_step(stage, study, variant)
+    name = _named(stage, variant)
+    config, store, root = _reported(name, lambda: submitted.read(study))
 
     def launch() -> StepResult:
-        from pipelines.jobs.launch import run as launch_job  # the Kubernetes client, which no other step needs
+        from pipelines.cluster.client import Cluster  # the Kubernetes client, which no other step needs
+        from pipelines.jobs.launch import launch as launch_job
+        from pipelines.jobs.spec import job_spec
 
-        config, store, root = submitted.read(study)
-        return StepResult(config, store, launch_job(stage, config.to_yaml(), root, [], variant, image))
+        cluster = Cluster.connect()
+        spec = job_spec(config, variant, stage, root, image)
+        return StepResult(config, store, launch_job(config, spec, cluster))
 
-    return _reported(_named(stage, variant), launch)
+    def whole() -> StepResult:
+        run_in_child(lambda: _reported(name, launch), config.cluster.steps.retries)
+        return launch()  # reads the records: the stage is complete
+
+    return _reported(name, whole)
 
 
 def run_part(dataset_study: str, root: str, overrides: list[str], part: tuple[int, int]) -> StepResult:
@@ -61,7 +72,7 @@ def run_part(dataset_study: str, root: str, overrides: list[str], part: tuple[in
 
     def work() -> StepResult:
         config = study_file.load_text(dataset_study, counting)
-        return _stage("prepare", config, submitted.open_root(root, config.cluster.patience.api), part=part)
+        return _stage("prepare", config, submitted.open_root(root, config.cluster), part=part)
 
     return _reported(f"prepare {part[0]}/{part[1]}", work)
 
@@ -74,8 +85,8 @@ def run_merge(inputs: StudyInputs, root: str) -> tuple[str, StepResult]:
 
     def join() -> tuple[str, StepResult]:
         config = inputs.resolve()
-        store = submitted.open_root(root, config.cluster.patience.api)
-        address = submitted.write(config, store)
+        store = submitted.open_root(root, config.cluster)
+        address = submitted.patiently(lambda: submitted.write(config, store), config.cluster, StoreError)
         try:
             return address, _stage("prepare", config, store, function="merge")
         except MissingError as error:
@@ -120,20 +131,14 @@ def _stage(
 ) -> StepResult:
     call = getattr(importlib.import_module(f"dit.stages.{stage}"), function)
     with _alone(f"{store.url} {config.study} {variant or ''}"):
-        result = call(config, store, *([variant] if variant else []), **options)
+        # A stage goes on where it was interrupted.
+        work = partial(call, config, store, *([variant] if variant else []), **options)
+        result = submitted.patiently(work, config.cluster, TransientStoreError)
     records = result if isinstance(result, list) else [result]
     return StepResult(config, store, [record for record in records if record is not None])
 
 
-@contextmanager
-def _alone(what: str) -> Iterator[None]:
+def _alone(what: str) -> AbstractContextManager[None]:
     """Run one step of a variant at a time: the last step of a killed run may still be writing its checkpoint."""
     path = cache_dir() / "locks" / hashlib.sha256(what.encode()).hexdigest()[:16]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            sys.stdout.write("another run works on this; waiting for its step to end\n")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    return exclusive(path, "another run works on this; waiting for its step to end")

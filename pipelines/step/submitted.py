@@ -7,17 +7,21 @@ name is the hash of its text, so the address in a step's inputs says which study
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
+from typing import TypeVar
 
 from dit.errors import MismatchError, MissingError, StoreError
+from dit.results.study_copy import keep_study, key_of
 from dit.storage import Store, open_store
 from dit.study import layout, study_file
-from dit.study.cluster import PatienceConfig
+from dit.study.cluster import ClusterConfig
 from dit.study.config import StudyConfig
 from dit.study.hashing import digest
-from pipelines.cluster.retry import retry
 from pipelines.jobs.names import KFP_POD
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -55,12 +59,12 @@ class StudyInputs:
 
 def address(config: StudyConfig, root: str) -> str:
     """Where the study is in the store at `root`: s3://bucket/prefix/studies/STUDY/submitted/HASH.yaml."""
-    return f"{root.rstrip('/')}/{_key(config)}"
+    return f"{root.rstrip('/')}/{key_of(config)}"
 
 
 def write(config: StudyConfig, store: Store) -> str:
     """Write the study to its address in the store; returns the address."""
-    store.write(_key(config), config.to_yaml().encode())
+    keep_study(config, store)
     return address(config, store.url)
 
 
@@ -71,21 +75,30 @@ def read(study: str) -> tuple[StudyConfig, Store, str]:
     away.
     """
     root, studies, name = study.rpartition(f"/{layout.STUDIES}/")
-    # The study's own patience is in the store that may be away.
-    store = open_root(root, PatienceConfig().api)
+    # The study's own settings are in the store that may be away.
+    store = open_root(root, ClusterConfig())
     key = f"{studies[1:]}{name}"
-    if not store.exists(key):
-        raise MissingError(f"{study}: no such study; submit it again, and the step 'merge' writes it")
-    text = store.read(key).decode()
+
+    def read_text() -> str:
+        if not store.exists(key):
+            raise MissingError(f"{study}: no such study; submit it again, and the step 'merge' writes it")
+        return store.read(key).decode()
+
+    text = patiently(read_text, ClusterConfig(), StoreError)
     if digest(text) != PurePosixPath(key).stem:
         raise MismatchError(f"{study}: its text is no longer the one that was submitted; submit the study again")
     return study_file.load_text(text, where=study), store, root
 
 
-def open_root(root: str, patience: float) -> Store:
-    """The store; in a pod, where nobody looks on, a store that is away is waited for up to `patience` seconds."""
-    return retry(lambda: open_store(root), StoreError, patience if KFP_POD in os.environ else 0)
+def open_root(root: str, cluster: ClusterConfig) -> Store:
+    """The store; see `patiently`."""
+    return patiently(lambda: open_store(root), cluster, StoreError)
 
 
-def _key(config: StudyConfig) -> str:
-    return layout.submitted(config, digest(config.to_yaml()))
+def patiently(call: Callable[[], T], cluster: ClusterConfig, transient: type[StoreError]) -> T:
+    """The result of `call`. In a pod, where nobody looks on, a store that is away or full is waited for."""
+    if KFP_POD not in os.environ:
+        return call()
+    from pipelines.cluster.store_access import waited_for  # the Kubernetes client
+
+    return waited_for(call, cluster, transient)

@@ -12,6 +12,7 @@ from hand import Hand
 from kube import (
     NAMESPACE,
     SELECTOR,
+    SERVICES,
     SESSION,
     Object,
     Refused,
@@ -63,7 +64,7 @@ def image() -> str:
 def site(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """Overlay kind, with a folder in its store that is deleted at the end."""
     try:
-        deployed = get("deployment", "s3") and get("secret", "dit-s3")
+        deployed = get("deployment", "s3", SERVICES) and get("secret", "dit-s3")
     except Refused as error:
         pytest.exit(f"no cluster answers ({error}); set KUBECONFIG", returncode=2)
     if not deployed:

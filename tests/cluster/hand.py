@@ -58,7 +58,6 @@ class Hand:
         until(f"a process of {name} is killed", killed, 15, pause=0.2)
 
     def processes(self, container: str) -> list[str]:
-        """Process ids of a container on the node."""
         return self._signal(container, "", 0)
 
     def _signal(self, container: str, text: str, number: int) -> list[str]:

@@ -22,6 +22,7 @@ from urllib3.exceptions import HTTPError
 from dit.errors import StoreError
 
 NAMESPACE = "dit-scaling"
+SERVICES = "dit-scaling-services"
 SESSION = f"t{uuid.uuid4().hex[:5]}"
 """Part of the names of all objects of this session: others may use the cluster. Must not be a YAML number."""
 OURS = {"dit-scaling/test": SESSION}
@@ -57,7 +58,6 @@ def kubectl(*arguments: str, stdin: str | None = None) -> str:
 
 
 def apply(*manifests: Object) -> None:
-    """Create or change objects."""
     kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=yaml.safe_dump_all(manifests))
 
 
@@ -117,7 +117,6 @@ def delete(kind: str, name: str, namespace: str = NAMESPACE, *, wait: bool = Tru
 
 
 def has_crd(name: str) -> bool:
-    """Whether the cluster has a CRD."""
     return bool(kubectl("get", "crd", name, "--ignore-not-found", "-o", "name"))
 
 
@@ -150,7 +149,7 @@ def forwarded(service: str, port: int) -> Iterator[str]:
             closing.wait(1.0)
 
     with reserved_port() as local:
-        command = ["kubectl", "port-forward", "-n", NAMESPACE, f"service/{service}", f"{local}:{port}"]
+        command = ["kubectl", "port-forward", "-n", SERVICES, f"service/{service}", f"{local}:{port}"]
         keeper = threading.Thread(target=keep, args=(command,), daemon=True)
         keeper.start()
         try:

@@ -45,7 +45,6 @@ _SETTINGS = [
 
 
 def study_config_map(namespace: str = NAMESPACE) -> Object:
-    """A config map with the study file."""
     metadata = {"name": CONFIG_MAP, "namespace": namespace, "labels": OURS}
     return {
         "apiVersion": "v1",
@@ -117,16 +116,11 @@ class Running:
 
     @property
     def log(self) -> str:
-        """The log so far."""
         return kubectl("logs", "-n", self.namespace, self.name)
 
     def says(self, text: str, seconds: float) -> str:
         """Wait for a log line with this text, and return it."""
-
-        def look() -> str:
-            return next((line for line in self.log.splitlines() if text in line), "")
-
-        return until(f"pod {self.name} says {text!r}", look, seconds)
+        return self.wait_for_line(text, seconds)[0]
 
     def wait_for_line(self, text: str, seconds: float) -> tuple[str, float]:
         """Wait for a log line with this text; returns the line and the seconds since the pod was created."""
@@ -142,8 +136,6 @@ class Running:
         return line, (came - datetime.fromisoformat(made)).total_seconds()
 
     def end(self, seconds: float) -> Ended:
-        """Wait until the pod has ended."""
-
         def look() -> Any:
             result = get("pod", self.name, self.namespace)
             statuses = (result or {}).get("status", {}).get("containerStatuses") or [{}]
@@ -233,7 +225,6 @@ class Study:
     def launch(
         self, variant: str = "mini-S/2", stage: str = "train", *, early: bool = False, **changed: str
     ) -> Running:
-        """Start the launcher of a job."""
         image, account = changed.get("image", self.site.image), changed.get("account", "dit-launcher")
         command = ["dit", "launch", *self.settings, "--stage", stage]
         return self.site.start([*command, "--variant", variant, "--image", image], account, "launcher", early)

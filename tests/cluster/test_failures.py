@@ -12,6 +12,10 @@ OVERRIDES = {
     "diverges": ("train.learning_rate=1e30",),
     "memory": ("train.global_batch=16384", "cluster.pod.memory=1Gi"),
 }
+REASONS = {
+    "diverges": r".*step \d+: .* is not finite",
+    "memory": r", OOMKilled.*raise cluster.pod.memory \(1Gi\)",
+}
 
 
 @pytest.fixture(scope="module")
@@ -22,19 +26,11 @@ def failing(site: Site) -> dict[str, tuple[Study, Running]]:
     return {name: (study, study.launch()) for name, study in studies.items()}
 
 
-def test_a_training_that_diverges(failing: dict[str, tuple[Study, Running]]) -> None:
-    study, launcher = failing["diverges"]
+@pytest.mark.parametrize("cause", OVERRIDES)
+def test_a_failed_training_names_pod_rank_and_reason(failing: dict[str, tuple[Study, Running]], cause: str) -> None:
+    study, launcher = failing[cause]
     ended = launcher.end(600)
     assert ended.code == 1
-    pattern = rf"pod {study.job()}-worker-[01] \(rank [01]\).*step \d+: .* is not finite"
-    assert re.search(pattern, ended.last_line), ended.log
-    assert study.mlflow_run().info.status == "FAILED"
-
-
-def test_a_pod_that_runs_out_of_memory(failing: dict[str, tuple[Study, Running]]) -> None:
-    study, launcher = failing["memory"]
-    ended = launcher.end(600)
-    assert ended.code == 1
-    pattern = rf"pod {study.job()}-worker-[01] \(rank [01]\), OOMKilled.*raise cluster.pod.memory \(1Gi\)"
+    pattern = rf"pod {study.job()}-worker-[01] \(rank [01]\){REASONS[cause]}"
     assert re.search(pattern, ended.last_line), ended.log
     assert study.mlflow_run().info.status == "FAILED"

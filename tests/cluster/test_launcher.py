@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from kube import find, get, until
+from kube import find, get, kubectl, until
 from studies import Site
 from workflows import Run, pipelines_namespace
 
@@ -44,6 +44,35 @@ def test_a_retried_launcher_adopts_the_job(site: Site) -> None:
     assert {pod["metadata"]["uid"] for pod in ran} <= {pod["metadata"]["uid"] for pod in pods}
     assert not any(pod["status"]["containerStatuses"][0]["restartCount"] for pod in ran)
     study.check_losses()
+
+
+# The launcher is a child of the step's process, which is PID 1 of its container.
+_KILL_CHILD = """
+import os, pathlib
+for entry in pathlib.Path("/proc").iterdir():
+    if entry.name.isdecimal() and (entry / "stat").read_text().rpartition(")")[2].split()[1] == "1":
+        os.kill(int(entry.name), 9)
+"""
+
+
+@pytest.mark.usefixtures("pipelines")
+def test_a_launcher_that_is_killed_in_its_steps_pod_adopts_the_job(site: Site) -> None:
+    study = site.study("launcher-killed", *RECIPE)
+    run = Run.start(study.config.study)
+    step = run.launch(study)
+    study.past(40)
+    job = get(PYTORCHJOB, study.job())
+    assert job is not None
+    kubectl("exec", "-n", step.namespace, step.name, "--", "python", "-c", _KILL_CHILD)
+    step.says("the launcher was killed by signal 9 (SIGKILL); memory?; retry in", 30)
+    step.says(f"adopted, created {job['metadata']['creationTimestamp']}", 60)
+    ended = step.end(600)
+    assert ended.code == 0, ended.log
+    left = get(PYTORCHJOB, study.job())
+    assert left is not None
+    assert left["metadata"]["uid"] == job["metadata"]["uid"]
+    study.check_losses()
+    run.terminate()
 
 
 @pytest.mark.usefixtures("pipelines")

@@ -23,7 +23,7 @@ from typing import Any
 import boto3
 import pytest
 import yaml
-from kube import NAMESPACE, apply, get, kubectl, until
+from kube import SERVICES, apply, get, kubectl, until
 from mlflow import MlflowClient
 from ports import reserved_port
 
@@ -91,7 +91,7 @@ def reached(namespace: str) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def deployed() -> Iterator[Server]:
     """The server of overlay kind."""
-    with reached(NAMESPACE) as server:
+    with reached(SERVICES) as server:
         yield server
 
 
@@ -104,7 +104,7 @@ def test_mlflow_requires_a_password(deployed: Server) -> None:
 def test_mlflow_accepts_only_its_service_names(deployed: Server) -> None:
     password = deployed.login[PASSWORD]
     assert deployed.status(host="mlflow.example.com", password=password) == 403
-    for name in ("mlflow", "mlflow.dit-scaling", "mlflow.dit-scaling.svc", "mlflow.dit-scaling.svc.cluster.local"):
+    for name in ("mlflow", f"mlflow.{SERVICES}", f"mlflow.{SERVICES}.svc", f"mlflow.{SERVICES}.svc.cluster.local"):
         assert deployed.status(host=name, password=password) == 200
         assert deployed.status(host=f"{name}:5000", password=password) == 200
 
@@ -214,8 +214,9 @@ def on_postgres(
     apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace, "labels": labels}})
     try:
         create_secret(namespace, "dit-s3", {key: S3[key] for key in KEYS})
-        create_secret(namespace, "dit-mlflow", {USER: "admin", PASSWORD: secrets.token_hex(20)})
+        create_secret(namespace, "dit-mlflow", {USER: "dit", PASSWORD: secrets.token_hex(20)})
         server = {"MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(20), "PGPASSWORD": postgres["PASSWORD"]}
+        server |= {"MLFLOW_AUTH_ADMIN_USERNAME": "admin", "MLFLOW_AUTH_ADMIN_PASSWORD": secrets.token_hex(20)}
         create_secret(namespace, "dit-mlflow-server", server)
         folder = tmp_path_factory.mktemp("overlay")
         write_overlay(folder, namespace, settings(postgres, bucket[1]))

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import pytest
-from kube import NAMESPACE, OURS, apply, delete, find, kubectl, until
+from kube import NAMESPACE, OURS, SERVICES, apply, delete, find, kubectl, until
 from mlflow import MlflowClient
 from studies import Site, Study
 
@@ -25,13 +25,13 @@ pytestmark = [pytest.mark.cluster, pytest.mark.alone, pytest.mark.timeout(1200),
 @contextmanager
 def scaled_down(name: str) -> Iterator[None]:
     """One of the deployed servers, without a pod."""
-    kubectl("scale", f"deployment/{name}", "--replicas=0", "-n", NAMESPACE)
+    kubectl("scale", f"deployment/{name}", "--replicas=0", "-n", SERVICES)
     until(f"{name} is away", lambda: not find("pods", f"app.kubernetes.io/name={name}"), 60)
     try:
         yield
     finally:
-        kubectl("scale", f"deployment/{name}", "--replicas=1", "-n", NAMESPACE)
-        kubectl("rollout", "status", f"deployment/{name}", "-n", NAMESPACE, "--timeout=240s")
+        kubectl("scale", f"deployment/{name}", "--replicas=1", "-n", SERVICES)
+        kubectl("rollout", "status", f"deployment/{name}", "-n", SERVICES, "--timeout=240s")
 
 
 @contextmanager

@@ -45,6 +45,11 @@ FIVE = (
     "cluster.steps.parts=2",
     "cluster.steps.variants_at_a_time=3",
 )
+TWELVE = (
+    f"variants=[{', '.join(f'mini-{size}/{patch}' for size in ('S', 'B', 'L', 'XL') for patch in (2, 4, 8))}]",
+    "cluster.steps.parts=2",
+    "cluster.steps.variants_at_a_time=3",
+)
 # `merge` alone has the study's text, a dozen times.
 LARGE = f"description={'of many words ' * 6500}"
 # The preparation is the same in every run of one session, and in none of another.
@@ -68,7 +73,6 @@ class Submitter:
         return [sys.executable, "-m", "dit", *arguments, str(STUDY_FILE), "--root", self.site.root, *sets]
 
     def submit(self, study: Study, *options: str) -> subprocess.Popen[str]:
-        """Start `dit submit`."""
         named = ("--image", self.site.image, "--experiment", self.experiment, "--run", study.config.study)
         command = [*self.command(study, "submit"), *named, *options]
         return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -81,7 +85,6 @@ class Submitter:
         return self.run(study)
 
     def run(self, study: Study) -> Run:
-        """The newest run of a study."""
         experiment = self.server.experiment(self.experiment)
         assert experiment is not None
         run = self.server.latest(experiment, f"dit-{study.config.study}")
@@ -243,12 +246,21 @@ def check_succeeded(submitter: Submitter, study: Study, run: Run, length: int) -
 
 
 def test_the_server_has_the_right_states_of_a_run_of_five_variants(submitter: Submitter, later: Later) -> None:
-    """Of each step and of what steps are made of: Argo compresses the status of a workflow from 1 MiB on, and the
-    server reads none of that."""
-    output, _ = later.five_submission.communicate(timeout=RUN_SECONDS)
-    assert later.five_submission.returncode == 0, output
-    run = submitter.run(later.five)
-    assert len(steps(run)) == 19
+    check_states(submitter, later.five, later.five_submission, 19)
+
+
+def test_the_server_has_the_right_states_of_a_run_of_twelve_variants(submitter: Submitter) -> None:
+    twelve = submitter.study("twelve", *SHORT, *TWELVE)
+    check_states(submitter, twelve, submitter.submit(twelve, "--wait"), 16)
+
+
+def check_states(submitter: Submitter, study: Study, submission: subprocess.Popen[str], count: int) -> None:
+    """Check the states of each step and of what steps are made of: Argo compresses the status of a workflow from
+    1 MiB on, and the server reads none of that."""
+    output, _ = submission.communicate(timeout=1700)
+    assert submission.returncode == 0, output
+    run = submitter.run(study)
+    assert len(steps(run)) == count
     assert set(states(run).values()) == {SUCCEEDED}, states(run)
     assert {task.state for task in run.tasks if task.name} == {SUCCEEDED}, run.tasks
     (workflow,) = find("workflows.argoproj.io", f"{names.KFP_RUN}={run.uid}", "kubeflow")

@@ -1,31 +1,29 @@
-"""Scenario 7: the launcher's account has exactly the permissions it needs."""
+"""Accounts have exactly the permissions that docs/security.md lists."""
 
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
-from kube import NAMESPACE, Refused, kubectl
+from kube import NAMESPACE, SERVICES, Refused, kubectl
+
+from pipelines.deploy import ROOT
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 LAUNCHER = ("--as", f"system:serviceaccount:{NAMESPACE}:dit-launcher", "-n", NAMESPACE)
-MANAGE = {"create", "get", "patch", "delete"}
-RIGHTS = {
-    "pytorchjobs.kubeflow.org": MANAGE | {"list"},
-    "trainjobs.trainer.kubeflow.org": MANAGE | {"list"},
-    "trainingruntimes.trainer.kubeflow.org": MANAGE,
-    "workloads.kueue.x-k8s.io": {"list"},
-    "events": {"list"},
-    "pods": {"list"},
-    "pods/log": {"get"},
-}
+ACCOUNTS = re.findall(
+    r"^\| `([a-z-]+)/([a-z0-9-]+)` \| (.*) \|$", (ROOT / "docs" / "security.md").read_text(), re.MULTILINE
+)
 REVIEW = "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews"
 
 
-def test_the_launcher_has_exactly_these_permissions() -> None:
-    spec = {"namespace": NAMESPACE}
+@pytest.mark.parametrize(("namespace", "account", "documented"), ACCOUNTS, ids=lambda value: value[:20])
+def test_an_account_has_exactly_the_documented_permissions(namespace: str, account: str, documented: str) -> None:
+    spec = {"namespace": namespace}
     asked = {"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectRulesReview", "spec": spec}
-    answer = json.loads(kubectl("create", "--raw", REVIEW, "-f", "-", *LAUNCHER, stdin=json.dumps(asked)))
+    caller = ("--as", f"system:serviceaccount:{namespace}:{account}", "-n", namespace)
+    answer = json.loads(kubectl("create", "--raw", REVIEW, "-f", "-", *caller, stdin=json.dumps(asked)))
     result = {
         ".".join(filter(None, (resource, group))): set(rule["verbs"])
         for rule in answer["status"]["resourceRules"]
@@ -34,7 +32,15 @@ def test_the_launcher_has_exactly_these_permissions() -> None:
         # Kubernetes permits everybody to review their own permissions.
         if not resource.startswith("selfsubject")
     }
-    assert result == RIGHTS
+    permissions = [] if documented == "none" else documented.split("; ")
+    assert result == {name: set(verbs.split()) for name, verbs in (entry.split(": ") for entry in permissions)}
+
+
+def test_every_deployed_account_is_documented() -> None:
+    for namespace in (NAMESPACE, SERVICES):
+        found = json.loads(kubectl("get", "serviceaccounts", "-n", namespace, "-o", "json"))["items"]
+        names = {entry["metadata"]["name"] for entry in found} - {"default"}
+        assert names == {account for space, account, _ in ACCOUNTS if space == namespace}
 
 
 @pytest.mark.parametrize(

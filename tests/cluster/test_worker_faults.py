@@ -90,17 +90,12 @@ def test_a_job_is_deleted_and_submitted_again(disturbed: dict[str, Disturbed]) -
     study.check_losses()
 
 
-def test_no_process_outlives_a_torchrun_that_is_killed(disturbed: dict[str, Disturbed]) -> None:
-    # torchrun is not PID 1 of the pod's namespace, so the kernel does not end its processes with it.
-    ended = disturbed["orphans"].mishap.result()
+# torchrun is not PID 1 of the pod's namespace, so the kernel does not end its processes with it.
+@pytest.mark.parametrize("fault", ["orphans", "deleted"])
+def test_a_training_outlives_a_killed_torchrun_or_a_deleted_worker(disturbed: dict[str, Disturbed], fault: str) -> None:
+    ended = disturbed[fault].mishap.result()
     assert ended.code == 0, ended.log
-    disturbed["orphans"].study.check_losses()
-
-
-def test_a_worker_is_deleted(disturbed: dict[str, Disturbed]) -> None:
-    ended = disturbed["deleted"].mishap.result()
-    assert ended.code == 0, ended.log
-    disturbed["deleted"].study.check_losses()
+    disturbed[fault].study.check_losses()
 
 
 @pytest.mark.alone

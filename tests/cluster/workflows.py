@@ -21,9 +21,12 @@ CRD = "workflows.argoproj.io"
 # The call of a pipeline step; Kubeflow Pipelines sets a variable with the name of its pod.
 _STEP = """
 import pathlib, sys
-from pipelines.jobs.launch import run
+from dit.storage import open_store
+from dit.study import study_file
+from pipelines.step import step, submitted
 study, root, variant, image, *overrides = sys.argv[1:]
-run("train", pathlib.Path(study).read_text(), root, overrides, variant, image)
+config = study_file.load(pathlib.Path(study), overrides)
+step.run_job("train", submitted.write(config, open_store(root)), variant, image)
 """
 
 

@@ -102,6 +102,18 @@ def test_an_image_runs_as_a_numeric_user_and_keeps_no_secret(file: str) -> None:
     assert all(line.count("--require-hashes") for line in final.splitlines() if "-r /requirements.txt" in line)
 
 
+@pytest.mark.parametrize("setting", ["INDEX_URL", "PIP_INDEX_URL"])
+def test_a_password_in_the_index_address_is_refused_and_not_repeated(setting: str) -> None:
+    address = "https://user:planted-secret@127.0.0.1:9/simple"
+    environment = {**os.environ, setting: address} if setting.startswith("PIP") else dict(os.environ)
+    argument = [] if setting.startswith("PIP") else [f"{setting}={address}"]
+    command = ["make", "build", "DOCKER=false", *argument]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "NETRC=FILE" in done.stderr
+    assert "planted-secret" not in done.stdout + done.stderr
+
+
 def test_the_server_image_has_a_health_check() -> None:
     assert re.search(r"^HEALTHCHECK .*\\\n\s+CMD \[", (ROOT / "mlflow/Dockerfile").read_text(), re.MULTILINE)
 

@@ -20,6 +20,7 @@ LIGHT = (
     "dit.storage",
     "dit.study.study_file",
     "dit.tracking",
+    "dit.tracking.mlflow_ui",
     "dit.study.variants",
     "dit.report.page",
     "dit.report.tables",

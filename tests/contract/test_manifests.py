@@ -25,6 +25,7 @@ KUBERNETES = "1.34"
 WITHOUT_SCHEMA = {"ResourceFlavor", "ClusterQueue", "LocalQueue"}
 """Kueue's kinds, whose schema is not available here."""
 CLUSTER_SCOPED = {"Namespace", "PriorityClass", "ResourceFlavor", "ClusterQueue"}
+CLUSTER_SCOPED |= {"ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"}
 ROOT = Path(__file__).parents[2]
 
 
@@ -60,7 +61,11 @@ def test_a_field_that_kubernetes_does_not_know_is_found(build: Path) -> None:
 def test_a_job_names_by_default_what_deploy_makes(build: Path) -> None:
     job, manifests = ClusterConfig(), rendered("kind", build)
     assert find(manifests, "ServiceAccount", job.service_account)["metadata"]["namespace"] == job.namespace
-    assert {(job.namespace, name) for name in job.secrets} <= required_secrets(manifests).keys()
+    assert {name for _, name in required_secrets(manifests)} >= job.secrets.keys()
+    allowed = find(manifests, "ConfigMap", "dit-allowed")["data"]
+    assert allowed["accounts"].split() == [job.service_account]
+    assert set(allowed["secrets"].split()) == job.secrets.keys()
+    assert set(allowed["configMaps"].split()) == job.config_maps.keys()
 
 
 @every_overlay
@@ -121,7 +126,7 @@ def test_every_object_is_labelled_and_in_the_overlays_namespace(overlay: str, bu
     assert {item["metadata"]["labels"][LABEL] for item in manifests} == {overlay}
     assert {item["metadata"]["labels"]["app.kubernetes.io/part-of"] for item in manifests} == {"dit-scaling"}
     namespaces = {item["metadata"].get("namespace") for item in manifests if item["kind"] not in CLUSTER_SCOPED}
-    assert namespaces == ({"kubeflow", "dit-scaling"} if overlay == "pipelines" else {"dit-scaling"})
+    assert namespaces == {"dit-scaling", "kubeflow" if overlay == "pipelines" else "dit-scaling-services"}
     assert not [item for item in manifests if item["kind"] in CLUSTER_SCOPED and "namespace" in item["metadata"]]
     assert "set-by-overlay" not in str(manifests)
 
@@ -233,10 +238,21 @@ def test_mlflow_accepts_only_its_own_host_names_and_has_time_to_start(build: Pat
     assert probe["periodSeconds"] * probe["failureThreshold"] >= 120
 
 
-def test_network_traffic_is_denied_by_default(build: Path) -> None:
-    for overlay in ("kind", "a100"):
-        deny = find(rendered(overlay, build), "NetworkPolicy", "default-deny")["spec"]
-        assert deny == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+@pytest.mark.parametrize("overlay", ["kind", "a100"])
+def test_network_traffic_is_denied_by_default_and_each_port_has_a_peer(overlay: str, build: Path) -> None:
+    policies = [item for item in rendered(overlay, build) if item["kind"] == "NetworkPolicy"]
+    for namespace in ("dit-scaling", "dit-scaling-services"):
+        ours = {
+            item["metadata"]["name"]: item["spec"] for item in policies if item["metadata"]["namespace"] == namespace
+        }
+        assert ours["default-deny"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+        for name, spec in ours.items():
+            # No selector can name the API server.
+            for rule in [*spec.get("egress", []), *spec.get("ingress", [])] if name != "api-server" else []:
+                peers = rule.get("to") or rule.get("from")
+                assert peers, (namespace, name)
+                assert all(peers), (namespace, name)
+                assert {"ipBlock": {"cidr": "0.0.0.0/0"}} not in peers
 
 
 def test_patches_of_overlays_are_json_patches() -> None:

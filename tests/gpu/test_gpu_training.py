@@ -77,12 +77,9 @@ def test_lower_precision_stays_near(gpu: torch.device, precision: Precision, rel
     assert rounded != exact
 
 
-def test_micro_batches_change_no_loss(gpu: torch.device) -> None:
-    near(trained("DiT-S/2", IMAGENET, gpu, micro_batch=5), trained("DiT-S/2", IMAGENET, gpu), 1e-4)
-
-
-def test_activation_checkpointing_changes_no_loss(gpu: torch.device) -> None:
-    near(trained("DiT-S/2", IMAGENET, gpu, activation_checkpointing=True), trained("DiT-S/2", IMAGENET, gpu), 1e-4)
+@pytest.mark.parametrize("fit", [{"micro_batch": 5}, {"activation_checkpointing": True}])
+def test_what_saves_memory_changes_no_loss(gpu: torch.device, fit: dict[str, object]) -> None:
+    near(trained("DiT-S/2", IMAGENET, gpu, **fit), trained("DiT-S/2", IMAGENET, gpu), 1e-4)
 
 
 def test_checkpoint_copy_keeps_the_values_of_its_step(gpu: torch.device) -> None:

@@ -48,18 +48,3 @@ def test_ddim_ends_where_the_official_sampler_does() -> None:
     config = SamplingConfig(sampler="ddim", steps=10)
     end = sample(model(), linear_schedule(), lambda _: latents(), LABELS, config, null_label=1000)
     assert end.std().item() == pytest.approx(81.874, abs=5e-4)
-
-
-def test_samples_of_a_model_with_zero_output_have_the_official_spread() -> None:
-    """A standard deviation of 218 after 250 steps is the sign of a model whose weights were not loaded."""
-    noise = torch.Generator().manual_seed(0)
-    shape = (16, 4, 32, 32)
-    end = sample(
-        lambda x, *_: torch.zeros(len(x), 8, 32, 32),
-        linear_schedule(),
-        lambda _: torch.randn(shape, generator=noise),
-        torch.zeros(16, dtype=torch.int64),
-        SamplingConfig(steps=250),
-        null_label=1000,
-    )
-    assert end.std().item() == pytest.approx(218, abs=1.5)

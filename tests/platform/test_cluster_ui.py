@@ -59,8 +59,10 @@ class Cluster:
         self._program.write_text(text)
         self._program.chmod(0o755)
 
-    def start(self, overlay: str, port: int) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "dit", "ui-cluster", overlay, STUDY, "--port", str(port)]
+    def start(self, overlay: str) -> subprocess.Popen[str]:
+        """The command, with a free port; its standard error is a pipe."""
+        with reserved_port() as self.port:
+            command = [sys.executable, "-m", "dit", "ui-cluster", overlay, STUDY, "--port", str(self.port)]
         # What listens at a forwarded port is not behind the proxy; here nothing is.
         environment = os.environ | {"PATH": f"{self._program.parent}:{os.environ['PATH']}"}
         environment |= {"http_proxy": "http://127.0.0.1:9", "no_proxy": ""}
@@ -73,25 +75,23 @@ def cluster(tmp_path: Path) -> Cluster:
 
 
 def test_the_address_of_the_view_is_printed_but_not_the_password(cluster: Cluster) -> None:
-    with reserved_port() as port:
-        pass
-    process = cluster.start("kind", port)
+    process = cluster.start("kind")
     assert process.stderr is not None
     lines = [process.stderr.readline(), process.stderr.readline()]
     process.send_signal(signal.SIGINT)
     assert process.wait() == 0
     address = re.search(r"http://127\.0\.0\.1:(\d+)/#/experiments/7/runs\?viewStateShareKey=digits", lines[0])
     assert address
-    assert int(address[1]) >= port
-    assert re.search(r"user admin, password: kubectl get secret dit-mlflow -n dit-scaling .*base64 -d", lines[1])
+    assert int(address[1]) >= cluster.port
+    assert re.search(
+        r"user admin, password: kubectl get secret dit-mlflow -n dit-scaling-services .*base64 -d", lines[1]
+    )
     assert "swordfish" not in "".join(lines)
 
 
 def test_a_missing_experiment_is_reported(cluster: Cluster) -> None:
     cluster.arrange(known="another")
-    with reserved_port() as port:
-        pass
-    process = cluster.start("kind", port)
+    process = cluster.start("kind")
     assert process.stderr is not None
     assert "no experiment digits yet" in process.stderr.readline()
     process.send_signal(signal.SIGINT)
@@ -112,9 +112,7 @@ def test_each_missing_prerequisite_is_a_one_line_error(
     cluster: Cluster, overlay: str, lacks: str, message: str
 ) -> None:
     cluster.arrange(lacks=lacks)
-    with reserved_port() as port:
-        pass
-    process = cluster.start(overlay, port)
+    process = cluster.start(overlay)
     _, error = process.communicate()
     assert process.returncode != 0
     assert re.fullmatch(rf"dit: .*{message}.*\n", error), error

@@ -17,6 +17,7 @@ from pipelines import deploy
 pytestmark = needs_kubectl
 
 Cluster = list[dict[str, Any]]
+SERVICES = "dit-scaling-services"
 
 
 @pytest.fixture
@@ -34,8 +35,21 @@ def build(state: Path) -> Path:
 
 
 def run(state: Path, *arguments: str) -> int:
-    """Exit code of the command."""
     return command([*arguments, "--build", str(build(state))])
+
+
+def refused(state: Path, capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 2) -> str:
+    """The one line that the command fails with."""
+    assert run(state, *arguments) == code
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    return error
+
+
+def made(kind: str, name: str, namespace: str = "dit-scaling", version: str = "v1", **fields: Any) -> dict[str, Any]:
+    """An object; `metadata` may have further fields."""
+    metadata = {"name": name, "namespace": namespace, **fields.pop("metadata", {})}
+    return {"apiVersion": version, "kind": kind, "metadata": metadata, **fields}
 
 
 def places(cluster: Cluster) -> set[tuple[str, str, str]]:
@@ -49,51 +63,31 @@ def read(state: Path) -> Cluster:
 
 def give_secrets(state: Path, overlay: str) -> None:
     needed = deploy.required_secrets(deploy.render(overlay, build(state))).items()
-    made = [
-        {
-            "apiVersion": "v1",
-            "kind": "Secret",
-            "metadata": {"name": name, "namespace": namespace},
-            "data": dict.fromkeys(keys, "c2VjcmV0"),
-        }
-        for (namespace, name), keys in needed
-    ]
-    add(state, *made)
+    add(state, *(made("Secret", *reversed(place), data=dict.fromkeys(keys, "c2VjcmV0")) for place, keys in needed))
 
 
 def add(state: Path, *objects: dict[str, Any]) -> None:
     state.write_text(json.dumps(read(state) + list(objects)))
 
 
-def settings_of_jobs(kind: str, name: str) -> dict[str, Any]:
-    """An object of overlay kind or a100."""
-    return {
-        "apiVersion": "v1",
-        "kind": kind,
-        "metadata": {"name": name, "namespace": "dit-scaling"},
-        "data": {"K": name},
-    }
-
-
-def settings_of_runs(overlay: str) -> set[tuple[str, str, str]]:
-    """Copies of the settings in the namespace of runs."""
-    return {(kind, "kubeflow", name) for kind, name in deploy.SETTINGS} if overlay == "pipelines" else set()
+def copied_settings(overlay: str) -> set[tuple[str, str, str]]:
+    """Copies of the settings for jobs, or for runs."""
+    namespace = "kubeflow" if overlay == "pipelines" else "dit-scaling"
+    return {(kind, namespace, name) for kind, name in deploy.SETTINGS}
 
 
 @every_overlay
 def test_undeploy_removes_exactly_the_deployed_objects(overlay: str, state: Path) -> None:
     objects = deploy.render(overlay, build(state))
-    strangers = [
-        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "theirs", "namespace": namespace}}
-        for namespace in ("dit-scaling", "kubeflow")
-    ]
-    strangers += [] if overlay != "pipelines" else [settings_of_jobs(kind, name) for kind, name in deploy.SETTINGS]
+    strangers = [made("ConfigMap", "theirs", namespace) for namespace in ("dit-scaling", "kubeflow")]
+    if overlay == "pipelines":
+        strangers += [made(kind, name, SERVICES, data={"K": name}) for kind, name in deploy.SETTINGS]
     strangers.append({"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": "theirs"}})
     state.write_text(json.dumps(strangers))
     give_secrets(state, overlay)
     before = places(read(state))
     assert run(state, "deploy", overlay) == 0
-    assert places(read(state)) == before | places(objects) | settings_of_runs(overlay)
+    assert places(read(state)) == before | places(objects) | copied_settings(overlay)
     assert run(state, "undeploy", overlay) == 0
     kept = {place for place in places(objects) if place[0] in {"Namespace", "PersistentVolumeClaim"}}
     assert places(read(state)) == before | kept
@@ -126,35 +120,24 @@ def test_undeploy_is_refused_while_jobs_are_running(
 ) -> None:
     def job(name: str, *conditions: str) -> dict[str, Any]:
         labels = {"app.kubernetes.io/name": "dit-scaling", "app.kubernetes.io/component": "job"}
-        return {
-            "apiVersion": "kubeflow.org/v1",
-            "kind": "PyTorchJob",
-            "metadata": {"name": name, "namespace": "dit-scaling", "labels": labels},
-            "status": {"conditions": [{"type": entry, "status": "True"} for entry in conditions]},
-        }
+        status = {"conditions": [{"type": entry, "status": "True"} for entry in conditions]}
+        return made("PyTorchJob", name, version="kubeflow.org/v1", metadata={"labels": labels}, status=status)
 
     add(state, job("old", "Succeeded"), job("one", "Running"), job("other", "Suspended"), job("bad", "Failed"))
     before = read(state)
-    assert run(state, "undeploy", overlay) == 2
-    error = capsys.readouterr().err
+    error = refused(state, capsys, "undeploy", overlay)
     assert "jobs in namespace dit-scaling have not ended: one, other; end" in error
     assert "kubectl delete pytorchjobs.kubeflow.org -n dit-scaling NAME" in error
-    assert error.count("\n") == 1
     assert read(state) == before
 
 
 def test_undeploy_fails_if_a_queue_still_has_jobs(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    metadata = {
-        "name": "dit-scaling",
-        "labels": {deploy.LABEL: "a100"},
-        "finalizers": ["kueue.x-k8s.io/resource-in-use"],
-    }
+    held = {"labels": {deploy.LABEL: "a100"}, "finalizers": ["kueue.x-k8s.io/resource-in-use"]}
+    metadata = {"name": "dit-scaling", **held}
     add(state, {"apiVersion": "kueue.x-k8s.io/v1beta1", "kind": "ClusterQueue", "metadata": metadata})
-    assert run(state, "undeploy", "a100") == 1
-    error = capsys.readouterr().err
+    error = refused(state, capsys, "undeploy", "a100", code=1)
     assert "timed out waiting for the condition on clusterqueue.v1beta1.kueue.x-k8s.io/dit-scaling" in error
     assert "kubectl get workloads -A" in error
-    assert error.count("\n") == 1
 
 
 def test_secrets_are_random_complete_and_created_once(state: Path) -> None:
@@ -163,13 +146,14 @@ def test_secrets_are_random_complete_and_created_once(state: Path) -> None:
     assert run(state, "secrets", "kind") == 0
     assert [entry for entry in read(state) if entry["kind"] == "Secret"] == first
     values = {(entry["metadata"]["namespace"], entry["metadata"]["name"]): entry["data"] for entry in first}
-    assert values["dit-scaling", "dit-mlflow"].pop("MLFLOW_TRACKING_USERNAME") == "admin"
-    secrets = [value for (space, _), data in values.items() if space == "dit-scaling" for value in data.values()]
-    assert len(set(secrets)) == len(secrets) == 4
+    assert values[SERVICES, "dit-mlflow"].pop("MLFLOW_TRACKING_USERNAME") == "dit"
+    assert values[SERVICES, "dit-mlflow-server"].pop("MLFLOW_AUTH_ADMIN_USERNAME") == "admin"
+    secrets = [value for (space, _), data in values.items() if space == SERVICES for value in data.values()]
+    assert len(set(secrets)) == len(secrets) == 7
     assert all(len(value) >= 32 for value in secrets)
 
 
-def test_steps_of_runs_read_the_settings_that_jobs_read(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_jobs_and_steps_read_the_settings_of_the_services(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(state, "deploy", "pipelines") == 2
     assert "dit deploy kind" in capsys.readouterr().err
     deploy.create_secrets("kind", build(state))
@@ -177,16 +161,15 @@ def test_steps_of_runs_read_the_settings_that_jobs_read(state: Path, capsys: pyt
     assert run(state, "deploy", "pipelines") == 0
     data = {place: entry.get("data") for entry in read(state) for place in places([entry])}
     for kind, name in deploy.SETTINGS:
-        assert data[kind, "kubeflow", name] == data[kind, "dit-scaling", name]
+        copies = [data[kind, namespace, name] for namespace in ("dit-scaling", "kubeflow")]
+        assert copies == [data[kind, "dit-scaling-services", name]] * 2
         assert data[kind, "kubeflow", name]
 
 
 def test_deploy_without_secrets_names_them_and_applies_no_pod(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(state, "deploy", "a100") == 2
-    error = capsys.readouterr().err
-    assert "dit-mlflow-server in namespace dit-scaling" in error
+    error = refused(state, capsys, "deploy", "a100")
+    assert f"dit-mlflow-server in namespace {SERVICES}" in error
     assert "docs/cluster.md" in error
-    assert error.count("\n") == 1
     assert {kind for kind, _, _ in places(read(state))} == {"Namespace"}
 
 
@@ -198,11 +181,9 @@ def test_a_key_that_a_secret_lacks_is_named(state: Path, capsys: pytest.CaptureF
             entry["data"]["PGPASSWORD"] = ""
             del entry["data"]["MLFLOW_FLASK_SERVER_SECRET_KEY"]
     state.write_text(json.dumps(cluster))
-    assert run(state, "deploy", "a100") == 2
-    error = capsys.readouterr().err
-    assert "MLFLOW_FLASK_SERVER_SECRET_KEY, PGPASSWORD of secret dit-mlflow-server in namespace dit-scaling" in error
+    error = refused(state, capsys, "deploy", "a100")
+    assert f"MLFLOW_FLASK_SERVER_SECRET_KEY, PGPASSWORD of secret dit-mlflow-server in namespace {SERVICES}" in error
     assert "docs/cluster.md" in error
-    assert error.count("\n") == 1
 
 
 def pod(name: str, state: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
@@ -212,13 +193,8 @@ def pod(name: str, state: dict[str, Any] | None = None, **more: Any) -> dict[str
         if state
         else []
     )
-    labels = {"app.kubernetes.io/name": "mlflow"}
-    return {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": name, "namespace": "dit-scaling", "labels": labels, **more.pop("metadata", {})},
-        "status": {"containerStatuses": containers, **more},
-    }
+    metadata = {"labels": {"app.kubernetes.io/name": "mlflow"}, **more.pop("metadata", {})}
+    return made("Pod", name, SERVICES, metadata=metadata, status={"containerStatuses": containers, **more})
 
 
 BACK_OFF = {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 40s restarting failed container"}}
@@ -234,36 +210,40 @@ READY = {"type": "Ready", "status": "True"}
     [
         (
             pod("a", NO_IMAGE),
-            'pod dit-scaling/a cannot pull r.example/x: Back-off pulling image "r.example/x"; push the image, or'
-            " correct its name or pull secret (docs/cluster.md, Private registries)",
+            'pod dit-scaling-services/a cannot pull r.example/x: Back-off pulling image "r.example/x"; push the'
+            " image, or correct its name or pull secret (docs/cluster.md, Private registries)",
         ),
         (
             pod("a", NO_KEY),
-            "pod dit-scaling/a cannot start its container: couldn't find key K in Secret s;"
-            " kubectl get secrets -n dit-scaling; kubectl describe pod -n dit-scaling a",
+            "pod dit-scaling-services/a cannot start its container: couldn't find key K in Secret s;"
+            " kubectl get secrets -n dit-scaling-services; kubectl describe pod -n dit-scaling-services a",
         ),
         (
             pod("a", BACK_OFF, container=KILLED),
-            "pod dit-scaling/a ends with exit code 137, OOMKilled, 3 restarts;"
-            " kubectl logs -n dit-scaling a -c mlflow --previous",
+            "pod dit-scaling-services/a ends with exit code 137, OOMKilled, 3 restarts;"
+            " kubectl logs -n dit-scaling-services a -c mlflow --previous",
         ),
         (
             pod("a", {"terminated": {"exitCode": 1, "reason": "Error"}}),
-            "pod dit-scaling/a ends with exit code 1, 0 restarts; kubectl logs -n dit-scaling a -c mlflow",
+            "pod dit-scaling-services/a ends with exit code 1, 0 restarts;"
+            " kubectl logs -n dit-scaling-services a -c mlflow",
         ),
         (
             pod("a", conditions=[NO_ROOM]),
-            "pod dit-scaling/a finds no node: 0/1 nodes: Insufficient memory.;"
+            "pod dit-scaling-services/a finds no node: 0/1 nodes: Insufficient memory.;"
             " it waits for a free node: kubectl describe nodes",
         ),
-        (pod("a", {"running": {}}), "pod dit-scaling/a runs but is not ready; kubectl logs -n dit-scaling a -c mlflow"),
+        (
+            pod("a", {"running": {}}),
+            "pod dit-scaling-services/a runs but is not ready; kubectl logs -n dit-scaling-services a -c mlflow",
+        ),
         (
             pod(
                 "a",
                 {"waiting": {"reason": "PodInitializing"}},
                 initContainerStatuses=[{"name": "first", "ready": False, "state": {"running": {}}}],
             ),
-            "pod dit-scaling/a runs but is not ready; kubectl logs -n dit-scaling a -c first",
+            "pod dit-scaling-services/a runs but is not ready; kubectl logs -n dit-scaling-services a -c first",
         ),
     ],
 )
@@ -279,7 +259,7 @@ def test_a_deployment_that_is_not_ready_has_a_reason(
     add(state, stuck, pod("old", BACK_OFF, metadata={"deletionTimestamp": "2026"}), pod("up", conditions=[READY]))
     assert run(state, "deploy", "kind") == 1
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error == f"dit: deployment dit-scaling/mlflow is not up: {message}"
+    assert error == f"dit: deployment dit-scaling-services/mlflow is not up: {message}"
 
 
 def test_an_unrecoverable_deployment_fails_before_the_timeout(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -294,18 +274,18 @@ def test_a_deployment_without_pods_has_a_reason(
 ) -> None:
     monkeypatch.setattr(deploy.rollout, "TIMEOUT_SECONDS", 0)
     give_secrets(state, "kind")
-    refused = {"type": "ReplicaFailure", "status": "True", "message": "exceeded quota: pods"}
-    metadata = {"name": "mlflow", "namespace": "dit-scaling"}
-    status = {"conditions": [refused]}
-    add(state, {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata, "status": status})
+    condition = {"type": "ReplicaFailure", "status": "True", "message": "exceeded quota: pods"}
+    add(state, made("Deployment", "mlflow", SERVICES, version="apps/v1", status={"conditions": [condition]}))
     assert run(state, "deploy", "kind") == 1
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.endswith("no pod was created: exceeded quota: pods; kubectl describe deployment -n dit-scaling mlflow")
+    assert error.endswith(
+        "no pod was created: exceeded quota: pods; kubectl describe deployment -n dit-scaling-services mlflow"
+    )
 
 
 def test_secrets_of_existing_services_are_not_random(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(state, "secrets", "a100") == 2
-    assert "dit-mlflow-server in namespace dit-scaling" in capsys.readouterr().err
+    assert "dit-mlflow-server in namespace dit-scaling-services" in capsys.readouterr().err
     assert not [entry for entry in read(state) if entry["kind"] == "Secret"]
 
 
@@ -313,15 +293,10 @@ def test_a_missing_cluster_image_or_overlay_is_a_one_line_error(
     state: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     state.unlink()
-    assert run(state, "deploy", "kind") == 2
-    assert "set KUBECONFIG" in capsys.readouterr().err
+    assert "set KUBECONFIG" in refused(state, capsys, "deploy", "kind")
     (build(state) / "image.digest").unlink()
-    assert run(state, "deploy", "kind") == 2
-    assert "make build push" in capsys.readouterr().err
-    assert run(state, "deploy", "nowhere") == 2
-    error = capsys.readouterr().err
-    assert "kind" in error
-    assert error.count("\n") == 1
+    assert "make build push" in refused(state, capsys, "deploy", "kind")
+    assert "kind" in refused(state, capsys, "deploy", "nowhere")
 
 
 def test_the_written_kustomization_renders_by_itself(state: Path) -> None:
@@ -339,8 +314,6 @@ def test_a_conflicting_field_is_named_and_overwritten_with_force(
     next(item for item in cluster if item["metadata"]["name"] == "dit-services")["metadata"]["edited"] = True
     state.write_text(json.dumps(cluster))
     capsys.readouterr()
-    assert run(state, "deploy", "kind") == 2
-    error = capsys.readouterr().err
+    error = refused(state, capsys, "deploy", "kind")
     assert error.endswith('conflict with "somebody" using v1: .data.K; to overwrite it, add --force\n')
-    assert error.count("\n") == 1
     assert run(state, "deploy", "kind", "--force") == 0

@@ -59,17 +59,11 @@ def test_a_service_name_is_reached_through_port_forward(
         os.kill(int(number), 0)
 
 
-def test_a_name_that_this_machine_resolves_is_not_forwarded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_service_of_the_cluster_is_not_forwarded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    for address in ("http://localhost:9000", "https://127.0.0.1:9000/path"):
+    for address in ("http://localhost:9000", "https://127.0.0.1:9000/path", "https://s3.nothing.invalid"):
         with reached(address, "jobs") as local:
             assert local == address
-
-
-def test_an_unknown_public_host_is_not_forwarded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "/nowhere")
-    with reached("https://s3.nothing.invalid", "jobs") as local:
-        assert local == "https://s3.nothing.invalid"
 
 
 def test_a_missing_service_is_a_one_line_error(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

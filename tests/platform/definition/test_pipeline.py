@@ -5,6 +5,8 @@ python tests/platform/definition/test_pipeline.py  writes the golden file anew
 
 from __future__ import annotations
 
+import json
+import re
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -107,6 +109,17 @@ def test_every_study_compiles_to_all_its_steps(study: str) -> None:
     assert "pip install" not in compiled.text
 
 
+def test_each_of_many_variants_is_one_step() -> None:
+    names = ["mini-S/2", "mini-B/2", "mini-L/2", "mini-XL/2", "mini-XL/4", "mini-XL/8"]
+    compiled = Compiled("digits", f"variants=[{', '.join(names)}]", "cluster.steps.variants_at_a_time=2")
+    steps = [f"variant {name}" for name in names]
+    assert sorted(compiled.names()) == sorted(["prepare 1/2", "prepare 2/2", "merge", *steps, "report"])
+    assert compiled.waits_for("report") == {"merge", *steps}
+    before = [compiled.waits_for(step) - {"merge"} for step in steps]
+    assert before == [set(), set(), *({step} for step in steps[:-2])]
+    assert "accelerator" not in compiled.container(steps[0])["resources"]
+
+
 def test_what_a_person_changes_is_a_parameter_and_the_study_is_none(digits: Compiled) -> None:
     parameters = digits.pipeline["root"]["inputDefinitions"]["parameters"]
     assert {name: one["defaultValue"] for name, one in parameters.items()} == {
@@ -123,6 +136,17 @@ def test_what_a_person_changes_is_a_parameter_and_the_study_is_none(digits: Comp
         assert shared == {key: f"${key}" for key in shared}
         if name == "merge":
             assert shared.keys() == {"root", "steps", "cfg", "samples", "seed", "overrides"}
+
+
+def test_text_of_a_study_is_no_template() -> None:
+    """kfp and Argo replace {{...}} wherever it stands."""
+    text = "{{workflow.name}} {{$.inputs}} {{{{secrets.x}}"
+    compiled = Compiled("digits", f"description={json.dumps(text)}")
+    assert "workflow.name" in compiled.text
+    templates = set(re.findall(r"{{.*?}}", compiled.text))
+    assert templates == set(re.findall(r"{{.*?}}", compiled_once("digits").text))
+    study = json.loads(compiled.given("merge")["study"])
+    assert study["description"] == text
 
 
 def test_only_the_parts_of_the_preparation_are_cached(digits: Compiled) -> None:
@@ -157,12 +181,7 @@ def test_what_decides_the_shards_is_the_key_of_a_parts_cache(digits: Compiled) -
     assert load_text(key.pop("dataset_study")) == dataset_only(digits.config)
     # kfp itself adds the image of the container.
     assert key == {"root": "$root", "overrides": "$overrides", "part": 1, "parts": 2}
-
-
-def test_parts_are_told_apart(digits: Compiled) -> None:
-    first, second = (digits.given(f"prepare {number}/2") for number in (1, 2))
-    assert (first.pop("part"), second.pop("part")) == (1, 2)
-    assert first == second
+    assert digits.given("prepare 2/2") == digits.given("prepare 1/2") | {"part": 2}
 
 
 def test_variants_take_turns_where_nothing_starts_jobs_whole(digits: Compiled, imagenet: Compiled) -> None:
@@ -177,33 +196,6 @@ def test_so_many_variants_at_a_time_as_the_study_says() -> None:
     compiled = Compiled("digits", "cluster.steps.variants_at_a_time=2")
     waits = [compiled.waits_for(f"train {name}") - {"merge"} for name in compiled.config.variants]
     assert waits == [set(), set(), {"sample mini-S/2"}, {"sample mini-B/2"}, {"sample mini-L/2"}]
-
-
-def test_every_pod_has_services_and_identities_key_by_key(digits: Compiled) -> None:
-    for name in digits.names():
-        settings = digits.settings(name)
-        maps = {one["configMapName"]: one["keyToEnv"] for one in settings["configMapAsEnv"]}
-        assert [one["envVar"] for one in maps["dit-services"]] == [
-            "AWS_ENDPOINT_URL_S3",
-            "AWS_REGION",
-            "MLFLOW_TRACKING_URI",
-        ]
-        secrets = {one["secretName"]: one["keyToEnv"] for one in settings["secretAsEnv"]}
-        assert [one["secretKey"] for one in secrets["dit-s3"]] == ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"]
-        assert {one["envVar"] for one in secrets["dit-mlflow"]} == {
-            "MLFLOW_TRACKING_USERNAME",
-            "MLFLOW_TRACKING_PASSWORD",
-        }
-        assert settings["emptyDirMounts"] == [
-            {"mountPath": "/tmp", "volumeName": "scratch", "sizeLimit": "1Gi"},
-            {"mountPath": "/dev/shm", "volumeName": "shared-memory", "medium": "Memory", "sizeLimit": "64Mi"},
-        ]
-        assert digits.task(name)["retryPolicy"] == {
-            "maxRetryCount": 3,
-            "backoffDuration": "30s",
-            "backoffFactor": 2.0,
-            "backoffMaxDuration": "31536000s",
-        }
 
 
 def test_steps_with_gpus_go_where_these_are_and_launchers_do_not(imagenet: Compiled) -> None:
@@ -290,6 +282,26 @@ def test_without_a_pushed_image_the_next_command_is_named(
     pipeline = next(yaml.safe_load_all((tmp_path / "study.yaml").read_text()))
     executors = pipeline["deploymentSpec"]["executors"].values()
     assert {executor["container"]["image"] for executor in executors} == {IMAGE}
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["plan"],
+        ["compile", "--root", "s3://bucket/dit", "--image", IMAGE],
+        ["preflight", "--root", "s3://bucket/dit"],
+        ["submit", "--root", "s3://bucket/dit", "--image", IMAGE, "--endpoint", "http://127.0.0.1:9"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_job_that_cannot_share_the_batch_is_refused_before_anything_is_prepared(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = [str(ROOT / "configs" / "digits.yaml"), "--set", "cluster.replicas=3"]
+    assert run([command[0], *study, *command[1:]]) == 2
+    errors = capsys.readouterr().err
+    assert errors.count("\n") == 1
+    assert "train.global_batch=64 is not divisible by the 3 processes of cluster.replicas" in errors
 
 
 if __name__ == "__main__":

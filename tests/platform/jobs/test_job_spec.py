@@ -31,12 +31,14 @@ def test_a_job_name_has_study_variant_and_stage() -> None:
     assert names.job_name("digits", resolve("mini-S/2"), "sample") == "dit-digits-mini-s-2-sample"
 
 
-@given(study=STUDIES, variant=st.sampled_from(sorted(VARIANTS)), stage=st.sampled_from(["train", "sample"]))
-def test_every_job_name_is_a_dns_label_short_enough_for_pod_names(study: str, variant: str, stage: names.Stage) -> None:
+@given(study=STUDIES, variant=st.sampled_from(sorted(VARIANTS)), stage=st.sampled_from(["train", "sample", "evaluate"]))
+def test_every_job_name_is_a_dns_label_short_enough_for_pod_names(
+    study: str, variant: str, stage: names.JobStage
+) -> None:
     name = names.job_name(study, resolve(variant), stage)
     assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name)
     assert len(f"{name}-node-0-511-x7k2p") <= 63
-    assert name.removesuffix("-sample").endswith(resolve(variant).slug)
+    assert re.sub("-(sample|evaluate)$", "", name).endswith(resolve(variant).slug)
 
 
 def test_long_studies_that_begin_alike_have_different_names() -> None:
@@ -77,6 +79,24 @@ def test_pods_get_the_study_with_its_overrides() -> None:
     assert given.training_hash(resolve("DiT-XL/2")) == load(CONFIGS / "imagenet256.yaml").training_hash(
         resolve("DiT-XL/2")
     )
+
+
+@pytest.mark.parametrize(
+    ("gpus", "product", "requested"), [(2, "NVIDIA-A100-SXM4-80GB", {"nvidia.com/gpu": "2"}), (0, None, {})]
+)
+def test_an_evaluation_is_one_pod_with_the_resources_of_its_step(
+    gpus: int, product: str | None, requested: dict[str, str]
+) -> None:
+    resources = f"{{cpu: 3, memory: 20Gi, scratch: 7Gi, gpus: {gpus}, timeout_seconds: 600}}"
+    config = load(CONFIGS / "imagenet256.yaml", [f"cluster.steps.evaluate={resources}", "cluster.job=pytorchjob"])
+    evaluating = job_spec(config, "DiT-XL/2", "evaluate", "s3://bucket/dit", IMAGE)
+    (replica,) = render_job(evaluating).job["spec"]["pytorchReplicaSpecs"].values()
+    pod = replica["template"]["spec"]
+    asked = {"cpu": "3", "memory": "20Gi", "ephemeral-storage": "7Gi", **requested}
+    assert (replica["replicas"], pod["containers"][0]["resources"]["requests"]) == (1, asked)
+    assert pod.get("nodeSelector", {}).get("nvidia.com/gpu.product") == product
+    assert evaluating.cluster.deadline_seconds == 600
+    assert evaluating.arguments[3:5] == ["dit", "evaluate"]
 
 
 def test_an_indivisible_batch_or_a_local_root_is_refused() -> None:

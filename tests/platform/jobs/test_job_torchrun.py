@@ -91,25 +91,28 @@ def test_the_exit_code_is_that_of_the_process_that_failed(codes: list[int], code
     assert worst(codes) == code
 
 
+def launched(program: Path, code: str, processes: int) -> subprocess.Popen[str]:
+    program.write_text(f"import os, sys, time\n{code}\n")
+    number = f"--nproc-per-node={processes}"
+    command = [sys.executable, "-m", "pipelines.jobs.torchrun", "--standalone", number, str(program)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
 @pytest.mark.slow
 def test_torchrun_exits_with_the_code_of_its_process(tmp_path: Path) -> None:
-    program = tmp_path / "rank.py"
-    program.write_text(f"import os, sys, time\nsys.exit({FINAL}) if os.environ['RANK'] == '1' else time.sleep(60)\n")
-    command = [sys.executable, "-m", "pipelines.jobs.torchrun", "--standalone", "--nproc-per-node=2", str(program)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == FINAL, done.stderr
-    assert "Traceback" not in done.stderr
+    code = f"sys.exit({FINAL}) if os.environ['RANK'] == '1' else time.sleep(60)"
+    process = launched(tmp_path / "rank.py", code, 2)
+    _, errors = process.communicate()
+    assert process.returncode == FINAL, errors
+    assert "Traceback" not in errors
 
 
 @pytest.mark.slow
 def test_a_running_pod_ends_on_sigterm(tmp_path: Path) -> None:
-    program = tmp_path / "rank.py"
-    program.write_text("import time\nprint('runs', flush=True)\ntime.sleep(60)\n")
-    command = [sys.executable, "-m", "pipelines.jobs.torchrun", "--standalone", "--nproc-per-node=1", str(program)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+    with launched(tmp_path / "rank.py", "print('runs', flush=True); time.sleep(60)", 1) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "runs\n"
         process.send_signal(signal.SIGTERM)
+        process.communicate()
     assert process.returncode == 128 + signal.SIGTERM

@@ -12,16 +12,18 @@ from job_objects import CONFIG, Api, running_pod, spec
 from s3_proxy import BUCKET, Proxy
 from study_records import fill, study
 
+from dit.cli.commands import run as main
 from dit.storage import open_store
-from dit.study.records import SampleSetManifest
+from dit.study.records import DatasetManifest, SampleSetManifest
 from dit.study.study_file import load
 from pipelines.cluster.client import Cluster
 from pipelines.jobs import launch, watch
 from pipelines.step import step, submitted
 
 
+@pytest.mark.usefixtures("s3_environment")
 def test_the_mlflow_run_is_set_to_failed_after_running_pods_have_ended(
-    api: Api, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    api: Api, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, last = load(CONFIG, ["cluster.replicas=2"]), running_pod(0, "a")
     api.pods = [last]
@@ -38,7 +40,7 @@ def test_the_mlflow_run_is_set_to_failed_after_running_pods_have_ended(
     monkeypatch.setattr(launch, "wait", fails)
     monkeypatch.setattr(launch, "end_failed", lambda *_: phases.append(last["status"]["phase"]))
     with pytest.raises(watch.JobFailed, match="worker-0 diverged"):
-        launch.launch(config, open_store(str(tmp_path)), spec(), cluster)
+        launch.launch(config, spec(root=f"s3://{BUCKET}/dit"), cluster)
     assert phases == ["Failed"]
 
 
@@ -73,6 +75,33 @@ def test_a_step_retries_an_unavailable_store_before_and_after_its_job(s3_proxy: 
     away(s3_proxy, {0, 1, 2, 4, 5, 6})
     result = step.run_job("sample", address, "DiT-XL/2", "image")
     assert [type(record) for record in result.records] == [SampleSetManifest, SampleSetManifest]
+
+
+@pytest.mark.usefixtures("s3_environment", "in_a_pod")
+def test_a_step_that_finds_the_store_full_waits_and_goes_on(
+    s3_proxy: Proxy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    address = submitted.write(load(CONFIG), open_store(f"s3://{BUCKET}/dit"))
+    for _ in range(2):
+        s3_proxy.answer_once(507, "PUT", "")
+    result = step.run_step("prepare", address)
+    assert [type(record) for record in result.records] == [DatasetManifest]
+    assert capsys.readouterr().out.count("disk is full") == 2
+
+
+@pytest.mark.usefixtures("s3_environment", "in_a_pod")
+def test_a_launcher_by_hand_has_the_same_patience(
+    s3_proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("KFP_POD_NAME")
+    config, root, file = study(), f"s3://{BUCKET}/dit", tmp_path / "study.yaml"
+    fill(open_store(root), config)
+    file.write_text(config.to_yaml())
+    away(s3_proxy, {0, 1, 2})
+    assert (
+        main(["launch", str(file), "--variant", "DiT-XL/2", "--stage", "sample", "--root", root, "--image", "i"]) == 0
+    )
+    assert "retry in 1.0 s" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("s3_environment", "in_a_pod")

@@ -4,8 +4,22 @@ from __future__ import annotations
 
 import pytest
 from http_fakes import Answer
-from job_objects import DENIED, NAME, RUNNING, SUCCEEDED, Api, job, running_pod, spec
+from job_objects import (
+    DENIED,
+    NAME,
+    RUNNING,
+    SUCCEEDED,
+    Api,
+    condition,
+    container,
+    job,
+    pod,
+    running_pod,
+    spec,
+    terminated,
+)
 
+from dit.errors import DataError, DitError, FinalError, InputError
 from pipelines.cluster.client import ApiRefused, Cluster
 from pipelines.jobs import watch
 
@@ -30,3 +44,28 @@ def test_a_missing_permission_fails_at_once(what: str, api: Api, cluster: Cluste
     api.before["GET", what] = [lambda: DENIED]
     with pytest.raises(ApiRefused, match="RBAC"):
         watch.wait(cluster, spec(), "job-1")
+
+
+@pytest.mark.parametrize(("code", "ends"), [(DataError.exit_code, FinalError), (InputError.exit_code, FinalError)])
+def test_a_job_that_every_try_would_end_alike_is_final_and_names_the_programs_error(
+    code: int, ends: type[DitError], api: Api, cluster: Cluster
+) -> None:
+    message = "dit: datasets/d/shard-00000.tar: SHA-256 is 1, expected 2; the file is damaged"
+    end = terminated(code, 1)
+    # The log is gone with its container; the pod's status has the end of it.
+    end["terminated"]["message"] = f"worker: step 5\n{message} (rank 0)\nW1130 torchrun sends SIGTERM\n"
+    api.job, api.logs = job(RUNNING), {"a": "", "b": ""}
+    api.pods = [pod(0, uid="a", **container(lastState=end, state={"running": {}})), running_pod(1, "b")]
+    with pytest.raises(watch.JobFailed, match=r"shard-00000\.tar: SHA-256 is 1.*; the job was deleted") as caught:
+        watch.wait(cluster, spec(), "job-1")
+    assert caught.value.exit_code == ends.exit_code
+    assert api.job is None
+
+
+def test_a_job_that_failed_by_a_lost_pod_is_not_final(api: Api, cluster: Cluster) -> None:
+    api.job, api.logs = job(condition("Failed", "backoff limit")), {"a": "waits for the name resolution\n"}
+    api.pods = [pod(0, "Failed", uid="a", **container(state=terminated(137, 1)))]
+    with pytest.raises(watch.JobFailed, match="exit code 137, SIGKILL; memory") as caught:
+        watch.wait(cluster, spec(), "job-1")
+    assert caught.value.exit_code == DitError.exit_code
+    assert "name resolution" not in str(caught.value)

@@ -9,12 +9,13 @@ import subprocess
 import sys
 import textwrap
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from terminals import Terminal, terminal
 
 from dit.errors import DitError, InputError
-from pipelines.local.display import StudyLog
+from pipelines.local.display import StudyLog, open_log
 from pipelines.step.events import Event
 
 __all__ = ["terminal"]
@@ -48,6 +49,14 @@ def test_only_the_lines_of_steps_are_printed_and_all_output_is_logged(capsys: py
     assert third.startswith("      prepare: done in ")
     for line in (noise, "from a library", "1797 images [4 shards]"):
         assert line in result.kept
+
+
+def test_control_characters_in_the_output_of_steps_are_shown_as_escapes(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [Event("begin", "prepare"), "cut: \x1b[2Ja.png", Event("line", "left out: \x1b]0;b\x07.png"), Event("end")]
+    result = shown([(1, line) for line in lines], capsys)
+    assert "prepare: left out: \\x1b]0;b\\x07.png" in result.screen
+    assert "cut: \\x1b[2Ja.png" in result.kept
+    assert "\x1b" not in result.screen + result.kept
 
 
 def test_lines_of_two_workers_name_their_steps(capsys: pytest.CaptureFixture[str]) -> None:
@@ -114,6 +123,15 @@ def test_on_a_terminal_steps_have_a_bar_each_and_leave_a_line(terminal: Terminal
     assert not any(line.startswith("train mini-S/2 ") for line in drawn[drawn.index(done[0]) + 1 :])
 
 
+def test_the_log_of_an_earlier_run_is_kept(tmp_path: Path) -> None:
+    for line in ("first", "second"):
+        with open_log(tmp_path / "a.log") as log:
+            log.write(f"{line}\n")
+    kept = (tmp_path / "a.log").read_text().splitlines()
+    assert kept[1::2] == ["first", "second"]
+    assert all(re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d ", line) for line in kept[::2])
+
+
 def test_a_failure_has_the_steps_own_message(capsys: pytest.CaptureFixture[str]) -> None:
     lines: list[tuple[int, str | Event]] = [
         (1, Event("begin", "train")),
@@ -133,3 +151,15 @@ def test_a_failure_without_a_message_has_the_last_output_and_the_log(capsys: pyt
     assert "train mini-S/2" in message
     assert "RuntimeError: out of memory" in message
     assert "/runs/logs/a.log" in message
+
+
+def test_a_killed_step_or_worker_has_the_signal_and_the_log(capsys: pytest.CaptureFixture[str]) -> None:
+    lines: list[tuple[int, str | Event]] = [
+        (1, Event("begin", "train mini-S/2")),
+        (2, Event("begin", "sample mini-S/2")),
+        (1, Event("killed", code=9)),
+    ]
+    log = shown(lines, capsys).log
+    killed = "was killed by signal 9 (SIGKILL); memory?; full output: a.log"
+    assert str(log.failure(1, "a.log", 1)) == f"train mini-S/2 {killed}"
+    assert str(log.failure(2, "a.log", -9)) == f"sample mini-S/2 {killed}"

@@ -41,3 +41,18 @@ def test_a_line_arrives_before_the_step_ends(tmp_path: Path) -> None:
     assert event is not None
     assert event.kind == "ready"
     assert lines[1] == "a line of the step\n"
+
+
+def test_a_path_with_the_name_of_the_interpreter_reaches_the_step(tmp_path: Path) -> None:
+    """kfp replaces the name everywhere in a command."""
+    code = """
+import os, sys
+from kfp.local import subprocess_task_handler
+from pipelines.local.worker import main
+read, write = os.pipe()
+os.close(write)
+main(read, sys.argv[1])
+print(*subprocess_task_handler.replace_python_executable(["python3", "-m", "x", "/python3/runs"], "/my python3/bin"))
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "/my python3/bin -m x /python3/runs"

@@ -47,6 +47,7 @@ class Place:
     mlflow: MLflow
     pipelines: PipelinesServer
     endpoint: str
+    capsys: pytest.CaptureFixture[str]
 
     @property
     def objects(self) -> dict[str, Any]:
@@ -55,6 +56,11 @@ class Place:
     def check(self, study: str = "digits", *overrides: str, root: str = f"s3://{BUCKET}/dit") -> int:
         arguments = [str(CONFIGS / f"{study}.yaml"), "--root", root, "--endpoint", self.endpoint]
         return main(["preflight", *arguments, *(word for item in overrides for word in ("--set", item))])
+
+    def marks(self) -> dict[str, str]:
+        """Subject -> mark and text, as printed since the last call."""
+        lines = [re.match(r"^([✓?✗])  (\S.*?)  +(.*)$", line) for line in self.capsys.readouterr().out.splitlines()]
+        return {match[2]: f"{match[1]} {match[3]}" for match in lines if match}
 
 
 def encoded(**values: str) -> dict[str, Any]:
@@ -94,6 +100,7 @@ def place(
     s3_proxy: Proxy,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> Iterator[Place]:
     kubernetes, mlflow, pipelines = Kubernetes(), MLflow(), PipelinesServer()
     with serve(kubernetes.answer) as api, serve(mlflow.answer) as tracking, serve(pipelines.answer) as endpoint:
@@ -115,21 +122,12 @@ def place(
         }
         monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path / "config", api)))
         monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
-        yield Place(kubernetes, mlflow, pipelines, endpoint)
+        yield Place(kubernetes, mlflow, pipelines, endpoint, capsys)
 
 
-def marks(text: str) -> dict[str, str]:
-    """Subject -> mark and text."""
-    result = {}
-    for line in text.splitlines():
-        if match := re.match(r"^([✓?✗])  (\S.*?)  +(.*)$", line):
-            result[match[2]] = f"{match[1]} {match[3]}"
-    return result
-
-
-def test_a_study_that_can_run_passes(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_study_that_can_run_passes(place: Place) -> None:
     assert place.check() == 0
-    result = marks(capsys.readouterr().out)
+    result = place.marks()
     assert {text[0] for text in result.values()} == {"✓"}
     assert len(result) > 15
     assert result["Kubeflow Pipelines"].endswith("version 2.17.0")
@@ -153,10 +151,17 @@ def test_inside_the_cluster_permissions_are_checked_for_the_own_account(
 
 
 Break = Callable[[Place], Any]
+QUEUE = f"{QUEUES}/namespaces/dit-scaling/localqueues/dit-scaling"
+STOPPED = {"status": {"conditions": [{"type": "Active", "status": "False", "message": "it is stopped"}]}}
+OTHER_PASSWORD = encoded(MLFLOW_TRACKING_USERNAME="admin", MLFLOW_TRACKING_PASSWORD="x")
 
 
 def change(path: str, value: Any = None) -> Break:
     return lambda place: place.objects.pop(path) if value is None else place.objects.update({path: value})
+
+
+def deny(right: str) -> Break:
+    return lambda place: place.kubernetes.denied.add(right)
 
 
 @pytest.mark.parametrize(
@@ -166,11 +171,7 @@ def change(path: str, value: Any = None) -> Break:
         (change("/apis/kubeflow.org/v1", {"resources": [{"name": "mpijobs"}]}), "PyTorchJob", "install"),
         (change(JOBS), "namespace dit-scaling", "dit deploy kind"),
         (change(f"{JOBS}/serviceaccounts/dit-worker"), "service account dit-scaling/dit-worker", "dit deploy"),
-        (
-            change(f"{RUNS}/serviceaccounts/dit-launcher"),
-            "service account kubeflow/dit-launcher",
-            "dit deploy pipelines",
-        ),
+        (change(f"{RUNS}/serviceaccounts/dit-launcher"), "service account kubeflow/dit-launcher", "dit deploy pipel"),
         (change(f"{RUNS}/secrets/dit-s3"), "secret kubeflow/dit-s3", "dit deploy pipelines"),
         (
             change(f"{JOBS}/secrets/dit-mlflow", encoded(MLFLOW_TRACKING_USERNAME="admin")),
@@ -180,47 +181,43 @@ def change(path: str, value: Any = None) -> Break:
         (change(REAPER), "reaper", "dit deploy"),
         (change(REAPER, {"status": {}}), "reaper", "is not available; kubectl describe deployment"),
         (change("/api/v1/nodes", {"items": [node("one", gpus=7)]}), "GPUs", "room for 7 pods"),
-        (
-            lambda place: place.kubernetes.denied.add("create pytorchjobs"),
-            "rights in dit-scaling",
-            "create pytorchjobs",
-        ),
-        (
-            lambda place: place.kubernetes.denied.add("patch workflowtaskresults"),
-            "rights in kubeflow",
-            "dit deploy pipel",
-        ),
+        (deny("create pytorchjobs"), "rights in dit-scaling", "create pytorchjobs"),
+        (deny("patch workflowtaskresults"), "rights in kubeflow", "dit deploy pipel"),
         (lambda place: setattr(place.mlflow, "name", "mlflow:5000"), "MLflow", "MLFLOW_SERVER_ALLOWED_HOSTS"),
+        (change(f"{JOBS}/secrets/dit-mlflow", OTHER_PASSWORD), "MLflow", "answers 401"),
+        (change(QUEUE), "queue dit-scaling", "there is no LocalQueue"),
+        (change(f"{QUEUES}/clusterqueues/gpus", quota(7)), "queue dit-scaling", "nvidia.com/gpu: 8 x 1 of 7"),
         (
-            change(
-                f"{JOBS}/secrets/dit-mlflow", encoded(MLFLOW_TRACKING_USERNAME="admin", MLFLOW_TRACKING_PASSWORD="x")
-            ),
-            "MLflow",
-            "answers 401",
+            change(QUEUE, {"spec": {"clusterQueue": "gpus"}, **STOPPED}),
+            "queue dit-scaling",
+            "not active: it is stopped",
         ),
     ],
 )
-def test_a_failed_check_has_a_cross_and_a_remedy(
-    place: Place, capsys: pytest.CaptureFixture[str], break_it: Break, subject: str, message: str
-) -> None:
+def test_a_failed_check_has_a_cross_and_a_remedy(place: Place, break_it: Break, subject: str, message: str) -> None:
     break_it(place)
-    assert place.check() == 2
-    output = capsys.readouterr()
-    result = marks(output.out)
+    queue = ["cluster.queue=dit-scaling"] if subject == "queue dit-scaling" else []
+    assert place.check("digits", *queue) == 2
+    result = place.marks()
     assert result[subject].startswith("✗")
     assert message in result[subject]
-    assert subject in output.err.splitlines()[-1]
 
 
-def test_other_served_versions_of_the_job_kind_are_named(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_error_names_the_failed_checks(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    change(REAPER)(place)
+    assert place.check() == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith("checks failed: reaper")
+
+
+def test_other_served_versions_of_the_job_kind_are_named(place: Place) -> None:
     place.objects["/apis/trainer.kubeflow.org"] = {"versions": [{"version": "v1"}, {"version": "v2"}]}
     assert place.check("digits", "cluster.job=trainjob") == 2
-    assert "served only as v1, v2" in marks(capsys.readouterr().out)["TrainJob"]
+    assert "served only as v1, v2" in place.marks()["TrainJob"]
 
 
-def test_a_bucket_that_does_not_exist_is_a_cross(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bucket_that_does_not_exist_is_a_cross(place: Place) -> None:
     assert place.check(root="s3://no-such-bucket/dit") == 2
-    assert "the bucket does not exist" in marks(capsys.readouterr().out)["bucket"]
+    assert "the bucket does not exist" in place.marks()["bucket"]
 
 
 def test_the_bucket_is_checked_with_the_credentials_of_the_pods(
@@ -236,31 +233,28 @@ def test_the_bucket_is_checked_with_the_credentials_of_the_pods(
     assert dict(os.environ) == before
 
 
-def test_what_may_not_be_read_does_not_fail_the_preflight(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_may_not_be_read_does_not_fail_the_preflight(place: Place) -> None:
     place.kubernetes.forbidden |= {f"{JOBS}/secrets/dit-s3", "/api/v1/nodes"}
     assert place.check() == 0
-    result = marks(capsys.readouterr().out)
-    unknown = {subject for subject, text in result.items() if text.startswith("?")}
+    unknown = {subject for subject, text in place.marks().items() if text.startswith("?")}
     assert unknown == {"secret dit-scaling/dit-s3", "nodes", "bucket", "MLflow"}
 
 
-def test_a_store_that_only_pods_reach_does_not_fail_the_preflight(
-    place: Place, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_store_that_only_pods_reach_does_not_fail_the_preflight(place: Place) -> None:
     place.objects[f"{JOBS}/configmaps/dit-services"]["data"]["AWS_ENDPOINT_URL_S3"] = "http://127.0.0.1:9"
     assert place.check() == 0
-    assert "cannot be reached" in marks(capsys.readouterr().out)["bucket"]
+    assert "cannot be reached" in place.marks()["bucket"]
 
 
 def test_an_unreachable_cluster_is_one_failed_check(
-    place: Place, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path / "other", "http://127.0.0.1:9")))
     assert place.check() == 2
-    assert set(marks(capsys.readouterr().out)) == {"Kubeflow Pipelines", "Kubernetes"}
+    assert set(place.marks()) == {"Kubeflow Pipelines", "Kubernetes"}
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     assert place.check() == 2
-    assert "set KUBECONFIG" in marks(capsys.readouterr().out)["Kubernetes"]
+    assert "set KUBECONFIG" in place.marks()["Kubernetes"]
 
 
 FILES = {
@@ -277,74 +271,46 @@ def imagenet(place: Place) -> int:
 
 
 @pytest.mark.parametrize("missing", [None, *FILES])
-def test_input_files_of_the_study_must_be_in_the_store(
-    place: Place, capsys: pytest.CaptureFixture[str], missing: str | None
-) -> None:
+def test_input_files_of_the_study_must_be_in_the_store(place: Place, missing: str | None) -> None:
     for subject, (_, path) in FILES.items():
         if subject != missing:
             raw().put_object(Bucket=BUCKET, Key=path, Body=b"x")
     assert imagenet(place) == (2 if missing else 0)
-    result = marks(capsys.readouterr().out)
-    assert {subject for subject, text in result.items() if text.startswith("✗")} == ({missing} if missing else set())
-    if missing:
-        assert f"--set {FILES[missing][0]}=s3://..." in result[missing]
+    result = place.marks()
+    crosses = {subject: text for subject, text in result.items() if text.startswith("✗")}
+    assert crosses.keys() == ({missing} if missing else set())
+    assert all(f"--set {FILES[subject][0]}=s3://..." in text for subject, text in crosses.items())
 
 
-def test_local_paths_fail_the_preflight(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+def test_local_paths_fail_the_preflight(place: Place) -> None:
     assert place.check("imagenet256") == 2
-    result = marks(capsys.readouterr().out)
-    assert {subject for subject, text in result.items() if text.startswith("✗")} == set(FILES)
+    assert {subject for subject, text in place.marks().items() if text.startswith("✗")} == set(FILES)
 
 
-@pytest.mark.parametrize(
-    ("path", "value", "message"),
-    [
-        (f"{QUEUES}/namespaces/dit-scaling/localqueues/dit-scaling", None, "there is no LocalQueue"),
-        (f"{QUEUES}/clusterqueues/gpus", quota(7), "nvidia.com/gpu: 8 x 1 of 7"),
-        (
-            f"{QUEUES}/namespaces/dit-scaling/localqueues/dit-scaling",
-            {
-                "spec": {"clusterQueue": "gpus"},
-                "status": {"conditions": [{"type": "Active", "status": "False", "message": "it is stopped"}]},
-            },
-            "is not active: it is stopped",
-        ),
-    ],
-)
-def test_a_queue_that_never_admits_the_job_is_a_cross(
-    place: Place, capsys: pytest.CaptureFixture[str], path: str, value: Any, message: str
-) -> None:
-    change(path, value)(place)
-    assert imagenet(place) == 2
-    assert message in marks(capsys.readouterr().out)["queue dit-scaling"]
-
-
-def test_a_quota_above_the_capacity_of_the_nodes_is_a_question_mark(
-    place: Place, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_quota_above_the_capacity_of_the_nodes_is_a_question_mark(place: Place) -> None:
     place.objects[f"{QUEUES}/clusterqueues/gpus"] = quota(32)
     imagenet(place)
-    message = marks(capsys.readouterr().out)["queue dit-scaling"]
+    message = place.marks()["queue dit-scaling"]
     assert message.startswith("? ")
     assert f"quota is 32 nvidia.com/gpu, but nodes with {A100} have 8; lower the quota" in message
     place.kubernetes.forbidden.add("/api/v1/nodes")
     imagenet(place)
-    assert marks(capsys.readouterr().out)["queue dit-scaling"].startswith("✓")
+    assert place.marks()["queue dit-scaling"].startswith("✓")
 
 
-def test_steps_need_disk_for_what_they_download(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+def test_steps_need_disk_for_what_they_download(place: Place) -> None:
     assert place.check("digits", "cluster.steps.evaluate.scratch=3Ti") == 2
-    message = marks(capsys.readouterr().out)["steps"]
+    message = place.marks()["steps"]
     assert "no node has room for evaluate" in message
     assert "3Ti ephemeral-storage" in message
     place.check("imagenet256", "cluster.steps.prepare.scratch=500Gi")
-    assert marks(capsys.readouterr().out)["steps"].startswith("? 8 pods of prepare may share node one")
+    assert place.marks()["steps"].startswith("? 8 pods of prepare may share node one")
 
 
-def test_with_a_queue_missing_nodes_are_a_question_mark(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+def test_with_a_queue_missing_nodes_are_a_question_mark(place: Place) -> None:
     place.objects["/api/v1/nodes"] = {"items": [node("one", product="NVIDIA-L4")]}
     imagenet(place)
-    assert marks(capsys.readouterr().out)["GPUs"].startswith("?")
+    assert place.marks()["GPUs"].startswith("?")
 
 
 def test_a_local_root_is_refused(place: Place, capsys: pytest.CaptureFixture[str]) -> None:

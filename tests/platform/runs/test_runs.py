@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,9 @@ from pipelines.cluster import retry
 from pipelines.runs.api import Pipelines, PipelinesUnavailable, endpoint_of
 from pipelines.runs.model import load_package
 
+PODS = "/api/v1/namespaces/kubeflow/pods"
+WORKFLOWS = "/apis/argoproj.io/v1alpha1/namespaces/kubeflow/workflows"
+
 
 @pytest.fixture
 def server() -> PipelinesServer:
@@ -28,6 +31,31 @@ def server() -> PipelinesServer:
 def pipelines(server: PipelinesServer) -> Iterator[Pipelines]:
     with serve(server.answer) as address:
         yield Pipelines(address)
+
+
+Ended = Callable[..., list[str]]
+
+
+@pytest.fixture
+def ended(
+    pipelines: Pipelines,
+    at_once: None,  # noqa: ARG001
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Ended:
+    """Waits for a run that fails with this error, beside this cluster or none; the lines that were printed."""
+
+    def wait(error: str, api: Kubernetes | None = None) -> list[str]:
+        with serve((api or Kubernetes()).answer) as address:
+            file = kubeconfig(tmp_path / "config", address) if api else "/nowhere"
+            monkeypatch.setenv("KUBECONFIG", str(file))
+            with pytest.raises(DitError, match=error) as caught:
+                submission.wait(pipelines, "r", patience=60)
+        assert caught.value.exit_code != 0
+        return capsys.readouterr().out.splitlines()
+
+    return wait
 
 
 @pytest.fixture
@@ -83,12 +111,20 @@ def test_caching_can_be_switched_off_for_a_run(tmp_path: Path, caching: bool) ->
 
 
 def test_the_newest_run_of_a_pipeline_is_found_among_others(server: PipelinesServer, pipelines: Pipelines) -> None:
-    other = run("b", "RUNNING", pipeline_spec={"pipelineInfo": {"name": "dit-imagenet256"}})
-    server.runs = {"b": [other], "a": [run("a", "RUNNING")], "old": [run("old", "FAILED")]}
-    result = pipelines.latest("e", "dit-digits")
+    def at(root: str, uid: str, **changed: Any) -> dict[str, Any]:
+        return run(uid, "RUNNING", runtime_config={"parameters": {"root": root}}, **changed)
+
+    server.runs = {
+        "b": [at("s3://ours/dit", "b", pipeline_spec={"pipelineInfo": {"name": "dit-imagenet256"}})],
+        "other": [at("s3://theirs/dit", "other")],
+        "a": [at("s3://ours/dit/", "a")],
+        "old": [at("s3://ours/dit", "old")],
+    }
+    result = pipelines.latest("e", "dit-digits", "s3://ours/dit")
     assert result is not None
     assert result.uid == "a"
-    assert pipelines.latest("e", "dit-nothing") is None
+    assert pipelines.latest("e", "dit-nothing", "s3://ours/dit") is None
+    assert pipelines.latest("e", "dit-digits", "s3://nobodys/dit") is None
 
 
 @pytest.mark.usefixtures("at_once")
@@ -123,92 +159,47 @@ def failed_pod(message: str | None, created: str = "2026-01-01T10:00:00Z", step:
     }
 
 
-@pytest.mark.usefixtures("at_once")
 @pytest.mark.parametrize("logged", [False, True])
 def test_the_error_of_a_failed_run_names_the_step_and_the_reason(
-    server: PipelinesServer,
-    pipelines: Pipelines,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    logged: bool,
+    server: PipelinesServer, ended: Ended, logged: bool
 ) -> None:
     server.runs["r"] = [run("r", "FAILED", {"a": "FAILED", "b": "", "c": "SUCCEEDED"})]
     why = "loss is nan at step 12"
     pods = [failed_pod("an earlier try"), failed_pod(None if logged else why, "2026-01-01T10:00:09Z")]
     log = f"dit: earlier\nnoise\ndit: step a: {why}\nmore noise\n" if logged else "dit: of no interest"
-    api = Kubernetes({"/api/v1/namespaces/kubeflow/pods": {"items": pods}})
-    api.objects["/api/v1/namespaces/kubeflow/pods/w-09/log"] = log
-    with serve(api.answer) as address:
-        monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path / "config", address)))
-        with pytest.raises(DitError, match="run r ended FAILED at step a; http") as caught:
-            submission.wait(pipelines, "r", patience=60)
-    assert caught.value.exit_code != 0
-    assert f"step a: {why}; kubectl logs -n kubeflow w-09 -c main" in capsys.readouterr().out
+    api = Kubernetes({PODS: {"items": pods}, f"{PODS}/w-09/log": log})
+    printed = ended("run r ended FAILED at step a; http", api)
+    assert f"step a: {why}; kubectl logs -n kubeflow w-09 -c main" in "\n".join(printed)
 
 
-@pytest.mark.usefixtures("at_once")
-def test_a_failed_run_is_reported_without_a_cluster(
-    server: PipelinesServer,
-    pipelines: Pipelines,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setenv("KUBECONFIG", "/nowhere")
+def test_a_failed_run_is_reported_without_a_cluster(server: PipelinesServer, ended: Ended) -> None:
     server.runs["r"] = [run("r", "FAILED", {"a-driver": "FAILED", "a": ""})]
-    with pytest.raises(DitError, match="at step a"):
-        submission.wait(pipelines, "r", patience=60)
-    out = capsys.readouterr().out
+    out = "\n".join(ended("at step a"))
     assert "kubectl get pods -n kubeflow -l pipeline/runid=r" in out
     assert "old states of a large run's steps, and the workflow cannot be read: " in out
 
 
-WORKFLOWS = "/apis/argoproj.io/v1alpha1/namespaces/kubeflow/workflows"
-
-
-@pytest.mark.usefixtures("at_once")
-def test_states_that_the_server_lacks_are_read_from_the_workflow(
-    server: PipelinesServer,
-    pipelines: Pipelines,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_states_that_the_server_lacks_are_read_from_the_workflow(server: PipelinesServer, ended: Ended) -> None:
     seen_once = {"a": "SUCCEEDED", "b": "RUNNING", "c": "PENDING"}
     server.runs["r"] = [run("r", state, seen_once) for state in ("RUNNING", "FAILED")]
     grown = compressed_workflow("r", {"a": "Succeeded", "b": "Failed", "c": "Omitted"})
-    pods = {"items": [failed_pod("out of memory", step="b")]}
-    api = Kubernetes({WORKFLOWS: {"items": [grown]}, "/api/v1/namespaces/kubeflow/pods": pods})
-    with serve(api.answer) as address:
-        monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path / "config", address)))
-        with pytest.raises(DitError, match="run r ended FAILED at step b; http"):
-            submission.wait(pipelines, "r", patience=60)
-    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step")]
-    assert printed[:2] == ["step a: succeeded", "step b: failed"]
-    assert printed[2].startswith("step b: out of memory; kubectl logs")
-    assert len(printed) == 3
+    api = Kubernetes({WORKFLOWS: {"items": [grown]}, PODS: {"items": [failed_pod("out of memory", step="b")]}})
+    first, second, third = (line for line in ended("FAILED at step b; http", api) if line.startswith("step"))
+    assert (first, second) == ("step a: succeeded", "step b: failed")
+    assert third.startswith("step b: out of memory; kubectl logs")
 
 
-@pytest.mark.usefixtures("at_once")
-@pytest.mark.parametrize("unreadable", ["forbidden", "garbled"])
+@pytest.mark.parametrize(
+    ("forbidden", "message"), [({WORKFLOWS}, "workflows"), (set(), "compressed status cannot be read")]
+)
 def test_the_servers_states_are_used_if_the_workflow_cannot_be_read(
-    server: PipelinesServer,
-    pipelines: Pipelines,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    unreadable: str,
+    server: PipelinesServer, ended: Ended, forbidden: set[str], message: str
 ) -> None:
     server.runs["r"] = [run("r", state, {"a": "FAILED"}) for state in ("RUNNING", "RUNNING", "FAILED")]
     garbled = compressed_workflow("r", {}, status={"compressedNodes": "bm90IGd6aXBwZWQ="})
-    api = Kubernetes({WORKFLOWS: {"items": [garbled]}}, forbidden={WORKFLOWS} if unreadable == "forbidden" else set())
-    with serve(api.answer) as address:
-        monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path / "config", address)))
-        with pytest.raises(DitError, match="run r ended FAILED at step a; http"):
-            submission.wait(pipelines, "r", patience=60)
-    warnings = [line for line in capsys.readouterr().out.splitlines() if "old states" in line]
-    assert len(warnings) == 1
-    assert {"forbidden": "workflows", "garbled": "compressed status cannot be read"}[unreadable] in warnings[0]
+    printed = ended("FAILED at step a; http", Kubernetes({WORKFLOWS: {"items": [garbled]}}, forbidden))
+    (warning,) = (line for line in printed if "old states" in line)
+    assert message in warning
 
 
 def test_a_run_is_terminated_by_its_id(

@@ -10,6 +10,8 @@ import pytest
 import yaml
 from http_fakes import Kubernetes, PipelinesServer, compressed_workflow, kubeconfig, serve
 from s3_proxy import BUCKET, Proxy
+from store_settings import settings_objects
+from study_records import write_rank_progress
 
 from dit.errors import DitError
 from dit.storage import open_store
@@ -19,7 +21,8 @@ from dit.study.study_file import load
 from dit.tracking.journal import Entry
 from pipelines import status
 from pipelines.compile import compile_study
-from pipelines.jobs.names import SELECTOR, STUDY
+from pipelines.jobs.names import ROOT as ROOT_LABEL
+from pipelines.jobs.names import SELECTOR, STUDY, root_label
 from pipelines.runs.model import load_package
 
 STUDY_FILE = Path(__file__).parents[3] / "configs" / "digits.yaml"
@@ -42,19 +45,20 @@ def package(config: StudyConfig, tmp_path_factory: pytest.TempPathFactory) -> di
     return load_package(compile_study(config, ROOT, f"registry.example/dit@sha256:{'0' * 64}", output))
 
 
+def pod_metadata(number: int) -> dict[str, Any]:
+    name = f"{NAME}-worker-{number}"
+    return {"name": name, "uid": name, "namespace": "dit-scaling", "creationTimestamp": BORN}
+
+
 @pytest.fixture
 def kubernetes() -> Kubernetes:
     """A job with one pod that cannot be scheduled."""
     labels = {"dit-scaling/study": "digits", "dit-scaling/variant": "mini-s-2", "dit-scaling/stage": "train"}
     metadata = {"name": NAME, "uid": "j", "creationTimestamp": BORN, "labels": labels}
     job = {"metadata": metadata, "status": {"conditions": [{"type": "Running", "status": "True"}]}}
-    pods: list[dict[str, Any]] = [
-        {"metadata": {"name": f"{NAME}-worker-{at}", "creationTimestamp": BORN}, "status": {"phase": "Running"}}
-        for at in range(7)
-    ]
+    pods: list[dict[str, Any]] = [{"metadata": pod_metadata(at), "status": {"phase": "Running"}} for at in range(7)]
     lacking = {"type": "PodScheduled", "status": "False", "message": "0/1 nodes are available: 1 Insufficient gpu"}
-    stuck = {"name": f"{NAME}-worker-7", "namespace": "dit-scaling", "creationTimestamp": BORN}
-    pods.append({"metadata": stuck, "status": {"phase": "Pending", "conditions": [lacking]}})
+    pods.append({"metadata": pod_metadata(7), "status": {"phase": "Pending", "conditions": [lacking]}})
     events = "/api/v1/namespaces/dit-scaling/events"
     return Kubernetes(
         {
@@ -102,17 +106,8 @@ def place(
     losses = [Entry("run", {"id": "r", "name": "n", "hash": "h", "tags": {}}), Entry("metrics", {"loss": 0.5}, 120)]
     key = layout.journal(config, config.specs[0])
     open_store(ROOT).write(key, b"".join(line.to_line() for line in losses))
-    kubernetes.objects |= {
-        "/api/v1/namespaces/dit-scaling/configmaps/dit-services": {
-            "data": {"AWS_ENDPOINT_URL_S3": s3_proxy.url, "AWS_REGION": "us-east-1", "MLFLOW_TRACKING_URI": "http://m"}
-        },
-        "/api/v1/namespaces/dit-scaling/secrets/dit-s3": {
-            "data": {"AWS_ACCESS_KEY_ID": "a2V5", "AWS_SECRET_ACCESS_KEY": "c2VjcmV0"}
-        },
-        "/api/v1/namespaces/dit-scaling/secrets/dit-mlflow": {
-            "data": {"MLFLOW_TRACKING_USERNAME": "eA==", "MLFLOW_TRACKING_PASSWORD": "eA=="}
-        },
-    }
+    write_rank_progress(open_store(ROOT), config, config.specs[0], [0.1, 0.3])
+    kubernetes.objects |= settings_objects(s3_proxy.url)
     # The caller has no S3 settings.
     for name in ("AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
@@ -134,6 +129,9 @@ def test_the_table_joins_pipeline_jobs_and_store(place: str, capsys: pytest.Capt
     show()
     text = capsys.readouterr().out
     assert "run r-1 (first) running" in text
+    assert (
+        "train mini-S/2: seconds of own computing per step: rank 0 0.1000, rank 1 0.3000; the others wait for" in text
+    )
     # Steps and variants are those of the run, not of the file.
     assert row(text, "train mini-S/2").startswith(
         "train mini-S/2 running PyTorchJob running 7/8 120/750 steps (16 %) loss 0.5000 at 120"
@@ -229,3 +227,66 @@ def test_jobs_have_the_labels_by_which_status_finds_them(config: StudyConfig) ->
     labels = job_spec(config, "mini-S/2", "train", ROOT, "image").job_labels
     wanted = dict(part.split("=") for part in f"{SELECTOR},{STUDY}={config.study}".split(","))
     assert wanted.items() <= labels.items()
+
+
+@pytest.mark.usefixtures("place")
+def test_jobs_and_runs_of_another_root_are_not_shown(
+    kubernetes: Kubernetes, pipelines: PipelinesServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = kubernetes.objects[f"{JOBS}/{NAME}"]["metadata"]["labels"]
+    labels[ROOT_LABEL] = root_label("s3://theirs/dit")
+    pipelines.runs["r-1"][0]["runtime_config"]["parameters"]["root"] = "s3://theirs/dit"
+    show()
+    text = capsys.readouterr().out
+    assert "PyTorchJob" not in text
+    assert f"experiment dit has no run of digits at {ROOT}" in text
+    labels[ROOT_LABEL] = root_label(ROOT)
+    show()
+    assert "PyTorchJob running 7/8" in row(capsys.readouterr().out, "train mini-S/2")
+
+
+@pytest.mark.usefixtures("place")
+def test_a_pod_that_ended_is_shown_with_the_programs_error(
+    kubernetes: Kubernetes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended = {"exitCode": 1, "reason": "Error", "finishedAt": BORN, "message": "x\ndit: s3: the disk is full (rank 3)\n"}
+    statuses = [{"name": "pytorch", "state": {"running": {}}, "lastState": {"terminated": ended}}]
+    kubernetes.objects[PODS]["items"][3]["status"]["containerStatuses"] = statuses
+    show()
+    message = f"pod {NAME}-worker-3 ended at 2026-01-01 10:00:00 UTC: exit code 1: s3: the disk is full (rank 3)"
+    assert message in capsys.readouterr().out
+
+
+RUN_PODS = "/api/v1/namespaces/kubeflow/pods"
+
+
+def step_pod(phase: str, **status: Any) -> dict[str, Any]:
+    node = {"workflows.argoproj.io/node-name": "w(0).root(0).train(0).executor(0)"}
+    metadata = {"name": "train-pod", "namespace": "kubeflow", "creationTimestamp": BORN, "annotations": node}
+    return {"metadata": metadata, "status": {"phase": phase, **status}}
+
+
+@pytest.mark.usefixtures("place")
+def test_what_a_running_step_waits_for_is_shown(kubernetes: Kubernetes, capsys: pytest.CaptureFixture[str]) -> None:
+    kubernetes.objects[RUN_PODS] = {"items": [step_pod("Running")]}
+    log = "worker-0: step 5\ns3://b/d: the credentials were refused; see secret dit-s3; retry in 30 s\n"
+    kubernetes.objects[f"{RUN_PODS}/train-pod/log"] = log
+    show()
+    assert "train mini-S/2: s3://b/d: the credentials were refused; see secret dit-s3; retry in 30 s" in (
+        capsys.readouterr().out
+    )
+
+
+@pytest.mark.usefixtures("place")
+def test_after_a_runs_end_its_failed_steps_have_their_reasons(
+    kubernetes: Kubernetes, pipelines: PipelinesServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = pipelines.runs["r-1"][0]
+    run["state"] = "FAILED"
+    for task in run["run_details"]["task_details"]:
+        task["state"] = "FAILED" if task["display_name"] == "train" else task["state"]
+    ended = {"exitCode": 1, "reason": "Error", "message": "train mini-S/2: loss is not finite"}
+    statuses = [{"name": "main", "state": {"terminated": ended}}]
+    kubernetes.objects[RUN_PODS] = {"items": [step_pod("Failed", containerStatuses=statuses)]}
+    show()
+    assert "train mini-S/2: loss is not finite; kubectl logs -n kubeflow train-pod -c main" in capsys.readouterr().out

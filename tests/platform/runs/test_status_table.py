@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from run_objects import NOW, TRAIN, run
@@ -40,6 +41,19 @@ def test_a_row_joins_the_run_the_job_and_the_store() -> None:
     }
     assert result["prepare 1/2"]["state"] == "succeeded"
     assert result["train mini-B/2"]["state"] is None
+
+
+def test_below_the_step_of_a_whole_variant_are_its_stages() -> None:
+    titles = {"merge": "merge", "report": "report", "whole": "variant mini-B/2", "whole-2": "variant mini-S/2"}
+    stages = [StageProgress(TRAIN, 1500, 1500, "steps"), StageProgress("sample mini-S/2", 1, 3, "sets")]
+    result = table(stages, [job(Phase.SUCCEEDED, 0)], replace(run(whole_2="RUNNING"), titles=titles))
+    one, other = (
+        [f"{stage} {name}" for stage in ("variant", "train", "sample", "evaluate")] for name in ("mini-S/2", "mini-B/2")
+    )
+    assert list(result) == ["merge", *one, *other, "report"]
+    assert [result[name]["state"] for name in one] == ["running", "complete", None, None]
+    assert result[TRAIN]["job"] == "PyTorchJob succeeded"
+    assert result["sample mini-S/2"]["done"] == "1/3 sets (33 %)"
 
 
 def test_steps_have_the_order_of_the_study() -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import io
-import subprocess
 import sys
-import textwrap
 from contextlib import redirect_stdout
 
 from hypothesis import given
 from hypothesis import strategies as st
+from processes import python
 
 from dit.console import progress
 from pipelines.step.events import Event, from_line, spoken
@@ -66,13 +65,7 @@ def test_a_step_continues_when_its_parent_is_gone() -> None:
                 bar.advance()
             sys.__stderr__.write("worked on")
     """
-    process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = python(code)
     assert process.stdin is not None
     assert process.stdout is not None
     assert process.stderr is not None

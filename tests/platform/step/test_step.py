@@ -157,12 +157,6 @@ def test_on_kubeflow_a_job_does_the_work(
     assert "KUBECONFIG" in reason.read_text()
 
 
-def test_elsewhere_a_step_does_it_itself(address: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        run_job("train", address, "mini-S/2", "image")
-    assert "dit prepare" in capsys.readouterr().err
-
-
 def test_the_study_of_a_dataset_is_one_that_loads() -> None:
     for path in STUDIES:
         config = load(path)

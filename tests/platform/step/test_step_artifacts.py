@@ -14,6 +14,7 @@ from study_records import fill, preview, study
 
 from dit.storage import Store, open_store
 from dit.study.records import TrainRecord
+from pipelines.definition import components
 from pipelines.step import submitted
 from pipelines.step.step import run_job, run_step
 
@@ -56,6 +57,18 @@ def test_previews_stand_in_one_page_each_below_its_step(address: str, outputs: t
     assert [base64.b64decode(image) for image in images] == [preview(100)] * 2
     assert "http" not in page
     assert sets.metadata["store"].endswith("/studies/small/dit-xl-2/samples")
+
+
+def test_one_step_of_a_variant_has_the_artifacts_of_its_stages(address: str, tmp_path: Path) -> None:
+    names = ("model", "grids", "metrics", "summary")
+    made = {name: SimpleNamespace(path=str(tmp_path / name), metadata={}) for name in names}
+    made["metrics"].log_metric = lambda *_: None
+    components.whole_variant(address, "image", VARIANT, **made)
+    assert TrainRecord.from_json(Path(made["model"].path).read_bytes(), "artifact").variant == VARIANT
+    assert f"{VARIANT}, step 400,000" in shown(made["grids"])
+    assert f"## {VARIANT}" in shown(made["summary"])
+    folders = ["checkpoints/step-00400000", "samples", "metrics", "metrics"]
+    assert [one.metadata["store"].partition("/dit-xl-2/")[2] for one in made.values()] == folders
 
 
 def test_metrics_are_numbers_and_a_table_with_their_intervals(address: str, outputs: tuple[Any, Any]) -> None:

@@ -19,7 +19,7 @@ from training_processes import checkpoint_meta
 from dit.checkpoints.read import list_checkpoints, load_weights
 from dit.checkpoints.retention import Retention
 from dit.checkpoints.write import CheckpointWriter, HostCopy
-from dit.errors import DataError, MismatchError, StoreError
+from dit.errors import DataError, StoreError
 from dit.results.stages import Work, checkpoint, milestones
 from dit.results.state import look
 from dit.storage import Store, open_store
@@ -198,27 +198,6 @@ def test_save_does_not_wait_for_the_store(tmp_path: Path) -> None:
         assert store.list() == []
         store.go.set()
     assert list_checkpoints(store, config, config.spec(VARIANT)) == [20]
-
-
-def test_another_recipe_is_refused_with_both_hashes(tmp_path: Path) -> None:
-    store, config = open_store(tmp_path), study()
-    write(store, config, 20)
-    other = study("train.learning_rate=0.5")
-    spec = config.spec(VARIANT)
-    with pytest.raises(MismatchError) as caught:
-        checkpoint_meta(other, store, spec, 20)
-    assert config.training_hash(spec) in str(caught.value)
-    assert other.training_hash(spec) in str(caught.value)
-
-
-def test_another_variant_is_refused_by_name(tmp_path: Path) -> None:
-    store, config = open_store(tmp_path), study()
-    write(store, config, 20)
-    mine, theirs = (layout.checkpoint(config, config.spec(name), 20) for name in (VARIANT, "mini-B/2"))
-    (tmp_path / theirs).parent.mkdir(parents=True)
-    (tmp_path / mine).rename(tmp_path / theirs)
-    with pytest.raises(MismatchError, match="checkpoint of mini-S/2"):
-        checkpoint_meta(config, store, config.spec("mini-B/2"), 20)
 
 
 def test_altered_file_is_refused_by_name(tmp_path: Path) -> None:

@@ -1,15 +1,16 @@
-"""Conversion of published checkpoints to safetensors, and refusal of other files in one line."""
+"""Conversion of checkpoints of other programs to safetensors, and refusal of other files in one line."""
 
 from __future__ import annotations
 
 import argparse
+import math
 import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dit.checkpoints.convert import convert_official
@@ -52,6 +53,71 @@ def test_ema_of_a_training_checkpoint_is_converted(tmp_path: Path) -> None:
     assert all(torch.equal(written[name], average[name]) for name in average)
 
 
+def wrapped(*prefixes: str) -> dict[str, Tensor]:
+    return {"".join(prefixes) + name: value for name, value in weights().items()}
+
+
+@pytest.mark.parametrize(
+    ("tree", "key", "said"),
+    [
+        ({"ema": wrapped("module.")}, "ema", "module."),
+        (wrapped("_orig_mod.", "module."), None, "_orig_mod.module."),
+        ({"state_dict": wrapped("denoiser.")}, "state_dict", "denoiser."),
+        ({"model": weights(), "opt": {}}, "model", "it has no `ema`"),
+        ({"ema": weights(), "args": argparse.Namespace(results=Path("/x"))}, "ema", ""),
+    ],
+    ids=["DDP", "compiled DDP", "a module of a larger one", "no EMA", "a path among the arguments"],
+)
+def test_prefix_is_removed_and_named(
+    tree: dict[str, Any], key: str | None, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    convert_official(saved(tmp_path / "a.pt", tree), tmp_path / "out.safetensors", VARIANT)
+    assert said in capsys.readouterr().out
+    given = list((tree[key] if key else tree).values())
+    written = load_file(tmp_path / "out.safetensors")
+    assert all(torch.equal(written[name], given[number]) for number, name in enumerate(weights()))
+
+
+def test_parts_inside_names_that_wrappers_add_are_removed(tmp_path: Path) -> None:
+    given = weights()
+    compiled = {name.replace("blocks.1.", "blocks.1._orig_mod."): value for name, value in given.items()}
+    convert_official(saved(tmp_path / "a.pt", compiled), tmp_path / "out.safetensors", VARIANT)
+    assert load_file(tmp_path / "out.safetensors").keys() == given.keys()
+
+
+def test_safetensors_file_is_read(tmp_path: Path) -> None:
+    save_file(given := weights(), tmp_path / "a.safetensors")
+    convert_official(tmp_path / "a.safetensors", tmp_path / "out.safetensors", VARIANT)
+    assert all(torch.equal(value, given[name]) for name, value in load_file(tmp_path / "out.safetensors").items())
+
+
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [
+        ("transformer_blocks.0.attn1.to_q.weight", "diffusers' layout"),
+        ("model.diffusion_model.input_blocks.0.0.weight", "Stable Diffusion"),
+        ("encoder.conv_in.weight", "an autoencoder's layout"),
+        ("exp_avg.blocks.0.attn.qkv.weight", "an optimizer's state"),
+    ],
+)
+def test_other_layouts_are_named(name: str, layout: str, tmp_path: Path) -> None:
+    message = refused(saved(tmp_path / "a.pt", {name: torch.zeros(2, 2)}))
+    assert layout in message
+    assert "--variant" not in message
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_values_that_are_not_finite_are_refused_with_the_tensors_name(value: float, tmp_path: Path) -> None:
+    given = weights()
+    given["x_embedder.proj.bias"][3] = value
+    assert "x_embedder.proj.bias has 1 of 32 values" in refused(saved(tmp_path / "a.pt", given))
+
+
+def test_two_modules_in_one_state_dict_are_named(tmp_path: Path) -> None:
+    message = refused(saved(tmp_path / "a.pt", {**wrapped("online."), **wrapped("target.")}))
+    assert "online., target." in message
+
+
 def test_half_precision_becomes_float32(tmp_path: Path) -> None:
     half = {name: value.half() for name, value in weights().items()}
     convert_official(saved(tmp_path / "a.pt", half), tmp_path / "a.safetensors", VARIANT)
@@ -92,8 +158,10 @@ def test_checkpoint_of_another_model_is_refused_with_the_tensors_name(tmp_path: 
     assert "it lacks blocks.2." in refused(saved(path, given), "mini-B/2")
     assert f"expected is [{resolve(VARIANT).hidden}, 4, 4, 4]" in refused(saved(path, given), "mini-S/4")
     assert "it has the unknown tensor extra" in refused(saved(path, {**given, "extra": torch.zeros(1)}))
-    prefixed = {f"module.{name}": value for name, value in given.items()}
-    assert "it lacks blocks.0." in refused(saved(path, prefixed))
+    assert "; give --variant mini-S/2" in refused(saved(path, given), "mini-B/2")
+    assert "save its whole state dict" in refused(
+        saved(path, {name: given[name] for name in given if name != "pos_embed"})
+    )
     scalar = {**given, "pos_embed": torch.zeros(())}
     assert "pos_embed has shape []" in refused(saved(path, scalar))
     with pytest.raises(ConfigError, match="not a known variant"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import re
 import shlex
 import subprocess
@@ -11,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from dit.cli.commands import run
+from dit.study.study_file import load
 
 ROOT = Path(__file__).parents[3]
-SCIENCE = ("prepare", "train", "sample", "evaluate", "report", "plan", "show", "ui", "convert")
+SCIENCE = ("prepare", "train", "sample", "evaluate", "report", "plan", "show", "keys", "ui", "convert")
 PLATFORM = ("study", "status", "preflight", "submit", "terminate", "compile", "launch", "render")
 PLATFORM += ("deploy", "undeploy", "secrets", "reap", "ui-cluster")
 
@@ -65,6 +68,60 @@ def test_dit_and_python_m_dit_are_the_same() -> None:
     commands = ([sys.executable, "-m", "dit"], [str(Path(sys.executable).parent / "dit")])
     outputs = {subprocess.run([*command, "--help"], capture_output=True, check=True).stdout for command in commands}
     assert len(outputs) == 1
+
+
+def examples() -> dict[str, list[str]]:
+    """Place -> commands on shipped studies: in the documentation, the help, and the docstrings of stages."""
+    files = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "dit").rglob("*.py")]
+    files += [*(ROOT / "pipelines").rglob("*.py"), *(ROOT / "configs").glob("*.yaml")]
+    pattern = r"(?:dit|dit [a-z]+) (configs/[a-z0-9-]+\.yaml\b[^#\n`;]*)"
+    found = {str(file.relative_to(ROOT)): re.findall(pattern, file.read_text()) for file in files}
+    return {place: lines for place, lines in found.items() if lines}
+
+
+def test_examples_name_keys_variants_and_steps_of_shipped_studies() -> None:
+    counted = 0
+    for place, lines in examples().items():
+        for line in lines:
+            name, *words = shlex.split(line)
+            given = {option: [v for o, v in itertools.pairwise(words) if o == option] for option in words}
+            config = load(ROOT / name, given.get("--set", []))
+            assert {config.spec(variant).name for variant in given.get("--variant", [])} <= {*config.variants}, place
+            steps = {int(step) for step in given.get("--step", [])}
+            assert steps <= {*config.evaluation.at_steps}, f"{place}: {line}"
+            counted += len(given)
+    assert counted > 20
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["study", "ROOT=/a b's"], ["study", "configs/digits.yaml", "--root", "/a b's", "--runner", "local"]),
+        (["study", "STUDY=my study.yaml", "SET=train.steps=3"], ["study", "my study.yaml", "--set", "train.steps=3"]),
+        (["ui", "ROOT=/a b"], ["ui", "--root", "/a b"]),
+        (["submit", "S3_ROOT=s3://a b", "RUN=a run"], ["submit", "--root", "s3://a b", "--run", "a run"]),
+        (["status"], ["status", "--root", "runs"]),
+        (["status", "ROOT=/a b"], ["status", "--root", "/a b"]),
+        (["status", "S3_ROOT=s3://b/c"], ["status", "--root", "s3://b/c"]),
+        (["status", "RUN=x"], ["status", "--root", "s3://dit-scaling", "--run", "x"]),
+        (["status", "KUBECONFIG=k"], ["status", "--root", "s3://dit-scaling"]),
+        (["status", "KUBECONFIG=k", "ROOT=r"], ["status", "--root", "r"]),
+    ],
+)
+def test_make_passes_its_variables_to_dit(arguments: list[str], expected: list[str]) -> None:
+    environment = {"PATH": os.environ["PATH"]}
+    done = subprocess.run(
+        ["make", "-n", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    words = shlex.split(done.stdout.replace("\\\n", " ").splitlines()[-1])
+    words = words[words.index("dit") + 1 :]
+    places = [words.index(word) for word in expected]
+    assert places == sorted(places)
+
+
+def test_recipes_of_make_do_not_depend_on_the_place_of_the_repository() -> None:
+    """Of an environment only programs are called that find their interpreter after the repository was renamed."""
+    assert {*re.findall(r"\$\(BIN\)/(\w+)", (ROOT / "Makefile").read_text())} <= {"python", "ruff", "uv"}
 
 
 def test_the_makefile_lists_its_targets_and_shows_them_by_default() -> None:

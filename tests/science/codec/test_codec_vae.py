@@ -64,8 +64,9 @@ def test_moments_are_those_of_the_autoencoder_for_image_and_mirror_image(saved: 
     assert np.array_equal(codec.encode(images, mirror=False), moments[:, :1])
 
 
-def test_statistics_include_the_posteriors_noise(saved: tuple[Path, Any], images: Any) -> None:
-    codec = open_codec(dataset(saved[0], scale_factor=0.5), "cpu", decoding=False, batch=4)
+def test_statistics_include_the_posteriors_noise(saved: tuple[Path, Any], tmp_path: Path, images: Any) -> None:
+    path = copy(saved[0], tmp_path / "scaled", scaling_factor=0.5)
+    codec = open_codec(dataset(path, scale_factor=0.5), "cpu", decoding=False, batch=4)
     moments = codec.encode(images, mirror=True)
     sums = codec.sums(moments)
     mean, std = np.split(moments.astype(np.float64), 2, axis=2)
@@ -75,8 +76,8 @@ def test_statistics_include_the_posteriors_noise(saved: tuple[Path, Any], images
     assert np.allclose(sums.square / sums.values, (draws**2).mean(axis=(0, 1, 2, 4, 5)), rtol=0.02)
 
 
-def test_decoding_divides_by_the_scale_and_rounds(saved: tuple[Path, Any]) -> None:
-    path, model = saved
+def test_decoding_divides_by_the_scale_and_rounds(saved: tuple[Path, Any], tmp_path: Path) -> None:
+    path, model = copy(saved[0], tmp_path / "scaled", scaling_factor=0.3), saved[1]
     latents = torch.randn(5, 4, 4, 4)
     codec = open_codec(dataset(path, scale_factor=0.3), "cpu", decoding=True, batch=2)
     with torch.no_grad():
@@ -151,9 +152,42 @@ def test_weights_that_do_not_fit_are_refused(saved: tuple[Path, Any], tmp_path: 
     (cut / WEIGHTS).write_bytes((cut / WEIGHTS).read_bytes()[:5000])
     with pytest.raises(DataError, match=WEIGHTS):
         open_codec(dataset(cut), "cpu", decoding=False, batch=1)
-    wide = copy(saved[0], tmp_path / "wide", latent_channels=16)
-    with pytest.raises(MismatchError, match="latent_channels=16"):
-        open_codec(dataset(wide), "cpu", decoding=False, batch=1)
-    shallow = copy(saved[0], tmp_path / "shallow", block_out_channels=[8, 8])
-    with pytest.raises(MismatchError, match="2 block_out_channels"):
-        open_codec(dataset(shallow), "cpu", decoding=False, batch=1)
+
+
+@pytest.mark.parametrize(
+    ("setting", "theirs", "ours"),
+    [
+        ({"latent_channels": 16}, "latent_channels=16", "latent_channels=4"),
+        ({"block_out_channels": [8, 8, 8]}, "downsampling=4", "downsampling=8"),
+        ({"in_channels": 1}, "in_channels=1", "in_channels=3"),
+        ({"_class_name": "AutoencoderTiny"}, "_class_name=AutoencoderTiny", "_class_name=AutoencoderKL"),
+        ({"scaling_factor": 1.5305}, "scaling_factor=1.5305", "dataset.codec.scale_factor=0.18215"),
+        ({"scaling_factor": None}, "scaling_factor=none", "dataset.codec.scale_factor=0.18215"),
+        ({"shift_factor": 0.0609}, "shift_factor=0.0609", "shift_factor=none"),
+        ({"latents_mean": [0.1, 0.2, 0, 0]}, r"latents_mean=\[0.1, 0.2, 0, 0\]", "latents_mean=none"),
+        ({"latents_std": [2, 2, 2, 2]}, r"latents_std=\[2, 2, 2, 2\]", "latents_std=none"),
+    ],
+)
+def test_setting_of_the_weights_that_the_study_contradicts_is_refused_with_both_values(
+    saved: tuple[Path, Any], tmp_path: Path, setting: dict[str, Any], theirs: str, ours: str
+) -> None:
+    other = copy(saved[0], tmp_path / "other", **setting)
+    for config in (dataset(other), dataset(saved[0], decoder=str(other))):
+        with pytest.raises(MismatchError, match=rf"other/config\.json has {theirs}, this study has {ours};"):
+            encoder_sha256(config)
+        with pytest.raises(MismatchError, match=theirs):
+            open_codec(config, "cpu", decoding=config.codec != dataset(other).codec, batch=1)
+
+
+def test_settings_that_agree_or_are_missing_are_accepted(saved: tuple[Path, Any], tmp_path: Path) -> None:
+    own = copy(saved[0], tmp_path / "own", scaling_factor=0.13025, shift_factor=0.0)
+    assert encoder_sha256(dataset(own, scale_factor=0.13025))
+    settings = json.loads((own / "config.json").read_text())
+    for key in ("scaling_factor", "shift_factor", "latents_mean", "latents_std"):
+        settings.pop(key, None)
+    (own / "config.json").write_text(json.dumps(settings))
+    assert encoder_sha256(dataset(own, scale_factor=0.7))
+    for damaged in ("[1]", "[" * 100_000, "{"):
+        (own / "config.json").write_text(damaged)
+        with pytest.raises(DataError, match=r"own/config\.json: not a JSON object"):
+            encoder_sha256(dataset(own))

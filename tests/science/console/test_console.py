@@ -18,6 +18,7 @@ from processes import python
 from terminals import Terminal, terminal
 
 from dit.console import output
+from dit.errors import DitError, one_line
 
 __all__ = ["terminal"]
 
@@ -57,6 +58,23 @@ def test_without_a_terminal_a_short_task_is_one_line_on_stderr() -> None:
     assert re.fullmatch(
         r"train S/2: 100/100 steps \(100 %\), [\d.]+ steps/s, took [\d.]+ (s|ms), loss 0\.1250\n", result.stderr
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("\x1b[31mred", r"\x1b[31mred"),
+        ("a\rb\x08\x7f", r"a\rb\x08\x7f"),
+        ("\x9b2J", r"\x9b2J"),
+        ("gpj.\u202ecat", r"gpj.\u202ecat"),
+        ("Zoë 犬\tä", "Zoë 犬\tä"),
+    ],
+)
+def test_control_characters_are_shown_as_escapes(text: str, shown: str, capsys: pytest.CaptureFixture[str]) -> None:
+    output.say(text)
+    output.table(["name"], [[text]])
+    assert capsys.readouterr().out == f"{shown}\nname\n{shown}\n"
+    assert not re.search("[\x00-\x1f\x7f-\x9f\u202e]", one_line(DitError(f"{text}:\n {text}")))
 
 
 def test_without_a_terminal_a_long_task_is_a_line_for_every_tenth(
@@ -174,32 +192,6 @@ def test_progress_can_be_shown_by_an_orchestrator(capsys: pytest.CaptureFixture[
     with output.progress("train", 5, "steps") as bar:
         bar.advance(5)
     assert "5/5 steps" in capsys.readouterr().err
-
-
-def test_bars_of_several_workers_come_and_go_below_lines(terminal: Terminal) -> None:
-    code = """
-        import sys, time
-        from dit.console import say
-        from dit.console.bars import Bar, MultiBar
-        with MultiBar(transient=True).drawn(sys.stderr) as bars:
-            first, second = Bar(bars, "train S/2"), Bar(bars, "train XL/2")
-            first.begin("train S/2", 10, "steps", 5)
-            second.begin("train XL/2", 10, "steps", 0)
-            for _ in range(5):
-                first.advance(1, loss=0.25)
-                second.advance(1)
-                time.sleep(0.1)
-            first.remove()
-            say("train S/2 is done")
-        say("after")
-    """
-    subprocess.run(command(code), stdin=terminal.slave, stdout=terminal.slave, stderr=terminal.slave, check=True)
-    drawn = [line.rstrip() for line in terminal.text().splitlines() if line.strip()]
-    assert any(re.search(r"train S/2 .* \d+/10 [\d.]+ steps/s .* left .*loss 0\.2500", line) for line in drawn)
-    assert any(re.search(r"train XL/2 .* 5/10 [\d.]+ steps/s .* left", line) for line in drawn)
-    done = drawn.index("train S/2 is done")
-    assert not any(line.startswith("train S/2 ") for line in drawn[done + 1 :])
-    assert drawn[-1] == "after"
 
 
 def test_a_dumb_terminal_gives_plain_lines(terminal: Terminal) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import subprocess
@@ -17,7 +18,7 @@ from dit.data.shard_set import ShardSet
 from dit.data.shards import MOMENTS, ShardIndex, ShardWriter
 from dit.errors import DataError, DitError, MismatchError, MissingError
 from dit.stages import prepare
-from dit.storage import Store, open_store
+from dit.storage import Store, open_store, sha256_file
 from dit.study import layout
 from dit.study.config import StudyConfig
 
@@ -217,4 +218,27 @@ def test_missing_dataset_and_another_configuration_are_refused(store: Store) -> 
         ShardSet.open(store, other)
     store.write(f"{layout.dataset(config)}/{layout.MANIFEST}", manifest.replace(b'version": 1', b'version": 7'))
     with pytest.raises(MismatchError, match="schema version 7"):
+        ShardSet.open(store, config)
+
+
+@pytest.mark.parametrize("damage", ["compressed", "no archive", "offset before", "offset behind"])
+def test_index_that_is_no_index_of_its_shard_is_refused(store: Store, damage: str) -> None:
+    config = latent_study()
+    write_latents(store, config, 8)
+    path = path_of(store, config, layout.shard_index(0))
+    with np.load(path) as arrays:
+        values = dict(arrays)
+    if damage == "compressed":
+        # A file of some kilobytes that unpacks to gigabytes has this form.
+        np.savez_compressed(path, **values)
+    elif damage == "no archive":
+        path.write_bytes(path.read_bytes()[:200])
+    else:
+        values["offsets"] = values["offsets"] + (-(1 << 20) if "before" in damage else 1 << 20)
+        np.savez(path, **values)
+    key = f"{layout.dataset(config)}/{layout.MANIFEST}"
+    manifest = json.loads(store.read(key))
+    manifest["shards"][0]["index_sha256"] = sha256_file(path)
+    store.write(key, json.dumps(manifest).encode())
+    with pytest.raises(DataError, match="run `dit prepare` again"):
         ShardSet.open(store, config)

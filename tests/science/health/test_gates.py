@@ -66,8 +66,8 @@ def recipe(_: Work, __: Bounds) -> Pair:
 
 
 def codec(_: Work, bounds: Bounds) -> Pair:
-    healthy = CodecView(True, 27.0, bounds.mean_C, np.array([0.8]), 0.18215, 0.18215)
-    return healthy, replace(healthy, scale_factor=1.0)
+    healthy = CodecView(True, 27.0, bounds.mean_C, np.array([0.8]))
+    return healthy, replace(healthy, std_C=np.array([5.3]))
 
 
 def data(work: Work, bounds: Bounds) -> Pair:

@@ -9,24 +9,9 @@ import pytest
 from sample_fixtures import small_study
 
 from dit.errors import InputError, MismatchError, MissingError
-from dit.metrics.inputs import INCEPTION_SHA256, find_inception, read_adm_images
+from dit.metrics.inputs import find_inception, read_adm_images
 from dit.storage import open_store
 from dit.study import layout
-
-
-def test_missing_inception_weights_are_named_with_path_and_sha256(tmp_path: Path) -> None:
-    config = small_study("evaluation.extractor=inception")
-    with pytest.raises(MissingError) as error:
-        find_inception(config, open_store(tmp_path))
-    line = str(error.value)
-    assert "\n" not in line
-    for part in (
-        layout.INCEPTION_FILE,
-        INCEPTION_SHA256,
-        f"{tmp_path}/weights/{layout.INCEPTION_FILE}",
-        "evaluation.extractor_weights",
-    ):
-        assert part in line
 
 
 def test_a_missing_extractor_weights_file_is_named(tmp_path: Path) -> None:

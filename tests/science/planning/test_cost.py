@@ -153,3 +153,10 @@ def test_the_table_has_a_row_for_every_variant_and_one_for_all(capsys: pytest.Ca
     out = capsys.readouterr().out
     for shown in ("675,129,632", "4.74e+18", "9.47e+18", "8 x A100-80G"):
         assert shown in out
+
+
+def test_a_job_that_cannot_share_the_batch_is_refused_where_the_study_gives_its_size() -> None:
+    with pytest.raises(ConfigError, match=r"global_batch=256 is not divisible by the 3 processes of cluster\.replicas"):
+        plan(imagenet("cluster.replicas=3"))
+    # Without a size of its own, the study may be for one machine.
+    plan(imagenet("train.global_batch=60", "plan.count=4"))

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from study_records import checkpoint_meta, fill, train_record
+from study_records import checkpoint_meta, fill, train_record, write_rank_progress
 
-from dit.results.progress import StageProgress, progress
-from dit.results.stages import Work, step_names
+from dit.results.progress import StageProgress, pace_line, progress
+from dit.results.stages import Work
 from dit.storage import Store, open_store, write_record
 from dit.study import layout
 from dit.study.config import StudyConfig
@@ -39,12 +39,6 @@ def write_losses(config: StudyConfig, store: Store, *losses: tuple[int, float]) 
     store.write(layout.journal(config, config.specs[0]), b"".join(lines))
 
 
-def test_a_study_that_has_not_begun_has_every_stage_before_it(config: StudyConfig, store: Store) -> None:
-    result = progress(Work(config, store))
-    assert [item.name for item in result] == step_names(config)
-    assert not any(item.complete for item in result)
-
-
 def test_training_under_way_is_as_far_as_its_newest_loss_or_checkpoint(config: StudyConfig, store: Store) -> None:
     write_losses(config, store, (20, 0.9), (60, 0.5), (40, 0.7))
     result = stage(config, store, TRAIN)
@@ -55,6 +49,24 @@ def test_training_under_way_is_as_far_as_its_newest_loss_or_checkpoint(config: S
     write_record(store, f"{layout.checkpoint(config, config.specs[0], 200)}/{layout.META}", meta)
     store.write(f"{layout.checkpoint(config, config.specs[0], 400)}/model.safetensors", b"still being written")
     assert stage(config, store, TRAIN).done == 200
+
+
+@pytest.mark.parametrize(
+    ("seconds", "line"),
+    [
+        ([0.5], ""),
+        ([0.5, 0.6], "rank 0 0.5000, rank 1 0.6000"),
+        ([0.5, 2.0], "rank 0 0.5000, rank 1 2.000; the others wait for rank 1 on w-1"),
+        ([0.5] * 9 + [2.0], "rank 0 0.5000, median 0.5000, rank 9 2.000; the others wait for rank 9 on w-9"),
+    ],
+)
+def test_ranks_of_a_training_under_way_have_their_own_seconds_per_step(
+    config: StudyConfig, store: Store, seconds: list[float], line: str
+) -> None:
+    write_rank_progress(store, config, config.specs[0], seconds)
+    ranks = stage(config, store, TRAIN).ranks
+    assert [record.own_seconds for record in ranks] == seconds
+    assert pace_line(ranks) == (f"seconds of own computing per step: {line}" if line else "")
 
 
 def test_training_is_complete_when_its_record_and_checkpoints_say_so(config: StudyConfig, store: Store) -> None:

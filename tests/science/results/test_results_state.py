@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from dit.results.stages import (
     step_names,
 )
 from dit.results.state import is_complete, look, require_stage, stage_state, study_is_complete, unfinished
+from dit.results.study_copy import keep_study
 from dit.stages import report as report_stage
 from dit.storage import Store, open_store, write_record
 from dit.study import layout
@@ -60,7 +63,6 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.fixture
 def work(config: StudyConfig, complete: Path, store: Store, tmp_path: Path) -> Work:
-    """A complete study."""
     shutil.copytree(complete, tmp_path / "root")
     return Work(config, store)
 
@@ -101,6 +103,15 @@ def test_a_complete_study_is_complete_for_every_reader(work: Work) -> None:
     assert unfinished(work) == []
     assert all(stage.complete for stage in progress(work))
     assert len(load_results(work.config, work.store).variants) == 2
+
+
+@pytest.mark.parametrize("stage", [TRAIN, SAMPLE, EVALUATE, REPORT], ids=lambda stage: stage.name)
+def test_a_complete_stage_loads_no_framework(stage: Stage, work: Work) -> None:
+    common = [str(CONFIG), "--root", work.store.url, *(word for override in OVERRIDES for word in ("--set", override))]
+    code = f"import sys; from dit.cli.commands import run; assert run({[stage.name, *common]}) == 0;"
+    code += "sys.exit(', '.join({'torch', 'mlflow', 'torch_fidelity', 'diffusers'} & sys.modules.keys()) or 0)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_no_stage_is_complete_in_an_empty_store(config: StudyConfig, store: Store) -> None:
@@ -170,6 +181,42 @@ def test_every_reader_refuses_a_record_of_another_configuration_with_the_same_me
     assert f"{output.key}: made with configuration another, this study's configuration is {output.hash}" in message
 
 
+@pytest.mark.parametrize(
+    ("stage", "overrides", "named"),
+    [
+        (TRAIN, ["train.learning_rate=0.01"], "made with train.learning_rate=0.01 instead of 0.0025; restore"),
+        (
+            TRAIN,
+            ["dataset.mirror=true", "train.seed=1"],
+            "dataset.mirror=true instead of false, train.seed=1 instead of 0",
+        ),
+        (
+            SAMPLE,
+            ["sampling.weights=raw", "evaluation.resamples=100"],
+            "made with sampling.weights=raw instead of ema;",
+        ),
+        (EVALUATE, ["evaluation.resamples=100"], "made with evaluation.resamples=100 instead of 200; restore"),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_a_mismatch_names_the_keys_that_differ(stage: Stage, overrides: list[str], named: str, work: Work) -> None:
+    other, spec = load(CONFIG, [*OVERRIDES, *overrides]), work.config.specs[0]
+    keep_study(load(CONFIG, [*OVERRIDES, "train.seed=9"]), work.store)
+    keep_study(other, work.store)
+    output = last_output(stage, work)
+    replace_record(work, output, config_hash=last_output(stage, Work(other, work.store)).hash)
+    with pytest.raises(MismatchError) as caught:
+        is_complete(stage, fresh(work), spec)
+    assert named in str(caught.value)
+
+
+def test_a_copy_that_this_version_cannot_read_is_passed_over(work: Work) -> None:
+    work.store.write(f"{layout.study(work.config)}/submitted/0.yaml", b"train: {warmup: 3}")
+    replace_record(work, last_output(TRAIN, work), config_hash="another")
+    with pytest.raises(MismatchError, match="made with configuration another"):
+        is_complete(TRAIN, fresh(work), work.config.specs[0])
+
+
 def test_a_report_of_other_results_is_made_again(work: Work) -> None:
     before = work.store.read(layout.report_record(work.config))
     replace_record(work, EVALUATE.outputs(work, work.config.specs[0])[0], noise_floor=310.0)
@@ -177,6 +224,11 @@ def test_a_report_of_other_results_is_made_again(work: Work) -> None:
     report_stage.run(work.config, work.store)
     assert is_complete(REPORT, fresh(work))
     assert work.store.read(layout.report_record(work.config)) != before
+    page = f"{layout.report(work.config)}/{layout.REPORT_PAGE}"
+    intact = work.store.read(page)
+    work.store.write(page, intact[:1000])
+    report_stage.run(work.config, work.store)
+    assert work.store.read(page) == intact
 
 
 @pytest.mark.parametrize("left", ["nothing", "manifest"])

@@ -22,13 +22,6 @@ def test_an_export_has_the_arrays_that_adms_evaluator_reads(tmp_path: Path) -> N
         assert arrays["arr_1"].tolist() == [0, 1, 2, 3, 4, 0, 1, 2]
 
 
-def test_grey_samples_are_exported_as_rgb(tmp_path: Path) -> None:
-    grey = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1), dtype=np.uint8)
-    write_npz(tmp_path / "samples.npz", [(grey, np.zeros(4, dtype=np.int64))], 4, 8)
-    with np.load(tmp_path / "samples.npz") as arrays:
-        assert np.array_equal(arrays["arr_0"], grey.repeat(3, axis=3))
-
-
 def test_an_export_that_cannot_be_written_leaves_no_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StoreError, match="file"):

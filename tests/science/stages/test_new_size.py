@@ -21,7 +21,6 @@ DIGITS = Path(__file__).parents[3] / "configs" / "digits.yaml"
 
 
 def add_size(monkeypatch: pytest.MonkeyPatch, family: str, size: Size) -> None:
-    """Add a row to the table of sizes."""
     monkeypatch.setitem(FAMILIES, family, (*FAMILIES[family], size))
     for name, spec in variants_of(family).items():
         monkeypatch.setitem(VARIANTS, name, spec)

@@ -133,6 +133,54 @@ def test_corrupt_images_are_named_counted_and_left_out(
     assert len(ShardSet.open(store, config)) == 13
 
 
+def test_what_is_left_out_stands_in_the_manifest_and_in_a_line(
+    store: Store, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = prepare.run(folder_study(pictures), store, merge=False)
+    assert plain is None
+    (pictures / "class-1" / "@eaDir").mkdir()
+    (pictures / "class-1" / "@eaDir" / "index.db").touch()
+    (pictures / ".trash").touch()
+    # A second look, as at a part on another machine, replaces the list; the images are the same.
+    manifest = prepare.run(folder_study(pictures), store)
+    assert manifest is not None
+    assert manifest.count == 15
+    assert {record.reason: (record.count, record.names) for record in manifest.left_out} == {
+        "hidden": (1, (".trash",)),
+        "without the extension of an image": (1, ("class-1/@eaDir/index.db",)),
+    }
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "not part of the dataset" in line]
+    assert ".trash" in line
+    assert "class-1/@eaDir/index.db" in line
+
+
+def test_manifest_of_an_earlier_version_is_read(store: Store, pictures: Path) -> None:
+    config = folder_study(pictures)
+    prepare.run(config, store)
+    for name in (layout.SOURCE, layout.MANIFEST):
+        key = f"{layout.dataset(config)}/{name}"
+        tree = json.loads(store.read(key))
+        del tree["left_out"]
+        store.write(key, json.dumps(tree).encode())
+    assert len(ShardSet.open(store, config)) == 15
+    store.delete(f"{layout.dataset(config)}/{layout.MANIFEST}")
+    assert prepare.run(config, store) is not None
+
+
+def test_file_names_cannot_control_the_terminal(
+    store: Store, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (pictures / "class-0" / "\x1b[2J\n\rforged.png").write_bytes(b"")
+    (pictures / "class-0" / ".\x1b]0;title\x07").write_bytes(b"")
+    manifest = prepare.run(folder_study(pictures, max_corrupt_fraction=0.1), store)
+    assert manifest is not None
+    assert manifest.corrupt == 1
+    printed = capsys.readouterr().out
+    assert "\nforged" not in printed
+    assert "\\x1b[2J forged.png" in printed
+    assert not any(ord(character) < 32 and character != "\n" for character in printed)
+
+
 def test_too_many_corrupt_images_fail_before_the_manifest_until_they_are_repaired(store: Store, pictures: Path) -> None:
     bad = [pictures / "class-1" / "picture_1.JPEG", pictures / "class-2" / "picture_2.png"]
     for path in bad:

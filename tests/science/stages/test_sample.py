@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -117,21 +116,6 @@ def test_samples_of_an_untrained_model_have_the_deviation_of_the_papers_code() -
     assert drawn.latents.std() == pytest.approx(218, rel=0.03)
 
 
-def test_a_complete_set_is_recognised_without_importing_torch(whole: Whole) -> None:
-    store, config, manifest = whole
-    code = f"""
-        import sys
-        from dit.stages import sample
-        from dit.storage import open_store
-        from dit.study.study_file import load_text
-        found = sample.run(load_text({config.to_yaml()!r}), open_store({store.url!r}), {VARIANT!r})
-        assert "torch" not in sys.modules and "mlflow" not in sys.modules
-        print(found[0].checkpoint_sha256)
-    """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == manifest.checkpoint_sha256
-
-
 @pytest.mark.parametrize("batch", [90, 560])
 def test_any_batch_draws_the_same_images(tmp_path: Path, whole: Whole, batch: int) -> None:
     config = small_study(f"fit.sample_batch={batch}")
@@ -232,12 +216,6 @@ def test_a_missing_checkpoint_is_named_with_its_command(tmp_path: Path) -> None:
         sample.run(config, store, VARIANT)
 
 
-def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:
-    store = fresh(tmp_path, small_study())
-    with pytest.raises(MismatchError):
-        sample.run(small_study("train.learning_rate=0.5"), store, VARIANT)
-
-
 @pytest.mark.parametrize(("study", "variant"), [("digits", "mini-B/2"), ("other", VARIANT)])
 def test_a_checkpoint_of_another_variant_or_study_is_refused_in_one_line(
     study: str, variant: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -263,7 +241,7 @@ def test_a_checkpoint_of_another_variant_or_study_is_refused_in_one_line(
 
 def test_samples_of_another_recipe_are_refused(whole: Whole) -> None:
     other = small_study("train.learning_rate=0.5")
-    with pytest.raises(MismatchError, match=f"{whole[2].config_hash}.*{other.sampling_hash(other.spec(VARIANT))}"):
+    with pytest.raises(MismatchError, match=r"made with train\.learning_rate=\S+ instead of 0\.5; restore"):
         sample.run(other, whole[0], VARIANT)
 
 

@@ -20,11 +20,11 @@ from dataset_fixtures import flip_bit
 from training_processes import checkpoint_meta
 
 from dit.checkpoints.read import list_checkpoints
-from dit.errors import ConfigError, DataError, DivergedError, InputError, MismatchError, MissingError, StoreError
+from dit.errors import DataError, DivergedError, InputError, MismatchError, MissingError, StoreError
 from dit.health.log import read_events
 from dit.runtime.distributed import Ranks
 from dit.stages import prepare, train
-from dit.storage import Store, open_store, read_record, write_record
+from dit.storage import Store, open_store, read_record
 from dit.storage.file import FileStore
 from dit.study import layout
 from dit.study.config import StudyConfig
@@ -76,7 +76,6 @@ def record_key(config: StudyConfig) -> str:
 
 @pytest.fixture(scope="module")
 def straight(store: Store) -> tuple[StudyConfig, TrainRecord]:
-    """An uninterrupted training."""
     config = study("straight")
     return config, train.run(config, store, VARIANT)
 
@@ -121,21 +120,6 @@ def test_logged_losses_are_means_over_their_window(store: Store, straight: tuple
 def test_milestones_and_the_newest_are_kept(store: Store, straight: tuple[StudyConfig, TrainRecord]) -> None:
     config, _ = straight
     assert list_checkpoints(store, config, config.spec(VARIANT)) == [4, 8, 10, 12]
-
-
-def test_complete_training_returns_without_loading_torch(
-    store: Store, straight: tuple[StudyConfig, TrainRecord], tmp_path: Path
-) -> None:
-    config, record = straight
-    (tmp_path / "study.yaml").write_text(config.to_yaml())
-    code = (
-        "import sys; from dit.stages import train; from dit.storage import open_store;"
-        "from dit.study.study_file import load;"
-        f"print(train.run(load({str(tmp_path / 'study.yaml')!r}), open_store({store.url!r}), {VARIANT!r}).steps);"
-        "sys.exit('torch' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
-    assert (done.returncode, done.stdout.strip()) == (0, str(record.steps)), done.stderr
 
 
 def test_longer_training_extends_a_shorter_one(store: Store, straight: tuple[StudyConfig, TrainRecord]) -> None:
@@ -255,11 +239,8 @@ def test_damaged_checkpoint_is_refused_and_resume_uses_the_one_before(
 def test_another_recipe_is_refused_before_work(store: Store, straight: tuple[StudyConfig, TrainRecord]) -> None:
     config, _ = straight
     other = study("straight", "train.learning_rate=0.5")
-    spec = config.spec(VARIANT)
-    with pytest.raises(MismatchError) as caught:
+    with pytest.raises(MismatchError, match=r"made with train\.learning_rate=0\.0025 instead of 0\.5; restore"):
         train.run(other, store, VARIANT)
-    assert config.training_hash(spec) in str(caught.value)
-    assert other.training_hash(spec) in str(caught.value)
     record = store.read(record_key(config))
     store.delete(record_key(config))
     with pytest.raises(MismatchError, match="checkpoints/step-"):
@@ -276,23 +257,6 @@ def test_shards_that_changed_under_a_training_are_refused(store: Store) -> None:
     store.write(key, meta.model_copy(update={"dataset_content": "other"}).to_json())
     with pytest.raises(MismatchError, match="trained on shards other"):
         train.run(study("shards", "train.steps=12"), store, VARIANT)
-
-
-def test_shards_that_changed_after_a_training_are_refused(store: Store) -> None:
-    config = study("shards-after", "train.steps=4", "evaluation.at_steps=[4]")
-    record = train.run(config, store, VARIANT)
-    write_record(store, record_key(config), record.model_copy(update={"dataset_content": "other"}))
-    with pytest.raises(MismatchError, match=r"train\.json: trained on shards other, the dataset is now [0-9a-f]+; "):
-        train.run(config, store, VARIANT)
-
-
-def test_complete_training_outlives_its_shards(tmp_path: Path) -> None:
-    config = study("shards-gone", "train.steps=4", "evaluation.at_steps=[4]")
-    own = open_store(tmp_path)
-    prepare.run(config, own)
-    record = train.run(config, own, VARIANT)
-    own.delete(layout.dataset(config))
-    assert train.run(config, own, VARIANT) == record
 
 
 class WaitingStore(FileStore):
@@ -330,17 +294,6 @@ def test_missing_dataset_is_named(tmp_path: Path) -> None:
         train.run(study("none"), open_store(tmp_path), VARIANT)
 
 
-def test_batch_that_ranks_cannot_share_is_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "5")
-    with pytest.raises(ConfigError, match=r"train\.global_batch=12 is not divisible by world_size=5"):
-        train.run(study("ranks"), store, VARIANT)
-
-
-def test_unknown_variant_is_refused(store: Store) -> None:
-    with pytest.raises(ConfigError, match="mini-M/2"):
-        train.run(study("variant"), store, "mini-M/2")
-
-
 def test_full_disk_is_a_one_line_error_and_leaves_checkpoints_intact(
     store: Store, straight: tuple[StudyConfig, TrainRecord], tmp_path: Path
 ) -> None:
@@ -367,8 +320,6 @@ def test_full_disk_is_a_one_line_error_and_leaves_checkpoints_intact(
 
 
 class ReadOnly(FileStore):
-    """A store that refuses to write."""
-
     def write(self, key: str, data: bytes) -> FileEntry:
         raise StoreError(f"{key}: {len(data)} bytes refused")
 

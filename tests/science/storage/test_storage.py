@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,24 @@ def test_files_are_written_read_listed_and_deleted(store: Store) -> None:
     assert store.list() == ["ab/other"]
     store.delete("ab/other")
     assert store.list() == []
+
+
+@pytest.mark.parametrize("held", [None, b"held"])
+def test_file_is_replaced_only_if_it_is_as_expected(store: Store, held: bytes | None) -> None:
+    if held is not None:
+        store.write("a/b", held)
+    assert not store.replace("a/b", b"new", b"other")
+    assert store.replace("a/b", b"new", held)
+    assert not store.replace("a/b", b"newer", held)
+    assert (store.read("a/b"), store.list()) == (b"new", ["a/b"])
+
+
+def test_of_many_writers_one_replaces_a_file(store: Store) -> None:
+    store.write("a", b"held")
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(lambda number: store.replace("a", b"%d" % number, b"held"), range(8)))
+    assert sum(won) == 1
+    assert store.read("a") == b"%d" % won.index(True)
 
 
 def test_upload_download_and_local_give_the_same_bytes(store: Store, tmp_path: Path) -> None:

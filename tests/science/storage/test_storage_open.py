@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,20 @@ def test_a_path_an_address_and_a_url_open_the_same_store(tmp_path: Path, monkeyp
 def test_an_address_of_another_kind_is_refused(address: str) -> None:
     with pytest.raises(InputError, match="not a store address; give a path, file:///path or s3://"):
         open_store(address)
+
+
+@pytest.mark.parametrize("address", ["", "  "])
+def test_an_empty_address_is_refused(address: str) -> None:
+    with pytest.raises(InputError, match=r"is empty; give a path, file:///path or s3://bucket/prefix"):
+        open_store(address)
+
+
+@pytest.mark.parametrize("name", ["plain", "with space", "ümlaut's", "-dash", "$HOME"])
+def test_a_place_can_be_pasted_into_a_shell(tmp_path: Path, name: str) -> None:
+    store = open_store(tmp_path / name)
+    store.write("folder/a file", b"content")
+    subprocess.run(f"rm -r {store.place('folder')}", shell=True, check=True)
+    assert store.list() == []
 
 
 def test_an_unwritable_root_is_one_line_before_work_starts(tmp_path: Path) -> None:

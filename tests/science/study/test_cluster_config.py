@@ -13,6 +13,8 @@ from dit.study.cluster import ClusterConfig, quantity
 from dit.study.config import StudyConfig
 from dit.study.study_file import load, load_text
 
+SECRETS = ("MLFLOW_TRACKING_PASSWORD", "PGPASSWORD", "mysql_pwd", "WANDB_API_KEY", "AWS_ACCESS_KEY_ID", "HF_TOKEN")
+SECRETS += ("GH_PAT", "SMTP_PASS", "SSH_PASSPHRASE", "SENTRY_DSN", "HTTP_AUTH", "GCP_CREDENTIALS_JSON", "SECRET_2")
 CONFIGS = Path(__file__).parents[3] / "configs"
 
 
@@ -48,7 +50,9 @@ def test_a_text_that_is_not_a_quantity_is_refused(text: str) -> None:
         ("cluster.env={WORLD_SIZE: 8}", "set by the operator"),
         ("cluster.env={PET_NNODES: 8}", "set by the operator"),
         ("cluster.env={AWS_SECRET_ACCESS_KEY: x}", "cluster.secrets"),
-        ("cluster.env={MLFLOW_TRACKING_PASSWORD: x}", "cluster.secrets"),
+        *((f"cluster.env={{{name}: x}}", "cluster.secrets") for name in SECRETS),
+        ("cluster.env={A: '-----BEGIN PRIVATE KEY-----'}", "cluster.secrets"),
+        ("cluster.env={VERSION: 1.10}", "put it in quotes"),
         ("cluster.env={1A: x}", "cluster.env"),
         ("cluster.secrets=[Upper]", "cluster.secrets"),
         ("cluster.tolerations=[{key: a, operator: Equal}]", "needs a value"),
@@ -70,6 +74,11 @@ def test_numbers_stand_for_quantities_and_variables() -> None:
     assert config.cluster.pod.cpu == "2"
     assert config.cluster.env == {"NCCL_DEBUG_LEVEL": "1"}
     assert load_text(config.to_yaml()) == config
+
+
+@pytest.mark.parametrize("name", ["TOKENIZERS_PARALLELISM", "AWS_WEB_IDENTITY_TOKEN_FILE", "NCCL_IB_PKEY", "KEYMAP"])
+def test_a_variable_that_holds_no_secret_is_taken(name: str) -> None:
+    assert load(CONFIGS / "digits.yaml", [f"cluster.env={{{name}: x}}"]).cluster.env == {name: "x"}
 
 
 def test_a_process_for_each_gpu_and_one_without() -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
+
+from processes import python
 
 from dit.tracking.lock_file import LockFile, is_held
 
@@ -16,7 +17,7 @@ def _holder(path: Path) -> subprocess.Popen[str]:
         "import sys, time, pathlib; from dit.tracking.lock_file import LockFile\n"
         "lock = LockFile.take(pathlib.Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
     )
-    holder = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True)
+    holder = python(code, path)
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
     return holder

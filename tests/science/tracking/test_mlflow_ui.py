@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import os
 import signal
@@ -14,8 +15,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 from urllib.parse import quote, urlsplit
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 import pytest
 from http_fakes import serve as proxy
@@ -156,10 +158,22 @@ def test_dit_ui_prints_its_address_once_it_answers_and_leaves_no_server_behind(s
         environment = os.environ | {"http_proxy": elsewhere, "no_proxy": ""}
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
         assert process.stdout is not None
-        address = next(word for line in process.stdout for word in line.split() if word.startswith("http://"))
+        words = next(line.split() for line in process.stdout if "http://" in line)
+        address = next(word for word in words if word.startswith("http://"))
     assert "viewStateShareKey=digits" in address
     health = f"{address.partition('/#')[0]}/health"
     assert _answers(health)
+    # Other users of the machine reach the port, too.
+    base = health.removesuffix("/health")
+    for path in ("", "/ajax-api/2.0/mlflow/experiments/search?max_results=9", "/get-artifact?run_id=1&path=x"):
+        with pytest.raises(HTTPError, match="401"):
+            urlopen(f"{base}{path}", timeout=60)
+    password = words[words.index("password") + 1]
+    login = base64.b64encode(f"dit:{password}".encode()).decode()
+    request = Request(
+        f"{base}/ajax-api/2.0/mlflow/experiments/search?max_results=9", headers={"Authorization": f"Basic {login}"}
+    )
+    assert "digits" in urlopen(request, timeout=60).read().decode()
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=PATIENCE_SECONDS) == 0
     until(lambda: not _answers(health), "the server has gone")

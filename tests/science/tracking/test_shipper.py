@@ -72,7 +72,7 @@ def _settled(config: StudyConfig, store: Store, **statuses: str) -> Tracked:
 def _runs_of_other_machines(address: str, study: str) -> None:
     """A run whose last heartbeat is an hour old, and a live run whose clock is an hour ahead."""
     client: Any = MlflowClient(tracking_uri=address)
-    folder = address.replace("sqlite://", "file://").replace("mlflow.db", "artifacts")
+    folder = address.replace("sqlite:///", "file://").replace("mlflow.db", "artifacts")
     experiment = client.create_experiment(study, folder)
     now = int(time.time() * 1000)
     for name, heartbeat in {"silent": now - 3_600_000, "heard": now + 3_600_000}.items():

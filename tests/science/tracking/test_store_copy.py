@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mlflow import MlflowClient
-from s3_proxy import BUCKET
+from s3_proxy import BUCKET, Proxy
 from tracked_study import PATIENCE_SECONDS, STUDY, end_shippers
 
 from dit.errors import DitError, StoreError
@@ -17,6 +18,7 @@ from dit.storage.s3 import S3Store
 from dit.study import layout, study_file
 from dit.study.config import StudyConfig
 from dit.tracking import collect, end_failed, flush, open_tracker, read_points
+from dit.tracking.journal import parse
 from dit.tracking.paths import local_root, tracked_studies
 from dit.tracking.state import TrackingRun
 from dit.tracking.store_copy import fetch_journals
@@ -85,6 +87,40 @@ def test_points_logged_before_a_checkpoint_outlive_the_machine(
     folder = layout.tracking_state(config, config.specs[0])
     [file] = [key for key in store.list(folder) if "/files/" in key]
     assert store.read(file) == b"kept"
+
+
+def test_points_logged_on_two_machines_while_the_bucket_is_full_are_stored_once(
+    config: StudyConfig, store: Store, s3_proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rank 0 moves to another machine and back; one write fails after the server has stored it, others before."""
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    journal = layout.journal(config, config.specs[0])
+    _log(config, store, 280)
+    s3_proxy.fail_after_storing(507, "PUT", journal)
+    _log(config, store, 290)
+    s3_proxy.faults.append(lambda handler: refused(handler, journal))
+    _log(config, store, 300)
+    monkeypatch.setenv("DIT_CACHE", str(tmp_path / "machine-2"))
+    assert _steps(config, store) == [280, 290]
+    _log(config, store, 290, 300)
+    s3_proxy.lost = None
+    s3_proxy.faults.clear()
+    _log(config, store, 310)
+    monkeypatch.setenv("DIT_CACHE", str(tmp_path / "machine-1"))
+    _log(config, store, 320)
+    logged = [entry.step for entry in parse(store.read(journal)) if entry.kind == "metrics"]
+    assert sorted(step for step in logged if step is not None) == [280, 290, 300, 310, 320]
+    assert sorted(_steps(config, store)) == [280, 290, 300, 310, 320]
+
+
+def refused(handler: BaseHTTPRequestHandler, part: str) -> bool:
+    """Answer a write as a full bucket does."""
+    if handler.command != "PUT" or part not in handler.path:
+        return False
+    handler.send_response(507)
+    handler.send_header("Content-Length", "0")
+    handler.end_headers()
+    return True
 
 
 def test_results_removed_from_the_store_are_not_continued_from_the_cache(config: StudyConfig, store: Store) -> None:

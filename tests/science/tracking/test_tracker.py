@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from dit.errors import DataError, InputError, StoppedError
+from dit.errors import ConfigError, DataError, InputError, StoppedError
 from dit.storage.file import FileStore
 from dit.study import layout, study_file
 from dit.study.config import StudyConfig
@@ -42,13 +43,6 @@ def statuses(store: FileStore, config: StudyConfig, spec: ModelSpec) -> list[tup
     path = store.root / layout.journal(config, spec)
     found = [entry.values for entry, _ in read_entries(path) if entry.kind == "status"]
     return [(values["status"], values.get("error")) for values in found]
-
-
-def test_importing_the_tracker_imports_neither_mlflow_nor_torch() -> None:
-    code = "import dit.tracking, dit.tracking.mlflow_ui, sys;"
-    code += "print(sorted({'mlflow', 'torch', 'boto3'} & set(sys.modules)))"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout == "[]\n"
 
 
 def test_a_resumed_run_logs_no_point_twice(config: StudyConfig, store: FileStore) -> None:
@@ -185,9 +179,13 @@ def test_the_default_target_of_runs(store: FileStore, monkeypatch: pytest.Monkey
     assert resolve_target(study("tracking.uri=sqlite:///x.db"), store).uri == f"sqlite:///{tmp_path}/x.db"
 
 
-def test_a_password_does_not_change_the_target_and_is_not_stored(store: FileStore) -> None:
-    target = resolve_target(study("tracking.uri=http://user:secret@mlflow:5000"), store)
-    changed = resolve_target(study("tracking.uri=http://user:changed@mlflow:5000"), store)
+def test_a_password_does_not_change_the_target_and_is_not_stored(
+    store: FileStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@mlflow:5000")
+    target = resolve_target(study(), store)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:changed@mlflow:5000")
+    changed = resolve_target(study(), store)
     with open_tracker(study(), store, None) as tracker:
         tracker.metrics(1, {"loss": 1.0})
     folder, run = study_folder(study(), store), run_folder(study(), store, None)
@@ -201,12 +199,41 @@ def test_a_password_does_not_change_the_target_and_is_not_stored(store: FileStor
     assert not any(b"secret" in path.read_bytes() for path in store.root.rglob("*") if path.is_file())
 
 
-@pytest.mark.parametrize("uri", ["runs/mlruns", "file:///tmp/mlruns", "/tmp/mlruns"])
-def test_a_folder_for_mlflow_is_refused_before_any_work(uri: str, store: FileStore) -> None:
-    config = study("tracking.kind=mlflow", f"tracking.uri={uri}")
-    with pytest.raises(InputError, match=r"tracking\.uri"), open_tracker(config, store, None):
+ADDRESSES = {
+    "runs/mlruns": "sqlite:///path",
+    "file:///tmp/mlruns": "sqlite:///path",
+    "mlflow": "sqlite:///path",
+    "localhost:5000": "give http://localhost:5000",
+    "127.0.0.1:5000/x": "give http://127.0.0.1:5000/x",
+    "htpp://mlflow:5000": "unknown scheme 'htpp'",
+    "sqlite://mlflow.db": "give sqlite:///mlflow.db",
+    "sqlite:///:memory:": "names no file",
+    "http://": "names no host",
+}
+
+
+@pytest.mark.parametrize("uri", ADDRESSES)
+def test_an_address_with_which_mlflow_cannot_work_is_refused_with_one_that_can(
+    uri: str, store: FileStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(ADDRESSES[uri])):
+        study("tracking.kind=mlflow", f"tracking.uri='{uri}'")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with (
+        pytest.raises(InputError, match=re.escape(ADDRESSES[uri])),
+        open_tracker(study("tracking.kind=mlflow"), store, None),
+    ):
         pytest.fail("must not begin")
     assert store.list() == []
+
+
+def test_the_driver_of_a_database_server_is_checked_before_any_work(store: FileStore) -> None:
+    with pytest.raises(InputError, match="driver no_such_driver is not installed"):
+        resolve_target(study("tracking.uri=mysql+no_such_driver://host/db"), store)
+
+
+def test_the_scheme_may_be_written_in_capitals(store: FileStore) -> None:
+    assert resolve_target(study("tracking.uri=HTTP://mlflow:5000"), store).uri == "http://mlflow:5000"
 
 
 def test_journals_follow_the_layout(config: StudyConfig, store: FileStore) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from ports import reserved_port
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -15,3 +16,10 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    """Where ranks that no launcher started meet."""
+    with reserved_port() as number:
+        yield number

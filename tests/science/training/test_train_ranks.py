@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-from collections.abc import Iterator
 
 import pytest
-from ports import reserved_port
 from training_processes import (
     SEED,
     STEPS,
@@ -19,6 +16,7 @@ from training_processes import (
     finish,
     losses,
     start,
+    start_ranks,
     study,
 )
 
@@ -53,19 +51,6 @@ def same(actual: Losses, expected: Losses) -> None:
         # The norm sums squares of all gradients, and their rounding differences; the contract is about losses.
         tolerance = 1e-4 if point[0] == "grad_norm" else 1e-5
         assert actual[point] == pytest.approx(value, rel=tolerance), f"{point}; DIT_TEST_SEED={SEED}"
-
-
-@pytest.fixture
-def port() -> Iterator[int]:
-    """Where ranks that no launcher started meet."""
-    with reserved_port() as number:
-        yield number
-
-
-def start_ranks(store: Store, name: str, port: int, *overrides: str) -> list[subprocess.Popen[str]]:
-    """Two processes as pods without torchrun: RANK and WORLD_SIZE, no LOCAL_RANK."""
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    return [start(store, name, *overrides, RANK=str(rank), **address) for rank in range(2)]
 
 
 def statuses(store: Store, config: StudyConfig) -> list[str]:

@@ -1,0 +1,164 @@
+"""The check `ranks`: all ranks have the same study, dataset, code version and precision, and the same weights."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from dit.errors import RanksDifferError
+from dit.health.log import add_event
+from dit.study import layout
+from dit.study.records import HealthEvent
+from dit.study.version import code_version
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dit.runtime.distributed import Ranks
+    from dit.storage import Store
+    from dit.study.config import StudyConfig
+    from dit.study.variants import ModelSpec
+
+Facts = Mapping[str, Any]
+"""What all ranks must share: name -> JSON value."""
+
+CHECK = "ranks"
+_BOUND = "equal on all ranks"
+# All other keys count: those of `fit` decide how many collectives a step has and when, so that ranks with different
+# ones wait for each other for ever, or add up different things. A key that is added later counts, too.
+_OF_THIS_MACHINE = frozenset(
+    {
+        "dataset.source.path",
+        "dataset.codec.weights",
+        "dataset.codec.decoder",
+        "evaluation.extractor_weights",
+        "evaluation.reference.path",
+        "fit.threads",
+        "fit.prefetch",
+        "fit.parallel_variants",
+        "fit.sample_batch",
+        "fit.decode_batch",
+        "fit.feature_batch",
+    }
+)
+"""Keys that may differ between ranks: paths, whose content is compared, and how a rank does its own share."""
+_NO_PART_OF_THE_WORK = {"description", "tracking", "plan", "cluster", "fit", "fit_by_variant"}
+_NAMED = 3
+"""Differences that a message names."""
+
+
+def study_facts(config: StudyConfig, spec: ModelSpec, dataset_content: str | None) -> dict[str, Any]:
+    """Return every key of the study that all ranks must share, the dataset's content and the code version."""
+    tree = config.model_dump(mode="json", exclude=_NO_PART_OF_THE_WORK)
+    tree["fit"] = config.fit_for(spec).model_dump(mode="json")
+    keys = {key: value for key, value in _flat(tree) if key not in _OF_THIS_MACHINE}
+    return {
+        "variant": spec.name,
+        **keys,
+        "training hash": config.training_hash(spec),
+        "dataset content": dataset_content,
+        "code version": code_version(),
+    }
+
+
+def agree(ranks: Ranks, facts: Facts) -> None:
+    """Compare each rank's facts with those of rank 0. A collective.
+
+    Raises RanksDifferError on every rank when one differs; it names the ranks, the fact and both values.
+    """
+    first = ranks.broadcast(facts)
+    names = [*first, *(name for name in facts if name not in first)]
+    absent = "nothing"
+    mine = [
+        (name, str(facts.get(name, absent)), str(first.get(name, absent)))
+        for name in names
+        if facts.get(name, absent) != first.get(name, absent)
+    ]
+    differing: dict[tuple[str, str, str], list[int]] = {}
+    for rank, rows in enumerate(ranks.gather(mine)):
+        for row in rows:
+            differing.setdefault(row, []).append(rank)
+    if not differing:
+        return
+    lines = [
+        f"{_ranks(who)} {_has(who)} {name}={theirs}, rank 0 has {ours}"
+        for (name, theirs, ours), who in list(differing.items())[:_NAMED]
+    ]
+    more = f"; and {len(differing) - _NAMED} more" if len(differing) > _NAMED else ""
+    raise RanksDifferError(f"{'; '.join(lines)}{more}; start all ranks with the same study, dataset and code")
+
+
+class Replica(NamedTuple):
+    """What identifies the weights of a rank."""
+
+    hardware: str
+    """Processor and threads; the same weights are certain only where it is equal."""
+    checksums: Mapping[str, int]
+    """File of a checkpoint -> checksum of its tensors."""
+
+
+def checksum(tensors: Mapping[str, Tensor]) -> int:
+    """Return a sum over the bits of float32 tensors, modulo 2^64.
+
+    The sum of integers is exact: it depends on neither the device nor the order of addition. Waits for the device.
+    """
+    import torch
+
+    sums = [tensor.detach().view(torch.int32).sum(dtype=torch.int64) for tensor in tensors.values()]
+    total = 0
+    for bits in torch.stack(sums).tolist():
+        # The factor makes the checksum depend on which tensor holds which bits.
+        total = (total * 31 + bits) % 2**64
+    return total
+
+
+def compare_replicas(ranks: Ranks, step: int, mine: Replica) -> HealthEvent:
+    """Return the event of the ranks' weights after `step` steps; the same on all ranks. A collective.
+
+    The action is `stop` when a rank has other weights than most. It is `warn` where ranks compute on different
+    hardware, because the same update then may differ in its last bit.
+    """
+    replicas: list[Replica] = ranks.gather(mine)
+    same_hardware = len({replica.hardware for replica in replicas}) == 1
+    problems = []
+    for file in mine.checksums:
+        counts = Counter(replica.checksums[file] for replica in replicas)
+        usual = counts.most_common(1)[0][0]
+        if who := [rank for rank, replica in enumerate(replicas) if replica.checksums[file] != usual]:
+            problems.append((file, who))
+    if not problems:
+        message = f"{ranks.world_size} ranks have the same study, dataset, code version, precision and weights"
+        return _event(step, 0, "ok", message)
+    file, who = problems[0]
+    message = f"step {step}: {_ranks(who)} {_has(who)} other values in {file} than the other ranks"
+    if not same_hardware:
+        return _event(step, len(who), "warn", f"{message}; they compute on different hardware")
+    advice = "check the memory of their machines, then run the same command to resume from the last checkpoint"
+    return _event(step, len(who), "stop", f"{message}; {advice}")
+
+
+def record_difference(store: Store, config: StudyConfig, spec: ModelSpec, step: int, error: RanksDifferError) -> None:
+    """Write the event of ranks that do not agree at the start, after `step` steps. Only rank 0 calls this."""
+    add_event(store, layout.health(config, spec), _event(step, None, "stop", str(error)))
+
+
+def _event(step: int, value: float | None, action: Literal["ok", "warn", "stop"], message: str) -> HealthEvent:
+    return HealthEvent(check=CHECK, step=step, value=value, bound=_BOUND, action=action, message=message)
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield each value of a tree with its key, such as `train.seed`."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _ranks(numbers: list[int]) -> str:
+    return f"rank {numbers[0]}" if len(numbers) == 1 else f"ranks {', '.join(map(str, numbers))}"
+
+
+def _has(numbers: list[int]) -> str:
+    return "has" if len(numbers) == 1 else "have"
