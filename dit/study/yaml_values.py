@@ -18,6 +18,8 @@ _WHOLE = re.compile(r"^[-+]?([0-9][0-9_]*|0x[0-9a-fA-F]+)$")
 _FLOAT = re.compile(
     r"^[-+]?([0-9][0-9_]*(\.[0-9_]*)?|\.[0-9][0-9_]*)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"
 )
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_MAX_DIGITS = 400
 _NUMBER_STARTS = list("-+.0123456789")
 
 
@@ -68,9 +70,22 @@ class _Loader(yaml.SafeLoader):
             keys.add(value)
         return node
 
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        """The text of a node; ConstructorError for half of a surrogate pair, which no file can hold."""
+        text = super().construct_scalar(node)
+        if isinstance(text, str) and _SURROGATE.search(text):
+            problem = (
+                "has half of a surrogate pair (\\ud800 to \\udfff), which is no character; write the character itself"
+            )
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return text
+
     def construct_number(self, node: yaml.ScalarNode) -> int | float:
         """The number of a node that `_WHOLE` or `_FLOAT` matches; ConstructorError if it begins with a needless 0."""
         text = node.value.replace("_", "")
+        if len(text) > _MAX_DIGITS:
+            problem = f"a number of {len(text):,} characters; shorten it"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
         if re.match(r"[-+]?0[0-9]", text):
             problem = f"{node.value} begins with 0; write {text.lstrip('+-0') or 0}, or '{node.value}' if it is a text"
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
