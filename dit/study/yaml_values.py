@@ -18,7 +18,8 @@ _WHOLE = re.compile(r"^[-+]?([0-9][0-9_]*|0x[0-9a-fA-F]+)$")
 _FLOAT = re.compile(
     r"^[-+]?([0-9][0-9_]*(\.[0-9_]*)?|\.[0-9][0-9_]*)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"
 )
-_SURROGATE = re.compile("[\ud800-\udfff]")
+# NUL, which no path and no variable can hold, and halves of surrogate pairs, which no file can hold.
+_NO_CHARACTER = re.compile("[\0\ud800-\udfff]")
 _MAX_DIGITS = 400
 _NUMBER_STARTS = list("-+.0123456789")
 
@@ -71,12 +72,10 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
-        """The text of a node; ConstructorError for half of a surrogate pair, which no file can hold."""
+        """The text of a node; ConstructorError for an escape such as `\\0` that stands for no character of a text."""
         text = super().construct_scalar(node)
-        if isinstance(text, str) and _SURROGATE.search(text):
-            problem = (
-                "has half of a surrogate pair (\\ud800 to \\udfff), which is no character; write the character itself"
-            )
+        if isinstance(text, str) and (found := _NO_CHARACTER.search(text)):
+            problem = f"{found[0]!a} is no character of a text; write the character itself, or remove it"
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
         return text
 

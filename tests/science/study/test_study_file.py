@@ -303,7 +303,8 @@ def test_any_override_gives_a_study_or_one_line(overrides: list[str]) -> None:
         ("study: " + "[" * 5000, "too many sections within sections"),
         ("train: {steps: 0100}\n", "0100 begins with 0; write 100, or '0100'"),
         ("!!python/object:os.system {}", "not YAML"),
-        ('a: 1\ndescription: "a \\ud83d"\n', "line 2, column 14: has half of a surrogate pair"),
+        ('a: 1\ndescription: "a \\ud83d"\n', r"line 2, column 14: '\ud83d' is no character of a text"),
+        ('a: "a\\0"\n', r"'\x00' is no character of a text"),
         ("a: 1\nb: " + "1" * 5000, "line 2, column 4: a number of 5,000 characters; shorten it"),
     ],
 )
