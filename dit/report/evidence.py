@@ -22,6 +22,8 @@ from dit.tracking import read_points
 
 LARGEST_GRID_BYTES = 400_000
 LARGEST_GRID_SIDE = 1024
+# Both ends, and the size between them.
+_SHORTEST_PNG = 32
 _PNG_BEGIN, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 CURVE_POINTS = 300
 """Most points in a loss curve."""
@@ -91,7 +93,7 @@ def load_evidence(results: Results, store: Store) -> Evidence:
 
 def embed(png: bytes) -> Grid:
     """A PNG as a data URI; a large one becomes a smaller JPEG, a damaged one a picture that says so."""
-    if not (png.startswith(_PNG_BEGIN) and png.endswith(_PNG_END)):
+    if len(png) < _SHORTEST_PNG or not (png.startswith(_PNG_BEGIN) and png.endswith(_PNG_END)):
         return _DAMAGED
     # Width and height are the first two words of the PNG's first chunk, which is read without Pillow.
     width, height = struct.unpack(">II", png[16:24])
@@ -100,12 +102,13 @@ def embed(png: bytes) -> Grid:
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(png)) as image:
+        with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
             image.thumbnail((LARGEST_GRID_SIDE, LARGEST_GRID_SIDE), Image.Resampling.LANCZOS)
             smaller = io.BytesIO()
             image.convert("RGB").save(smaller, "JPEG", quality=88)
             return Grid(_data_uri("jpeg", smaller.getvalue()), image.width, image.height)
-    except (OSError, ValueError, SyntaxError, zlib.error):  # what Pillow raises for damaged files
+    # What Pillow raises for damaged files, and for one that is too large to decode.
+    except (OSError, ValueError, SyntaxError, zlib.error, Image.DecompressionBombError):
         return _DAMAGED
 
 

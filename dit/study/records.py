@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dit.errors import DataError, MismatchError
+from dit.study import json_values
 from dit.study.hashing import digest
 
 ClaimVerdict = Literal["supported", "contradicted", "undetermined"]
@@ -36,7 +36,7 @@ class Record(FrozenModel):
         Raises MismatchError for another schema version, DataError for anything else that is not this record.
         """
         try:
-            tree = json.loads(data)
+            tree = json_values.parse(data)
         except ValueError:
             raise DataError(f"{where}: is not JSON; remove the file and run the step again") from None
         version = tree.get("schema_version") if isinstance(tree, dict) else None

@@ -76,7 +76,7 @@ def _run_pipeline(config: StudyConfig, store: Store, image: str | None) -> None:
     clock = StudyClock(expected_seconds(work, left, has_gpu()), machine.workers)
     with (
         open_log(log_path) as log,
-        tempfile.TemporaryDirectory(prefix="dit-study-", ignore_cleanup_errors=True) as scratch,
+        _scratch() as scratch,
         StudyLog(log, total=len(STAGES) + len(VARIANT_STAGES) * (len(left) - 1), clock=clock) as shown,
         ChildLifeline() as lifeline,
         _interrupts(lifeline) as caught,
@@ -111,6 +111,13 @@ def _log_path(config: StudyConfig, store: Store) -> Path:
     with local_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def _scratch() -> tempfile.TemporaryDirectory[str]:
+    try:
+        return tempfile.TemporaryDirectory(prefix="dit-study-", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise StoreError(f"no folder for temporary files: {error.strerror}; free space, or set TMPDIR") from error
 
 
 @contextmanager
