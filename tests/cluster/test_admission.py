@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +18,8 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.server.auth.client import AuthServiceClient
 from studies import Site
+
+from pipelines.deploy import ROOT
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 OWNER = {
@@ -56,6 +60,9 @@ def variable(name: str, secret: str) -> Callable[[dict[str, Any]], None]:
     return lambda spec: spec["containers"][0]["env"].append({"name": name, "valueFrom": source})
 
 
+ATTACK = copy.deepcopy(SPEC)
+variable("K", "dit-mlflow-server")(ATTACK)
+POLICY = "dit-scaling-job-pods"
 ATTACKS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "the launcher's account": (
         lambda spec: spec.update(serviceAccountName="dit-launcher"),
@@ -63,16 +70,16 @@ ATTACKS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     ),
     "no account": (lambda spec: spec.pop("serviceAccountName"), "account default is not for jobs"),
     "a token": (lambda spec: spec.update(automountServiceAccountToken=True), "must not mount its account's token"),
-    "the server's secret": (variable("K", "dit-mlflow-server"), "only the secrets that config map dit-allowed"),
+    "the server's secret": (variable("K", "dit-mlflow-server"), "only the secrets that annotation"),
     "a whole secret": (
         lambda spec: spec["containers"][0].update(envFrom=[{"secretRef": {"name": "dit-mlflow-server"}}]),
-        "only the secrets that config map dit-allowed",
+        "only the secrets that annotation",
     ),
     "a secret of an init container": (
         lambda spec: spec.update(
             initContainers=[{**spec["containers"][0], "name": "first", "envFrom": [{"secretRef": {"name": "theirs"}}]}]
         ),
-        "only the secrets that config map dit-allowed",
+        "only the secrets that annotation",
     ),
     "a secret as a volume": (
         lambda spec: spec["volumes"].append({"name": "s", "secret": {"secretName": "dit-mlflow-server"}}),
@@ -90,7 +97,7 @@ ATTACKS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     ),
     "a config map": (
         lambda spec: spec["containers"][0].update(envFrom=[{"configMapRef": {"name": "mlflow"}}]),
-        "only the config maps that config map dit-allowed",
+        "only the config maps that annotation",
     ),
     "LD_PRELOAD": (
         lambda spec: spec["containers"][0]["env"].append({"name": "LD_PRELOAD", "value": "/tmp/x.so"}),
@@ -120,12 +127,10 @@ def test_a_job_pod_with_the_label_of_a_launcher_is_refused_and_an_ordinary_one_i
 
 
 def test_the_operator_cannot_create_the_pods_of_an_attack() -> None:
-    spec = copy.deepcopy(SPEC)
-    variable("K", "dit-mlflow-server")(spec)
     name = f"attack-{SESSION}"
     template = {
         "metadata": {"labels": OURS},
-        "spec": {key: value for key, value in spec.items() if key != "restartPolicy"},
+        "spec": {key: value for key, value in ATTACK.items() if key != "restartPolicy"},
     }
     replicas = {"Master": {"replicas": 1, "restartPolicy": "Never", "template": template}}
     apply(
@@ -138,10 +143,27 @@ def test_the_operator_cannot_create_the_pods_of_an_attack() -> None:
     )
     try:
         events = ("get", "events", "-n", NAMESPACE, "--field-selector", f"involvedObject.name={name}", "-o", "yaml")
-        until("a refusal", lambda: "only the secrets that config map dit-allowed" in kubectl(*events), 60)
+        until("a refusal", lambda: "only the secrets that annotation" in kubectl(*events), 60)
         assert not find("pods", f"training.kubeflow.org/job-name={name}")
     finally:
         delete("pytorchjobs.kubeflow.org", name)
+
+
+def test_the_policy_holds_after_it_was_removed_and_deployed_again() -> None:
+    names = [f"validatingadmissionpolicybinding/{POLICY}", f"validatingadmissionpolicy/{POLICY}"]
+    kubectl("delete", *names)
+    until("it is gone", lambda: "created" in kubectl("create", "--dry-run=server", "-f", "-", stdin=pod(ATTACK)), 30)
+    subprocess.run([sys.executable, "-m", "dit", "deploy", "kind"], cwd=ROOT, check=True)
+
+    def refused() -> bool:
+        try:
+            kubectl("create", "--dry-run=server", "-f", "-", stdin=pod(ATTACK))
+        except Refused as error:
+            return "only the secrets that annotation" in str(error)
+        return False
+
+    until("the attack is refused", refused, 30)
+    assert "created" in kubectl("create", "--dry-run=server", "-f", "-", stdin=pod(SPEC))
 
 
 def test_the_reaper_deletes_only_jobs_and_their_pods() -> None:
