@@ -87,7 +87,10 @@ def _problem(location: list[str], problem: Any) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     if kind == "value_error" and isinstance(context.get("error"), SecretError):
         return f"{key}: {message}"
-    text = _WORDS[kind](given, context) if kind in _WORDS else message[:1].lower() + message[1:]
+    if kind != "value_error":
+        # pydantic's own messages are sentences; those of validators may begin with a name.
+        message = message[:1].lower() + message[1:]
+    text = _WORDS[kind](given, context) if kind in _WORDS else message
     return f"{key}{_shown(given)}: {text}" if key else text
 
 

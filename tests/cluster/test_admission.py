@@ -101,7 +101,7 @@ ATTACKS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     ),
     "LD_PRELOAD": (
         lambda spec: spec["containers"][0]["env"].append({"name": "LD_PRELOAD", "value": "/tmp/x.so"}),
-        "variable of the dynamic linker",
+        "a variable that loads code",
     ),
     "a pull secret": (lambda spec: spec.update(imagePullSecrets=[{"name": "theirs"}]), "only the image pull secrets"),
     "other names": (

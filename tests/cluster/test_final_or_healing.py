@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from kube import NAMESPACE, OURS, SESSION, Object, apply, get, kubectl, until
+from kube import NAMESPACE, OURS, SERVICES, SESSION, Object, apply, get, kubectl, until
 from studies import Running, Site, pod, study_config_map
 
 from dit import __version__
@@ -60,15 +60,17 @@ class Apart:
         """Create the namespace with what jobs need of overlay kind; delete it at the end."""
         namespace = f"dit-scaling-apart-{SESSION}"
         rendered = kubectl("kustomize", str(ROOT / "k8s" / "overlays" / "kind"))
-        rendered = rendered.replace(f"namespace: {NAMESPACE}\n", f"namespace: {namespace}\n")
+        for name in (SERVICES, NAMESPACE):
+            rendered = rendered.replace(f"namespace: {name}\n", f"namespace: {namespace}\n")
         pushed = (ROOT / "build" / "mlflow.digest").read_text().strip()
         rendered = rendered.replace(f"image: dit-scaling-mlflow:{__version__}", f"image: {pushed}")
-        objects = list(yaml.safe_load_all(rendered.replace(f".{NAMESPACE}.svc", f".{namespace}.svc")))
+        objects = list(yaml.safe_load_all(rendered.replace(f".{SERVICES}.svc", f".{namespace}.svc")))
         apart = cls(namespace)
         apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace, "labels": OURS}})
         try:
             apart.put({"AWS_ACCESS_KEY_ID": "first", "AWS_SECRET_ACCESS_KEY": "of-the-first-keys"})
             apply(apart.secret("dit-mlflow", {"MLFLOW_TRACKING_USERNAME": "x", "MLFLOW_TRACKING_PASSWORD": "x"}))
+            apply(apart.secret("dit-s3-server", {"ROOT_ACCESS_KEY": "root", "ROOT_SECRET_KEY": "of-the-server"}))
             apply(study_config_map(namespace), *filter(_needed, objects))
             apart.rolled_out()
             yield apart
