@@ -48,7 +48,7 @@ def test_an_unrecoverable_reason_ends_the_step(cannot_start: dict[str, Running],
     [
         (FORBIDDEN, "cluster.secrets: dit-mlflow-server is not in annotation dit-scaling/job-secrets"),
         ("cluster.secrets.dit-s3=[OF_NO_SUCH_KEY]", "has no OF_NO_SUCH_KEY"),
-        ("cluster.replicas=3", "the batch of 64"),
+        ("cluster.replicas=3", "train.global_batch=64 is not divisible by the 3 processes"),
     ],
 )
 def test_the_preflight_names_the_reason_before(override: str, line: str) -> None:

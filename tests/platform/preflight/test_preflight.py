@@ -236,7 +236,7 @@ def test_a_batch_that_does_not_fit_the_job_is_refused_before_any_check(
     place: Place, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert place.check("digits", "cluster.replicas=3") == 2
-    assert "64" in capsys.readouterr().err.splitlines()[-1]
+    assert "not divisible by the 3 processes" in capsys.readouterr().err.splitlines()[-1]
     assert not place.marks()
 
 
