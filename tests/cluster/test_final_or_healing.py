@@ -43,6 +43,7 @@ def test_a_shard_with_a_flipped_byte_ends_the_job_at_the_first_try(site: Site) -
         apart.store.delete(folder)
 
 
+@pytest.mark.long
 def test_keys_that_are_revoked_and_replaced_end_no_training(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,7 +15,13 @@ from pipelines.deploy import ROOT
 
 ENDLESS = ("train.steps=100000", "evaluation.at_steps=[100000]", "fit.checkpoint_every=100", "cluster.replicas=1")
 PYTORCHJOB = "pytorchjobs.kubeflow.org"
-pytestmark = [pytest.mark.cluster, pytest.mark.alone, pytest.mark.timeout(1200), pytest.mark.usefixtures("dataset")]
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.alone,
+    pytest.mark.long,
+    pytest.mark.timeout(1200),
+    pytest.mark.usefixtures("dataset"),
+]
 
 
 def replace_server() -> None:
