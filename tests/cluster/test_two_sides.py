@@ -65,7 +65,11 @@ def test_a_rank_that_holds_up_the_others_is_named_by_launcher_and_status(site: S
     study.past(20)
     slow = f"{study.job()}-worker-1"
     # Above the request: a resize must not change the pod's class of service.
-    limit = {"spec": {"containers": [{"name": "pytorch", "resources": {"limits": {"cpu": "110m"}}}]}}
+    limit = {
+        "spec": {
+            "containers": [{"name": "pytorch", "resources": {"requests": {"cpu": "20m"}, "limits": {"cpu": "30m"}}}]
+        }
+    }
     kubectl("patch", "pod", slow, "-n", NAMESPACE, "--subresource=resize", "-p", json.dumps(limit))
     line = launcher.says("holds up the others", 400)
     assert f" on {slow} holds up the others" in line
