@@ -68,6 +68,10 @@ class DivergedError(FinalError):
     """Training produced a loss, a gradient or a weight that is not finite."""
 
 
+class UnhealthyError(FinalError):
+    """A health check found a cause for which the results would be worthless."""
+
+
 class LeaseError(FinalError):
     """Another process does the same work in the same store."""
 

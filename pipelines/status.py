@@ -13,11 +13,13 @@ from typing import TypeVar
 
 from dit.console import console, say, table
 from dit.errors import DitError, one_line
+from dit.health import summary
 from dit.results.progress import StageProgress, pace_line, progress
 from dit.results.stages import Work, step_names
 from dit.storage import open_store
 from dit.study import study_file
 from dit.study.config import StudyConfig
+from dit.study.records import HealthEvent
 from dit.study.variants import resolve
 from pipelines.cluster.client import ApiUnavailable, Cluster
 from pipelines.cluster.objects import Object
@@ -52,6 +54,7 @@ class _View:
     stages: list[StageProgress] = field(default_factory=list)
     jobs: list[JobView] = field(default_factory=list)
     run: Run | None = None
+    health: list[tuple[str, HealthEvent]] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     """Why pods do not run, and what could not be reached."""
     asked: int = 0
@@ -80,7 +83,8 @@ def _look(config: StudyConfig, root: str, run_id: str | None, experiment: str) -
     view = _View(config, root)
     if not root.startswith("s3://"):
         # A folder on this machine: its study does not run on a cluster.
-        view.stages = progress(Work(config, open_store(root), compare_decoder=False))
+        store = open_store(root)
+        view.stages, view.health = progress(Work(config, store, compare_decoder=False)), summary.readings(config, store)
         return view
     if run_id or os.environ.get(names.KFP_ENDPOINT):
         view.run = _try(view, lambda: _find_run(config, run_id, experiment, view))
@@ -173,6 +177,7 @@ def _job(config: StudyConfig, root: str, cluster: Cluster, kind: JobKind, job: O
 def _stages(config: StudyConfig, root: str, cluster: Cluster | None, view: _View) -> list[StageProgress]:
     def read(cluster: Cluster | None) -> list[StageProgress]:
         with study_store(cluster, config.cluster, root, view.remarks.append) as store:
+            view.health = summary.readings(config, store)
             return progress(Work(config, store, compare_decoder=False))
 
     try:
@@ -188,6 +193,8 @@ def _show(view: _View) -> None:
     if view.run is not None:
         title += f": run {view.run.uid} ({view.run.name}) {view.run.state.lower()}"
     table(COLUMNS, rows(step_names(config), view.stages, view.jobs, view.run, datetime.now(UTC)), title=title)
+    if view.health:
+        table(summary.COLUMNS, summary.rows(view.health), title=summary.headline(view.health))
     for stage in view.stages:
         if line := pace_line(stage.ranks):
             say(f"{stage.name}: {line}")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from dit.cli.options import TOOLS, Overrides, Port, Root, Study, load_study
+from dit.console import say
 
 tools = typer.Typer()
 
@@ -16,6 +17,8 @@ tools = typer.Typer()
 def plan(study: Study, overrides: Overrides = None) -> None:
     """Print parameters, Gflops, compute, memory and hours of every variant; writes nothing.
 
+    Warns of a recipe with which no model can be healthy.
+
     [bold]Examples[/]
 
     \b
@@ -23,9 +26,12 @@ def plan(study: Study, overrides: Overrides = None) -> None:
       dit plan configs/imagenet256.yaml --set plan.count=16
     """
     config = load_study(study, overrides)
+    from dit.health.recipe import warnings
     from dit.planning.tables import show_plan
 
     show_plan(config)
+    for line in warnings(config):
+        say(f"warning: {line}")
 
 
 @tools.command(rich_help_panel=TOOLS)

@@ -43,6 +43,8 @@ class StepBatch:
     """float32 standard normal."""
     y_N: Tensor
     """int64 labels; a dropped label is the number of classes."""
+    positions_N: npt.NDArray[np.int64] | None = None
+    """Positions of the samples in the dataset; None in a batch that is not of a dataset."""
 
 
 class BatchMaker:
@@ -62,7 +64,8 @@ class BatchMaker:
         # Labels are dropped to train the unconditional model for guidance (Ho & Salimans 2022, algorithm 1).
         dropped = generator(seed, Purpose.LABEL_DROP, step).random(whole)[mine] < self._train.label_drop
         mirrored = generator(seed, Purpose.MIRROR, step).random(whole)[mine] < 0.5
-        values, labels = self._shards.gather(self.samples(step), mirrored & self._shards.manifest.mirror)
+        positions = self.samples(step)
+        values, labels = self._shards.gather(positions, mirrored & self._shards.manifest.mirror)
         x0_NCHW = self._latents(values, step)
         return StepBatch(
             step=step,
@@ -70,6 +73,7 @@ class BatchMaker:
             t_N=torch.from_numpy(timesteps),
             noise_NCHW=self._normals(Purpose.NOISE, step, x0_NCHW.shape[1:]),
             y_N=torch.from_numpy(np.where(dropped, self._shards.manifest.classes, labels)),
+            positions_N=positions,
         )
 
     def samples(self, step: int) -> npt.NDArray[np.int64]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from dit.health.gate import Reading
 from dit.study.records import HealthEvent
 
 
@@ -34,6 +35,20 @@ class NonFinite(NamedTuple):
         return HealthEvent(
             check="finite", step=self.step, value=None, bound=f"finite {self.term}", action="stop", message=message
         )
+
+
+def finite(bad: NonFinite | None) -> Reading:
+    """Check that there is no value that is not finite."""
+    if bad is None:
+        return Reading(None, "finite losses, gradients and weights")
+    return Reading(
+        None,
+        f"finite {bad.term}",
+        "stop",
+        f"{bad.term} of step {bad.step} is not finite",
+        "a damaged shard, a precision that is too low, or a learning rate that is too high",
+        "check the data and train.precision, or lower train.learning_rate under another study name",
+    )
 
 
 def first_nonfinite(rows: Sequence[StepLosses]) -> NonFinite | None:

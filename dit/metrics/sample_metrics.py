@@ -76,6 +76,13 @@ class SampleMetrics:
         """The Fréchet distance of features [N, D] to the reference."""
         return _distance(self._frechet, features_ND)
 
+    def expected_distance(self, count: int) -> float:
+        """The distance of `count` draws from the reference's own Gaussian: the bias of so few images."""
+        root = self._frechet.root_DR
+        generator = torch.Generator().manual_seed(count)
+        draws = torch.randn(count, root.shape[1], generator=generator, dtype=torch.float64).to(root.device)
+        return self.distance(self._frechet.mean + draws @ root.T)
+
     def measure(self, output: Features, labels_N: npt.NDArray[np.int64]) -> tuple[dict[str, Estimate], Replicates]:
         """All metrics that are defined for these samples, by name, and the primary metric's replicates [resamples]."""
         samples = SampleFeatures(

@@ -7,15 +7,16 @@ import io
 import math
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dit.claims.results import Results
+from dit.health.summary import readings
 from dit.results.stages import Work, checkpoint, dataset, samples
 from dit.results.state import read_output
 from dit.storage import Store
 from dit.study import layout
 from dit.study.config import StudyConfig
-from dit.study.records import CheckpointMeta, DatasetManifest, SampleSetManifest
+from dit.study.records import CheckpointMeta, DatasetManifest, HealthEvent, SampleSetManifest
 from dit.study.variants import ModelSpec
 from dit.tracking import read_points
 
@@ -51,6 +52,8 @@ class Evidence:
     samples: dict[tuple[str, int], SampleSetManifest]
     dataset: DatasetManifest | None
     checkpoints: dict[tuple[str, int], CheckpointMeta]
+    health: list[tuple[str, HealthEvent]] = field(default_factory=list)
+    """(dataset or variant, last reading) of every check."""
 
     @property
     def code_versions(self) -> list[str]:
@@ -82,6 +85,7 @@ def load_evidence(results: Results, store: Store) -> Evidence:
         samples=sets,
         dataset=read_output(work, dataset(work)),
         checkpoints=metas,
+        health=readings(config, store),
     )
 
 

@@ -16,6 +16,7 @@ from dit.claims.metric_names import metric_name
 from dit.claims.results import Results
 from dit.console import Cell, cell_text
 from dit.console.formatting import format_number
+from dit.health.summary import COLUMNS, headline, rows
 from dit.report.cost import cost_table
 from dit.report.evidence import Evidence, Grid
 from dit.report.loss_chart import training_losses
@@ -72,6 +73,8 @@ def render(results: Results, evidence: Evidence) -> bytes:
         training_table=training_table(results),
         cost_table=cost_table(results, evidence),
         provenance=provenance(results, evidence),
+        health=headline(evidence.health),
+        health_table=(list(COLUMNS), rows(evidence.health)),
         study_yaml=results.config.to_yaml(),
     )
     return page.encode()

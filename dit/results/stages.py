@@ -20,6 +20,7 @@ from dit.study import layout
 from dit.study.config import StudyConfig
 from dit.study.hashing import digest
 from dit.study.records import (
+    BoundsRecord,
     CheckpointMeta,
     DatasetManifest,
     FileEntry,
@@ -83,9 +84,6 @@ def dataset(work: Work) -> Output[DatasetManifest]:
             yield f"{folder}/{shard.name}", shard.bytes
             yield f"{folder}/{layout.shard_index(number)}", None
 
-    def needed_by() -> Iterable[Output[Any]]:
-        return (output for spec in work.config.specs for output in TRAIN.outputs(work, spec))
-
     return Output(
         key=f"{folder}/{layout.MANIFEST}",
         type=DatasetManifest,
@@ -94,7 +92,24 @@ def dataset(work: Work) -> Output[DatasetManifest]:
         lacking="the dataset is not prepared",
         command="dit prepare STUDY",
         files=files,
-        needed_by=needed_by,
+        needed_by=lambda: (output for spec in work.config.specs for output in TRAIN.outputs(work, spec)),
+    )
+
+
+def bounds(work: Work) -> Output[BoundsRecord]:
+    """The dataset's measurement, made again when the shards change. Complete trainings do not need it."""
+    return Output(
+        key=layout.bounds(work.config),
+        type=BoundsRecord,
+        hash=work.dataset_content or "",
+        sections="dataset",
+        lacking="the dataset is not measured",
+        command="dit prepare STUDY",
+        files=lambda record: _listed(layout.dataset(work.config), (record.file,)),
+        needed_by=lambda: (output for spec in work.config.specs for output in TRAIN.outputs(work, spec)),
+        record_stays=False,
+        made_from=lambda: (dataset(work),),
+        replaceable=True,
     )
 
 
@@ -184,9 +199,6 @@ def metrics(work: Work, spec: ModelSpec, step: int) -> Output[MetricsRecord]:
             "measured beside", record.dataset_content, work
         )
 
-    def falls_short(record: MetricsRecord) -> str | None:
-        return None if record.metric in record.metrics else f"it has no {record.metric}, its own primary metric"
-
     return Output(
         key=layout.metrics(work.config, spec, step),
         type=MetricsRecord,
@@ -196,7 +208,9 @@ def metrics(work: Work, spec: ModelSpec, step: int) -> Output[MetricsRecord]:
         lacking=f"{spec.name} at step {step} is not evaluated",
         command=f"dit evaluate STUDY --variant {spec.name} --step {step}",
         differs=differs,
-        falls_short=falls_short,
+        falls_short=lambda record: (
+            None if record.metric in record.metrics else f"it has no {record.metric}, its metric"
+        ),
         made_from=lambda: (samples(work, spec, step),),
     )
 
@@ -229,7 +243,7 @@ def report_hash(work: Work) -> str:
     return digest(
         {
             "program": __version__,
-            "study": as_yaml(config.hashed()),
+            "study": as_yaml(config.hashed(exclude={"health"})),
             "trained": [content(training(work, spec)) for spec in config.specs],
             "metrics": [content(metrics(work, spec, step)) for spec, step in places],
             "samples": [content(samples(work, spec, step)) for spec, step in places],
@@ -273,7 +287,7 @@ def _other_shards(how: str, recorded: str, work: Work) -> str | None:
     )
 
 
-PREPARE = Stage("prepare", False, "shards", False, "prepare", lambda work, _: (dataset(work),))
+PREPARE = Stage("prepare", False, "shards", False, "prepare", lambda work, _: (bounds(work), dataset(work)))
 TRAIN = Stage("train", True, "steps", True, "launch", _training_outputs)
 SAMPLE = Stage("sample", True, "sets", True, "launch", _at_steps(samples))
 EVALUATE = Stage("evaluate", True, "checkpoints", False, "evaluate", _at_steps(metrics))

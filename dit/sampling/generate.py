@@ -28,7 +28,10 @@ from dit.study.variants import ModelSpec
 class Generator:
     """A denoiser with the study's sampler, noise, labels and decoder; `draw` draws any samples of the set."""
 
-    def __init__(self, config: StudyConfig, denoise: Denoiser, codec: Codec, device: torch.device, batch: int) -> None:
+    def __init__(
+        self, config: StudyConfig, denoise: Denoiser, codec: Codec | None, device: torch.device, batch: int
+    ) -> None:
+        """`codec` decodes the images; None where only latents are drawn."""
         self._sampling, self._inputs = config.sampling, config.dataset.inputs
         self._denoise, self._codec = denoise, codec
         self._device, self._batch = device, batch
@@ -43,12 +46,17 @@ class Generator:
         started = time.perf_counter()
         latents, images = [], []
         for batch in np.array_split(np.asarray(indices), -(-len(indices) // self._batch)):
-            latents_NCHW = self._latents(batch, progress)
+            latents_NCHW = self.latents(batch, progress)
+            assert self._codec is not None
             images.append(self._codec.decode(latents_NCHW))
             latents.append(latents_NCHW.cpu().numpy())
         return Drawn(np.concatenate(images), np.concatenate(latents), time.perf_counter() - started)
 
-    def _latents(self, indices: Labels, progress: Progress | None) -> Tensor:
+    def latents(self, indices: Labels, progress: Progress | None = None) -> Tensor:
+        """Latents of these samples, drawn in one batch, float32 [N, C, H, W].
+
+        Raises DivergedError when the model's output is not finite.
+        """
         labels_N = torch.from_numpy(self.labels[indices])
         on_step = None if progress is None else _count_images(progress, len(indices), self._sampling.steps)
         with NoiseStream(self._sampling, indices.tolist(), self._inputs, self._device) as noise:
@@ -70,7 +78,7 @@ def _count_images(progress: Progress, images: int, steps: int) -> Callable[[], N
 
 
 def trained(
-    config: StudyConfig, spec: ModelSpec, weights: Mapping[str, Tensor], device: torch.device, *, compiled: bool
+    config: StudyConfig, spec: ModelSpec, weights: Mapping[str, Tensor], device: torch.device, *, compiled: bool = False
 ) -> Denoiser:
     """A denoiser from a variant's model with these weights, at the study's sampling precision.
 

@@ -68,6 +68,7 @@ def _evaluate(work: Work, spec: ModelSpec, steps: list[int]) -> None:
     from dit.health.ranks import agree, study_facts
     from dit.metrics.reference_cache import ReferenceFolder
     from dit.metrics.setup import find_inputs, open_setup
+    from dit.metrics.watch import look_at_yardstick
     from dit.runtime.device import tune_process
     from dit.runtime.distributed import session
     from dit.sampling.noise import sample_labels
@@ -79,6 +80,7 @@ def _evaluate(work: Work, spec: ModelSpec, steps: list[int]) -> None:
     with session() as ranks, open_tracker(config, store, spec, enabled=ranks.is_main) as tracker:
         agree(ranks, {**study_facts(config, spec, work.dataset_content), "sets": [one.step for one in sets]})
         setup = open_setup(ReferenceFolder(config, store, ranks), inputs, manifests[0].decoder)
+        look_at_yardstick(work, spec, setup, steps[0], ranks, tracker)
         for sample_set, manifest in zip(sets, manifests, strict=True):
             began = time.perf_counter()
             features = _features(sample_set, manifest, setup, ranks)

@@ -15,10 +15,12 @@ import torch
 from dit.codec.open import open_codec
 from dit.codec.weights import encoder_sha256
 from dit.console import progress, say
+from dit.data.codec_check import check_codec
 from dit.data.encoding import ShardContent, ShardEncoder
 from dit.data.images import CorruptImageError
 from dit.data.items import Item, Source, load_ahead
 from dit.data.left_out import describe
+from dit.data.measure import measure
 from dit.data.merge import merge_shards, shard_total
 from dit.data.sources import open_source
 from dit.errors import MismatchError, one_line
@@ -42,7 +44,8 @@ def run(
 
     Returns the manifest if the dataset is complete, otherwise None.
     Raises InputError, MissingError or MismatchError before any work, when the source or the codec's weights are wrong.
-    Raises DataError when too many images are corrupt, StoreError when the disk is full.
+    Raises DataError when too many images are corrupt, StoreError when the disk is full, UnhealthyError when a health
+    check says stop.
 
         prepare.run(load(Path("configs/digits.yaml")), open_store("runs"))
     """
@@ -54,12 +57,23 @@ def run(
             say(f"{layout.dataset(config)}: {manifest.count} images in {len(manifest.shards)} shards")
     else:
         say_complete(PREPARE)
+    if manifest is not None and merge:
+        _measure(config, store)
     return manifest
 
 
 def merge(config: StudyConfig, store: Store) -> DatasetManifest:
     """Merge the shards of all parts; return the manifest. Raises as `merge_shards`."""
-    return _complete(config, store) or merge_shards(config, store)
+    manifest = _complete(config, store) or merge_shards(config, store)
+    _measure(config, store)
+    return manifest
+
+
+def _measure(config: StudyConfig, store: Store) -> None:
+    """Measure a dataset whose shards are there; once every variant is trained they may be gone."""
+    work = Work(config, store)
+    if look(work, dataset(work)).files:
+        measure(config, store)
 
 
 def _complete(config: StudyConfig, store: Store) -> DatasetManifest | None:
@@ -125,6 +139,8 @@ class _Preparation:
         tune_process(self.config.fit.threads)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         codec = open_codec(self.config.dataset, device, decoding=False, batch=self.config.fit.decode_batch)
+        if part[0] == 1:
+            check_codec(self.config, self.store, self.source, codec)
         # One sequence over all shards, so decoding goes on between the end of a shard and the start of the next.
         images = load_ahead(self.source, [item for number in todo for item in self._items(number)])
         description = f"prepare {self.config.dataset.name}"

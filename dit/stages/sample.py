@@ -41,7 +41,7 @@ def run(
 
     Raises InputError when that file cannot be written, MissingError when a checkpoint or the decoder's weights are
     missing, MismatchError when existing samples have another configuration or decoder, DivergedError when samples are
-    not finite.
+    not finite, UnhealthyError when a health check says stop.
     """
     export = export if environment_rank() == 0 else None
     if export:
@@ -87,6 +87,7 @@ def _draw_sets(work: Work, spec: ModelSpec, sets: Sequence[tuple[SampleSet, Chec
     from dit.runtime.device import compiles, tune_process
     from dit.runtime.distributed import session
     from dit.sampling.generate import Generator, trained
+    from dit.sampling.watch import SamplingWatch
     from dit.tracking import open_tracker
 
     config, store, fit = work.config, work.store, work.config.fit_for(spec)
@@ -96,10 +97,14 @@ def _draw_sets(work: Work, spec: ModelSpec, sets: Sequence[tuple[SampleSet, Chec
         compiled = compiles(fit, ranks)
         # Before the model, because the decoder's weights may be missing.
         codec = open_codec(config.dataset, ranks.device, decoding=True, batch=fit.decode_batch)
+        watch = SamplingWatch(work, spec, ranks, tracker)
+        watch.begin(sets[0][0].step)
         for sample_set, meta in sets:
             folder = layout.checkpoint(config, spec, sample_set.step)
             weights, sha256 = load_weights(store, folder, meta, config.sampling.weights)
             denoise = trained(config, spec, weights, ranks.device, compiled=compiled)
+            # A compiled model is made for whole batches; the few samples of a check do not need it.
+            watch.look(meta, weights, trained(config, spec, weights, ranks.device) if compiled else denoise)
             generator = Generator(config, denoise, codec, ranks.device, fit.sample_batch)
             _draw_parts(sample_set, generator, sha256, ranks)
             ranks.barrier()

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field, ValidationError, field_validator, mo
 
 from dit.errors import ConfigError
 from dit.study.addresses import tracking_address
+from dit.study.checks import Checks
 from dit.study.cluster import ClusterConfig
 from dit.study.fields import (
     Address,
@@ -29,7 +30,7 @@ from dit.study.fields import (
 )
 from dit.study.fit import FitConfig as FitConfig
 from dit.study.hashing import digest
-from dit.study.mistakes import first_line
+from dit.study.mistakes import as_value_error, first_line
 from dit.study.variants import InputSpec, ModelSpec, resolve
 from dit.study.yaml_values import as_yaml
 
@@ -310,11 +311,13 @@ class StudyConfig(Section):
     tracking: TrackingConfig = TrackingConfig()
     plan: PlanConfig = PlanConfig()
     cluster: ClusterConfig = ClusterConfig()
+    health: Checks = Field(default_factory=dict)
+    """Health check -> off, warn or stop in place of what the check itself says. Changes no result; in no hash."""
 
     @field_validator("variants")
     @classmethod
     def _known_variants(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        resolved = tuple(_as_value_error(resolve, name).name for name in names)
+        resolved = tuple(as_value_error(resolve, name).name for name in names)
         if len(set(resolved)) != len(resolved):
             raise ValueError(f"a variant is named twice in {', '.join(names)}")
         return resolved
@@ -322,7 +325,7 @@ class StudyConfig(Section):
     @model_validator(mode="after")
     def _fits_together(self) -> StudyConfig:
         for spec in self.specs:
-            _as_value_error(spec.tokens, self.dataset.inputs)
+            as_value_error(spec.tokens, self.dataset.inputs)
         late = [step for step in self.evaluation.at_steps if step > self.train.steps]
         if late:
             raise ValueError(f"evaluation.at_steps has {late[0]}, which train.steps={self.train.steps} never reaches")
@@ -392,11 +395,3 @@ class StudyConfig(Section):
     def to_yaml(self) -> str:
         """The whole study with all defaults; `study_file.load_text` reads it back to an equal study."""
         return as_yaml(self.model_dump(mode="json"))
-
-
-def _as_value_error(call: Any, argument: Any) -> Any:
-    """Turn a ConfigError into a ValueError, which pydantic reports with the key it came from."""
-    try:
-        return call(argument)
-    except ConfigError as error:
-        raise ValueError(str(error).removeprefix("variants: ")) from None

@@ -15,6 +15,7 @@ STUDIES = "studies"
 JOURNAL = "metrics.jsonl"
 TRACKING_STATE = "tracking"
 TRACKING_RUN = "tracking.json"
+BOUNDS_FILE = "bounds.npz"
 REPORT_PAGE = "report.html"
 REPORT_RUNS = "runs.csv"
 REPORT_VERDICT = "verdict.json"
@@ -88,9 +89,9 @@ def train_record(config: StudyConfig, spec: ModelSpec) -> str:
     return f"{variant(config, spec)}/train.json"
 
 
-def health(config: StudyConfig, spec: ModelSpec) -> str:
-    """Health checks of a variant, one JSON line each."""
-    return f"{variant(config, spec)}/health.jsonl"
+def health(config: StudyConfig, spec: ModelSpec | None) -> str:
+    """Health checks of a variant, or with None of the dataset, one JSON line each."""
+    return f"{variant(config, spec) if spec else dataset(config)}/health.jsonl"
 
 
 def ranks_progress(config: StudyConfig, spec: ModelSpec) -> str:
@@ -183,6 +184,11 @@ def metrics(config: StudyConfig, spec: ModelSpec, number: int) -> str:
 def metrics_folder(config: StudyConfig, spec: ModelSpec) -> str:
     """Folder of a variant's evaluations, of all checkpoints and protocols."""
     return f"{variant(config, spec)}/metrics"
+
+
+def bounds(config: StudyConfig) -> str:
+    """Completion mark of the dataset's measurement, which the health checks compare a model with."""
+    return f"{dataset(config)}/bounds.json"
 
 
 def reference(config: StudyConfig) -> str:

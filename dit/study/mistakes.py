@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from dit.errors import ConfigError
 from dit.study.fields import SecretError, Section
 from dit.study.keys import paths
 
@@ -150,3 +151,11 @@ _WORDS: dict[str, Callable[[Any, Any], str]] = {
     "invalid_key": lambda *_: "a key must be a text; put it in quotes",
 }
 """What pydantic calls a problem -> words, given the value and the problem's context."""
+
+
+def as_value_error(call: Any, argument: Any) -> Any:
+    """Turn a ConfigError into a ValueError, which pydantic reports with the key it came from."""
+    try:
+        return call(argument)
+    except ConfigError as error:
+        raise ValueError(str(error).removeprefix("variants: ")) from None

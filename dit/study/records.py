@@ -142,6 +142,38 @@ class DatasetManifest(Record):
         return digest([shard.sha256 for shard in self.shards])
 
 
+class BoundsRecord(Record):
+    """The measurement of a dataset's latents: `datasets/<name>-<hash>/bounds.json`."""
+
+    config_hash: str
+    """Content hash of the shards that were measured."""
+    count: int
+    duplicates: int
+    """Samples whose stored bytes occur more than once, without the first of each."""
+    errors: dict[str, float]
+    """Rung -> squared noise error of the best linear denoiser, mean over the linear schedule's steps."""
+    class_information: float
+    """How far the classes' mean latents differ, in standard deviations of random labels."""
+    file: FileEntry
+
+
+class Probe(FrozenModel):
+    """Numbers that a checkpoint's weights must give again wherever they are loaded."""
+
+    precision: str
+    """Of the matrix products: fp32 or tf32."""
+    raw_loss: float
+    """Squared noise error on the dataset's probe samples with fixed noise and timesteps."""
+    ema_loss: float
+    raw_norms: tuple[float, ...]
+    """Norms of embedders, blocks, modulations and head."""
+    ema_norms: tuple[float, ...]
+    optimizer_steps: int
+    """Of the optimizer's state; that of the tensor with the fewest."""
+    ratio_b: float | None = None
+    """Last window's squared noise error over the dataset's bound b; None if it is not known."""
+
+
 class CheckpointMeta(Record):
     """A complete checkpoint: `checkpoints/step-*/meta.json`."""
 
@@ -161,6 +193,8 @@ class CheckpointMeta(Record):
     images_per_second: float = 0.0
     train_seconds: float = 0.0
     """Sum over all launches that led to this step."""
+    probe: Probe | None = None
+    """None in checkpoints of earlier versions, and where the dataset is not measured."""
 
 
 class TrainRecord(Record):

@@ -26,6 +26,7 @@ from dit.training.plan import TrainPlan
 from dit.training.signals import StopRequest
 from dit.training.telemetry import Telemetry
 from dit.training.trainer import Trainer
+from dit.training.watch import TrainingWatch
 
 if TYPE_CHECKING:
     from dit.data.loader import StepBatch
@@ -44,9 +45,10 @@ class TrainingLoop:
         telemetry: Telemetry,
         writer: CheckpointWriter | None,
         lease: Lease | None,
+        watch: TrainingWatch,
     ) -> None:
         self.plan, self.ranks, self.trainer = plan, ranks, trainer
-        self.telemetry, self._writer, self._lease = telemetry, writer, lease
+        self.telemetry, self._writer, self._lease, self._watch = telemetry, writer, lease, watch
         self._stragglers = Stragglers(ranks.gather(socket.gethostname()))
 
     def run(self, batches: Iterable[StepBatch], stop: StopRequest, bar: Progress) -> None:
@@ -55,6 +57,7 @@ class TrainingLoop:
         Raises RanksDifferError when a rank's weights differ from the others'.
         Raises LeaseError when another process has taken over the training.
         Raises DivergedError when a loss, gradient or weight is not finite.
+        Raises UnhealthyError when a health check says stop.
         Raises StoppedError after a signal, when the checkpoint is written.
         Raises DataError or StoreError when a shard cannot be read or a checkpoint cannot be written.
         """
@@ -64,7 +67,9 @@ class TrainingLoop:
     def _run(self, batches: Iterable[StepBatch], stop: StopRequest, bar: Progress, heartbeat: Heartbeat) -> None:
         for batch in self.trainer.pace.batches(batches):
             heartbeat.does("step")
+            self._watch.fed(batch)
             self.trainer.step(batch)
+            self._watch.stepped()
             bar.advance(1)
             step = self.trainer.steps_done
             heartbeat.stepped(step)
@@ -85,6 +90,7 @@ class TrainingLoop:
                 self._stop(step, signal_number)
             heartbeat.does("data")
         self._settle()
+        self._watch.end()
 
     def _is_checkpoint(self, step: int) -> bool:
         return step % self.plan.fit.checkpoint_every == 0 or step in self.plan.milestones
@@ -92,6 +98,7 @@ class TrainingLoop:
     def _log(self, step: int, bar: Progress, heartbeat: Heartbeat) -> None:
         rows = self.trainer.window.read()
         self._require_finite(first_nonfinite(rows))
+        self._watch.logged(step, rows)
         own = self.trainer.pace.read()
         rank_seconds = self.ranks.gather(own)
         heartbeat.measured(own, self.telemetry.log(step, rows, rank_seconds))
@@ -133,6 +140,7 @@ class TrainingLoop:
             loss=self.telemetry.loss,
             images_per_second=self.telemetry.images_per_second,
             train_seconds=self.telemetry.train_seconds,
+            probe=self._watch.probe(),
         )
 
     def _require_finite(self, bad: NonFinite | None) -> None:

@@ -30,6 +30,7 @@ from dit.training.plan import TrainPlan, make_plan
 from dit.training.signals import StopRequest
 from dit.training.telemetry import Telemetry, peak_memory_bytes
 from dit.training.trainer import Trainer
+from dit.training.watch import TrainingWatch
 
 
 def execute(work: Work, spec: ModelSpec) -> TrainRecord:
@@ -126,6 +127,8 @@ def _train(plan: TrainPlan, ranks: Ranks, trainer: Trainer, tracker: Tracker, le
     _log_parameters(plan, tracker)
     if start == stop:
         return
+    watch = TrainingWatch(plan, ranks, trainer, tracker)
+    watch.begin()
     stream = TrainingStream(
         ShardSet.open(plan.store, config, show_progress=ranks.is_main),
         config.train,
@@ -144,7 +147,7 @@ def _train(plan: TrainPlan, ranks: Ranks, trainer: Trainer, tracker: Tracker, le
         StopRequest() as stop_request,
     ):
         telemetry = Telemetry(plan, ranks, tracker)
-        TrainingLoop(plan, ranks, trainer, telemetry, writer, lease).run(stream, stop_request, bar)
+        TrainingLoop(plan, ranks, trainer, telemetry, writer, lease, watch).run(stream, stop_request, bar)
 
 
 def _log_parameters(plan: TrainPlan, tracker: Tracker) -> None:

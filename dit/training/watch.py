@@ -1,0 +1,242 @@
+"""What the health checks see of a training: gathered here, judged by dit/health.
+
+All ranks call every method at the same steps, because what a check reads is summed over ranks.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dit.data.draws import Purpose, normals
+from dit.data.loader import StepBatch
+from dit.data.measure import load_bounds
+from dit.diffusion.schedule import SCHEDULES
+from dit.health.bounds import Bounds, Float64
+from dit.health.feed import STEPS as FEED_STEPS
+from dit.health.feed_sums import FeedSums
+from dit.health.identity import LoadedView, ProbeBatch, group_norms, loss_tolerance
+from dit.health.learning import NoiseView, StartView, WindowView
+from dit.health.recipe import RecipeView, first_deadline, unit_steps
+from dit.health.shadow import Shadow
+from dit.health.steps import StepLosses
+from dit.health.watch import Watch
+from dit.model.embeddings import position_table
+from dit.model.transformer import DiT
+from dit.runtime.distributed import Ranks
+from dit.sampling.wiener import draw_wiener
+from dit.study import layout
+from dit.study.records import Probe
+from dit.tracking import Tracker
+from dit.training.plan import TrainPlan
+from dit.training.trainer import Trainer
+
+# Adam has moved the head after the first step, modulations after the second, all else after the third.
+_ALL_TRAINED = 4
+_FIRST_EMA = 5
+_NOISE_SAMPLES = 16
+# A ratio is taken over the last steps that have this many samples: fewer are too noisy, more are too old.
+_RATIO_SAMPLES, _RATIO_STEPS = 512, 16
+_BUDGET = 0.01
+
+
+class TrainingWatch:
+    """The checks of a variant's training.
+
+    watch.begin(); then for each step watch.fed(batch), the step, watch.stepped(); at a log line watch.logged(rows).
+    """
+
+    def __init__(self, plan: TrainPlan, ranks: Ranks, trainer: Trainer, tracker: Tracker) -> None:
+        self._plan, self._ranks, self._trainer = plan, ranks, trainer
+        self._watch = Watch(plan.config, plan.spec, plan.store, ranks, tracker if ranks.is_main else None)
+        self._schedule = SCHEDULES[plan.config.train.schedule]()
+        self.bounds: Bounds | None = load_bounds(plan.work)
+        self._errors = {rung: self._errors_of(rung) for rung in ("a", "b")} if self.bounds else {}
+        self._first_mse = 0.0
+        self._limits: dict[int, Float64] = {}
+        self._recent: deque[Float64] = deque(maxlen=max(_RATIO_STEPS, -(-_RATIO_SAMPLES // self._batch)))
+        self._feed = FeedSums(self.bounds, ranks) if self.bounds else None
+        weights = dict(trainer.model.named_parameters())
+        self._shadow = Shadow(weights, trainer.ema.tensors, plan.config.train.ema_decay)
+        # The live tensors in models without compilation and DDP, which have shapes of their own.
+        self._raw = _shared(trainer, {name: parameter.detach() for name, parameter in weights.items()})
+        self._ema = _shared(trainer, trainer.ema.tensors)
+        self._probe = ProbeBatch.make(self.bounds, self._schedule, ranks.device) if self.bounds else None
+
+    def begin(self) -> None:
+        """Check the recipe, the loaded checkpoint and the sampler, before the first step."""
+        plan, step = self._plan, self._plan.start_step
+        self._watch.look("plan", step, lambda: RecipeView(plan.config, plan.spec))
+        if plan.resume is not None and plan.resume.probe is not None:
+            recorded = plan.resume.probe
+            tolerance = loss_tolerance(recorded.precision, self._precision)
+            self._watch.look("checkpoint", step, lambda: LoadedView.of(recorded, self.probe(), tolerance))
+        if self.bounds is not None:
+            bounds = self.bounds
+            self._watch.look("sampler", step, lambda: draw_wiener(plan.config, bounds, self._ranks.device))
+
+    def fed(self, batch: StepBatch) -> None:
+        """See a rank's slice of a step's batch, before the step."""
+        if self.bounds is None:
+            return
+        t = batch.t_N.numpy()
+        self._limits[batch.step] = np.array([errors[t].sum() for errors in self._errors.values()])
+        if self._feed is not None and batch.positions_N is not None:
+            self._feed.add(batch.x0_NCHW, batch.t_N, batch.noise_NCHW, batch.y_N, batch.positions_N)
+
+    def stepped(self) -> None:
+        """See the trainer after a step."""
+        self._shadow.follow()
+        done = self._trainer.steps_done
+        since = done - self._plan.start_step
+        if self._plan.start_step == 0 and since in (1, _ALL_TRAINED):
+            self._start(done)
+        if self._feed is not None and since == min(FEED_STEPS, self._plan.config.train.steps):
+            self._fed_enough(done)
+        if since == _FIRST_EMA:
+            self._watch.look("ema", done, lambda: self._shadow.view(done))
+        if _is_round(done) and done >= 10:
+            self._watch.look("noise", done, lambda: self._noise(done))
+            if done <= 100:
+                self._window(done, self._trainer.window.read())
+
+    def logged(self, step: int, rows: Sequence[StepLosses]) -> None:
+        """See a window of steps that is complete and finite."""
+        self._watch.look("losses", step, lambda: None)
+        self._recent.extend(self._window(step, rows))
+        self._limits.clear()
+        self._watch.look("ema", step, lambda: self._shadow.view(step))
+
+    def probe(self) -> Probe | None:
+        """Return the numbers that the current weights must give wherever they are loaded; None without bounds."""
+        if self._probe is None:
+            return None
+        self._watch.flush()
+        files, ratios = self._trainer.files(), self._ratios(())
+        steps = [float(tensor) for name, tensor in files[layout.OPTIMIZER].items() if name.startswith("step.")]
+        return Probe(
+            precision=self._precision,
+            raw_loss=self._probe.loss(self._raw),
+            ema_loss=self._probe.loss(self._ema),
+            raw_norms=group_norms(files[layout.RAW_WEIGHTS]),
+            ema_norms=group_norms(files[layout.EMA_WEIGHTS]),
+            optimizer_steps=int(min(steps, default=0)),
+            ratio_b=None if ratios is None else ratios[1],
+        )
+
+    def end(self) -> None:
+        """Store the last readings."""
+        self._watch.flush()
+
+    @property
+    def _batch(self) -> int:
+        return self._plan.config.train.global_batch
+
+    @property
+    def _precision(self) -> str:
+        # Probes run without autocast, and a CPU computes tf32 as fp32.
+        exact = self._ranks.device.type == "cpu" or self._plan.config.train.precision == "fp32"
+        return "fp32" if exact else "tf32"
+
+    def _errors_of(self, rung: str) -> Float64:
+        assert self.bounds is not None
+        return self.bounds.errors_T("a" if rung == "a" else "b", self._schedule.alphas_cumprod)
+
+    def _start(self, step: int) -> None:
+        if step == 1:
+            self._first_mse = self._trainer.window.read()[0].mse
+        power = torch.tensor([self._feed.x0_power if self._feed else 0.0], dtype=torch.float64)
+        x0_power = float(self._ranks.all_reduce_sum(power)) / self._ranks.world_size
+        self._watch.look("start", step, lambda: self._started(step, x0_power))
+
+    def _started(self, step: int, x0_power: float) -> StartView:
+        train, inputs, model = self._plan.config.train, self._plan.config.dataset.inputs, self._trainer.model
+        shape = (inputs.channels, inputs.size, inputs.size)
+        noise = normals(train.seed, Purpose.NOISE, 1, range(train.global_batch), shape)
+        table = position_table(model.spec.hidden, inputs.size // model.spec.patch)
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        state = self._trainer.optimizer.state
+        untrained = [
+            name
+            for name, parameter in model.named_parameters()
+            if name != "pos_embed" and not (parameter in state and bool(state[parameter]["exp_avg_sq"].any()))
+        ]
+        return StartView(
+            mse=self._first_mse,
+            noise_power=float(np.square(noise, dtype=np.float64).mean()),
+            x0_power=x0_power,
+            world_size=self._ranks.world_size,
+            lost_positions=not torch.equal(model.pos_embed[0].cpu(), table),
+            untrained=untrained if step >= _ALL_TRAINED else (),
+            leftover_gradient=max((float(gradient.abs().max()) for gradient in gradients), default=0.0),
+        )
+
+    def _fed_enough(self, step: int) -> None:
+        assert self._feed is not None
+        assert self.bounds is not None
+        first, last = self._plan.start_step * self._batch, step * self._batch
+        epochs = (last - 1) // self.bounds.count - first // self.bounds.count + 1
+        drop = self._plan.config.train.label_drop
+        view = self._feed.view(label_drop=drop, expected=last - first, epochs=epochs)
+        self._feed = None
+        self._watch.look("feed", step, lambda: view)
+
+    @torch.no_grad()
+    def _noise(self, step: int) -> NoiseView:
+        inputs, spec = self._plan.config.dataset.inputs, self._plan.spec
+        random = np.random.Generator(np.random.SFC64(step))
+        shape = (_NOISE_SAMPLES, inputs.channels, inputs.size, inputs.size)
+        noise = torch.from_numpy(random.standard_normal(shape, dtype=np.float32)).to(self._ranks.device)
+        t = torch.full((_NOISE_SAMPLES,), len(self._schedule) - 1, device=self._ranks.device)
+        labels = torch.arange(_NOISE_SAMPLES, device=self._ranks.device) % inputs.classes
+        predicted = self._raw(noise, t, labels).float().chunk(2, dim=1)[0]
+        both = torch.stack([predicted.flatten(), noise.flatten()]).double()
+        correlation = float(torch.corrcoef(both)[0, 1]) if float(predicted.std()) > 0 else 0.0
+        share = min(1.0, spec.hidden / (spec.patch**2 * inputs.channels))
+        return NoiseView(step, correlation, float(predicted.std()), share, unit_steps(self._plan.config, spec))
+
+    def _window(self, step: int, rows: Sequence[StepLosses]) -> list[Float64]:
+        """Look at a window's losses; return each step's (squared noise error, bound a, bound b) over all ranks."""
+        config, inputs = self._plan.config, self._plan.config.dataset.inputs
+        errors: list[Float64] = []
+        if self._errors and rows and all(row.step in self._limits for row in rows):
+            local = torch.from_numpy(np.stack([self._limits[row.step] for row in rows]))
+            limits = self._ranks.all_reduce_sum(local).numpy() / self._batch
+            errors = [np.array([row.mse, *limit]) for row, limit in zip(rows, limits, strict=True)]
+        ratios = self._ratios(errors)
+        deadline = first_deadline(config, self._plan.spec)
+        view = WindowView(
+            step=step,
+            worst_mse=max((row.mse for row in rows if row.step > 1), default=0.0),
+            values=self._batch * inputs.channels * inputs.size**2,
+            ratio_a=None if ratios is None else ratios[0],
+            deadline=deadline,
+            stop_from=max(deadline, round(_BUDGET * config.train.steps)),
+        )
+        self._watch.look("window", step, lambda: view)
+        return errors
+
+    def _ratios(self, errors: Sequence[Float64]) -> tuple[float, float] | None:
+        """Return the squared noise error of the last steps, up to these, over the bounds a and b."""
+        recent = [*self._recent, *errors][-(self._recent.maxlen or 0) :]
+        if not recent:
+            return None
+        mse, a, b = np.sum(recent, axis=0)
+        return (float(mse / a), float(mse / b)) if a and b else None
+
+
+def _is_round(step: int) -> bool:
+    """Whether the step is 1, 2 or 5 times a power of ten."""
+    return str(step).rstrip("0") in ("1", "2", "5")
+
+
+def _shared(trainer: Trainer, tensors: Mapping[str, Tensor]) -> DiT:
+    """Return a model whose weights are these tensors, not copies."""
+    with torch.device("meta"):
+        model = DiT(trainer.model.spec, trainer.model.inputs)
+    model.load_state_dict(dict(tensors), assign=True)
+    return model.eval().requires_grad_(False)
