@@ -278,8 +278,9 @@ def _listed(folder: str, files: Iterable[FileEntry]) -> Iterable[FileSize]:
 
 
 def _other_shards(how: str, recorded: str, work: Work) -> str | None:
-    # Without a manifest there is nothing to compare: complete variants do not need the dataset any more.
-    if work.dataset_content in (None, recorded):
+    # Without a manifest there is nothing to compare: complete variants do not need the dataset any more. An imported
+    # checkpoint does not name the shards that it was trained on.
+    if not recorded or work.dataset_content in (None, recorded):
         return None
     return (
         f"{how} shards {recorded}, the dataset is now {work.dataset_content}; restore the shards or use another"
