@@ -109,7 +109,9 @@ def _on_latents(
     errors = {name: measured[0] if name == chosen else probe.errors(model) for name, model in models.items()}
     lagging = subject.initial_share > EMA_SHARE
     young = subject.step is not None and subject.step < 50 + 6 / (subject.learning_rate * subject.spec.hidden)
-    findings = [Finding("interpretation", chosen, judge(measured, early=young or (chosen == "EMA" and lagging)))]
+    rounded = any(one.check == "precision" and one.weights == chosen and one.reading.cause for one in found)
+    reading = judge(measured, early=young or (chosen == "EMA" and lagging), rounded=rounded)
+    findings = [Finding("interpretation", chosen, reading)]
     if len(errors) > 1:
         findings.append(Finding("average", "EMA", compare(errors["EMA"], errors["raw"], early=lagging)))
     return findings, [one.fit for one in measured], {name: one.ratio_b for name, one in errors.items()}

@@ -33,6 +33,8 @@ from dit.model.transformer import DiT
 
 _BETTER = 1.5
 """How much smaller the error under another interpretation must be."""
+_CLEARLY_BETTER = 3.0
+"""The same where that interpretation does not beat bound b."""
 _LABEL_Z = 4.0
 """Standard errors by which other labels must be better."""
 _FIFTHS = 5
@@ -138,14 +140,15 @@ def measure_all(probe: LatentProbe, model: DiT) -> list[Errors]:
     return measured
 
 
-def judge(measured: Sequence[Errors], *, early: bool) -> Reading:
+def judge(measured: Sequence[Errors], *, early: bool, rounded: bool) -> Reading:
     """Return the cause that the best interpretation names, or that the model predicts noise as it is used.
 
-    `early`: the model is too young, or its EMA too far behind, to beat bound a.
+    `early`: the model is too young, or its EMA too far behind, to beat bound a. `rounded`: all its values are exact in
+    a low precision.
     """
     as_it_is, *others = measured
     value, bound = as_it_is.ratio_b, "less than 1.5 times that of any other interpretation, and below bound a"
-    fitting = [one for one in others if one.ratio_a < 1 and one.ratio_b * _BETTER <= value]
+    fitting = [one for one in others if _fits(one, value)]
     fitting += [one for one in others if one.one.label_shift and _label_score(as_it_is, one) > _LABEL_Z]
     if fitting:
         best = min(fitting, key=lambda one: one.ratio_b)
@@ -153,6 +156,9 @@ def judge(measured: Sequence[Errors], *, early: bool) -> Reading:
         return Reading(value, bound, "stop", cause, "", "use it in the way it was trained, or train it again")
     if as_it_is.ratio_a < 1:
         return Reading(value, bound)
+    if rounded and not early:
+        cause = "the weights were kept in low precision while training, which rounds small updates to nothing"
+        return Reading(value, bound, "stop", cause, "another dataset", "average in float32; sample the raw weights")
     return Reading(
         value,
         bound,
@@ -161,6 +167,14 @@ def judge(measured: Sequence[Errors], *, early: bool) -> Reading:
         "another dataset, an interpretation that is not tried, an EMA in low precision, a training that is too short",
         "check that the model was trained on this dataset, and look at the training's loss",
     )
+
+
+def _fits(one: Errors, value: float) -> bool:
+    """Whether an interpretation explains an error of `value` over bound b.
+
+    A model that is only bad predicts a little less badly under another noise schedule, so that is not enough.
+    """
+    return one.ratio_a < 1 and one.ratio_b * (_BETTER if one.ratio_b < 1 else _CLEARLY_BETTER) <= value
 
 
 def compare(average: Errors, raw: Errors, *, early: bool) -> Reading:
