@@ -208,9 +208,7 @@ def metrics(work: Work, spec: ModelSpec, step: int) -> Output[MetricsRecord]:
         lacking=f"{spec.name} at step {step} is not evaluated",
         command=f"dit evaluate STUDY --variant {spec.name} --step {step}",
         differs=differs,
-        falls_short=lambda record: (
-            None if record.metric in record.metrics else f"it has no {record.metric}, its metric"
-        ),
+        falls_short=lambda record: None if record.metric in record.metrics else f"it has no {record.metric}",
         made_from=lambda: (samples(work, spec, step),),
     )
 
