@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 
 from dit.doctor.diagnosis import Diagnosis, Finding, Fit
-from dit.doctor.latents import LatentProbe, compare, judge, measure_all
+from dit.doctor.latents import LatentProbe, compare, judge, judge_labels, measure_all
 from dit.doctor.noise import draw, judge_samples, predicts_noise
 from dit.doctor.subject import Subject, Weights
 from dit.doctor.training_state import ema, labels, optimizer_steps, untrained_head
@@ -112,6 +112,8 @@ def _on_latents(
     rounded = any(one.check == "precision" and one.weights == chosen and one.reading.cause for one in found)
     reading = judge(measured, early=young or (chosen == "EMA" and lagging), rounded=rounded)
     findings = [Finding("interpretation", chosen, reading)]
+    if reading.verdict == "ok":
+        findings += _made("numbering", chosen, judge_labels(probe, models[chosen]))
     if len(errors) > 1:
         findings.append(Finding("average", "EMA", compare(errors["EMA"], errors["raw"], early=lagging)))
     return findings, [one.fit for one in measured], {name: one.ratio_b for name, one in errors.items()}

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from dit.console import progress
+from dit.diffusion.sampler import Denoiser
+from dit.diffusion.schedule import linear_schedule
 from dit.doctor.diagnosis import Fit
 from dit.doctor.interpretations import (
     AS_IT_IS,
@@ -28,6 +30,7 @@ from dit.doctor.interpretations import (
 )
 from dit.health.bounds import Bounds, Float64
 from dit.health.gate import Reading
+from dit.health.samples import measure_label_gains
 from dit.model.embeddings import position_table
 from dit.model.transformer import DiT
 
@@ -36,7 +39,8 @@ _BETTER = 1.5
 _CLEARLY_BETTER = 3.0
 """The same where that interpretation does not beat bound b."""
 _LABEL_Z = 4.0
-"""Standard errors by which other labels must be better."""
+"""Standard errors by which right labels must be better than wrong ones."""
+_ADVICE = "use it in the way it was trained, or train it again"
 _FIFTHS = 5
 _BATCH = 32
 _SEED = 2305
@@ -104,6 +108,14 @@ class LatentProbe:
             bound_b_N=self._bounds.errors_T("b", bar_T)[t],
         )
 
+    def label_gains(self, model: Denoiser, one: Interpretation) -> Float64 | None:
+        """Return each latent's loss with wrong labels minus that with its own, read as `one`; None without classes."""
+
+        def denoise(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+            return model(x, t, labels(one, y, len(self._bounds.class_counts_K)))
+
+        return measure_label_gains(denoise, self._bounds, linear_schedule(), len(self.x0_NCHW), self._device)
+
     def _batch(self, model: DiT, one: Interpretation, rows: Tensor) -> Tensor:
         t, patch = self.t_N[rows], model.spec.patch
         factors = (torch.from_numpy(each)[t].float()[:, None, None, None] for each in signal_and_noise(one.chain))
@@ -149,11 +161,10 @@ def judge(measured: Sequence[Errors], *, early: bool, rounded: bool) -> Reading:
     as_it_is, *others = measured
     value, bound = as_it_is.ratio_b, "less than 1.5 times that of any other interpretation, and below bound a"
     fitting = [one for one in others if _fits(one, value)]
-    fitting += [one for one in others if one.one.label_shift and _label_score(as_it_is, one) > _LABEL_Z]
     if fitting:
         best = min(fitting, key=lambda one: one.ratio_b)
         cause = f"{best.one.cause}: read so, its error is {best.ratio_b:.2f} of bound b instead of {value:.2f}"
-        return Reading(value, bound, "stop", cause, "", "use it in the way it was trained, or train it again")
+        return Reading(value, bound, "stop", cause, "", _ADVICE)
     if as_it_is.ratio_a < 1:
         return Reading(value, bound)
     if rounded and not early:
@@ -192,10 +203,26 @@ def compare(average: Errors, raw: Errors, *, early: bool) -> Reading:
     )
 
 
-def _label_score(as_it_is: Errors, other: Errors) -> float:
-    """How much better other labels are, in standard errors over the samples."""
-    gain_N = as_it_is.error_N - other.error_N
-    return float(gain_N.mean() / max(gain_N.std(ddof=1) / math.sqrt(len(gain_N)), 1e-12))
+def judge_labels(probe: LatentProbe, model: Denoiser) -> Reading | None:
+    """Check that a latent's own label predicts it better than others, or name the labels that do; None without classes.
+
+    Unlike `judge`, at timesteps where labels matter, because they change the error little.
+    """
+    bound = f"above {_LABEL_Z:g} standard errors, or of no other numbering"
+    own = probe.label_gains(model, AS_IT_IS)
+    if own is None or len(own) < 2:
+        return None
+    value = _score(own)
+    for one in INTERPRETATIONS if value <= _LABEL_Z else ():
+        gains = probe.label_gains(model, one) if one.label_shift else None
+        if gains is not None and _score(gains) > _LABEL_Z and gains.mean() > 2 * own.mean():
+            return Reading(value, bound, "stop", f"{one.cause}: read so, they score {_score(gains):.1f}", "", _ADVICE)
+    return Reading(value, bound)
+
+
+def _score(gains_N: Float64) -> float:
+    """Mean in standard errors."""
+    return float(gains_N.mean() / max(gains_N.std(ddof=1) / math.sqrt(len(gains_N)), 1e-12))
 
 
 def _positions(model: DiT, one: Interpretation) -> Tensor:

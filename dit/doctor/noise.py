@@ -38,7 +38,8 @@ def predicts_noise(subject: Subject, model: DiT, *, lagging: bool) -> Reading:
     def read(one: Interpretation | None) -> Reading:
         def denoise(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
             if one is None:
-                return model(x, t, y)
+                plain: Tensor = model(x, t, y)
+                return plain
             given = reorder(x, subject.spec.patch) if one.patches_in else x
             output: Tensor = model(given, timesteps(one, t), y)
             return reorder(output, subject.spec.patch) if one.patches_out else output
