@@ -86,7 +86,7 @@ reference: env ## Write the keys of a study file into docs/study-file.md.
 bench: env ## Measure speed against plain references; writes JSON and a table.
 	$(BIN)/python -m bench
 
-doctor-cases: env ## Break checkpoints in 26 ways and print what the doctor says of each; writes a table.
+doctor-cases: env ## Break checkpoints in 25 ways and print what the doctor says of each; writes a table.
 	$(BIN)/python -m bench.doctor_cases --save
 
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' dit/__init__.py)
