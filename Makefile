@@ -41,7 +41,8 @@ DIT := $(BIN)/python -m dit
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help study plan compile ui ui-cluster test test-gpu lint format reference bench build push image-size secrets deploy undeploy env constraints apt clean
+.PHONY: help study plan compile ui ui-cluster test test-gpu lint format reference bench doctor-cases gates replay
+.PHONY: build push image-size secrets deploy undeploy env constraints apt clean
 .PHONY: preflight submit status terminate clean-jobs test-containers test-cluster test-cluster-slow test-pipelines
 
 help: ## Show this list.
@@ -85,6 +86,9 @@ reference: env ## Write the keys of a study file into docs/study-file.md.
 
 bench: env ## Measure speed against plain references; writes JSON and a table.
 	$(BIN)/python -m bench
+
+doctor-cases: env ## Break checkpoints in 25 ways and print what the doctor says of each; writes a table.
+	$(BIN)/python -m bench.doctor_cases --save
 
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' dit/__init__.py)
 REVISION = $(shell git describe --always --dirty --exclude '*' 2>/dev/null || echo unknown)

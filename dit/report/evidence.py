@@ -60,7 +60,7 @@ class Evidence:
     @property
     def code_versions(self) -> list[str]:
         """Versions of the program that trained the evaluated checkpoints."""
-        return sorted({meta.code_version for meta in self.checkpoints.values()})
+        return sorted({meta.code_version for meta in self.checkpoints.values()} - {""})
 
 
 def load_evidence(results: Results, store: Store) -> Evidence:

@@ -36,7 +36,7 @@ def result_table(results: Results, others: bool = False) -> Table:
     for variant, record in results.rows():
         estimate = primary(record)
         span = f"{format_number(estimate.low)} to {format_number(estimate.high)}"
-        rate = variant.train.images_per_second
+        rate = variant.train.images_per_second or None
         row: list[Cell] = [record.variant, record.parameters, record.gflops, record.step, rate, estimate.value, span]
         secondary = [record.metrics.get(name) for name in names]
         rows.append([*row, *(other.value if other else None for other in secondary)])
@@ -49,6 +49,9 @@ def training_table(results: Results) -> Table:
     rows: list[list[Cell]] = []
     for variant in results.variants:
         train = variant.train
+        if train.imported:
+            rows.append([variant.spec.name, train.steps, None, None, None, None, "imported", None])
+            continue
         spent, peak = format_duration(train.train_seconds), format_bytes(train.peak_memory_bytes)
         row: list[Cell] = [variant.spec.name, train.steps, train.final_loss, train.images_per_second, spent, peak]
         rows.append([*row, train.device, train.world_size])
@@ -132,6 +135,9 @@ def runs_csv(results: Results, evidence: Evidence) -> bytes:
 
 def say_trained(record: TrainRecord) -> None:
     """Print the result of a training in one line."""
+    if record.imported:
+        say(f"{record.variant}: imported, checkpoints at {', '.join(map(str, record.checkpoints))}")
+        return
     say(
         f"{record.variant}: trained to step {record.steps}, loss {format_number(record.final_loss)},"
         f" {format_rate(record.images_per_second, 'images')}, checkpoints at {', '.join(map(str, record.checkpoints))}"

@@ -276,8 +276,8 @@ def _listed(folder: str, files: Iterable[FileEntry]) -> Iterable[FileSize]:
 
 
 def _other_shards(how: str, recorded: str, work: Work) -> str | None:
-    # Without a manifest there is nothing to compare: complete variants do not need the dataset any more.
-    if work.dataset_content in (None, recorded):
+    # Nothing to compare: complete variants do not need the dataset, and imported checkpoints do not name their shards.
+    if not recorded or work.dataset_content in (None, recorded):
         return None
     return (
         f"{how} shards {recorded}, the dataset is now {work.dataset_content}; restore the shards or use another"

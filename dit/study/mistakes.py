@@ -94,8 +94,7 @@ def _problem(location: list[str], problem: Any) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     if kind == "value_error" and isinstance(context.get("error"), SecretError):
         return f"{key}: {message}"
-    # pydantic's own messages are sentences; those of validators may begin with a name.
-    text = _WORDS[kind](given, context) if kind in _WORDS else message if kind == "value_error" else _lower(message)
+    text = _WORDS[kind](given, context) if kind in _WORDS else _lower(message)
     return f"{key}{_shown(given)}: {text}" if key else text
 
 

@@ -174,6 +174,18 @@ class Probe(FrozenModel):
     """Last window's squared noise error over the dataset's bound b; None if it is not known."""
 
 
+class Origin(FrozenModel):
+    """The file of another program from which a checkpoint was imported."""
+
+    address: str
+    sha256: str
+    bytes: int
+    ema_decay: float | None = None
+    """None if the file does not have it."""
+    notes: tuple[str, ...] = ()
+    """What was done to read it."""
+
+
 class CheckpointMeta(Record):
     """A complete checkpoint: `checkpoints/step-*/meta.json`."""
 
@@ -195,6 +207,8 @@ class CheckpointMeta(Record):
     """Sum over all launches that led to this step."""
     probe: Probe | None = None
     """None in checkpoints of earlier versions, and where the dataset is not measured."""
+    origin: Origin | None = None
+    """None unless the checkpoint was imported; `dataset_content`, precision and code version are then empty."""
 
 
 class TrainRecord(Record):
@@ -220,6 +234,8 @@ class TrainRecord(Record):
     world_size: int
     tracking_run_id: str | None = None
     """Id of the MLflow run, if it was known at the end of training; `tracking.json` has it once the run is created."""
+    imported: bool = False
+    """Whether all checkpoints were imported; what is not known about their training is then empty, 0 or NaN."""
 
 
 class SamplePartRecord(Record):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dit.checkpoints.retention import Retention
-from dit.errors import ConfigError
+from dit.errors import ConfigError, MismatchError
 from dit.results.stages import Work, dataset, milestones, training
 from dit.results.state import read_output, require, whole_checkpoints
 from dit.runtime.distributed import environment_rank, environment_world_size
@@ -67,8 +67,8 @@ def make_plan(work: Work, spec: ModelSpec) -> TrainPlan:
     Training starts at the newest checkpoint before the first missing milestone. Missing means that the store lacks the
     checkpoint or a file of it, whatever the record contains; it is then made again.
 
-    Raises MissingError without a dataset, MismatchError when a record or checkpoint is of another configuration or of
-    other shards, InputError when the store is not writable.
+    Raises MissingError without a dataset, MismatchError when a record or checkpoint is of another configuration, of
+    other shards or imported, InputError when the store is not writable.
     """
     config, store = work.config, work.store
     record = read_output(work, training(work, spec))
@@ -76,6 +76,12 @@ def make_plan(work: Work, spec: ModelSpec) -> TrainPlan:
     if environment_rank() == 0:
         store.check_writable()
     present = whole_checkpoints(work, spec)
+    imported = [step for step, meta in present.items() if meta.origin is not None]
+    if imported:
+        raise MismatchError(
+            f"{spec.name} at step {imported[0]} is imported, and a training does not go on from another program's"
+            " checkpoint; import the missing steps, or train under another study name"
+        )
     missing = [step for step in milestones(config) if step not in present]
     first, last = (missing[0], missing[-1]) if missing else (config.train.steps, config.train.steps)
     start = max((step for step in present if step <= first), default=0)

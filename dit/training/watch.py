@@ -21,6 +21,7 @@ from dit.health.feed import STEPS as FEED_STEPS
 from dit.health.feed_sums import FeedSums
 from dit.health.identity import LoadedView, ProbeBatch, group_norms, loss_tolerance
 from dit.health.learning import NoiseView, StartView, WindowView
+from dit.health.noise_probe import look_at_noise
 from dit.health.recipe import RecipeView, first_deadline, unit_steps
 from dit.health.shadow import Shadow
 from dit.health.steps import StepLosses
@@ -38,7 +39,6 @@ from dit.training.trainer import Trainer
 # Adam has moved the head after the first step, modulations after the second, all else after the third.
 _ALL_TRAINED = 4
 _FIRST_EMA = 5
-_NOISE_SAMPLES = 16
 # A ratio is taken over the last steps that have this many samples: fewer are too noisy, more are too old.
 _RATIO_SAMPLES, _RATIO_STEPS = 512, 16
 _BUDGET = 0.01
@@ -185,19 +185,10 @@ class TrainingWatch:
         self._feed = None
         self._watch.look("feed", step, lambda: view)
 
-    @torch.no_grad()
     def _noise(self, step: int) -> NoiseView:
-        inputs, spec = self._plan.config.dataset.inputs, self._plan.spec
-        random = np.random.Generator(np.random.SFC64(step))
-        shape = (_NOISE_SAMPLES, inputs.channels, inputs.size, inputs.size)
-        noise = torch.from_numpy(random.standard_normal(shape, dtype=np.float32)).to(self._ranks.device)
-        t = torch.full((_NOISE_SAMPLES,), len(self._schedule) - 1, device=self._ranks.device)
-        labels = torch.arange(_NOISE_SAMPLES, device=self._ranks.device) % inputs.classes
-        predicted = self._raw(noise, t, labels).float().chunk(2, dim=1)[0]
-        both = torch.stack([predicted.flatten(), noise.flatten()]).double()
-        correlation = float(torch.corrcoef(both)[0, 1]) if float(predicted.std()) > 0 else 0.0
-        share = min(1.0, spec.hidden / (spec.patch**2 * inputs.channels))
-        return NoiseView(step, correlation, float(predicted.std()), share, unit_steps(self._plan.config, spec))
+        config, spec = self._plan.config, self._plan.spec
+        tau = unit_steps(config, spec)
+        return look_at_noise(self._raw, spec, config.dataset.inputs, self._ranks.device, step=step, tau=tau)
 
     def _window(self, step: int, rows: Sequence[StepLosses]) -> list[Float64]:
         """Look at a window's losses; return each step's (squared noise error, bound a, bound b) over all ranks."""

@@ -16,7 +16,7 @@ from dit.cli.commands import run
 from dit.study.study_file import load
 
 ROOT = Path(__file__).parents[3]
-SCIENCE = ("prepare", "train", "sample", "evaluate", "report", "plan", "show", "keys", "ui", "convert")
+SCIENCE = ("prepare", "train", "sample", "evaluate", "report", "plan", "show", "keys", "ui", "doctor", "import")
 PLATFORM = ("study", "status", "preflight", "submit", "terminate", "compile", "launch", "render")
 PLATFORM += ("deploy", "undeploy", "secrets", "reap", "ui-cluster", "with-cluster")
 
