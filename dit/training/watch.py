@@ -24,13 +24,14 @@ from dit.health.learning import NoiseView, StartView, WindowView
 from dit.health.recipe import RecipeView, first_deadline, unit_steps
 from dit.health.shadow import Shadow
 from dit.health.steps import StepLosses
+from dit.health.summary import RATIOS
 from dit.health.watch import Watch
 from dit.model.embeddings import position_table
 from dit.model.transformer import DiT
 from dit.runtime.distributed import Ranks
 from dit.sampling.wiener import draw_wiener
 from dit.study import layout
-from dit.study.records import Probe
+from dit.study.records import HealthEvent, Probe
 from dit.tracking import Tracker
 from dit.training.plan import TrainPlan
 from dit.training.trainer import Trainer
@@ -51,7 +52,7 @@ class TrainingWatch:
     """
 
     def __init__(self, plan: TrainPlan, ranks: Ranks, trainer: Trainer, tracker: Tracker) -> None:
-        self._plan, self._ranks, self._trainer = plan, ranks, trainer
+        self._plan, self._ranks, self._trainer, self._tracker = plan, ranks, trainer, tracker
         self._watch = Watch(plan.config, plan.spec, plan.store, ranks, tracker if ranks.is_main else None)
         self._schedule = SCHEDULES[plan.config.train.schedule]()
         self.bounds: Bounds | None = load_bounds(plan.work)
@@ -127,6 +128,10 @@ class TrainingWatch:
             optimizer_steps=int(min(steps, default=0)),
             ratio_b=None if ratios is None else ratios[1],
         )
+
+    def record(self, event: HealthEvent) -> None:
+        """Keep a reading that was made elsewhere."""
+        self._watch.record(event)
 
     def end(self) -> None:
         """Store the last readings."""
@@ -208,6 +213,8 @@ class TrainingWatch:
             limits = self._ranks.all_reduce_sum(local).numpy() / self._batch
             errors = [np.array([row.mse, *limit]) for row, limit in zip(rows, limits, strict=True)]
         ratios = self._ratios(errors)
+        if ratios is not None:
+            self._tracker.metrics(step, dict(zip(RATIOS, ratios, strict=True)))
         deadline = first_deadline(config, self._plan.spec)
         view = WindowView(
             step=step,
