@@ -19,6 +19,8 @@ CHECKS: tuple[str, ...] = get_args(CheckName)
 """Names of the checks, in the order of their table."""
 RATIOS = ("health/ratio_a", "health/ratio_b")
 """Metrics of a training: its squared noise error over the dataset's bounds a and b at the same timesteps."""
+_OF_DATASET = ("codec", "data")
+"""Checks of the dataset. Its readings come before those of the variants."""
 _MARKS = {"ok": "✓", "warn": "!", "stop": "✗"}
 _NAMED = 3
 """Most further failures that the headline names."""
@@ -87,7 +89,8 @@ def _last(config: StudyConfig, store: Store, spec: ModelSpec | None) -> list[Hea
 
 def _checks(readings: Readings) -> list[str]:
     # Some checks are made of several ranks only, and are no rows of the table.
-    return [*CHECKS, *dict.fromkeys(event.check for _, event in readings if event.check not in CHECKS)]
+    listed = [check for check in CHECKS if check not in _OF_DATASET or readings[0][0] not in VARIANTS]
+    return [*listed, *dict.fromkeys(event.check for _, event in readings if event.check not in listed)]
 
 
 def _cell(event: HealthEvent) -> str:
