@@ -8,6 +8,8 @@ RUNNER ?= local
 SET ?=
 # Arguments for pytest, such as TESTS=tests/science/training.
 TESTS ?=
+# Faults and healthy runs of `make gates`; unset, all.
+FAULTS ?=
 PORT ?= 5000
 # Images and the cluster: docs/cluster.md. REGISTRY has no default; DOCKER_FLAGS are for `docker build`.
 OVERLAY ?= kind
@@ -41,7 +43,7 @@ DIT := $(BIN)/python -m dit
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help study plan compile ui ui-cluster test test-gpu lint format reference bench build push image-size secrets deploy undeploy env constraints apt clean
+.PHONY: help study plan compile ui ui-cluster test test-gpu lint format reference bench gates replay build push image-size secrets deploy undeploy env constraints apt clean
 .PHONY: preflight submit status terminate clean-jobs test-containers test-cluster test-pipelines
 
 help: ## Show this list.
@@ -85,6 +87,13 @@ reference: env ## Write the keys of a study file into docs/study-file.md.
 
 bench: env ## Measure speed against plain references; writes JSON and a table.
 	$(BIN)/python -m bench
+
+# FAULTS="ema-in-bf16 x0-as-target" runs these; `python -m bench.gates --list` shows the names.
+gates: env ## Inject faults that the health checks must name, and train healthy models; FAULTS names some of them.
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.gates $(FAULTS)
+
+replay: env ## Replay the failed study on digits with four faults: what was seen, which check speaks, what it would have cost.
+	@OMP_NUM_THREADS=1 $(BIN)/python -m bench.replay
 
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' dit/__init__.py)
 REVISION = $(shell git describe --always --dirty --exclude '*' 2>/dev/null || echo unknown)

@@ -188,19 +188,19 @@ def show(healthy: Seen, rows: Sequence[Row], failed: StudyConfig, steps: int) ->
     """Print what was seen, which check spoke, and what the fault would have cost until then."""
     planned = plan(failed)
     whole = planned.count * planned.hours
-    cells: list[list[Cell]] = [["none", healthy.loss, healthy.distance, "none", None, None, None]]
+    cells: list[list[Cell]] = [["none", healthy.loss, healthy.distance, None, None, None, None]]
     for row in rows:
         spent = gpu_hours(planned, row.their_step, failed.train.steps)
         where = f"step {row.their_step:,}" if row.their_step else "before step 1"
         seen = [row.case.name, row.seen.loss, row.seen.distance]
-        cells.append([*seen, row.event.check, where, format_hours(spent), f"{spent / whole:.2%}"])
+        cells.append([*seen, row.event.check, where, format_hours(spent), f"{100 * spent / whole:.2g} %"])
     columns = [
         "Fault",
         f"Loss at step {steps}",
         "Fréchet distance",
         "Check",
         "All four models at",
-        "GPU-hours",
+        "GPU time",
         "Share",
     ]
     table(columns, cells, title=f"The failed study on digits, {VARIANT}; noise has a distance of {healthy.noise:.4g}")
@@ -209,7 +209,7 @@ def show(healthy: Seen, rows: Sequence[Row], failed: StudyConfig, steps: int) ->
         say(f"{row.case.name}: dit: {row.event.message}")
     say()
     say(
-        f"GPU-hours: {failed.study} on {planned.count} x {planned.accelerator.name}, {format_hours(whole)} in all"
+        f"GPU time: {failed.study} on {planned.count} x {planned.accelerator.name}, {format_hours(whole)} in all"
         " (dit plan). A fault of sampling costs what four models train until the first sampled checkpoint."
     )
 
@@ -218,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, run, report."""
     parser = argparse.ArgumentParser(prog="python -m bench.replay", description=__doc__)
     parser.add_argument("--folder", type=Path, help="folder of the runs; unset: a temporary one")
-    parser.add_argument("--steps", type=int, default=300, help="training steps of each run")
+    parser.add_argument("--steps", type=int, default=400, help="training steps of each run")
     parser.add_argument("--samples", type=int, default=400, help="images of each sample set")
     parser.add_argument("--only", default="", help="only faults whose name contains this text")
     chosen = parser.parse_args(arguments)
