@@ -158,17 +158,18 @@ def test_charts_follow_the_page_between_light_and_dark(reported: Store) -> None:
 def test_the_page_opens_with_the_health_of_the_study_and_has_every_checks_last_reading(store: Store) -> None:
     config = study()
     for spec in config.specs:
-        HealthLog(store, layout.health(config, spec)).add(STOPPED if spec is config.specs[1] else PASSED)
+        log = HealthLog(store, layout.health(config, spec))
+        log.add(STOPPED if spec is config.specs[1] else PASSED)
+        log.flush()
         with open_tracker(config, store, spec) as tracker:
             for step in (10, 100, 1000):
                 tracker.metrics(step, {"health/ratio_a": 20 / step, "health/ratio_b": 40 / step})
-        HealthLog(store, layout.health(config, spec)).flush()
     report.run(config, store)
     html = read(store, config, "report.html")
     line = "DiT-L/2 broke at step 20: no gradient; look at it"
     assert html.index(line) < html.index(paper().citation)
     section = html[html.index('id="health-title"') :]
-    assert re.search(r'<th scope="row">ema</th><td>–</td><td>✗ 9.000</td>', section)
+    assert re.search(r'<th scope="row">ema</th><td>✓ 0.5000</td><td>✗ 9.000</td>', section)
     charts = charts_of(section)
     assert list(charts) == ["R_a over training", "R_b over training"]
     assert all("XL/4" in figure for figure in charts.values())
