@@ -27,6 +27,8 @@ from dit.errors import DitError, FinalError
 from dit.health.log import read_events
 from dit.health.summary import CHECKS
 from dit.planning.cost import Plan, plan
+from dit.results.stages import Work, dataset, samples
+from dit.results.state import require
 from dit.storage import open_store
 from dit.study import layout
 from dit.study.config import StudyConfig
@@ -79,6 +81,8 @@ class Seen:
 
     loss: float
     """Of the last steps."""
+    std: float
+    """Standard deviation of the sampled values, before they are clipped."""
     distance: float
     """Fréchet distance of the samples in the features of the digits' classifier."""
     noise: float
@@ -141,6 +145,11 @@ class Replay:
         sampled = failed.evaluation.at_steps[0] if stage == "sample" else events[0].step
         return Row(case, self._seen(unwatched), events[0], sampled)
 
+    def real_std(self) -> float:
+        """Return the standard deviation of the dataset's values."""
+        work = Work(self._config(), open_store(str(self._folder / "healthy")))
+        return require(work, dataset(work)).latents.std[0]
+
     def _copy(self, case: Case, name: str, *, trained: bool) -> Path:
         """A copy of the healthy root with its dataset, and with its training if it is as healthy."""
         root = self._folder / f"{case.name.lower().replace(' ', '-')}-{name}"
@@ -174,9 +183,11 @@ class Replay:
         return read_events(open_store(str(root)), layout.health(config, config.specs[0]))
 
     def _seen(self, root: Path) -> Seen:
-        (variant,) = load_results(self._config(), open_store(str(root))).variants
-        record = variant.metrics[-1]
-        return Seen(variant.train.final_loss, primary(record).value, record.noise_floor)
+        config, store = self._config(), open_store(str(root))
+        (variant,) = load_results(config, store).variants
+        work, record = Work(config, store), variant.metrics[-1]
+        drawn = require(work, samples(work, variant.spec, record.step))
+        return Seen(variant.train.final_loss, drawn.latent_std[0], primary(record).value, record.noise_floor)
 
 
 def gpu_hours(planned: Plan, steps: int, total: int) -> float:
@@ -184,26 +195,27 @@ def gpu_hours(planned: Plan, steps: int, total: int) -> float:
     return planned.count * planned.train_hours * steps / total
 
 
-def show(healthy: Seen, rows: Sequence[Row], failed: StudyConfig, steps: int) -> None:
+def show(healthy: Seen, real_std: float, rows: Sequence[Row], failed: StudyConfig) -> None:
     """Print what was seen, which check spoke, and what the fault would have cost until then."""
     planned = plan(failed)
     whole = planned.count * planned.hours
-    cells: list[list[Cell]] = [["none", healthy.loss, healthy.distance, None, None, None, None]]
+    cells: list[list[Cell]] = [["none", *_cells(healthy), None, None, None, None]]
     for row in rows:
         spent = gpu_hours(planned, row.their_step, failed.train.steps)
         where = f"step {row.their_step:,}" if row.their_step else "before step 1"
-        seen = [row.case.name, row.seen.loss, row.seen.distance]
-        cells.append([*seen, row.event.check, where, format_hours(spent), f"{100 * spent / whole:.2g} %"])
-    columns = [
-        "Fault",
-        f"Loss at step {steps}",
-        "Fréchet distance",
-        "Check",
-        "All four models at",
-        "GPU time",
-        "Share",
-    ]
-    table(columns, cells, title=f"The failed study on digits, {VARIANT}; noise has a distance of {healthy.noise:.4g}")
+        cells.append(
+            [
+                row.case.name,
+                *_cells(row.seen),
+                row.event.check,
+                where,
+                format_hours(spent),
+                f"{100 * spent / whole:.2g} %",
+            ]
+        )
+    columns = ["Fault", "Final loss", "Std of samples", "Distance", "Check", "All four models at", "GPU time", "Share"]
+    title = f"std of real images {real_std:.4g}, Fréchet distance of noise {healthy.noise:.4g}"
+    table(columns, cells, title=f"The failed study on digits, {VARIANT}: {title}")
     say()
     for row in rows:
         say(f"{row.case.name}: dit: {row.event.message}")
@@ -212,6 +224,10 @@ def show(healthy: Seen, rows: Sequence[Row], failed: StudyConfig, steps: int) ->
         f"GPU time: {failed.study} on {planned.count} x {planned.accelerator.name}, {format_hours(whole)} in all"
         " (dit plan). A fault of sampling costs what four models train until the first sampled checkpoint."
     )
+
+
+def _cells(seen: Seen) -> list[Cell]:
+    return [seen.loss, seen.std, seen.distance]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -240,7 +256,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             # The log goes with a temporary folder.
             sys.exit(f"{error}" if chosen.folder else f"{error}; keep it with --folder")
         say()
-        show(healthy, rows, failed, chosen.steps)
+        show(healthy, replay.real_std(), rows, failed)
 
 
 def _names() -> tuple[str, ...]:
