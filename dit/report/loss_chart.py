@@ -46,10 +46,9 @@ def loss_ratios(key: str, curves: Curves) -> Chart:
     name = "R_a" if key == RATIOS[0] else "R_b"
     figure, axes = chart_axes("Training steps", f"{name}: error over the bound")
     last, first = _last(curves), min(step for curve in curves.values() for step, _ in curve)
-    span = padded([first, last], 0.0, 0.14)
-    log_axis(axes, "x", span)
+    log_axis(axes, "x", padded([first, last], 0.0, 0.14))
     log_axis(axes, "y", padded([1.0, *(value for curve in curves.values() for _, value in curve)], 0.06, 0.12))
-    axes.axhline(1.0, color=colour("axis"), linewidth=1.2, linestyle=(0, (2, 2)))
+    axes.hlines(1.0, first, last, color=colour("axis"), linewidth=1.2, linestyles=(0, (2, 2)))
     _draw(axes, curves)
     title = f"{name} over training"
     return Chart(
@@ -58,7 +57,7 @@ def loss_ratios(key: str, curves: Curves) -> Chart:
         f"Squared error of the predicted noise over that of the best linear denoiser that knows {_KNOWS[key]}, at the"
         f" same timesteps. Below 1, the dotted line, the model knows more. {_LINES}",
         to_svg(figure, title, _description(curves), name.lower().replace("_", "-")),
-        _values(curves, [share * last for share in (0.01, 0.03, 0.1, 0.3, 1.0)]),
+        _values(curves, sorted({max(first, share * last) for share in (0.01, 0.03, 0.1, 0.3, 1.0)})),
     )
 
 
