@@ -8,6 +8,8 @@ RUNNER ?= local
 SET ?=
 # Arguments for pytest, such as TESTS=tests/science/training.
 TESTS ?=
+# Faults and healthy runs of `make gates`; unset, all.
+FAULTS ?=
 PORT ?= 5000
 # Images and the cluster: docs/cluster.md. REGISTRY has no default; DOCKER_FLAGS are for `docker build`.
 OVERLAY ?= kind
@@ -89,6 +91,13 @@ bench: env ## Measure speed against plain references; writes JSON and a table.
 
 doctor-cases: env ## Break checkpoints in 25 ways and print what the doctor says of each; writes a table.
 	$(BIN)/python -m bench.doctor_cases --save
+
+# FAULTS="ema-in-bf16 x0-as-target" runs these; `python -m bench.gates --list` shows the names.
+gates: env ## Inject faults that the health checks must name, and train healthy models; FAULTS names some of them.
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.gates $(FAULTS)
+
+replay: env ## Replay the failed study on digits with four faults: what was seen, which check speaks, what it would have cost.
+	@OMP_NUM_THREADS=1 $(BIN)/python -m bench.replay
 
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' dit/__init__.py)
 REVISION = $(shell git describe --always --dirty --exclude '*' 2>/dev/null || echo unknown)

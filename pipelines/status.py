@@ -14,6 +14,7 @@ from typing import TypeVar
 from dit.console import console, say, table
 from dit.errors import DitError, one_line
 from dit.health import summary
+from dit.report.tables import show_health
 from dit.results.progress import StageProgress, pace_line, progress
 from dit.results.stages import Work, step_names
 from dit.storage import open_store
@@ -196,7 +197,8 @@ def _show(view: _View) -> None:
         title += f": run {view.run.uid} ({view.run.name}) {view.run.state.lower()}"
     table(COLUMNS, rows(step_names(config), view.stages, view.jobs, view.run, datetime.now(UTC)), title=title)
     if view.health:
-        table(summary.COLUMNS, summary.rows(view.health), title=summary.headline(view.health))
+        say()
+        show_health(view.health)
     for stage in view.stages:
         if line := pace_line(stage.ranks):
             say(f"{stage.name}: {line}")

@@ -6,6 +6,7 @@ from dit.console.formatting import format_count
 from dit.metrics.table import FEATURES, FEWEST_IMAGES
 from dit.study.config import StudyConfig
 from dit.study.paper import on_imagenet, seed_note
+from dit.study.records import HealthEvent
 
 
 def notes(config: StudyConfig) -> tuple[str, ...]:
@@ -13,6 +14,11 @@ def notes(config: StudyConfig) -> tuple[str, ...]:
     seeds = (seed_note(),) if on_imagenet(config) else ()
     few = few_images(config)
     return (few, *seeds) if few else seeds
+
+
+def left_out(event: HealthEvent) -> str:
+    """A warning that a variant which a health check stopped is not judged."""
+    return f"Warning: the claims are judged without a variant that a health check stopped. {event.message}"
 
 
 def few_images(config: StudyConfig) -> str:

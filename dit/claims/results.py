@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from dit.claims.notes import notes
+from dit.claims.notes import left_out, notes
 from dit.claims.verdicts import judge
-from dit.errors import MismatchError, MissingError
+from dit.errors import MismatchError, MissingError, UnhealthyError
+from dit.health.summary import headline, readings, stopped_by
 from dit.results.protocols import OtherResult, other_results
 from dit.results.stages import EVALUATE, Work, training
 from dit.results.state import Finding, look, missing_line
 from dit.storage import Store
 from dit.study import layout
 from dit.study.config import StudyConfig
-from dit.study.records import MetricsRecord, TrainRecord, Verdict
+from dit.study.records import HealthEvent, MetricsRecord, TrainRecord, Verdict
 from dit.study.variants import ModelSpec
 
 
@@ -30,7 +31,7 @@ class VariantResults:
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """A complete study, in the order of its variants."""
+    """A complete study, in the order of its variants. Those that a health check stopped are left out."""
 
     config: StudyConfig
     variants: tuple[VariantResults, ...]
@@ -52,6 +53,9 @@ class Results:
 def load_results(config: StudyConfig, store: Store) -> Results:
     """Read all records of the study and judge the claims.
 
+    A variant that is not complete because a health check stopped it is left out, and a note names it.
+
+    Raises UnhealthyError when health checks stopped all variants.
     Raises MissingError when results are missing: it names the first, the command that makes it, and their number.
     Raises MismatchError when a result has another configuration or another content of the dataset.
     """
@@ -61,16 +65,30 @@ def load_results(config: StudyConfig, store: Store) -> Results:
         spec: [look(work, output) for output in (training(work, spec), *EVALUATE.outputs(work, spec))]
         for spec in config.specs
     }
+    stopped = _stopped(config, store, findings)
+    findings = {spec: row for spec, row in findings.items() if spec not in stopped}
     missing = [finding for row in findings.values() for finding in row if not finding.complete]
     if missing:
         more = f" ({len(missing) - 1} more results are missing)" if len(missing) > 1 else ""
         raise MissingError(
             f"study {config.study} is not complete below {store.place()}: {missing_line(work, missing[0])}{more}"
         )
+    if not findings:
+        raise UnhealthyError(f"no variant is complete: {headline(readings(config, store))}")
     results = tuple(VariantResults(spec, *_records(row)) for spec, row in findings.items())
     _check_content(results)
-    verdict = judge(config.study, [record for variant in results for record in variant.metrics], notes(config))
+    beside = (*(left_out(event) for event in stopped.values()), *notes(config))
+    verdict = judge(config.study, [record for variant in results for record in variant.metrics], beside)
     return Results(config, results, verdict, _others(config, store, _content(results[0])))
+
+
+def _stopped(
+    config: StudyConfig, store: Store, findings: Mapping[ModelSpec, Sequence[Finding[Any]]]
+) -> dict[ModelSpec, HealthEvent]:
+    """The variants that are not complete because a health check stopped them, with its reading."""
+    incomplete = (spec for spec, row in findings.items() if not all(finding.complete for finding in row))
+    events = {spec: stopped_by(config, store, spec) for spec in incomplete}
+    return {spec: event for spec, event in events.items() if event is not None}
 
 
 def _others(config: StudyConfig, store: Store, content: str) -> tuple[OtherResult, ...]:

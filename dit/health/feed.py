@@ -62,6 +62,10 @@ def feed(view: FeedView) -> Reading:
             "compare RANK and WORLD_SIZE of all processes, and the dataset's manifest",
         )
     scores = _scores(view)
+    if not all(map(math.isfinite, [scores["mean"], scores["power"]])):
+        return Reading(
+            None, bound, "stop", "latents are not finite", "", "prepare the dataset again: a shard of it is damaged"
+        )
     name = max(scores, key=lambda key: abs(scores[key]))
     if abs(scores[name]) < LARGEST_Z:
         return Reading(scores[name], bound)

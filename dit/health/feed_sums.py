@@ -28,6 +28,8 @@ class FeedSums:
         self._low: list[npt.NDArray[np.float32]] = []
         self.x0_power = 0.0
         """Mean square of the latents of this rank's first batch."""
+        self.first_samples = 0
+        """Samples of this rank's first batch."""
 
     def add(
         self, x0_NCHW: Tensor, t_N: Tensor, noise_NCHW: Tensor, y_N: Tensor, positions_N: npt.NDArray[np.int64]
@@ -43,7 +45,7 @@ class FeedSums:
             ]
         )
         if not self._positions:
-            self.x0_power = float(np.square(x, dtype=np.float64).mean())
+            self.x0_power, self.first_samples = float(np.square(x, dtype=np.float64).mean()), len(x)
         self._positions.append(positions_N)
         self._labels.append(y_N.cpu().numpy())
         self._low.append(low_modes(to_modes(x)))

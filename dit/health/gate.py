@@ -76,4 +76,6 @@ def event(gate: Gate, reading: Reading, step: int, where: str, setting: str | No
         bound=reading.bound,
         action=action,
         message=f"{where}: {message}" if message else "",
+        cause=reading.cause,
+        advice=reading.advice,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from dit.health.gate import Reading
@@ -12,6 +12,9 @@ FLOAT_ERROR = 2.0**-24
 """Relative rounding error of float32."""
 _HIGHEST_LOSS = 1.1
 _LEAST_CORRELATION = 0.6
+_START_ERROR = 1e-6
+_RATE_ERROR = 0.05
+"""Far above the error of a first update: Adam's epsilon over the largest gradient, 1e-5 or less."""
 
 
 @dataclass(frozen=True)
@@ -31,25 +34,38 @@ class StartView:
     """Parameters without a second moment in the optimizer after step 4; a fixed table of positions is not one."""
     leftover_gradient: float = 0.0
     """Largest gradient that is left after a step."""
+    share_powers: Sequence[float] = ()
+    """Mean square of the noise of each rank's share of step 1."""
+    fed: int | None = None
+    """Samples of step 1 over all ranks, of `global_batch`; None if nothing counted them."""
+    global_batch: int = 0
+    first_update: float = 0.0
+    """Largest weight of the head after step 1, over the learning rate; 0 if it is not known."""
 
 
 def start(view: StartView) -> Reading:
-    """Check that the first loss is the noise's power, and later that every tensor is trained.
+    """Check that the first loss is the noise's power, the first update the learning rate, and every tensor is trained.
 
-    A new DiT's output is exactly 0 (adaLN-Zero, Peebles & Xie 2023, section 3.2).
+    A new DiT's output is exactly 0 (adaLN-Zero, Peebles & Xie 2023, section 3.2). Adam's first update of each weight is
+    its learning rate (Kingma & Ba 2015, section 2.1), and the head starts at 0.
     """
+    bound = f"at most {_START_ERROR:g} from the noise's power, every tensor trained"
+    return next(_wrong_steps(view), Reading(abs(view.mse - view.noise_power), bound))
+
+
+def _wrong_steps(view: StartView) -> Iterator[Reading]:
     difference = abs(view.mse - view.noise_power)
-    bound = "at most 1e-06 from the noise's power, every tensor trained"
+    bound = f"at most {_START_ERROR:g} from the noise's power"
     if view.lost_positions:
-        return Reading(
+        yield Reading(
             difference,
-            bound,
+            "a table of positions that equals its formula",
             "stop",
             "the table of positions differs from its formula: patches have lost their places",
             advice="check what changes `pos_embed` after the model is built",
         )
     if view.leftover_gradient > 0:
-        return Reading(
+        yield Reading(
             view.leftover_gradient,
             "0: no gradient left after a step",
             "stop",
@@ -58,7 +74,7 @@ def start(view: StartView) -> Reading:
         )
     if view.untrained:
         head = any(name.startswith("final_layer.linear") for name in view.untrained)
-        return Reading(
+        yield Reading(
             float(len(view.untrained)),
             "0 tensors without a gradient after step 4",
             "stop",
@@ -67,9 +83,26 @@ def start(view: StartView) -> Reading:
             "a loss that is cut off from the model's output",
             "check requires_grad and the parameters given to the optimizer",
         )
-    if difference <= 1e-6:
-        return Reading(difference, bound)
-    return Reading(difference, bound, "stop", *_wrong_start(view))
+    if view.fed not in (None, view.global_batch):
+        yield Reading(
+            float(view.fed or 0),
+            f"{view.global_batch} samples in step 1",
+            "stop",
+            f"the ranks were fed {view.fed} samples instead of {view.global_batch}: the data of a rank are missing",
+            "a batch that is divided among more ranks than there are",
+            "compare RANK and WORLD_SIZE of all processes",
+        )
+    if difference > _START_ERROR:
+        yield Reading(difference, bound, "stop", *_wrong_start(view))
+    if view.first_update and not math.isclose(view.first_update, 1, rel_tol=_RATE_ERROR):
+        yield Reading(
+            view.first_update,
+            f"1 within {_RATE_ERROR:.0%}: the first update over train.learning_rate",
+            "stop",
+            f"the optimizer's learning rate is {view.first_update:.3g} times train.learning_rate",
+            "a warm-up, or an optimizer that is not Adam",
+            "check the learning rate that the optimizer is given",
+        )
 
 
 def _wrong_start(view: StartView) -> tuple[str, str, str]:
@@ -80,6 +113,13 @@ def _wrong_start(view: StartView) -> tuple[str, str, str]:
             "train the prediction of the noise (DDPM eq. 14), which the sampler expects",
         )
     ranks = view.world_size
+    alone = [rank for rank, power in enumerate(view.share_powers) if math.isclose(view.mse, power, rel_tol=1e-5)]
+    if ranks > 1 and alone:
+        return (
+            f"the first loss is that of rank {alone[0]}'s samples alone",
+            "every rank with the same share of the batch",
+            "sum the loss over ranks, and compare RANK and WORLD_SIZE of all processes",
+        )
     if ranks > 1 and math.isclose(view.mse * ranks, view.noise_power, rel_tol=0.1):
         return (
             f"the loss is {ranks} times too small: that of one rank, or divided by the number of ranks twice",

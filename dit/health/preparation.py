@@ -18,6 +18,9 @@ LEAST_PSNR = 20.0
 SD_MEAN = (5.81, 3.25, 0.12, -2.15)
 SD_STD = (4.17, 4.62, 3.71, 3.28)
 """Unscaled latents of ImageNet at 256 pixels under Stable Diffusion's autoencoders (Karras et al. 2024, EDM2)."""
+SD_SCALE = 0.18215
+"""Scale factor of Stable Diffusion's autoencoders (Rombach et al. 2022)."""
+_PUBLISHED_ERROR, _STANDARD_ERRORS = 0.05, 5.0
 _MOST_DUPLICATES = 0.05
 
 
@@ -31,6 +34,10 @@ class CodecView:
     mean_C: Float64
     std_C: Float64
     """Of the scaled latents."""
+    mean_error_C: Float64 | None = None
+    """Standard error of `mean_C` from the spread between images; None where no table of the autoencoder exists."""
+    std_error_C: Float64 | None = None
+    """Standard error of `std_C`."""
 
 
 def psnr(images_NHWC: npt.NDArray[np.uint8], decoded_NHWC: npt.NDArray[np.uint8]) -> float:
@@ -62,7 +69,30 @@ def codec(view: CodecView | None) -> Reading | None:
             "another autoencoder",
             "set dataset.codec.scale_factor to the autoencoder's own",
         )
-    return Reading(min(view.psnr, 999.0), f"at least {LEAST_PSNR:g} dB")
+    return _unlike_published(view) or Reading(min(view.psnr, 999.0), f"at least {LEAST_PSNR:g} dB")
+
+
+def _unlike_published(view: CodecView) -> Reading | None:
+    """Compare with the published mean and standard deviation of Stable Diffusion's latents, where they apply."""
+    if view.mean_error_C is None or view.std_error_C is None:
+        return None
+    mean_C, std_C = SD_SCALE * np.array(SD_MEAN), SD_SCALE * np.array(SD_STD)
+    # So few images have a mean and a size of their own, which their spread gives.
+    allowed = [_PUBLISHED_ERROR * std_C + _STANDARD_ERRORS * error for error in (view.mean_error_C, view.std_error_C)]
+    excess = np.abs([view.mean_C - mean_C, view.std_C - std_C]) / allowed
+    if excess.max() <= 1:
+        return None
+    kind, channel = np.unravel_index(int(excess.argmax()), excess.shape)
+    found, published = ((view.mean_C, mean_C), (view.std_C, std_C))[kind]
+    name = ("mean", "standard deviation")[kind]
+    return Reading(
+        float(found[channel]),
+        f"{published[channel]:.3g} within 5 % and {_STANDARD_ERRORS:g} standard errors of {IMAGES} images",
+        "warn",
+        f"the {name} of channel {channel} is not the published one of Stable Diffusion's autoencoder",
+        "images that are unlike photographs",
+        "check dataset.codec.weights, unless the images differ from ImageNet's",
+    )
 
 
 @dataclass(frozen=True)
@@ -76,6 +106,15 @@ class DataView:
 def data(view: DataView) -> Reading:
     """Check counts per class, duplicates, corrupt images, and that labels carry information."""
     manifest, bounds = view.manifest, view.bounds
+    if not np.isfinite(bounds.power_C).all():
+        return Reading(
+            None,
+            "finite latents",
+            "stop",
+            "latents of the prepared dataset are not finite",
+            "a damaged shard, or an autoencoder that overflows in half precision",
+            "prepare the dataset again, with dataset.codec.dtype=float32",
+        )
     filled = sum(count > 0 for count in manifest.label_counts)
     if filled < min(2, manifest.classes):
         return Reading(

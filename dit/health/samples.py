@@ -20,8 +20,10 @@ from dit.health.gate import Reading
 from dit.study.config import StudyConfig
 
 SAMPLES = 16
-NEAR_BOUND = 1.5
-"""Ratio to bound b up to which a model's samples must look like the dataset."""
+_LEARNED = 1.0
+"""Ratio to bound b below which samples must look like the dataset: those of the Wiener denoiser itself do."""
+_NOISE = 20.0
+"""Standard deviation over the dataset's from which samples are noise, however little a model has learned."""
 _WRONG_LABELS = 4
 _LEAST_Z = 2.0
 _FEW_LABELS, _MANY_LABELS = 64, 256
@@ -62,7 +64,10 @@ def samples(view: SamplesView) -> Reading:
     if healthy:
         return Reading(ratio, bound)
     lagging = view.initial_share > 0.02
-    learned = view.ratio_b is not None and view.ratio_b < NEAR_BOUND
+    learned = view.ratio_b is not None and view.ratio_b < _LEARNED
+    if not learned and not lagging and ratio < _NOISE:
+        # Its errors at the noisiest steps are still many times those of the Wiener denoiser, and widen the samples.
+        return Reading(ratio, f"{bound}, once the loss is below bound b")
     if lagging:
         cause, alike = f"the average still holds {view.initial_share:.0%} of the initial weights", ""
     elif not learned:
@@ -70,7 +75,7 @@ def samples(view: SamplesView) -> Reading:
             "the model has not learned enough yet for its samples to look like the dataset",
             "a broken sampler",
         )
-    elif ratio > 20:
+    elif ratio > _NOISE:
         cause = "the samples are noise although the training is healthy: the sampled model predicts no noise"
         alike = "an EMA that was never updated, weights that were not loaded, or timesteps of the wrong scale"
     else:

@@ -33,7 +33,14 @@ class NonFinite(NamedTuple):
     def event(self, message: str) -> HealthEvent:
         """Return the health event with this message."""
         return HealthEvent(
-            check="finite", step=self.step, value=None, bound=f"finite {self.term}", action="stop", message=message
+            check="finite",
+            step=self.step,
+            value=None,
+            bound=f"finite {self.term}",
+            action="stop",
+            message=message,
+            cause=f"{self.term} is not finite",
+            advice="check the data and train.precision, or lower train.learning_rate under another study name",
         )
 
 

@@ -8,7 +8,8 @@ from dit.console import say
 from dit.errors import UnhealthyError
 from dit.health.gate import Moment, event
 from dit.health.gates import gates_at
-from dit.health.log import HealthLog
+from dit.health.log import HealthLog, last_events, read_events
+from dit.health.summary import headline
 from dit.runtime.distributed import Ranks
 from dit.storage import Store
 from dit.study import layout
@@ -35,7 +36,9 @@ class Watch:
         self._config, self._ranks, self._tracker = config, ranks, tracker
         self._where = spec.name if spec else config.dataset.name
         self._is_main = ranks is None or ranks.is_main
-        self._log = HealthLog(store, layout.health(config, spec))
+        key = layout.health(config, spec)
+        self._log = HealthLog(store, key)
+        self._last = last_events(read_events(store, key)) if tracker is not None else {}
 
     def look(self, moment: Moment, step: int, view: Callable[[], object]) -> None:
         """Run the moment's checks on what `view` returns; it is called on rank 0 only, and not if all are off.
@@ -72,10 +75,18 @@ class Watch:
                 stopping = stopping or found.message
         return stopping
 
+    def record(self, found: HealthEvent) -> None:
+        """Keep a reading that was made elsewhere; only rank 0 does."""
+        if self._is_main:
+            self._keep(found)
+
     def _keep(self, found: HealthEvent) -> None:
         begins = self._log.add(found)
-        if self._tracker is not None and found.value is not None:
-            self._tracker.metrics(found.step, {f"health/{found.check}": found.value})
+        self._last[found.check] = found
+        if self._tracker is not None:
+            if found.value is not None:
+                self._tracker.metrics(found.step, {f"health/{found.check}": found.value})
+            self._tracker.tags({"health": headline([(self._where, event) for event in self._last.values()])})
         # A warning is shown when it begins, not at every reading.
         if begins and found.action == "warn":
             say(f"warning: {found.message}")

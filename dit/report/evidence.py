@@ -7,10 +7,11 @@ import io
 import math
 import struct
 import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dit.claims.results import Results
-from dit.health.summary import readings
+from dit.health.summary import RATIOS, readings
 from dit.results.stages import Work, checkpoint, dataset, samples
 from dit.results.state import read_output
 from dit.storage import Store
@@ -18,7 +19,7 @@ from dit.study import layout
 from dit.study.config import StudyConfig
 from dit.study.records import CheckpointMeta, DatasetManifest, HealthEvent, SampleSetManifest
 from dit.study.variants import ModelSpec
-from dit.tracking import read_points
+from dit.tracking import Point, read_points
 
 LARGEST_GRID_BYTES = 400_000
 LARGEST_GRID_SIDE = 1024
@@ -56,6 +57,8 @@ class Evidence:
     checkpoints: dict[tuple[str, int], CheckpointMeta]
     health: list[tuple[str, HealthEvent]] = field(default_factory=list)
     """(dataset or variant, last reading) of every check."""
+    ratios: dict[str, dict[str, list[tuple[float, float]]]] = field(default_factory=dict)
+    """One of `RATIOS` -> variant -> points (step, ratio); a ratio without points is left out."""
 
     @property
     def code_versions(self) -> list[str]:
@@ -79,15 +82,18 @@ def load_evidence(results: Results, store: Store) -> Evidence:
         # Of other protocols only the judged step is shown: each preview adds to the page's size.
         if other.record.step == results.verdict.step:
             _add_grid(grids, store, other.config, other.spec, other.record.step)
+    points = {spec.name: read_points(config, store, spec) for spec in config.specs}
+    ratios = {key: _curves(points, key) for key in RATIOS}
     real = layout.real_grid(config)
     return Evidence(
         grids=grids,
         real=embed(store.read(real)) if store.exists(real) else None,
-        losses={spec.name: curve for spec in config.specs if (curve := _loss_curve(config, store, spec))},
+        losses={name: smooth(curve) for name, curve in _curves(points, "loss").items()},
         samples=sets,
         dataset=read_output(work, dataset(work)),
         checkpoints=metas,
         health=readings(config, store),
+        ratios={key: curves for key, curves in ratios.items() if curves},
     )
 
 
@@ -142,10 +148,13 @@ def _add_grid(
         grids[spec.name, step, layout.protocol(config.sampling)] = embed(store.read(key))
 
 
-def _loss_curve(config: StudyConfig, store: Store, spec: ModelSpec) -> list[tuple[float, float]]:
-    points = read_points(config, store, spec)
-    losses = [(point.step, point.value) for point in points if point.key == "loss" and math.isfinite(point.value)]
-    return smooth(thin(losses))
+def _curves(points: Mapping[str, Sequence[Point]], key: str) -> dict[str, list[tuple[float, float]]]:
+    """A metric's finite values by variant, thinned; a variant without any is left out."""
+    curves = {
+        name: sorted((point.step, point.value) for point in row if point.key == key and math.isfinite(point.value))
+        for name, row in points.items()
+    }
+    return {name: thin(curve) for name, curve in curves.items() if curve}
 
 
 def _damaged() -> Grid:

@@ -16,10 +16,10 @@ from dit.claims.metric_names import metric_name
 from dit.claims.results import Results
 from dit.console import Cell, cell_text
 from dit.console.formatting import format_number
-from dit.health.summary import COLUMNS, headline, rows
+from dit.health.summary import COLUMNS, headline, matrix, rows
 from dit.report.cost import cost_table
 from dit.report.evidence import Evidence, Grid
-from dit.report.loss_chart import training_losses
+from dit.report.loss_chart import loss_ratios, training_losses
 from dit.report.plots import GFLOPS, PARAMETERS, against, over_steps
 from dit.report.provenance import provenance, terms
 from dit.report.tables import Table, differing_keys, protocol_label, protocol_table, result_table, training_table
@@ -74,7 +74,10 @@ def render(results: Results, evidence: Evidence) -> bytes:
         cost_table=cost_table(results, evidence),
         provenance=provenance(results, evidence),
         health=headline(evidence.health),
+        sick=any(event.action == "stop" for _, event in evidence.health),
+        health_matrix=matrix(evidence.health),
         health_table=(list(COLUMNS), rows(evidence.health)),
+        health_charts=[loss_ratios(key, curves) for key, curves in evidence.ratios.items()],
         study_yaml=results.config.to_yaml(),
     )
     return page.encode()
@@ -136,11 +139,17 @@ def _rows(results: Results) -> str:
     return f"up to 8 of each of {classes} classes" if classes <= MAX_CLASS_ROWS else "64 images of random classes"
 
 
+def _variants(results: Results) -> str:
+    count, all_of_them = len(results.variants), len(results.config.variants)
+    shown = f"{all_of_them} variants" if count == all_of_them else f"{count} of {all_of_them} variants"
+    return f"{shown} on {results.config.dataset.name}"
+
+
 def _facts(results: Results) -> list[str]:
     """When, with which code and from which seeds the report was made."""
     config = results.config
     return [
-        f"{len(config.variants)} variants on {config.dataset.name}",
+        _variants(results),
         f"judged at step {results.verdict.step:,} by {metric_name(results.verdict.metric)}, lower is better",
         f"written {datetime.now(UTC):%Y-%m-%d} by dit-scaling {code_version()}",
         f"training seed {config.train.seed}, sampling seed {config.sampling.seed}",

@@ -14,6 +14,7 @@ from dit.claims.results import Results, load_results
 from dit.claims.verdicts import primary
 from dit.console import Cell, console, say, table
 from dit.console.formatting import format_bytes, format_duration, format_number, format_rate
+from dit.health.summary import Readings, headline, matrix, messages, readings
 from dit.report.evidence import Evidence
 from dit.storage import Store
 from dit.study import layout
@@ -149,6 +150,9 @@ def show_results(config: StudyConfig, store: Store) -> None:
     results = load_results(config, store)
     table(*result_table(results), title=f"Study {config.study}")
     say()
+    if line := headline(readings(config, store)):
+        say(line)
+        say()
     _show_verdict(results.verdict)
     say()
     folder = layout.report(config)
@@ -157,6 +161,13 @@ def show_results(config: StudyConfig, store: Store) -> None:
     if config.tracking.kind == "mlflow":
         root = shlex.quote(address(store, ""))
         say(f"MLflow        {view_on_server(config, store) or f'make ui ROOT={root}, or dit ui --root {root}'}")
+
+
+def show_health(found: Readings) -> None:
+    """Print the study's health: one line, the last reading of every check, and the whole message of each failure."""
+    table(*matrix(found), title=headline(found))
+    for message in messages(found):
+        say(message)
 
 
 def address(store: Store, key: str) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dit.checkpoints.read import list_checkpoints
 from dit.console.formatting import format_number
 from dit.health.stragglers import slow_ranks
+from dit.health.summary import stopped_by
 from dit.results.stages import EVALUATE, PREPARE, REPORT, SAMPLE, TRAIN, Stage, Work
 from dit.results.state import StageState, stage_state
 from dit.storage import read_record
@@ -42,6 +43,8 @@ class StageProgress:
     last: Measured | None = None
     seconds: float | None = None
     """Time that it took; None if the store does not have it."""
+    stopped: str = ""
+    """Which health check stopped it, and when; empty if none did."""
     ranks: tuple[RankProgress, ...] = ()
     """How far each rank of a training is; empty if there is none, or if it has ended."""
 
@@ -83,9 +86,18 @@ def progress(work: Work) -> list[StageProgress]:
     """
     rows = [_prepared(work)]
     for spec in work.config.specs:
-        rows += [_trained(work, spec), _sampled(work, spec), _evaluated(work, spec)]
+        rows += _with_stop(work, spec, [_trained(work, spec), _sampled(work, spec), _evaluated(work, spec)])
     state = stage_state(REPORT, work)
     return [*rows, StageProgress(REPORT.name, state.done, 1, REPORT.unit)]
+
+
+def _with_stop(work: Work, spec: ModelSpec, rows: list[StageProgress]) -> list[StageProgress]:
+    """The rows of a variant's stages; the first that is not complete has the check that stopped it."""
+    left = next((place for place, row in enumerate(rows) if not row.complete), None)
+    event = None if left is None else stopped_by(work.config, work.store, spec)
+    if left is not None and event is not None:
+        rows[left] = replace(rows[left], stopped=f"stopped by {event.check} at step {event.step}")
+    return rows
 
 
 def _prepared(work: Work) -> StageProgress:

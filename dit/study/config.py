@@ -312,7 +312,8 @@ class StudyConfig(Section):
     plan: PlanConfig = PlanConfig()
     cluster: ClusterConfig = ClusterConfig()
     health: Checks = Field(default_factory=dict)
-    """Health check -> off, warn or stop in place of what the check itself says. Changes no result; in no hash."""
+    """Health check -> off, warn or stop in place of what the check itself says. `finite` always stops. Changes no
+    result; in no hash."""
 
     @field_validator("variants")
     @classmethod

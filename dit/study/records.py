@@ -381,6 +381,10 @@ class HealthEvent(Record):
     bound: str
     action: Literal["ok", "warn", "stop"]
     message: str
+    cause: str = ""
+    """What a failure points to: a part of the message."""
+    advice: str = ""
+    """The next thing to do: a part of the message."""
 
 
 class Claim(FrozenModel):

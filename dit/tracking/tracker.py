@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, BinaryIO, NamedTuple
@@ -183,12 +183,12 @@ def read_points(config: StudyConfig, store: Store, spec: ModelSpec | None) -> li
     return list(first.values())
 
 
-def collect(config: StudyConfig, store: Store) -> None:
-    """Fetch the journals of all variants from a remote store, and ship what their machines did not ship.
+def collect(config: StudyConfig, store: Store, complete: Iterable[ModelSpec]) -> None:
+    """Fetch the journals of complete variants from a remote store, and ship what their machines did not ship.
 
-    All variants must be complete, because their runs end FINISHED.
+    Their runs end FINISHED.
     """
-    for spec in config.specs if config.tracking.kind == "mlflow" else ():
+    for spec in complete if config.tracking.kind == "mlflow" else ():
         if StoreCopy(store, run_folder(config, store, spec)).is_needed:
             with open_tracker(config, store, spec):
                 pass

@@ -158,8 +158,7 @@ class TrainingLoop:
             f"{plan.spec.name}: step {bad.step}: {bad.term} is not finite; the last good checkpoint {last};"
             " check the data and train.precision, or lower train.learning_rate under another study name"
         )
-        if self.ranks.is_main:
-            add_event(plan.store, layout.health(plan.config, plan.spec), bad.event(message))
+        self._watch.record(bad.event(message))
         raise DivergedError(message)
 
     def _stop(self, step: int, signal_number: int) -> None:

@@ -24,14 +24,15 @@ from dit.health.learning import NoiseView, StartView, WindowView
 from dit.health.noise_probe import look_at_noise
 from dit.health.recipe import RecipeView, first_deadline, unit_steps
 from dit.health.shadow import Shadow
-from dit.health.steps import StepLosses
+from dit.health.steps import StepLosses, first_nonfinite
+from dit.health.summary import RATIOS
 from dit.health.watch import Watch
 from dit.model.embeddings import position_table
 from dit.model.transformer import DiT
 from dit.runtime.distributed import Ranks
 from dit.sampling.wiener import draw_wiener
 from dit.study import layout
-from dit.study.records import Probe
+from dit.study.records import HealthEvent, Probe
 from dit.tracking import Tracker
 from dit.training.plan import TrainPlan
 from dit.training.trainer import Trainer
@@ -51,12 +52,12 @@ class TrainingWatch:
     """
 
     def __init__(self, plan: TrainPlan, ranks: Ranks, trainer: Trainer, tracker: Tracker) -> None:
-        self._plan, self._ranks, self._trainer = plan, ranks, trainer
+        self._plan, self._ranks, self._trainer, self._tracker = plan, ranks, trainer, tracker
         self._watch = Watch(plan.config, plan.spec, plan.store, ranks, tracker if ranks.is_main else None)
         self._schedule = SCHEDULES[plan.config.train.schedule]()
         self.bounds: Bounds | None = load_bounds(plan.work)
         self._errors = {rung: self._errors_of(rung) for rung in ("a", "b")} if self.bounds else {}
-        self._first_mse = 0.0
+        self._first_mse, self._first_fed = 0.0, 0.0
         self._limits: dict[int, Float64] = {}
         self._recent: deque[Float64] = deque(maxlen=max(_RATIO_STEPS, -(-_RATIO_SAMPLES // self._batch)))
         self._feed = FeedSums(self.bounds, ranks) if self.bounds else None
@@ -102,7 +103,9 @@ class TrainingWatch:
         if _is_round(done) and done >= 10:
             self._watch.look("noise", done, lambda: self._noise(done))
             if done <= 100:
-                self._window(done, self._trainer.window.read())
+                rows = self._trainer.window.read()
+                self._watch.look("losses", done, lambda: first_nonfinite(rows))
+                self._window(done, rows)
 
     def logged(self, step: int, rows: Sequence[StepLosses]) -> None:
         """See a window of steps that is complete and finite."""
@@ -128,6 +131,10 @@ class TrainingWatch:
             ratio_b=None if ratios is None else ratios[1],
         )
 
+    def record(self, event: HealthEvent) -> None:
+        """Keep a reading that was made elsewhere."""
+        self._watch.record(event)
+
     def end(self) -> None:
         """Store the last readings."""
         self._watch.flush()
@@ -148,10 +155,14 @@ class TrainingWatch:
 
     def _start(self, step: int) -> None:
         if step == 1:
-            self._first_mse = self._trainer.window.read()[0].mse
-        power = torch.tensor([self._feed.x0_power if self._feed else 0.0], dtype=torch.float64)
-        x0_power = float(self._ranks.all_reduce_sum(power)) / self._ranks.world_size
-        self._watch.look("start", step, lambda: self._started(step, x0_power))
+            rows = self._trainer.window.read()
+            self._first_mse = rows[0].mse
+            # Before the check of the start, which would take a value that is not finite for a wrong loss.
+            self._watch.look("losses", step, lambda: first_nonfinite(rows))
+        feed = self._feed
+        sums = torch.tensor([feed.x0_power, feed.first_samples] if feed else [0.0, 0.0], dtype=torch.float64)
+        power, self._first_fed = (float(value) for value in self._ranks.all_reduce_sum(sums))
+        self._watch.look("start", step, lambda: self._started(step, power / self._ranks.world_size))
 
     def _started(self, step: int, x0_power: float) -> StartView:
         train, inputs, model = self._plan.config.train, self._plan.config.dataset.inputs, self._trainer.model
@@ -159,7 +170,8 @@ class TrainingWatch:
         noise = normals(train.seed, Purpose.NOISE, 1, range(train.global_batch), shape)
         table = position_table(model.spec.hidden, inputs.size // model.spec.patch)
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-        state = self._trainer.optimizer.state
+        state, shares = self._trainer.optimizer.state, np.array_split(noise, self._ranks.world_size)
+        head = model.final_layer.linear.weight
         untrained = [
             name
             for name, parameter in model.named_parameters()
@@ -173,6 +185,10 @@ class TrainingWatch:
             lost_positions=not torch.equal(model.pos_embed[0].cpu(), table),
             untrained=untrained if step >= _ALL_TRAINED else (),
             leftover_gradient=max((float(gradient.abs().max()) for gradient in gradients), default=0.0),
+            share_powers=[float(np.square(share, dtype=np.float64).mean()) for share in shares],
+            fed=round(self._first_fed) if self._feed else None,
+            global_batch=train.global_batch,
+            first_update=float(head.detach().abs().max()) / train.learning_rate if step == 1 else 0.0,
         )
 
     def _fed_enough(self, step: int) -> None:
@@ -199,6 +215,8 @@ class TrainingWatch:
             limits = self._ranks.all_reduce_sum(local).numpy() / self._batch
             errors = [np.array([row.mse, *limit]) for row, limit in zip(rows, limits, strict=True)]
         ratios = self._ratios(errors)
+        if ratios is not None:
+            self._tracker.metrics(step, dict(zip(RATIOS, ratios, strict=True)))
         deadline = first_deadline(config, self._plan.spec)
         view = WindowView(
             step=step,

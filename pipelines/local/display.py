@@ -128,6 +128,23 @@ class StudyLog:
         last = step.tail[-1] if step.tail else "nothing"
         return DitError(f"{step.name} ended early; its last output: {last}; full output: {log}")
 
+    def exit_code(self, worker: int) -> int:
+        """The exit code that a worker's step reported with its error; 0 without an error."""
+        error = self._steps.get(worker, _Step()).error
+        return error.code if error is not None else 0
+
+    def give_up(self, worker: int, variant: str) -> None:
+        """Show the error of a worker's step, which ends its variant; the other variants go on."""
+        step = self._steps[worker]
+        if step.bars is not None:
+            step.bars.end()
+        if self._clock is not None:
+            self._clock.drop(variant)
+        message = step.error.text if step.error is not None else step.name
+        for on_terminal in (False, True):
+            self._print(f"✗ {message}; the other variants go on", on_terminal=on_terminal)
+        self._steps[worker] = _Step()
+
     def _note(self, worker: int, step: _Step, line: str) -> None:
         self._write(worker, line)
         # kfp indents the output of steps, and adds time-stamped lines of its own.

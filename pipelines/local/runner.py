@@ -15,7 +15,8 @@ from pathlib import Path
 from types import FrameType
 
 from dit.console import say
-from dit.errors import StoreError
+from dit.errors import FinalError, StoreError, UnhealthyError
+from dit.health.summary import headline, readings, stopped_by
 from dit.report.tables import address, show_results
 from dit.results.stages import REPORT, STAGES, VARIANT_STAGES, Work
 from dit.results.state import is_complete, study_is_complete, unfinished
@@ -39,7 +40,10 @@ def run(study: Path | str, root: str, overrides: list[str], image: str | None = 
     With an image, steps run in containers. An interrupt ends the running steps; the next run resumes from their last
     checkpoints.
 
-    Raises DitError with the step's own message when a step fails.
+    A variant that a health check stops ends there. The others go on, and the report is made without it.
+
+    Raises UnhealthyError at the end when a check stopped a variant.
+    Raises DitError with the step's own message when a step fails for another reason.
     """
     config = study_file.load(study, overrides)
     store = open_store(root)
@@ -52,6 +56,8 @@ def run(study: Path | str, root: str, overrides: list[str], image: str | None = 
         _run_pipeline(config, store, image)
         flush(config, store)
     show_results(config, store)
+    if unfinished(work):
+        raise UnhealthyError(headline(readings(config, store)))
 
 
 def _bring_up_to_date(work: Work) -> None:
@@ -87,8 +93,10 @@ def _run_pipeline(config: StudyConfig, store: Store, image: str | None) -> None:
         try:
             with WorkerPool(machine.workers, Path(scratch), shown.take, lifeline.pull) as pool:
                 pool.run([WorkItem(text, store.url, "prepare", image=image)])
-                pool.run([WorkItem(text, store.url, spec.name, machine.threads, image) for spec in left])
-                pool.run([WorkItem(text, store.url, "report", image=image)])
+                items = [WorkItem(text, store.url, spec.name, machine.threads, image) for spec in left]
+                pool.run(items, lambda worker, item: not caught and _is_sick(config, store, shown, worker, item.part))
+                if len(unfinished(work)) < len(config.specs):
+                    pool.run([WorkItem(text, store.url, "report", image=image)])
             if caught:
                 _end_by(caught[0])
         except WorkerError as error:
@@ -98,6 +106,14 @@ def _run_pipeline(config: StudyConfig, store: Store, image: str | None) -> None:
         finally:
             # A killed step could not set the status of its MLflow run.
             reconcile(config, store)
+
+
+def _is_sick(config: StudyConfig, store: Store, shown: StudyLog, worker: int, variant: str) -> bool:
+    """Whether a health check stopped a variant, which does not concern the others."""
+    if shown.exit_code(worker) != FinalError.exit_code or stopped_by(config, store, config.spec(variant)) is None:
+        return False
+    shown.give_up(worker, variant)
+    return True
 
 
 def _end_by(number: int) -> None:

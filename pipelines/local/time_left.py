@@ -78,6 +78,12 @@ class StudyClock:
             self._spent += now - running.began
             self._covered += expected * (1 - (running.first_share or 0.0))
 
+    def drop(self, variant: str) -> None:
+        """The steps of a variant that ended early are not run."""
+        for step in [step for step in self._left if variant in step.split()]:
+            self._left.pop(step)
+            self._running.pop(step, None)
+
     def left(self, now: float) -> float | None:
         """Seconds until the study's end; None before there is any pace to go by."""
         spent, covered, rest = self._spent, self._covered, 0.0

@@ -31,7 +31,7 @@ _SHELL_SIGNALS = 128
 
 
 def main(handle: int, folder: str) -> int:
-    """Run work items until the handle is closed; returns 0, or 1 as soon as a step has failed."""
+    """Run work items until the handle is closed; a part of which a step failed ends early."""
     # The parent handles interrupts, and ends the steps by their lifeline.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: None)
@@ -52,7 +52,7 @@ def main(handle: int, folder: str) -> int:
                 _run(WorkItem.from_line(line), folder)
             except RuntimeError:
                 # kfp raises this when a step failed; the step has reported its error.
-                return 1
+                _report(Event("failed"))
             _report_ready()
     return 0
 
@@ -74,8 +74,7 @@ def _with_signal(run: Callable[..., int]) -> Callable[..., int]:
         code = run(*arguments, **options)
         number = -code if code < 0 else code - _SHELL_SIGNALS
         if number > 0:
-            sys.stdout.write(Event("killed", code=number).to_line())
-            sys.stdout.flush()
+            _report(Event("killed", code=number))
         return code
 
     return run_and_report
@@ -95,7 +94,11 @@ def _threads(count: int | None) -> Iterator[None]:
 
 
 def _report_ready() -> None:
-    sys.stdout.write(Event("ready").to_line())
+    _report(Event("ready"))
+
+
+def _report(event: Event) -> None:
+    sys.stdout.write(event.to_line())
     sys.stdout.flush()
 
 

@@ -47,6 +47,10 @@ class WorkItem:
         return cls(**json.loads(line))
 
 
+def _never(_worker: int, _item: WorkItem) -> bool:
+    return False
+
+
 class WorkerError(Exception):
     """A worker ended before its work was done."""
 
@@ -84,10 +88,12 @@ class WorkerPool:
             self._listen()
         self._selector.close()
 
-    def run(self, items: Iterable[WorkItem]) -> None:
+    def run(self, items: Iterable[WorkItem], may_fail: Callable[[int, WorkItem], bool] = _never) -> None:
         """Give items in this order to workers as they become free; returns when all are done.
 
-        Raises WorkerError as soon as a worker fails.
+        `may_fail(worker, item)` is asked whether the others go on when an item fails.
+
+        Raises WorkerError as soon as a worker ends early, or an item fails that may not.
         """
         waiting = deque(items)
         while waiting or any(worker.busy for worker in self._workers.values()):
@@ -97,6 +103,10 @@ class WorkerPool:
             ended = self._listen()
             if ended:
                 raise WorkerError(*ended[0])
+            for worker in self._workers.values():
+                failed, worker.failed = worker.failed, None
+                if failed is not None and not may_fail(worker.number, failed):
+                    raise WorkerError(worker.number, 1)
 
     def _listen(self) -> list[tuple[int, int]]:
         """Wait for output and pass it on; returns numbers and exit codes of the workers that have ended."""
@@ -107,6 +117,8 @@ class WorkerPool:
                 event = from_line(line)
                 if event is not None and event.kind == "ready":
                     worker.ready, worker.busy = True, False
+                elif event is not None and event.kind == "failed":
+                    worker.failed = worker.item
                 else:
                     self._take(worker.number, line)
             if worker.ended:
@@ -144,12 +156,15 @@ class _Worker:
         self.number, self.output = number, self._process.stdout.fileno()
         self.ready = self.busy = self.ended = False
         self.exit_code = 0
+        self.item: WorkItem | None = None
+        self.failed: WorkItem | None = None
+        """The last item, if it failed and nobody has been told."""
         self._items = open(give, "wb")  # noqa: SIM115
         self._buffer = LineBuffer()
 
     def give(self, item: WorkItem) -> None:
         # If the worker has died, its output ends, which `read` notices.
-        self.ready, self.busy = False, True
+        self.ready, self.busy, self.item = False, True, item
         with suppress(BrokenPipeError):
             self._items.write(item.to_line().encode())
             self._items.flush()

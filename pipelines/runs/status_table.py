@@ -77,7 +77,7 @@ def _completes(step: str) -> str:
 
 
 def _row(name: str, task: Task | None, job: JobView | None, stage: StageProgress | None, now: datetime) -> Row:
-    state = task.state.lower() if task else ("complete" if stage and stage.complete else "")
+    state = task.state.lower() if task else ("complete" if stage.complete else stage.stopped) if stage else ""
     shown = job is not None and job.snapshot.job is not None
     return (
         name,

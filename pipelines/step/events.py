@@ -26,10 +26,11 @@ class Event:
     """An event of a step.
 
     The step began, printed a line, reported an error or ended well; or one of its bars, numbered by `bar`, was opened,
-    advanced or closed. `killed` and `ready` come from a worker: a signal ended its step, or it waits for work.
+    advanced or closed. `killed`, `failed` and `ready` come from a worker: a signal ended its step, its part of the
+    study failed, or it waits for work.
     """
 
-    kind: Literal["begin", "line", "error", "end", "open", "advance", "close", "killed", "ready"]
+    kind: Literal["begin", "line", "error", "end", "open", "advance", "close", "killed", "failed", "ready"]
     text: str = ""
     """Name of the step, the line, the error message, or the description of the bar."""
     code: int = 0

@@ -317,6 +317,34 @@ def test_a_failure_stops_the_other_variants_which_can_resume(finished: Finished,
     wait_for_end_in_mlflow(study)
 
 
+def test_a_variant_that_a_check_stops_ends_alone(tmp_path: Path) -> None:
+    """The learning rate is possible for the smaller model only."""
+    study = Study(tmp_path / "runs")
+    code, output, errors = study.run(
+        "train.learning_rate=0.028", "health={learning: off, pure-noise: off, samples: off}"
+    )
+    broke = "mini-B/2 broke before its first step: train.learning_rate=0.028 is too high for hidden size 40"
+    assert code == FinalError.exit_code
+    assert errors.splitlines()[-1].startswith(f"dit: {broke}")
+    assert "the other variants go on" in output
+    assert {name.split()[0] for name in study.values()} == {"mini-S/2"}
+    assert broke in (study.root / "studies/digits/report/report.html").read_text()
+    wait_for_end_in_mlflow(study)
+    with closing(sqlite3.connect(study.root / "mlflow.db")) as database:
+        query = "SELECT name, status, value FROM runs JOIN tags USING (run_uuid) WHERE key = 'health'"
+        runs = {name: (status, value) for name, status, value in database.execute(query)}
+        metrics = "SELECT name FROM runs JOIN latest_metrics USING (run_uuid) WHERE key = 'health/recipe'"
+        assert {name for (name,) in database.execute(metrics)} == {"mini-S/2", "mini-B/2"}
+    assert {name: status for name, (status, _) in runs.items()} == {
+        "digits": "FINISHED",
+        "mini-S/2": "FINISHED",
+        "mini-B/2": "FAILED",
+    }
+    assert runs["mini-B/2"][1].startswith(broke)
+    assert runs["digits"][1].startswith(broke)
+    assert runs["mini-S/2"][1].startswith("healthy: ")
+
+
 def test_a_killed_step_fails_the_study(tmp_path: Path) -> None:
     """As the kernel kills a process if memory runs out."""
     study = Study(tmp_path / "runs")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from http_fakes import Answer
 from job_objects import (
@@ -19,7 +21,7 @@ from job_objects import (
     terminated,
 )
 
-from dit.errors import DataError, DitError, FinalError, InputError
+from dit.errors import DataError, DitError, FinalError, InputError, UnhealthyError
 from pipelines.cluster.client import ApiRefused, Cluster
 from pipelines.jobs import watch
 
@@ -46,19 +48,25 @@ def test_a_missing_permission_fails_at_once(what: str, api: Api, cluster: Cluste
         watch.wait(cluster, spec(), "job-1")
 
 
-@pytest.mark.parametrize(("code", "ends"), [(DataError.exit_code, FinalError), (InputError.exit_code, FinalError)])
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (DataError, "datasets/d/shard-00000.tar: SHA-256 is 1, expected 2; the file is damaged"),
+        (InputError, "my.yaml: train.step is not a valid key"),
+        (UnhealthyError, "mini-S/2: the EMA never changes (ema: 2.6e+05, must be at most 1 rounding error); update it"),
+    ],
+)
 def test_a_job_that_every_try_would_end_alike_is_final_and_names_the_programs_error(
-    code: int, ends: type[DitError], api: Api, cluster: Cluster
+    kind: type[DitError], message: str, api: Api, cluster: Cluster
 ) -> None:
-    message = "dit: datasets/d/shard-00000.tar: SHA-256 is 1, expected 2; the file is damaged"
-    end = terminated(code, 1)
+    end = terminated(kind.exit_code, 1)
     # The log is gone with its container; the pod's status has the end of it.
-    end["terminated"]["message"] = f"worker: step 5\n{message} (rank 0)\nW1130 torchrun sends SIGTERM\n"
+    end["terminated"]["message"] = f"worker: step 5\ndit: {message} (rank 0)\nW1130 torchrun sends SIGTERM\n"
     api.job, api.logs = job(RUNNING), {"a": "", "b": ""}
     api.pods = [pod(0, uid="a", **container(lastState=end, state={"running": {}})), running_pod(1, "b")]
-    with pytest.raises(watch.JobFailed, match=r"shard-00000\.tar: SHA-256 is 1.*; the job was deleted") as caught:
+    with pytest.raises(watch.JobFailed, match=f"{re.escape(message)}.*; the job was deleted") as caught:
         watch.wait(cluster, spec(), "job-1")
-    assert caught.value.exit_code == ends.exit_code
+    assert caught.value.exit_code == FinalError.exit_code
     assert api.job is None
 
 

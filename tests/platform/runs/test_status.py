@@ -14,9 +14,11 @@ from store_settings import settings_objects
 from study_records import write_rank_progress
 
 from dit.errors import DitError
+from dit.health.log import add_event
 from dit.storage import open_store
 from dit.study import layout
 from dit.study.config import StudyConfig
+from dit.study.records import HealthEvent
 from dit.study.study_file import load
 from dit.tracking.journal import Entry
 from pipelines import status
@@ -219,6 +221,21 @@ def test_a_study_of_this_machine_is_shown_from_its_folder(
     assert "400/1,500 steps" in row(text, "train mini-B/2")
     assert "reached" not in text
     assert yaml.safe_load(STUDY_FILE.read_text())["variants"][-1] in text
+
+
+def test_a_variant_that_a_check_stopped_has_its_step_its_cause_and_all_readings(
+    tmp_path: Path, config: StudyConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = "mini-S/2: the EMA never changes (ema: 9, must be at most 1 rounding error); update it"
+    reason = {"cause": "the EMA never changes", "advice": "update it"}
+    event = HealthEvent(check="ema", step=5, value=9.0, bound="1", action="stop", message=message, **reason)
+    add_event(open_store(str(tmp_path)), layout.health(config, config.specs[0]), event)
+    show("variants=[mini-S/2, mini-B/2]", root=str(tmp_path))
+    text = capsys.readouterr().out
+    assert row(text, "train mini-S/2").startswith("train mini-S/2 stopped by ema at step 5")
+    assert row(text, "mini-S/2 broke") == "mini-S/2 broke at step 5: the EMA never changes; update it"
+    assert row(text, "ema ") == "ema ✗ 9.000"
+    assert message in text.splitlines()
 
 
 def test_jobs_have_the_labels_by_which_status_finds_them(config: StudyConfig) -> None:

@@ -14,12 +14,27 @@ from PIL import Image
 from study_records import fill, metrics_record, preview, read, sample_set, study
 
 from dit.claims.results import load_results
+from dit.health.log import HealthLog
 from dit.stages import report
 from dit.storage import Store, open_store, write_record
 from dit.study import layout
 from dit.study.config import StudyConfig
 from dit.study.paper import paper
+from dit.study.records import HealthEvent
 from dit.study.study_file import load_text
+from dit.tracking import open_tracker
+
+PASSED = HealthEvent(check="ema", step=20, value=0.5, bound="below 1", action="ok", message="")
+STOPPED = HealthEvent(
+    check="ema",
+    step=20,
+    value=9.0,
+    bound="below 1",
+    action="stop",
+    message="x",
+    cause="no gradient",
+    advice="look at it",
+)
 
 
 @pytest.fixture
@@ -138,6 +153,26 @@ def test_charts_follow_the_page_between_light_and_dark(reported: Store) -> None:
         assert {colour for colour in colours if colour != "none"} <= {*re.findall(r"var\(--[\w-]+\)", figure)}
         assert not re.findall(r"<text(?![^>]*fill: var)", figure), "black, which a dark page hides"
         assert all(f"--{name}:" in html for name in re.findall(r"var\(--([\w-]+)\)", figure))
+
+
+def test_the_page_opens_with_the_health_of_the_study_and_has_every_checks_last_reading(store: Store) -> None:
+    config = study()
+    for spec in config.specs:
+        log = HealthLog(store, layout.health(config, spec))
+        log.add(STOPPED if spec is config.specs[1] else PASSED)
+        log.flush()
+        with open_tracker(config, store, spec) as tracker:
+            for step in (10, 100, 1000):
+                tracker.metrics(step, {"health/ratio_a": 20 / step, "health/ratio_b": 40 / step})
+    report.run(config, store)
+    html = read(store, config, "report.html")
+    line = "DiT-L/2 broke at step 20: no gradient; look at it"
+    assert html.index(line) < html.index(paper().citation)
+    section = html[html.index('id="health-title"') :]
+    assert re.search(r'<th scope="row">ema</th><td>✓ 0.5000</td><td>✗ 9.000</td>', section)
+    charts = charts_of(section)
+    assert list(charts) == ["R_a over training", "R_b over training"]
+    assert all("XL/4" in figure for figure in charts.values())
 
 
 def test_ids_are_unique(reported: Store) -> None:

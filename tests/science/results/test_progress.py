@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 from study_records import checkpoint_meta, fill, train_record, write_rank_progress
 
+from dit.health.log import add_event
 from dit.results.progress import StageProgress, pace_line, progress
 from dit.results.stages import Work, step_names
 from dit.storage import Store, open_store, write_record
 from dit.study import layout
 from dit.study.config import StudyConfig
+from dit.study.records import HealthEvent
 from dit.study.study_file import load
 from dit.tracking.journal import Entry
 
@@ -43,6 +45,14 @@ def test_a_study_that_has_not_begun_has_every_stage_before_it(config: StudyConfi
     result = progress(Work(config, store))
     assert [item.name for item in result] == step_names(config)
     assert not any(item.complete for item in result)
+
+
+def test_the_stage_that_a_check_stopped_has_its_name_and_step(config: StudyConfig, store: Store) -> None:
+    event = HealthEvent(check="ema", step=5, value=9.0, bound="below 1", action="stop", message="no EMA")
+    add_event(store, layout.health(config, config.specs[0]), event)
+    assert {item.name: item.stopped for item in progress(Work(config, store)) if item.stopped} == {
+        TRAIN: "stopped by ema at step 5"
+    }
 
 
 def test_training_under_way_is_as_far_as_its_newest_loss_or_checkpoint(config: StudyConfig, store: Store) -> None:

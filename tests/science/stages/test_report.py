@@ -15,13 +15,14 @@ import pytest
 from study_records import fill, metrics_record, preview, read, study, train_record
 
 from dit.claims.results import load_results
-from dit.errors import MismatchError, MissingError
+from dit.errors import MismatchError, MissingError, UnhealthyError
+from dit.health.log import add_event
 from dit.report.tables import result_table, show_results
 from dit.stages import report
 from dit.storage import Store, open_store, write_record
 from dit.study import layout
 from dit.study.config import StudyConfig
-from dit.study.records import Estimate, Verdict
+from dit.study.records import Estimate, HealthEvent, Verdict
 from dit.study.variants import ModelSpec
 
 
@@ -117,6 +118,43 @@ def test_a_missing_result_is_named_with_the_command_that_makes_it(config: StudyC
     with pytest.raises(MissingError, match=message):
         report.run(config, store)
     assert not store.list(layout.report(config))
+
+
+def stop(config: StudyConfig, store: Store, spec: ModelSpec) -> None:
+    """As a check stops a training."""
+    event = HealthEvent(
+        check="ema", step=5, value=9.0, bound="below 1", action="stop", message=f"{spec.name}: no EMA", cause="no EMA"
+    )
+    add_event(store, layout.health(config, spec), event)
+    for key in (layout.train_record(config, spec), *store.list(f"{layout.variant(config, spec)}/metrics")):
+        store.delete(key)
+
+
+def test_a_variant_that_a_check_stopped_is_left_out_by_name(
+    config: StudyConfig, store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stop(config, store, config.specs[1])
+    report.run(config, store)
+    html = read(store, config, "report.html")
+    assert "DiT-L/2 broke at step 5: no EMA" in html
+    assert "3 of 4 variants" in html
+    verdict = load_results(config, store).verdict
+    assert verdict.notes[0].startswith("Warning: the claims are judged without a variant that a health check stopped")
+    assert "DiT-L/2: no EMA" in verdict.notes[0]
+    show_results(config, store)
+    assert "DiT-L/2 broke at step 5: no EMA" in capsys.readouterr().out
+    assert {row["variant"] for row in csv.DictReader(io.StringIO(read(store, config, "runs.csv")))} == {
+        *config.variants
+    } - {"DiT-L/2"}
+
+
+def test_without_a_complete_variant_the_failure_is_named_instead_of_what_is_missing(
+    config: StudyConfig, store: Store
+) -> None:
+    for spec in config.specs:
+        stop(config, store, spec)
+    with pytest.raises(UnhealthyError, match=r"no variant is complete: DiT-B/2 broke at step 5: no EMA; also broken"):
+        report.run(config, store)
 
 
 def test_an_empty_store_is_refused_in_one_line(config: StudyConfig, tmp_path: Path) -> None:

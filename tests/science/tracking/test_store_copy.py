@@ -176,7 +176,7 @@ def test_journals_of_lost_machines_are_shipped_from_the_store(
     monkeypatch.setenv("DIT_CACHE", str(tmp_path / "machine-2"))
     config = study_file.load(STUDY)
     for _ in range(2):
-        collect(config, store)
+        collect(config, store, config.specs)
         assert flush(config, store, timeout=PATIENCE_SECONDS)
     client: Any = MlflowClient(tracking_uri=f"sqlite:///{local_root(store)}/mlflow.db")
     for spec in variants:

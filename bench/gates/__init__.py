@@ -1,0 +1,1 @@
+"""Proof of the health checks: broken runs that they must name, and healthy runs that they must pass."""
