@@ -1,0 +1,72 @@
+"""A rank that is frozen or hangs is named, all ranks end, and the same command resumes from the last checkpoint."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+from training_processes import STEPS, VARIANT, at_random_step, finish, losses, patched, start_ranks, study
+
+from dit.checkpoints.read import list_checkpoints
+from dit.errors import PeerError
+from dit.health.log import last_events, read_events
+from dit.results.progress import rank_progress
+from dit.results.stages import Work
+from dit.stages import prepare, train
+from dit.storage import open_store
+from dit.study import layout
+
+IMPATIENT = """
+import os, time
+from dit.health import stall
+from dit.training import heartbeat, trainer
+heartbeat.SECONDS, heartbeat.GRACE_SECONDS = 0.3, 4.0
+stall.NAMED_SECONDS, stall.SILENT_SECONDS, stall.LONG_SECONDS = 2.0, 1.2, 60.0
+step = trainer.Trainer.step
+def hanging(self, batch):
+    step(self, batch)
+    if os.environ.get("HANGS_AT") == str(self.steps_done):
+        time.sleep(1000)
+trainer.Trainer.step = hanging
+"""
+HANGS_AT = 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stalled", "hangs", "what"),
+    [(1, False, "no sign of life"), (0, False, "no sign of life"), (1, True, "does not get on")],
+    ids=["frozen", "first rank frozen", "hangs"],
+)
+def test_rank_that_does_not_get_on_is_named_and_the_training_resumes_with_the_same_losses(
+    stalled: int, hangs: bool, what: str, tmp_path: Path, port: int
+) -> None:
+    store, config = open_store(tmp_path / "root"), study("stalled")
+    spec = config.spec(VARIANT)
+    prepare.run(config, store)
+    environment = {"PYTHONPATH": patched(tmp_path / "patch", IMPATIENT), "DIT_COLLECTIVE_TIMEOUT": "8"}
+    hanging = {"HANGS_AT": str(HANGS_AT)} if hangs else {}
+    ranks = start_ranks(store, "stalled", port, environment=environment, **hanging)
+    try:
+        if not hangs:
+            at_random_step(store, config, lambda: ranks[stalled].send_signal(signal.SIGSTOP))
+        finish(ranks[1 - stalled], PeerError.exit_code)
+        if hangs:
+            assert "has not got on since step" in ranks[stalled].communicate(timeout=60)[0]
+            assert ranks[stalled].returncode == PeerError.exit_code
+    finally:
+        for process in ranks:
+            process.kill()
+    record = rank_progress(Work(config, store), spec)[stalled]
+    event = last_events(read_events(store, layout.health(config, spec)))["progress"]
+    assert (event.action, event.step) == ("warn", record.step)
+    assert f"rank {stalled} on {record.host}: {what}" in event.message
+    saved = list_checkpoints(store, config, spec)
+    assert 0 < saved[-1] < STEPS
+    train.run(config, store, VARIANT)
+    undisturbed = study("undisturbed")
+    train.run(undisturbed, store, VARIANT)
+    expected = losses(store, undisturbed, ("loss",))
+    actual = losses(store, config, ("loss",))
+    assert actual == {point: pytest.approx(value, rel=1e-5) for point, value in expected.items()}
