@@ -65,6 +65,7 @@ def _run_job(config: StudyConfig, spec: JobSpec, cluster: Cluster) -> None:
 
     Raises JobFailed when the job fails, or does not get on for the last time that `cluster.backoff_limit` allows.
     """
+    grace = spec.cluster.pod.grace_seconds + _PODS_END_SECONDS
     for left in range(spec.cluster.backoff_limit, -1, -1):
         uid = retry(lambda: submit(cluster, spec), ApiUnavailable, config.cluster.patience.api)
         try:
@@ -75,7 +76,6 @@ def _run_job(config: StudyConfig, spec: JobSpec, cluster: Cluster) -> None:
                 raise
             say(f"{stall}; it is created again to resume from the last checkpoint, {left} times at most")
             # A frozen process is killed only when its pod's grace period has ended.
-            grace = spec.cluster.pod.grace_seconds + _PODS_END_SECONDS
             retry(lambda: _until_pods_end(spec, cluster, grace), ApiUnavailable, config.cluster.patience.api)
 
 

@@ -6,7 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from training_processes import STEPS, VARIANT, at_random_step, finish, losses, patched, start_ranks, study
+from training_processes import STEPS, VARIANT, Losses, at_random_step, finish, losses, patched, start_ranks, study
 
 from dit.checkpoints.read import list_checkpoints
 from dit.errors import PeerError
@@ -14,15 +14,15 @@ from dit.health.log import last_events, read_events
 from dit.results.progress import rank_progress
 from dit.results.stages import Work
 from dit.stages import prepare, train
-from dit.storage import open_store
+from dit.storage import Store, open_store
 from dit.study import layout
 
 IMPATIENT = """
 import os, time
 from dit.health import stall
 from dit.training import heartbeat, trainer
-heartbeat.SECONDS, heartbeat.GRACE_SECONDS = 0.3, 4.0
-stall.NAMED_SECONDS, stall.SILENT_SECONDS, stall.LONG_SECONDS = 2.0, 1.2, 60.0
+heartbeat.SECONDS, heartbeat.GRACE_SECONDS = 0.3, 5.0
+stall.NAMED_SECONDS, stall.SILENT_SECONDS, stall.LONG_SECONDS = 4.0, 2.0, 60.0
 step = trainer.Trainer.step
 def hanging(self, batch):
     step(self, batch)
@@ -33,6 +33,20 @@ trainer.Trainer.step = hanging
 HANGS_AT = 20
 
 
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    opened = open_store(tmp_path_factory.mktemp("stalled"))
+    prepare.run(study("any"), opened)
+    return opened
+
+
+@pytest.fixture(scope="module")
+def expected(store: Store) -> Losses:
+    config = study("undisturbed")
+    train.run(config, store, VARIANT)
+    return losses(store, config, ("loss",))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("stalled", "hangs", "what"),
@@ -40,14 +54,13 @@ HANGS_AT = 20
     ids=["frozen", "first rank frozen", "hangs"],
 )
 def test_rank_that_does_not_get_on_is_named_and_the_training_resumes_with_the_same_losses(
-    stalled: int, hangs: bool, what: str, tmp_path: Path, port: int
+    stalled: int, hangs: bool, what: str, store: Store, expected: Losses, tmp_path: Path, port: int
 ) -> None:
-    store, config = open_store(tmp_path / "root"), study("stalled")
+    config = study(f"stalled-{stalled}-{hangs:d}")
     spec = config.spec(VARIANT)
-    prepare.run(config, store)
-    environment = {"PYTHONPATH": patched(tmp_path / "patch", IMPATIENT), "DIT_COLLECTIVE_TIMEOUT": "8"}
+    environment = {"PYTHONPATH": patched(tmp_path / "patch", IMPATIENT), "DIT_COLLECTIVE_TIMEOUT": "12"}
     hanging = {"HANGS_AT": str(HANGS_AT)} if hangs else {}
-    ranks = start_ranks(store, "stalled", port, environment=environment, **hanging)
+    ranks = start_ranks(store, config.study, port, environment=environment, **hanging)
     try:
         if not hangs:
             at_random_step(store, config, lambda: ranks[stalled].send_signal(signal.SIGSTOP))
@@ -58,6 +71,7 @@ def test_rank_that_does_not_get_on_is_named_and_the_training_resumes_with_the_sa
     finally:
         for process in ranks:
             process.kill()
+            process.communicate()
     record = rank_progress(Work(config, store), spec)[stalled]
     event = last_events(read_events(store, layout.health(config, spec)))["progress"]
     assert (event.action, event.step) == ("warn", record.step)
@@ -65,8 +79,5 @@ def test_rank_that_does_not_get_on_is_named_and_the_training_resumes_with_the_sa
     saved = list_checkpoints(store, config, spec)
     assert 0 < saved[-1] < STEPS
     train.run(config, store, VARIANT)
-    undisturbed = study("undisturbed")
-    train.run(undisturbed, store, VARIANT)
-    expected = losses(store, undisturbed, ("loss",))
     actual = losses(store, config, ("loss",))
     assert actual == {point: pytest.approx(value, rel=1e-5) for point, value in expected.items()}
