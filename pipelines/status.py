@@ -195,6 +195,8 @@ def _show(view: _View) -> None:
     table(COLUMNS, rows(step_names(config), view.stages, view.jobs, view.run, datetime.now(UTC)), title=title)
     if view.health:
         table(summary.COLUMNS, summary.rows(view.health), title=summary.headline(view.health))
+    for message in summary.further(view.health):
+        say(message)
     for stage in view.stages:
         if line := pace_line(stage.ranks):
             say(f"{stage.name}: {line}")

@@ -18,7 +18,7 @@ class Stalled(NamedTuple):
     consequence: str
 
 
-def progress(view: Pace | Stalled) -> Reading | None:
+def progress(view: Pace | Stalled) -> Reading:
     """Check that no rank holds up the others."""
     return _stall(view) if isinstance(view, Stalled) else _pace(view)
 
@@ -36,11 +36,11 @@ def _stall(view: Stalled) -> Reading:
     )
 
 
-def _pace(pace: Pace) -> Reading | None:
-    if len(pace.seconds) < 2:
-        return None
+def _pace(pace: Pace) -> Reading:
     bound = f"at most {FACTOR:g} times the median of the other ranks, for {STEPS} steps"
-    ratios = [own / pace.others(rank) for rank, own in enumerate(pace.seconds) if pace.others(rank)]
+    ratios = [
+        own / pace.others(rank) for rank, own in enumerate(pace.seconds) if len(pace.seconds) > 1 and pace.others(rank)
+    ]
     if not pace.slow_since:
         return Reading(max(ratios, default=None), bound)
     rank, since = max(pace.slow_since, key=lambda item: pace.seconds[item[0]])

@@ -23,6 +23,12 @@ def rows(readings: list[tuple[str, HealthEvent]]) -> list[list[str | float | Non
     return [[name, event.check, event.step, event.value, event.bound, event.action] for name, event in readings]
 
 
+def further(readings: list[tuple[str, HealthEvent]]) -> list[str]:
+    """Return the messages of the failures that are not in the headline."""
+    shown = headline(readings)
+    return [event.message for _, event in readings if event.action != "ok" and event.message not in shown]
+
+
 def headline(readings: list[tuple[str, HealthEvent]]) -> str:
     """Return one line: that all checks are healthy, or the first failure's message; empty without a reading."""
     failed = [event for _, event in readings if event.action != "ok"]

@@ -24,7 +24,8 @@ from dit.study.variants import ModelSpec
 from dit.tracking.state import TrackingRun
 from dit.tracking.target import Target, resolve_target
 
-_SECONDS = 60.0
+SECONDS = 60.0
+"""Time for the import of MLflow and the server's answer."""
 
 
 def tag_live_run(config: StudyConfig, store: Store, spec: ModelSpec, tags: Mapping[str, str]) -> None:
@@ -42,11 +43,11 @@ def tag_live_run(config: StudyConfig, store: Store, spec: ModelSpec, tags: Mappi
     try:
         # In a process of its own: MLflow takes seconds to import, and minutes to give up.
         ended = subprocess.run(
-            command, input=json.dumps(request), capture_output=True, text=True, timeout=_SECONDS, check=False
+            command, input=json.dumps(request), capture_output=True, text=True, timeout=SECONDS, check=False
         )
         problem = one_line(ended.stderr.strip().rpartition("\n")[2]) if ended.returncode else ""
     except subprocess.TimeoutExpired:
-        problem = f"no answer within {_SECONDS:g} s"
+        problem = f"no answer within {SECONDS:g} s"
     if problem:
         say(f"tracking: the run of {spec.name} was not tagged: {problem}")
 

@@ -39,6 +39,11 @@ class StallWatch:
         self.is_final = stops(config)
         """Whether the study ends a training that does not get on, instead of starting it again."""
 
+    @property
+    def has_found(self) -> bool:
+        """Whether ranks do not get on at present."""
+        return self._named is not None
+
     def look(self, snapshot: Snapshot, now: float) -> str:
         """Return why the job must be started again; empty while it need not. `now` is of a monotonic clock."""
         if self._spec.stage != "train" or not is_watched(self._config) or now < self._next:

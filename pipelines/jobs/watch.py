@@ -34,13 +34,13 @@ class JobFailed(DitError):
 
 
 class JobStalled(JobFailed):
-    """The job's training did not get on, and the job was deleted; a new one resumes from the last checkpoint."""
+    """The job's training did not get on, and the job is over; a new one resumes from the last checkpoint."""
 
 
 def wait(cluster: Cluster, spec: JobSpec, uid: str, stalls: StallWatch | None = None) -> None:
     """Return when the job's controller reports success. A job that cannot succeed or does not get on is deleted.
 
-    Raises JobStalled when `stalls` finds that ranks do not get on, and the study does not end the training for it.
+    Raises JobStalled when `stalls` finds that ranks do not get on; JobFailed instead if the study has this ended.
     Raises JobFailed with the reason when the job failed.
     Raises ApiUnavailable when the API is down, or refuses calls that it allowed at first, for cluster.patience.api.
     Raises ApiRefused when the API does not allow the first look.
@@ -57,9 +57,11 @@ def wait(cluster: Cluster, spec: JobSpec, uid: str, stalls: StallWatch | None = 
         if decision.abandoned:
             retry(lambda: cluster.delete(kind.resource, spec.name, uid), ApiUnavailable, spec.cluster.patience.api)
             error += "; the job was deleted"
-        if decision.stalled and stalls is not None:
+        is_final = cause is not None and (decision.abandoned or cause.is_final)
+        # Of a TrainJob, the ranks that wait for a frozen one fail first, and the job with them.
+        if stalls is not None and not is_final and (decision.stalled or stalls.has_found):
             raise JobFailed(error, is_final=True) if stalls.is_final else JobStalled(error)
-        raise JobFailed(error, cause is not None and (decision.abandoned or cause.is_final))
+        raise JobFailed(error, is_final)
 
 
 def look(cluster: Cluster, kind: JobKind, spec: JobSpec) -> Snapshot:

@@ -22,7 +22,7 @@ import os, time
 from dit.health import stall
 from dit.training import heartbeat, trainer
 heartbeat.SECONDS, heartbeat.GRACE_SECONDS = 0.3, 5.0
-stall.NAMED_SECONDS, stall.SILENT_SECONDS, stall.LONG_SECONDS = 4.0, 2.0, 60.0
+stall.STEPS, stall.NAMED_SECONDS, stall.SILENT_SECONDS, stall.LONG_SECONDS = 2, 4.0, 2.0, 60.0
 step = trainer.Trainer.step
 def hanging(self, batch):
     step(self, batch)
@@ -30,7 +30,8 @@ def hanging(self, batch):
         time.sleep(1000)
 trainer.Trainer.step = hanging
 """
-HANGS_AT = 20
+# Not a step after which a check adds up something over all ranks: the other rank then waits inside its step, too.
+HANGS_AT = 23
 
 
 @pytest.fixture(scope="module")
