@@ -92,18 +92,33 @@ class StallObserver:
 
     def __init__(self) -> None:
         self.seen: dict[int, Sighting] = {}
-        self._looked = 0.0
+        self.stall: Stall | None = None
+        """The ranks for which the others wait; None while all get on."""
+        self._looked = self._began = 0.0
 
     @property
     def is_alive(self) -> bool:
         """Whether a rank has been seen to write."""
         return any(sighting.is_alive for sighting in self.seen.values())
 
-    def look(self, records: Sequence[RankProgress], now: float) -> Stall | None:
-        """Return the ranks for which the others wait, None while all get on; `now` is of a monotonic clock."""
+    def look(self, records: Sequence[RankProgress], now: float) -> bool:
+        """Return whether a stall is found that was not known; `now` is of a monotonic clock.
+
+        A stall ends when one of its ranks gets on, not when others fall silent, too: they end because of it.
+        """
         self.seen = sight(self.seen if now - self._looked < GAP_SECONDS else {}, records, now)
         self._looked = now
-        return find_stall(self.seen, now)
+        if self.stall is not None and self.stall.goes_on(records):
+            self.stall = None
+        found = find_stall(self.seen, now) if self.stall is None else None
+        if found is None:
+            return False
+        self.stall, self._began = found, now - found.seconds
+        return True
+
+    def waited(self, now: float) -> float:
+        """Return the seconds since the stall began."""
+        return now - self._began
 
 
 def sight(before: Mapping[int, Sighting], records: Sequence[RankProgress], now: float) -> dict[int, Sighting]:

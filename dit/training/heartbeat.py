@@ -12,7 +12,7 @@ from dit.console import say
 from dit.console.formatting import format_duration
 from dit.errors import DitError, FinalError, PeerError
 from dit.health.progress import Stalled
-from dit.health.stall import GAP_SECONDS, Stall, StallObserver, limit_of
+from dit.health.stall import GAP_SECONDS, StallObserver, limit_of
 from dit.health.stall_report import is_watched, report, stops
 from dit.results.progress import rank_progress
 from dit.runtime.distributed import Ranks, collective_timeout
@@ -57,7 +57,6 @@ class Heartbeat:
         )
         self._moved = self._looked = time.monotonic()
         self._observer = StallObserver()
-        self._named: Stall | None = None
         self._periodic: Periodic | None = None
 
     def __enter__(self) -> Heartbeat:
@@ -102,9 +101,9 @@ class Heartbeat:
             self._observe(now)
 
     def _observe(self, now: float) -> None:
-        stall = self._observer.look(rank_progress(self._plan.work, self._plan.spec), now)
-        before, self._named = self._named, stall
-        if stall is None or before is not None:
+        is_new = self._observer.look(rank_progress(self._plan.work, self._plan.spec), now)
+        stall = self._observer.stall
+        if stall is None or not is_new:
             return
         frozen = stall.kind == "frozen" and 0 in {record.rank for record in stall.ranks}
         if self._record.rank == int(frozen):

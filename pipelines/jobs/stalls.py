@@ -9,7 +9,7 @@ from dit.console import say
 from dit.console.formatting import format_duration
 from dit.errors import DitError
 from dit.health.progress import Stalled
-from dit.health.stall import LONG_SECONDS, Stall, StallObserver
+from dit.health.stall import LONG_SECONDS, StallObserver
 from dit.health.stall_report import is_watched, report, stops
 from dit.results.progress import rank_progress
 from dit.results.stages import Work
@@ -35,14 +35,13 @@ class StallWatch:
         self._containers: frozenset[str] = frozenset()
         self._next = 0.0
         self._silent_since: float | None = None
-        self._named: tuple[Stall, float] | None = None
         self.is_final = stops(config)
         """Whether the study ends a training that does not get on, instead of starting it again."""
 
     @property
     def has_found(self) -> bool:
         """Whether ranks do not get on at present."""
-        return self._named is not None
+        return self._observer.stall is not None
 
     def look(self, snapshot: Snapshot, now: float) -> str:
         """Return why the job must be started again; empty while it need not. `now` is of a monotonic clock."""
@@ -51,10 +50,10 @@ class StallWatch:
         self._next = now + LOOK_SECONDS
         complete = snapshot.running >= self._spec.cluster.replicas
         # Ranks that wait for a frozen one fail after a while, and their pods restart: this does not end the stall.
-        if self._named is None and not (complete and self._containers == _containers(snapshot)):
+        if not self.has_found and not (complete and self._containers == _containers(snapshot)):
             self._observer, self._silent_since = StallObserver(), now if complete else None
             self._containers = _containers(snapshot)
-        if self._named is None and not complete:
+        if not self.has_found and not complete:
             return ""
         try:
             return self._look(now)
@@ -66,24 +65,21 @@ class StallWatch:
     def _look(self, now: float) -> str:
         with study_store(self._cluster, self._config.cluster, self._spec.root) as store:
             records = rank_progress(Work(self._config, store, compare_decoder=False), self._spec.variant)
-            stall = self._observer.look(records, now)
+            known = self.has_found
+            is_new, stall = self._observer.look(records, now), self._observer.stall
+            if known and (stall is None or is_new):
+                say(f"{self._spec.name}: the training goes on")
             if self._observer.is_alive:
                 self._silent_since = now
-            if self._named is not None and self._named[0].goes_on(records):
-                say(f"{self._spec.name}: the training goes on")
-                self._named = None
-            if stall is None and self._named is None:
+            if stall is None:
                 return self._never_began(now)
-            if stall is not None and self._named is None:
-                self._named = stall, now - stall.seconds
+            if is_new:
                 with study_tracker(self._cluster, self._config):
                     report(self._config, store, self._spec.variant, Stalled(stall, time.time(), self._consequence))
-        assert self._named is not None
-        first, since = self._named
-        waited = now - since
-        if waited < max(self._spec.cluster.patience.stall, first.limit):
+        waited = self._observer.waited(now)
+        if waited < max(self._spec.cluster.patience.stall, stall.limit):
             return ""
-        return f"{replace(first, seconds=waited).cause(time.time())} (cluster.patience.stall)"
+        return f"{replace(stall, seconds=waited).cause(time.time())} (cluster.patience.stall)"
 
     def _never_began(self, now: float) -> str:
         """Return why a job whose pods run without a sign of its ranks must be started again."""

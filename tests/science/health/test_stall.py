@@ -27,7 +27,9 @@ Look = Callable[[int], list[RankProgress]]
 def watched(look: Look, seconds: int, observer: StallObserver | None = None) -> Stall | None:
     """What the observer finds at last, after a look at every beat; the stall begins at 0."""
     observer = observer or StallObserver()
-    return [observer.look(look(now), now) for now in range(-10 * BEAT, seconds + 1, BEAT)][-1]
+    found = [observer.look(look(now), now) for now in range(-10 * BEAT, seconds + 1, BEAT)]
+    assert sum(found) == (observer.stall is not None)
+    return observer.stall
 
 
 def frozen(now: int) -> list[RankProgress]:
@@ -49,6 +51,11 @@ def together(now: int) -> list[RankProgress]:
 def ended(now: int) -> list[RankProgress]:
     """The others end when they have waited in vain for a frozen rank; their records stay."""
     return [record(rank, min(now, 0 if rank == 1 else 90), min(now, 0)) for rank in range(3)]
+
+
+def gone(now: int) -> list[RankProgress]:
+    """Rank 1 hangs, and the rank that waits for it ends after it was named."""
+    return [record(0, min(now, 250), min(now, 0), "ranks"), record(1, now, min(now, 0), "data")]
 
 
 def all_frozen(now: int) -> list[RankProgress]:
@@ -73,7 +80,7 @@ def test_who_holds_up_the_others_is_named_within_5_minutes_and_not_at_once(
     stall = watched(look, 300 - 2 * BEAT)
     assert stall is not None
     assert (stall.kind, [record.rank for record in stall.ranks]) == (kind, ranks)
-    cause = stall.cause(wall_time=270)
+    cause = stall.cause(wall_time=stall.seconds)
     assert "rank 1 on pod-1" in cause
     assert "since 1970-01-01 00:00:00 UTC" in cause
     assert f"last step {stall.step}" in cause
@@ -100,6 +107,12 @@ def test_loading_compiling_saving_and_long_steps_have_longer_limits(
     assert stall.limit == limit
 
 
+def test_ranks_that_end_because_of_a_stall_are_not_named_instead() -> None:
+    stall = watched(gone, 2 * HOUR)
+    assert stall is not None
+    assert (stall.kind, [record.rank for record in stall.ranks]) == ("stuck", [1])
+
+
 def test_records_of_an_earlier_start_are_not_a_stall() -> None:
     assert watched(lambda _: [record(rank, 0, 5) for rank in range(2)], 2 * HOUR) is None
 
@@ -108,8 +121,8 @@ def test_an_observer_that_could_not_look_for_a_while_starts_anew() -> None:
     observer = StallObserver()
     assert watched(frozen, 200, observer) is None
     later = 200 + int(GAP_SECONDS) + BEAT
-    assert observer.look(frozen(later), later) is None
-    assert observer.look(frozen(later + BEAT), later + BEAT) is None
+    assert not observer.look(frozen(later), later)
+    assert not observer.look(frozen(later + BEAT), later + BEAT)
 
 
 def test_a_stall_ends_when_its_rank_gets_on_restarts_or_ends() -> None:
