@@ -196,6 +196,10 @@ class PatienceConfig(Section):
     all pods have run, `start` holds instead, and the reason is in the launcher's log."""
     api: Positive = 3600
     """For an API server or a store that is away, and for a store that is full or refuses the credentials."""
+    stall: Positive = 900
+    """For a training that does not get on: a frozen process, or a collective that never returns. Its job is then
+    deleted and created again, and resumes from its last checkpoint, up to `backoff_limit` times. The ranks are named
+    after 4 minutes, or after 20 steps where these take longer, so a shorter time has no effect."""
 
     @model_validator(mode="after")
     def _hopeless_is_shorter(self) -> PatienceConfig:

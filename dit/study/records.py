@@ -347,8 +347,9 @@ class MetricsRecord(Record):
     processes: int = 1
 
 
-RankActivity = Literal["data", "step", "ranks"]
-"""Waits for its next batch; computes; has finished its step and waits for the other ranks or for a checkpoint."""
+RankActivity = Literal["start", "data", "step", "ranks", "checkpoint"]
+"""Loads or computes its first step; waits for its next batch; computes; has finished its step and waits for the other
+ranks; writes a checkpoint or waits for it."""
 
 
 class RankProgress(Record):

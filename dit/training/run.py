@@ -25,7 +25,8 @@ from dit.study.records import TrainRecord
 from dit.study.variants import ModelSpec
 from dit.study.version import code_version
 from dit.tracking import Tracker, open_tracker
-from dit.training.loop import TrainingLoop, require_same_weights
+from dit.training.heartbeat import Heartbeat
+from dit.training.loop import TrainingLoop
 from dit.training.plan import TrainPlan, make_plan
 from dit.training.signals import StopRequest
 from dit.training.telemetry import Telemetry, peak_memory_bytes
@@ -73,7 +74,7 @@ def _execute(plan: TrainPlan, ranks: Ranks, lease: Lease | None) -> TrainRecord:
     if ranks.is_main:
         # Of an earlier launch, which may have had more ranks. No rank writes its own before the next collective.
         plan.store.delete(progress_records)
-    require_same_weights(plan, ranks, trainer)
+    ranks.barrier()
     with open_tracker(plan.config, plan.store, plan.spec, enabled=ranks.is_main) as tracker:
         _train(plan, ranks, trainer, tracker, lease)
         ranks.barrier()
@@ -127,27 +128,30 @@ def _train(plan: TrainPlan, ranks: Ranks, trainer: Trainer, tracker: Tracker, le
     _log_parameters(plan, tracker)
     if start == stop:
         return
-    watch = TrainingWatch(plan, ranks, trainer, tracker)
-    watch.begin()
-    stream = TrainingStream(
-        ShardSet.open(plan.store, config, show_progress=ranks.is_main),
-        config.train,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-        start_step=start,
-        stop_step=stop,
-        prefetch=plan.fit.prefetch,
-    )
-    # The journal is stored before each checkpoint is complete, because a resume does not log the steps before it again.
-    writer = CheckpointWriter(plan.store, config, spec, plan.retention, tracker.sync) if ranks.is_main else None
-    with (
-        closing(stream),
-        writer if writer is not None else nullcontext(),
-        progress(f"train {spec.name}", stop, "step", start, enabled=ranks.is_main) as bar,
-        StopRequest() as stop_request,
-    ):
-        telemetry = Telemetry(plan, ranks, tracker)
-        TrainingLoop(plan, ranks, trainer, telemetry, writer, lease, watch).run(stream, stop_request, bar)
+    with Heartbeat(plan, ranks) as heartbeat:
+        watch = TrainingWatch(plan, ranks, trainer, tracker)
+        watch.begin()
+        stream = TrainingStream(
+            ShardSet.open(plan.store, config, show_progress=ranks.is_main),
+            config.train,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            start_step=start,
+            stop_step=stop,
+            prefetch=plan.fit.prefetch,
+        )
+        # The journal is stored before each checkpoint is complete, because a resume does not log the steps before it
+        # again.
+        writer = CheckpointWriter(plan.store, config, spec, plan.retention, tracker.sync) if ranks.is_main else None
+        with (
+            closing(stream),
+            writer if writer is not None else nullcontext(),
+            progress(f"train {spec.name}", stop, "step", start, enabled=ranks.is_main) as bar,
+            StopRequest() as stop_request,
+        ):
+            telemetry = Telemetry(plan, ranks, tracker)
+            loop = TrainingLoop(plan, ranks, trainer, telemetry, writer, lease, watch)
+            loop.run(stream, stop_request, bar, heartbeat)
 
 
 def _log_parameters(plan: TrainPlan, tracker: Tracker) -> None:

@@ -6,7 +6,7 @@ All ranks call every method at the same steps, because what a check reads is sum
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -22,13 +22,16 @@ from dit.health.feed_sums import FeedSums
 from dit.health.identity import LoadedView, ProbeBatch, group_norms, loss_tolerance
 from dit.health.learning import NoiseView, StartView, WindowView
 from dit.health.noise_probe import look_at_noise
+from dit.health.ranks import RanksView, Replica, checksum
 from dit.health.recipe import RecipeView, first_deadline, unit_steps
 from dit.health.shadow import Shadow
 from dit.health.steps import StepLosses, first_nonfinite
+from dit.health.stragglers import Pace
 from dit.health.summary import RATIOS
 from dit.health.watch import Watch
 from dit.model.embeddings import position_table
 from dit.model.transformer import DiT
+from dit.runtime.device import hardware
 from dit.runtime.distributed import Ranks
 from dit.sampling.wiener import draw_wiener
 from dit.study import layout
@@ -71,6 +74,7 @@ class TrainingWatch:
     def begin(self) -> None:
         """Check the recipe, the loaded checkpoint and the sampler, before the first step."""
         plan, step = self._plan, self._plan.start_step
+        self.replicated(step)
         self._watch.look("plan", step, lambda: RecipeView(plan.config, plan.spec))
         if plan.resume is not None and plan.resume.probe is not None:
             recorded = plan.resume.probe
@@ -113,6 +117,19 @@ class TrainingWatch:
         self._recent.extend(self._window(step, rows))
         self._limits.clear()
         self._watch.look("ema", step, lambda: self._shadow.view(step))
+
+    def paced(self, step: int, pace: Callable[[], Pace]) -> None:
+        """See how fast each rank is in a window; `pace` is called on rank 0 only."""
+        self._watch.look("progress", step, pace)
+
+    def replicated(self, step: int) -> None:
+        """See the weights and EMA of all ranks, before they are saved."""
+        if self._ranks.world_size == 1 or not self._watch.is_on("replicas"):
+            return
+        files = self._trainer.files()
+        checksums = {name: checksum(files[name]) for name in (layout.RAW_WEIGHTS, layout.EMA_WEIGHTS)}
+        replicas = self._ranks.gather(Replica(hardware(self._ranks.device), checksums))
+        self._watch.look("replicas", step, lambda: RanksView(step, replicas))
 
     def probe(self) -> Probe | None:
         """Return the numbers that the current weights must give wherever they are loaded; None without bounds."""

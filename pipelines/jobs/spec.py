@@ -18,7 +18,8 @@ from pipelines.jobs.names import JobStage
 
 STUDY_PATH = "/etc/dit/study.yaml"
 GATHER_SECONDS = 7 * 86_400
-"""Timeout of running pods for the missing ones: longer than the launcher's timeout, which decides."""
+"""Timeout of running pods for the missing ones. It is longer than the launcher's timeouts, which decide:
+`patience.start` about missing pods, `patience.stall` about pods that run and do not get on."""
 # Kubernetes limits the annotations of an object to 256 KiB; the study is one of them.
 _MAX_STUDY_BYTES = 200_000
 

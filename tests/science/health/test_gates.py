@@ -21,9 +21,11 @@ from dit.health.gates import GATES
 from dit.health.identity import LoadedView
 from dit.health.learning import EmaView, NoiseView, StartView, WindowView
 from dit.health.preparation import CodecView, DataView
+from dit.health.ranks import RanksView, Replica
 from dit.health.recipe import RecipeView
 from dit.health.samples import SamplesView
 from dit.health.steps import NonFinite
+from dit.health.stragglers import Pace
 from dit.health.yardstick import YardstickView
 from dit.results.stages import Work, dataset
 from dit.results.state import require
@@ -123,6 +125,16 @@ def identity(_: Work, __: Bounds) -> Pair:
     return LoadedView.of(probe, probe, 1e-4), LoadedView(probe, ema_loss=0.996)
 
 
+def ranks(_: Work, __: Bounds) -> Pair:
+    same = Replica("cpu", {"ema.safetensors": 1})
+    return RanksView(7, [same] * 3), RanksView(7, [same, same, same._replace(checksums={"ema.safetensors": 2})])
+
+
+def progress(_: Work, __: Bounds) -> Pair:
+    healthy = Pace(("a", "b"), (0.1, 0.12), ())
+    return healthy, replace(healthy, seconds=(0.1, 0.3), slow_since=((1, 40),))
+
+
 def sampler(_: Work, bounds: Bounds) -> Pair:
     healthy = draw_wiener(STUDY, bounds, CPU)
     return healthy, replace(healthy, unlabelled_NCHW=healthy.unlabelled_NCHW.clip(-0.7, 0.7))
@@ -156,10 +168,12 @@ EXAMPLES: dict[str, Callable[[Work, Bounds], Pair]] = {
     "pure-noise": pure_noise,
     "ema": ema,
     "identity": identity,
+    "ranks": ranks,
     "sampler": sampler,
     "samples": samples,
     "label-gain": label_gain,
     "yardstick": yardstick,
+    "progress": progress,
 }
 
 
@@ -171,7 +185,7 @@ def test_a_check_passes_its_healthy_example_and_names_its_sick_one(name: CheckNa
     assert passed is not None
     assert passed.verdict == "ok", passed
     assert failed is not None
-    assert failed.verdict == ("warn" if name == "label-gain" else "stop")
+    assert failed.verdict == ("warn" if name in ("label-gain", "progress") else "stop")
     message = failed.message(name)
     assert failed.cause in message
     assert failed.advice
