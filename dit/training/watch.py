@@ -234,7 +234,9 @@ class TrainingWatch:
 
     def _ratios(self, errors: Sequence[Float64]) -> tuple[float, float] | None:
         """Return the squared noise error of the last steps, up to these, over the bounds a and b."""
-        recent = [*self._recent, *errors][-(self._recent.maxlen or 0) :]
+        # Not more than the last half of a training: its first steps have many times the error of those after them.
+        longest = min(self._recent.maxlen or 0, max(_RATIO_STEPS, self._trainer.steps_done // 2))
+        recent = [*self._recent, *errors][-longest:]
         if not recent:
             return None
         mse, a, b = np.sum(recent, axis=0)

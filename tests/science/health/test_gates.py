@@ -225,6 +225,12 @@ def test_samples_of_a_model_that_has_not_learned_are_no_alarm_unless_they_are_no
     assert GATE["samples"].read(SamplesView(bounds, x * 250, 1.36, 0.0)).verdict == "warn"
 
 
+def test_labels_are_not_asked_for_where_they_explain_next_to_nothing(bounds: Bounds) -> None:
+    x, none = bounds.probe_NCHW[:16].astype(np.float32), np.array([-0.1, 0.1, 0.05, -0.06])
+    assert GATE["label-gain"].read(SamplesView(bounds, x, 0.75, 0.0, 0.8, none)).verdict == "warn"
+    assert GATE["label-gain"].read(SamplesView(bounds, x, 0.75, 0.0, 0.999, none)) is None
+
+
 def test_every_check_of_a_study_file_is_a_row_of_the_table_and_a_section_of_the_page() -> None:
     names = [gate.name for gate in GATES]
     assert names == list(get_args(CheckName))
