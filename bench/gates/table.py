@@ -16,7 +16,7 @@ Stage = Literal["prepare", "train", "resume", "sample", "evaluate"]
 DATA: tuple[Data, ...] = ("digits", "latents")
 BUDGET: dict[Data, int] = {"digits": 1500, "latents": 52_000}
 """Steps of a whole training: those of configs/digits.yaml, and of the failed study of the paper's models."""
-SAMPLED: dict[Data, int] = {"digits": 500, "latents": 300}
+SAMPLED: dict[Data, int] = {"digits": 500, "latents": 160}
 """The first sampled checkpoint."""
 LEARNING_DEADLINE = 125
 """Step from which `learning` demands a result: 50 + 6 tau, with tau 12.5 in both studies."""

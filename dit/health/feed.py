@@ -172,6 +172,9 @@ def labels(view: FeedView) -> Reading | None:
     visible = view.bounds.class_information * len(labels_M) / view.bounds.count
     if score > LARGEST_Z:
         return Reading(score, bound)
+    if visible < 2 * LARGEST_Z:
+        # A healthy score of that expectation may be below the bound by chance.
+        return None
     return Reading(
         score,
         bound,

@@ -231,6 +231,13 @@ def test_labels_are_not_asked_for_where_they_explain_next_to_nothing(bounds: Bou
     assert GATE["label-gain"].read(SamplesView(bounds, x, 0.75, 0.0, 0.999, none)) is None
 
 
+def test_labels_are_not_judged_where_the_dataset_has_too_little_class_information(bounds: Bounds) -> None:
+    view: Any = feed_sums(bounds, 1, np.random.default_rng(1).permutation)
+    many = replace(bounds, count=bounds.count * 200)
+    assert GATE["labels"].read(view).verdict == "stop"
+    assert GATE["labels"].read(replace(view, bounds=many)) is None
+
+
 def test_every_check_of_a_study_file_is_a_row_of_the_table_and_a_section_of_the_page() -> None:
     names = [gate.name for gate in GATES]
     assert names == list(get_args(CheckName))
