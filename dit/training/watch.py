@@ -16,7 +16,7 @@ from dit.data.draws import Purpose, normals
 from dit.data.loader import StepBatch
 from dit.data.measure import load_bounds
 from dit.diffusion.schedule import SCHEDULES
-from dit.health.bounds import Bounds, Float64
+from dit.health.bounds import RUNGS, Bounds, Float64, Rung
 from dit.health.feed import STEPS as FEED_STEPS
 from dit.health.feed_sums import FeedSums
 from dit.health.identity import LoadedView, ProbeBatch, group_norms, loss_tolerance
@@ -59,9 +59,10 @@ class TrainingWatch:
         self._watch = Watch(plan.config, plan.spec, plan.store, ranks, tracker if ranks.is_main else None)
         self._schedule = SCHEDULES[plan.config.train.schedule]()
         self.bounds: Bounds | None = load_bounds(plan.work)
-        self._errors = {rung: self._errors_of(rung) for rung in ("a", "b")} if self.bounds else {}
+        # [T, 2]: bounds a and b at each step of the chain.
+        self._errors = np.stack([self._errors_of(rung) for rung in RUNGS[:2]], axis=1) if self.bounds else None
         self._first_mse, self._first_fed = 0.0, 0.0
-        self._limits: dict[int, Float64] = {}
+        self._timesteps: dict[int, np.ndarray[tuple[int], np.dtype[np.int64]]] = {}
         self._recent: deque[Float64] = deque(maxlen=max(_RATIO_STEPS, -(-_RATIO_SAMPLES // self._batch)))
         self._feed = FeedSums(self.bounds, ranks) if self.bounds else None
         weights = dict(trainer.model.named_parameters())
@@ -88,8 +89,7 @@ class TrainingWatch:
         """See a rank's slice of a step's batch, before the step."""
         if self.bounds is None:
             return
-        t = batch.t_N.numpy()
-        self._limits[batch.step] = np.array([errors[t].sum() for errors in self._errors.values()])
+        self._timesteps[batch.step] = batch.t_N.numpy()
         if self._feed is not None and batch.positions_N is not None:
             self._feed.add(batch.x0_NCHW, batch.t_N, batch.noise_NCHW, batch.y_N, batch.positions_N)
 
@@ -115,7 +115,7 @@ class TrainingWatch:
         """See a window of steps that is complete and finite."""
         self._watch.look("losses", step, lambda: None)
         self._recent.extend(self._window(step, rows))
-        self._limits.clear()
+        self._timesteps.clear()
         self._watch.look("ema", step, lambda: self._shadow.view(step))
 
     def paced(self, step: int, pace: Callable[[], Pace]) -> None:
@@ -166,9 +166,9 @@ class TrainingWatch:
         exact = self._ranks.device.type == "cpu" or self._plan.config.train.precision == "fp32"
         return "fp32" if exact else "tf32"
 
-    def _errors_of(self, rung: str) -> Float64:
+    def _errors_of(self, rung: Rung) -> Float64:
         assert self.bounds is not None
-        return self.bounds.errors_T("a" if rung == "a" else "b", self._schedule.alphas_cumprod)
+        return self.bounds.errors_T(rung, self._schedule.alphas_cumprod)
 
     def _start(self, step: int) -> None:
         if step == 1:
@@ -227,8 +227,9 @@ class TrainingWatch:
         """Look at a window's losses; return each step's (squared noise error, bound a, bound b) over all ranks."""
         config, inputs = self._plan.config, self._plan.config.dataset.inputs
         errors: list[Float64] = []
-        if self._errors and rows and all(row.step in self._limits for row in rows):
-            local = torch.from_numpy(np.stack([self._limits[row.step] for row in rows]))
+        if self._errors is not None and rows and all(row.step in self._timesteps for row in rows):
+            t_steps = np.stack([self._timesteps[row.step] for row in rows])
+            local = torch.from_numpy(self._errors[t_steps].sum(axis=1))
             limits = self._ranks.all_reduce_sum(local).numpy() / self._batch
             errors = [np.array([row.mse, *limit]) for row, limit in zip(rows, limits, strict=True)]
         ratios = self._ratios(errors)
@@ -248,7 +249,9 @@ class TrainingWatch:
 
     def _ratios(self, errors: Sequence[Float64]) -> tuple[float, float] | None:
         """Return the squared noise error of the last steps, up to these, over the bounds a and b."""
-        recent = [*self._recent, *errors][-(self._recent.maxlen or 0) :]
+        # Not more than the last half of a training: its first steps have many times the error of those after them.
+        longest = min(self._recent.maxlen or 0, max(_RATIO_STEPS, self._trainer.steps_done // 2))
+        recent = [*self._recent, *errors][-longest:]
         if not recent:
             return None
         mse, a, b = np.sum(recent, axis=0)
