@@ -74,7 +74,8 @@ class TrainingLoop:
                 # AdamW makes its state in the first step; only then are all tensors of a checkpoint there.
                 self._writer.reserve(self.trainer.files())
             signal_number = stop.agreed(self.ranks)
-            ends = bool(signal_number) or step == self.plan.stop_step
+            # A kept checkpoint closes a window, whether or not the training stops there: losses do not depend on stops.
+            ends = bool(signal_number) or step in (self.plan.stop_step, *self.plan.milestones)
             if ends or step % self.plan.fit.log_every == 0:
                 self._log(step, bar, heartbeat)
             if ends or self._is_checkpoint(step):
