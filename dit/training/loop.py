@@ -23,6 +23,7 @@ from dit.study.records import CheckpointMeta
 from dit.study.version import code_version
 from dit.training.heartbeat import Heartbeat
 from dit.training.plan import TrainPlan
+from dit.training.preview import Previews
 from dit.training.signals import StopRequest
 from dit.training.telemetry import Telemetry
 from dit.training.trainer import Trainer
@@ -48,6 +49,7 @@ class TrainingLoop:
         self.plan, self.ranks, self.trainer = plan, ranks, trainer
         self.telemetry, self._writer, self._lease = telemetry, writer, lease
         self._stragglers = Stragglers(ranks.gather(socket.gethostname()))
+        self._previews = Previews(plan, ranks, trainer, telemetry.tracker)
 
     def run(self, batches: Iterable[StepBatch], stop: StopRequest, bar: Progress) -> None:
         """Train on every batch.
@@ -80,6 +82,7 @@ class TrainingLoop:
                 self._log(step, bar, heartbeat)
             if ends or self._is_checkpoint(step):
                 self._checkpoint(step)
+            self._previews.draw(step)
             if self._writer is not None:
                 self._writer.poll()
             if signal_number:
