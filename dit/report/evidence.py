@@ -21,6 +21,8 @@ from dit.tracking import read_points
 
 LARGEST_GRID_BYTES = 400_000
 LARGEST_GRID_SIDE = 1024
+LARGEST_PREVIEW_BYTES, LARGEST_PREVIEW_SIDE = 40_000, 560
+"""A study has tens of them."""
 _PNG_BEGIN, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 CURVE_POINTS = 300
 """Most points in a loss curve."""
@@ -51,6 +53,8 @@ class Evidence:
     samples: dict[tuple[str, int], SampleSetManifest]
     dataset: DatasetManifest | None
     checkpoints: dict[tuple[str, int], CheckpointMeta]
+    previews: dict[str, list[tuple[int, Grid]]]
+    """Variant -> (step, picture that the training drew), in order."""
 
     @property
     def code_versions(self) -> list[str]:
@@ -82,22 +86,23 @@ def load_evidence(results: Results, store: Store) -> Evidence:
         samples=sets,
         dataset=read_output(work, dataset(work)),
         checkpoints=metas,
+        previews={spec.name: strip for spec in config.specs if (strip := _strip(config, store, spec))},
     )
 
 
-def embed(png: bytes) -> Grid:
+def embed(png: bytes, most_bytes: int = LARGEST_GRID_BYTES, most_side: int = LARGEST_GRID_SIDE) -> Grid:
     """A PNG as a data URI; a large one becomes a smaller JPEG, a damaged one a picture that says so."""
     if not (png.startswith(_PNG_BEGIN) and png.endswith(_PNG_END)):
         return _DAMAGED
     # Width and height are the first two words of the PNG's first chunk, which is read without Pillow.
     width, height = struct.unpack(">II", png[16:24])
-    if len(png) <= LARGEST_GRID_BYTES:
+    if len(png) <= most_bytes:
         return Grid(_data_uri("png", png), width, height)
     from PIL import Image
 
     try:
         with Image.open(io.BytesIO(png)) as image:
-            image.thumbnail((LARGEST_GRID_SIDE, LARGEST_GRID_SIDE), Image.Resampling.LANCZOS)
+            image.thumbnail((most_side, most_side), Image.Resampling.LANCZOS)
             smaller = io.BytesIO()
             image.convert("RGB").save(smaller, "JPEG", quality=88)
             return Grid(_data_uri("jpeg", smaller.getvalue()), image.width, image.height)
@@ -133,6 +138,16 @@ def _add_grid(
     key = layout.sample_grid(config, spec, step)
     if store.exists(key):
         grids[spec.name, step, layout.protocol(config.sampling)] = embed(store.read(key))
+
+
+def _strip(config: StudyConfig, store: Store, spec: ModelSpec) -> list[tuple[int, Grid]]:
+    strip = []
+    for key in store.list(layout.previews(config, spec)):
+        step = layout.step_number(key.rpartition("/")[2].removesuffix(".png"))
+        # A training that was extended has drawn at shares of its earlier length, too.
+        if step is not None and step <= config.train.steps:
+            strip.append((step, embed(store.read(key), LARGEST_PREVIEW_BYTES, LARGEST_PREVIEW_SIDE)))
+    return strip
 
 
 def _loss_curve(config: StudyConfig, store: Store, spec: ModelSpec) -> list[tuple[float, float]]:

@@ -91,9 +91,8 @@ class JobSpec:
     def job_labels(self) -> dict[str, str]:
         """Labels of the job itself."""
         run = {names.RUN: self.run_id} if self.run_id else {}
-        step = {names.STEP: str(self.step)} if self.step is not None else {}
         queue = {"kueue.x-k8s.io/queue-name": self.cluster.queue} if self.cluster.queue else {}
-        return {**self.labels, names.COMPONENT: "job", names.ROOT: names.root_label(self.root), **step, **run, **queue}
+        return {**self.labels, names.COMPONENT: "job", names.ROOT: names.root_label(self.root), **run, **queue}
 
     def without_run(self) -> JobSpec:
         """The spec without the pipeline run that submitted it."""
