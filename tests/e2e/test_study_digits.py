@@ -312,7 +312,9 @@ def test_a_failure_stops_the_other_variants_which_can_resume(finished: Finished,
     with no_survivors(study):
         code, _, errors = study.run("variants=[mini-S/2, mini-XL/2]", "train.steps=900")
     assert code == 2
-    assert [line[:21] for line in errors.splitlines() if line.startswith("dit: ")] == ["dit: sample mini-S/2 step 20: "[:21]]
+    assert [line[:21] for line in errors.splitlines() if line.startswith("dit: ")] == [
+        "dit: sample mini-S/2 step 20: "[:21]
+    ]
     assert "Traceback" not in errors
     # Its training does not go on, either.
     assert not (study.root / "studies/digits/mini-s-2/train.json").exists()
