@@ -97,13 +97,23 @@ def prepare(
 
 
 @app.command(rich_help_panel=STAGES)
-def train(study: Study, variants: Variants = None, overrides: Overrides = None, root: Root = "runs") -> None:
+def train(
+    study: Study,
+    variants: Variants = None,
+    until: Annotated[
+        int | None,
+        typer.Option("--until", min=1, metavar="STEP", help="Stop after this evaluated step. Unset: the last step."),
+    ] = None,
+    overrides: Overrides = None,
+    root: Root = "runs",
+) -> None:
     """Train to the last step; an interrupted training resumes from its newest checkpoint.
 
     [bold]Examples[/]
 
     \b
       dit train configs/digits.yaml --variant mini-S/2
+      dit train configs/digits.yaml --until 500
       dit train configs/digits.yaml --set train.seed=1 --root /tmp/other
       torchrun --nproc-per-node 8 -m dit train configs/imagenet256.yaml
     """
@@ -114,7 +124,7 @@ def train(study: Study, variants: Variants = None, overrides: Overrides = None, 
 
     is_first = os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1"
     for variant in chosen:
-        record = stage.run(config, store, variant)
+        record = stage.run_until(config, store, variant, until) if until else stage.run(config, store, variant)
         if is_first:
             say_trained(record)
 

@@ -19,7 +19,7 @@ from dit.report.evidence import Evidence
 from dit.storage import Store
 from dit.study import layout
 from dit.study.config import SamplingConfig, StudyConfig
-from dit.study.records import TrainRecord, Verdict
+from dit.study.records import CheckpointMeta, TrainRecord, Verdict
 from dit.tracking.mlflow_ui import view_on_server
 
 Table = tuple[list[str], list[list[Cell]]]
@@ -134,15 +134,17 @@ def runs_csv(results: Results, evidence: Evidence) -> bytes:
     return text.getvalue().encode()
 
 
-def say_trained(record: TrainRecord) -> None:
-    """Print the result of a training in one line."""
-    if record.imported:
-        say(f"{record.variant}: imported, checkpoints at {', '.join(map(str, record.checkpoints))}")
+def say_trained(record: TrainRecord | CheckpointMeta) -> None:
+    """Print in one line the result of a training, or of its part up to a checkpoint."""
+    whole = isinstance(record, TrainRecord)
+    kept = ", ".join(map(str, record.checkpoints)) if whole else ""
+    if whole and record.imported:
+        say(f"{record.variant}: imported, checkpoints at {kept}")
         return
-    say(
-        f"{record.variant}: trained to step {record.steps}, loss {format_number(record.final_loss)},"
-        f" {format_rate(record.images_per_second, 'images')}, checkpoints at {', '.join(map(str, record.checkpoints))}"
-    )
+    step, loss = (record.steps, record.final_loss) if whole else (record.step, record.loss)
+    rate = format_rate(record.images_per_second, "images")
+    at = f", checkpoints at {kept}" if whole else ""
+    say(f"{record.variant}: trained to step {step}, loss {format_number(loss)}, {rate}{at}")
 
 
 def show_results(config: StudyConfig, store: Store) -> None:

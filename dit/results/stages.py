@@ -5,7 +5,7 @@ A stage has outputs (see `output.py`), which `state.py` compares with a store.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -69,10 +69,19 @@ class Stage:
     """Whether it runs as a job of many pods on a cluster, or in the pod of its pipeline step."""
     pod: PodKind
     outputs: Callable[[Work, ModelSpec | None], Sequence[Output[Any]]]
+    at: Callable[[Work, ModelSpec, int], Sequence[Output[Any]]] | None = None
+    """Those of its outputs that one training step needs; None if the stage does not run per variant."""
 
-    def step_name(self, spec: ModelSpec | None) -> str:
-        """Name of the step in the pipeline and in messages, such as `train mini-S/2`."""
-        return f"{self.name} {spec.name}" if spec else self.name
+    def step_name(self, spec: ModelSpec | None, step: int | None = None) -> str:
+        """Name of the step in messages, such as `train mini-S/2` or, for one checkpoint, `train mini-S/2 step 500`."""
+        name = f"{self.name} {spec.name}" if spec else self.name
+        return name if step is None else f"{name} step {step}"
+
+    def required(self, work: Work, spec: ModelSpec | None, step: int | None = None) -> Sequence[Output[Any]]:
+        """All outputs, or only those that training step `step` needs."""
+        if step is None or spec is None or self.at is None:
+            return self.outputs(work, spec)
+        return self.at(work, spec, step)
 
 
 def dataset(work: Work) -> Output[DatasetManifest]:
@@ -256,9 +265,27 @@ def milestones(config: StudyConfig) -> tuple[int, ...]:
     return tuple(sorted({*config.evaluation.at_steps, config.train.steps}))
 
 
+def variant_steps(config: StudyConfig) -> Iterator[tuple[Stage, int]]:
+    """What is done for a variant, in order, as (stage, training step).
+
+    Each evaluated checkpoint is trained, sampled and evaluated before the training goes on.
+    """
+    for step in milestones(config):
+        yield TRAIN, step
+        if step in config.evaluation.at_steps:
+            yield SAMPLE, step
+            yield EVALUATE, step
+
+
 def _training_outputs(work: Work, spec: ModelSpec | None) -> Sequence[Output[Any]]:
     assert spec is not None
-    return (training(work, spec), *(checkpoint(work, spec, step) for step in milestones(work.config)))
+    return _trained_to(work, spec, work.config.train.steps)
+
+
+def _trained_to(work: Work, spec: ModelSpec, step: int) -> Sequence[Output[Any]]:
+    kept = tuple(checkpoint(work, spec, number) for number in milestones(work.config) if number <= step)
+    # The record is written after the last step.
+    return kept if step < work.config.train.steps else (training(work, spec), *kept)
 
 
 def _at_steps(
@@ -269,6 +296,12 @@ def _at_steps(
         return tuple(output(work, spec, step) for step in work.config.evaluation.at_steps)
 
     return outputs
+
+
+def _only(
+    output: Callable[[Work, ModelSpec, int], Output[Any]],
+) -> Callable[[Work, ModelSpec, int], Sequence[Output[Any]]]:
+    return lambda work, spec, step: (output(work, spec, step),)
 
 
 def _listed(folder: str, files: Iterable[FileEntry]) -> Iterable[FileSize]:
@@ -286,9 +319,9 @@ def _other_shards(how: str, recorded: str, work: Work) -> str | None:
 
 
 PREPARE = Stage("prepare", False, "shards", False, "prepare", lambda work, _: (bounds(work), dataset(work)))
-TRAIN = Stage("train", True, "steps", True, "launch", _training_outputs)
-SAMPLE = Stage("sample", True, "sets", True, "launch", _at_steps(samples))
-EVALUATE = Stage("evaluate", True, "checkpoints", False, "evaluate", _at_steps(metrics))
+TRAIN = Stage("train", True, "steps", True, "launch", _training_outputs, _trained_to)
+SAMPLE = Stage("sample", True, "sets", True, "launch", _at_steps(samples), _only(samples))
+EVALUATE = Stage("evaluate", True, "checkpoints", False, "evaluate", _at_steps(metrics), _only(metrics))
 REPORT = Stage("report", False, "reports", False, "report", lambda work, _: (report(work),))
 
 STAGES: tuple[Stage, ...] = (PREPARE, TRAIN, SAMPLE, EVALUATE, REPORT)

@@ -137,8 +137,8 @@ class StepsConfig(Section):
     launch: LaunchStepConfig = LaunchStepConfig()
     """Each step that starts a job and waits for it, if need be for days."""
     evaluate: GpuStepConfig = GpuStepConfig()
-    """Its scratch holds a variant's sample sets: up to 10 GB for each 50,000 images of 256x256. With more than five
-    variants, these are the resources of a job's pod."""
+    """Its scratch holds a variant's sample sets: up to 10 GB for each 50,000 images of 256x256. Where a
+    pipeline step does a whole checkpoint or variant, these are the resources of a job's pod."""
     report: StepConfig = StepConfig()
     """The report, and the step that joins the parts of the preparation."""
     parts: Positive = 1

@@ -98,6 +98,16 @@ def health(config: StudyConfig, spec: ModelSpec | None) -> str:
     return f"{variant(config, spec) if spec else dataset(config)}/health.jsonl"
 
 
+def previews(config: StudyConfig, spec: ModelSpec) -> str:
+    """Folder of the pictures that a variant's training draws."""
+    return f"{variant(config, spec)}/previews"
+
+
+def preview(config: StudyConfig, spec: ModelSpec, number: int) -> str:
+    """A picture of samples after one training step."""
+    return f"{previews(config, spec)}/{step(number)}.png"
+
+
 def ranks_progress(config: StudyConfig, spec: ModelSpec) -> str:
     """Folder of the records of how far each rank of a training is; gone when the training has ended."""
     return f"{variant(config, spec)}/progress"

@@ -21,6 +21,7 @@ from dit.study.records import CheckpointMeta
 from dit.study.version import code_version
 from dit.training.heartbeat import Heartbeat
 from dit.training.plan import TrainPlan
+from dit.training.preview import Previews
 from dit.training.signals import StopRequest
 from dit.training.telemetry import Telemetry
 from dit.training.trainer import Trainer
@@ -48,6 +49,7 @@ class TrainingLoop:
         self.plan, self.ranks, self.trainer = plan, ranks, trainer
         self.telemetry, self._writer, self._lease, self._watch = telemetry, writer, lease, watch
         self._stragglers = Stragglers(ranks.gather(socket.gethostname()))
+        self._previews = Previews(plan, ranks, trainer, telemetry.tracker)
 
     def run(self, batches: Iterable[StepBatch], stop: StopRequest, bar: Progress, heartbeat: Heartbeat) -> None:
         """Train on every batch.
@@ -75,12 +77,14 @@ class TrainingLoop:
                 # AdamW makes its state in the first step; only then are all tensors of a checkpoint there.
                 self._writer.reserve(self.trainer.files())
             signal_number = stop.agreed(self.ranks)
-            ends = bool(signal_number) or step == self.plan.stop_step
+            # A kept checkpoint closes a window, whether or not the training stops there: losses do not depend on stops.
+            ends = bool(signal_number) or step in (self.plan.stop_step, *self.plan.milestones)
             if ends or step % self.plan.fit.log_every == 0:
                 self._log(step, bar, heartbeat)
             if ends or self._is_checkpoint(step):
                 heartbeat.does("checkpoint")
                 self._checkpoint(step)
+            self._previews.draw(step)
             if self._writer is not None:
                 self._writer.poll()
             if signal_number:

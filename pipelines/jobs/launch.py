@@ -86,7 +86,7 @@ def _records(config: StudyConfig, spec: JobSpec, cluster: Cluster) -> list[Recor
         # A forwarded port does not last as long as a job: the store is opened for each look.
         with study_store(cluster, config.cluster, spec.root) as store:
             # The job itself compares the decoder: hashing its weights would cost more than all else a launcher reads.
-            return require_stage(stage, Work(config, store, compare_decoder=False), spec.variant)
+            return require_stage(stage, Work(config, store, compare_decoder=False), spec.variant, spec.step)
 
     return waited_for(read, config.cluster)
 
