@@ -136,14 +136,15 @@ def runs_csv(results: Results, evidence: Evidence) -> bytes:
 
 def say_trained(record: TrainRecord | CheckpointMeta) -> None:
     """Print in one line the result of a training, or of its part up to a checkpoint."""
-    whole = isinstance(record, TrainRecord)
-    kept = ", ".join(map(str, record.checkpoints)) if whole else ""
-    if whole and record.imported:
-        say(f"{record.variant}: imported, checkpoints at {kept}")
-        return
-    step, loss = (record.steps, record.final_loss) if whole else (record.step, record.loss)
+    if isinstance(record, TrainRecord):
+        kept = ", ".join(map(str, record.checkpoints))
+        if record.imported:
+            say(f"{record.variant}: imported, checkpoints at {kept}")
+            return
+        step, loss, at = record.steps, record.final_loss, f", checkpoints at {kept}"
+    else:
+        step, loss, at = record.step, record.loss, ""
     rate = format_rate(record.images_per_second, "images")
-    at = f", checkpoints at {kept}" if whole else ""
     say(f"{record.variant}: trained to step {step}, loss {format_number(loss)}, {rate}{at}")
 
 

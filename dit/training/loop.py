@@ -72,7 +72,7 @@ class TrainingLoop:
                 self._lease.check()
             if step == self.plan.start_step + 1:
                 # Ranks that do not exchange gradients differ after one step, and checkpoints can be hours apart.
-                require_same_weights(self.plan, self.ranks, self.trainer)
+                self._watch.replicated(step)
             if self._writer is not None and step == self.plan.start_step + 1:
                 # AdamW makes its state in the first step; only then are all tensors of a checkpoint there.
                 self._writer.reserve(self.trainer.files())
