@@ -13,7 +13,7 @@ from dit.study.records import Verdict
     "text", ["[" * 100_000, '{"a": ' * 100_000, '"\\ud83d"', '{"\\uDC00": 1}', "\ufeff{}", "", "{"]
 )
 def test_what_is_no_sound_json_is_a_value_error(text: str) -> None:
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"."):
         parse(text)
     with pytest.raises(DataError, match="record: is not JSON; remove the file and run the step again"):
         Verdict.from_json(text.encode(), "record")
