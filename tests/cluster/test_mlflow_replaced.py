@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 from kube import SERVICES, SESSION, delete, find, kubectl, until
 from mlflow import MlflowClient
-from studies import Site
+from studies import Site, Study
 
 from pipelines.deploy import ROOT
 
@@ -31,12 +31,20 @@ def replace_server() -> None:
     subprocess.run([sys.executable, "-m", "dit", "deploy", "kind"], cwd=ROOT, check=True)
 
 
+def tracked(client: MlflowClient, study: Study) -> Counter[int]:
+    """Step -> number of its points on the server, in the study's only run."""
+    experiment = client.get_experiment_by_name(study.config.study)
+    runs = client.search_runs([experiment.experiment_id]) if experiment else []
+    assert len(runs) <= 1
+    return Counter(point.step for run in runs for point in client.get_metric_history(run.info.run_id, "loss"))
+
+
 def test_a_new_server_gets_all_points_by_name_while_the_training_goes_on(site: Site) -> None:
     study, client = site.study("replaced", *ENDLESS), MlflowClient(site.mlflow)
     study.launch()
     study.past(200)
-    until("it is tracked", lambda: client.get_experiment_by_name(study.config.study), 60)
-    number = int(study.mlflow_run().info.experiment_id)
+    until("it is tracked", lambda: tracked(client, study), 60)
+    number = int(client.get_experiment_by_name(study.config.study).experiment_id)
     replace_server()
     # Other experiments take the number that the study's experiment had.
     others: list[str] = []
@@ -47,10 +55,7 @@ def test_a_new_server_gets_all_points_by_name_while_the_training_goes_on(site: S
     assert {10, 200} < wanted
 
     def arrived() -> bool:
-        if client.get_experiment_by_name(study.config.study) is None:
-            return False
-        history = client.get_metric_history(study.mlflow_run().info.run_id, "loss")
-        counts = Counter(point.step for point in history)
+        counts = tracked(client, study)
         return wanted <= counts.keys() and set(counts.values()) == {1}
 
     until("every point is in the new server, once", arrived, 180)
