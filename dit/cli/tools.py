@@ -126,7 +126,7 @@ def doctor(
 
     \b
       dit doctor DiT-XL-2-256x256.pt
-      dit doctor results/000-DiT-XL-2/checkpoints/0052000.pt --dataset configs/imagenet256.yaml
+      dit doctor 0052000.pt --dataset configs/digits.yaml
       dit doctor configs/digits.yaml --variant mini-S/2 --step 500
     """
     from dit.doctor.bounds import open_bounds
@@ -165,7 +165,7 @@ def import_checkpoint(
 
     \b
       dit import 0052000.pt --variant DiT-XL/2 --step 52000 my.yaml
-      dit sample my.yaml --variant DiT-XL/2 --step 52000 --labels 207,360,387 --set sampling.cfg_scale=4
+      dit import DiT-XL-2-256x256.pt --step 7000000 my.yaml
     """
     config = load_study(study, overrides)
     from dit.stages import import_checkpoint as stage
