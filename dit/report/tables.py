@@ -132,9 +132,11 @@ def runs_csv(results: Results, evidence: Evidence) -> bytes:
 
 def say_trained(record: TrainRecord | CheckpointMeta) -> None:
     """Print in one line the result of a training, or of its part up to a checkpoint."""
-    whole = isinstance(record, TrainRecord)
-    step, loss = (record.steps, record.final_loss) if whole else (record.step, record.loss)
-    kept = f", checkpoints at {', '.join(map(str, record.checkpoints))}" if whole else ""
+    if isinstance(record, TrainRecord):
+        step, loss = record.steps, record.final_loss
+        kept = f", checkpoints at {', '.join(map(str, record.checkpoints))}"
+    else:
+        step, loss, kept = record.step, record.loss, ""
     rate = format_rate(record.images_per_second, "images")
     say(f"{record.variant}: trained to step {step}, loss {format_number(loss)}, {rate}{kept}")
 

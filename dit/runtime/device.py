@@ -59,7 +59,7 @@ def _forget_earlier_stage() -> None:
     # Else all compiled models of a process count against one limit, after which dynamo compiles no more.
     if (dynamo := sys.modules.get("torch._dynamo")) is not None:
         dynamo.reset()
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
 
