@@ -38,7 +38,7 @@ from dit.training.trainer import Trainer
 # Adam has moved the head after the first step, modulations after the second, all else after the third.
 _ALL_TRAINED = 4
 _FIRST_EMA = 5
-_NOISE_SAMPLES = 16
+_NOISE_SAMPLES = 8
 # A ratio is taken over the last steps that have this many samples: fewer are too noisy, more are too old.
 _RATIO_SAMPLES, _RATIO_STEPS = 512, 16
 _BUDGET = 0.01
