@@ -94,7 +94,7 @@ def wrong_guidance(patch: Patch) -> None:
 
 def wrong_null_label(patch: Patch) -> None:
     draw = generate.sample
-    patch.setattr(generate, "sample", lambda *a: draw(*a[:5], 3, *a[6:]))
+    patch.setattr(generate, "sample", lambda *a: draw(*a[:5], 2, *a[6:]))
 
 
 # Preparation and evaluation.

@@ -118,7 +118,7 @@ CASES: tuple[Case, ...] = (
     Case("betas of another schedule", "sample", sampled.cosine_sampling, "sampler", "does not turn a perfect denoiser"),
     Case("clip_denoised on latents", "sample", sampled.clipped_latents, "sampler", "does not turn", data=("latents",)),
     Case("guidance with the wrong sign", "sample", sampled.wrong_guidance, "sampler", "guidance", settings=GUIDED),
-    Case("null label wrong", "sample", sampled.wrong_null_label, "sampler", "class 3: it is taken", settings=GUIDED),
+    Case("null label wrong", "sample", sampled.wrong_null_label, "sampler", "class 2: it is taken", settings=GUIDED),
     Case("7 of 8 samples written over", "prepare", sampled.written_over, "data", "copies of others", data=("digits",)),
     Case(
         "labels shuffled in the source",
