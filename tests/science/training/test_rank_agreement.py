@@ -100,6 +100,7 @@ def test_replica_that_drifts_stops_the_training_before_the_next_checkpoint(
     assert list_checkpoints(store, config, config.spec(VARIANT)) == [4, 7]
     assert [(event.step, event.action) for event in events(store, config)] == [
         (0, "ok"),
+        (1, "ok"),
         (4, "ok"),
         (7, "ok"),
         (14, "stop"),
