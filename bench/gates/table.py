@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 
 from bench.gates import faults as broken
+from bench.gates import sampling_faults as sampled
 from bench.gates.faults import Fault
 
 Data = Literal["digits", "latents"]
@@ -48,7 +49,7 @@ FEED_SCALE = "scale factor is forgotten or applied twice"
 GUIDED = ("sampling.cfg_scale=4",)
 
 CASES: tuple[Case, ...] = (
-    Case("EMA never updated", "train", broken.frozen_ema, "ema", "EMA never changes", 5),
+    Case("EMA never updated", "train", broken.frozen_ema, "ema", "EMA has not changed", 5),
     Case("EMA updated every 5th step", "train", broken.seldom_ema, "ema", EMA_CAUSE, 5),
     Case("EMA in bf16", "train", broken.rounded_ema(torch.bfloat16), "ema", EMA_CAUSE, 5),
     Case("EMA in fp16", "train", broken.rounded_ema(torch.float16), "ema", EMA_CAUSE, 5),
@@ -109,27 +110,27 @@ CASES: tuple[Case, ...] = (
     Case("data of rank 0 on every rank", "train", broken.one_ranks_data, "feed", "more often than", 8, ranks=2),
     Case("gradients not exchanged", "train", broken.lonely_gradients, "ranks", "other values in", 1, ranks=2),
     Case("a rank with another study", "train", None, "ranks", "rank 1 has", ranks=2, odd=("train.learning_rate=0.01",)),
-    Case("weights not loaded", "sample", broken.unloaded_weights, "identity", "weights were not loaded"),
-    Case("timestep over 1000", "sample", broken.called(lambda x, t, y: (x, t / 1000, y)), "identity", "not the one"),
-    Case("labels off by one", "sample", broken.labels_off_by_one, "identity", "not the one"),
-    Case("patch layout swapped", "sample", broken.swapped_patches, "identity", "not the one", data=("latents",)),
-    Case("timestep map skipped", "sample", broken.skipped_map, "sampler", "does not turn a perfect denoiser"),
-    Case("betas of another schedule", "sample", broken.cosine_sampling, "sampler", "does not turn a perfect denoiser"),
-    Case("clip_denoised on latents", "sample", broken.clipped_latents, "sampler", "does not turn", data=("latents",)),
-    Case("guidance with the wrong sign", "sample", broken.wrong_guidance, "sampler", "guidance", settings=GUIDED),
-    Case("null label wrong", "sample", broken.wrong_null_label, "sampler", "class 3: it is taken", settings=GUIDED),
-    Case("7 of 8 samples written over", "prepare", broken.written_over, "data", "copies of others", data=("digits",)),
+    Case("weights not loaded", "sample", sampled.unloaded_weights, "identity", "weights were not loaded"),
+    Case("timestep over 1000", "sample", sampled.called(lambda x, t, y: (x, t / 1000, y)), "identity", "not the one"),
+    Case("labels off by one", "sample", sampled.labels_off_by_one, "identity", "not the one"),
+    Case("patch layout swapped", "sample", sampled.swapped_patches, "identity", "not the one", data=("latents",)),
+    Case("timestep map skipped", "sample", sampled.skipped_map, "sampler", "does not turn a perfect denoiser"),
+    Case("betas of another schedule", "sample", sampled.cosine_sampling, "sampler", "does not turn a perfect denoiser"),
+    Case("clip_denoised on latents", "sample", sampled.clipped_latents, "sampler", "does not turn", data=("latents",)),
+    Case("guidance with the wrong sign", "sample", sampled.wrong_guidance, "sampler", "guidance", settings=GUIDED),
+    Case("null label wrong", "sample", sampled.wrong_null_label, "sampler", "class 2: it is taken", settings=GUIDED),
+    Case("7 of 8 samples written over", "prepare", sampled.written_over, "data", "copies of others", data=("digits",)),
     Case(
         "labels shuffled in the source",
         "prepare",
-        broken.labels_of_others,
+        sampled.labels_of_others,
         "data",
         "labels are shuffled",
         data=("digits",),
         action="warn",
     ),
     Case("NaN in a prepared shard", "prepare", None, "data", "not finite", data=("latents",)),
-    Case("wrong reference statistics", "evaluate", broken.wrong_reference, "yardstick", "reference", data=("digits",)),
+    Case("wrong reference statistics", "evaluate", sampled.wrong_reference, "yardstick", "reference", data=("digits",)),
 )
 
 NOT_SEPARABLE = (

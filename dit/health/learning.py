@@ -245,7 +245,9 @@ def ema(view: EmaView) -> Reading:
         return Reading(worst, "at most 1 rounding error")
     pairs = zip(view.average, view.initial, strict=True)
     frozen = all(average == initial for average, initial in pairs)
-    cause = "the EMA never changes: samples from it stay noise" if frozen else "the EMA does not follow the weights"
+    cause = "the EMA does not follow the weights"
+    if frozen:
+        cause = f"the EMA has not changed in {view.updates} steps: samples from it stay noise"
     return Reading(
         worst,
         "at most 1 rounding error",

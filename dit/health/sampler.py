@@ -128,7 +128,7 @@ def sampler(view: SamplerView) -> Reading:
     if not abs(ratio - 1) < LARGEST_Z * math.sqrt(2 / values):
         return _wrong_sampler(value, bound)
     if not mean_z < LARGEST_Z:
-        label = _label_in(residual.mean(axis=0), view.bounds)
+        label = _label_in(residual.mean(axis=0), view.bounds, _guided(view))
         if label is None or view.sampling.cfg_scale == 1:
             return _wrong_sampler(mean_z, f"below {LARGEST_Z:g}, z of the samples' mean")
         return Reading(
@@ -167,10 +167,19 @@ def _wrong_sampler(value: float, bound: str) -> Reading:
     )
 
 
-def _label_in(shift_CHW: Float32, bounds: Bounds) -> int | None:
-    """Return the class whose offset explains a shift of the mean, up to its size; None if none does."""
-    offsets = class_offsets(bounds).reshape(len(bounds.class_counts_K), -1).astype(np.float64)
-    shift = shift_CHW.ravel().astype(np.float64)
+def _guided(view: SamplerView) -> int:
+    """Return how many of the channels are guided: the first ones."""
+    channels = view.unlabelled_NCHW.shape[1]
+    return channels if view.sampling.guided_channels == "all" else min(_GUIDED_FIRST, channels)
+
+
+def _label_in(shift_CHW: Float32, bounds: Bounds, guided: int) -> int | None:
+    """Return the class whose offset explains a shift of the mean, up to its size; None if none does.
+
+    Only guided channels are compared: the null label does not reach the others.
+    """
+    offsets = class_offsets(bounds)[:, :guided].reshape(len(bounds.class_counts_K), -1).astype(np.float64)
+    shift = shift_CHW[:guided].ravel().astype(np.float64)
     lengths = np.linalg.norm(offsets, axis=1) * np.linalg.norm(shift)
     cosines = np.abs(offsets @ shift) / np.maximum(lengths, 1e-12)
     return int(cosines.argmax()) if cosines.max() > _EXPLAINED else None
@@ -196,7 +205,7 @@ def _moved_by_label(view: SamplerView, reached: Float64) -> list[_Move]:
     # The noise is the same, so it cancels.
     moved = to_modes(view.labelled_NCHW).astype(np.float64) - to_modes(view.unlabelled_NCHW)
     channels = offset.shape[1]
-    first = channels if view.sampling.guided_channels == "all" else min(_GUIDED_FIRST, channels)
+    first = _guided(view)
     moves = []
     for part, expected in ((slice(0, first), view.sampling.cfg_scale), (slice(first, channels), 1.0)):
         size = float(np.square(offset[:, part]).sum())

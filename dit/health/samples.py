@@ -20,14 +20,14 @@ from dit.health.gate import Reading
 from dit.study.config import StudyConfig
 
 SAMPLES = 16
-_LEARNED = 1.0
-"""Ratio to bound b below which samples must look like the dataset: those of the Wiener denoiser itself do."""
 _NOISE = 20.0
 """Standard deviation over the dataset's from which samples are noise, however little a model has learned."""
 _WRONG_LABELS = 4
 _LEAST_Z = 2.0
 _RATIO_ERROR = 512**-0.5
 """Standard error of a ratio over 512 samples whose errors have a relative standard deviation of 1."""
+_LEARNED = 1 - 2 * _RATIO_ERROR
+"""Ratio to bound b below which samples must look like the dataset: those of the Wiener denoiser itself do."""
 _FEW_LABELS, _MANY_LABELS = 64, 256
 
 

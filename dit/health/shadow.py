@@ -11,6 +11,7 @@ from torch import Tensor
 from dit.health.learning import EmaView
 
 _TENSORS = 8
+_HEAD = "final_layer.linear"
 
 
 class Shadow:
@@ -19,6 +20,8 @@ class Shadow:
     def __init__(self, weights: Mapping[str, Tensor], average: Mapping[str, Tensor], decay: float) -> None:
         """`weights` are the live parameters, `average` is their live EMA, under the same names."""
         names = [name for name, tensor in weights.items() if tensor.requires_grad]
+        # The head is among them: it alone moves in the first step.
+        names.sort(key=lambda name: not name.startswith(_HEAD))
         places = np.linspace(0, len(names) - 1, min(_TENSORS, len(names))).astype(int)
         random = np.random.Generator(np.random.SFC64(len(names)))
         chosen = [(names[place], int(random.integers(weights[names[place]].numel()))) for place in places]
