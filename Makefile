@@ -43,8 +43,9 @@ DIT := $(BIN)/python -m dit
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help study plan compile ui ui-cluster test test-gpu lint format reference bench gates replay build push image-size secrets deploy undeploy env constraints apt clean
-.PHONY: preflight submit status terminate clean-jobs test-containers test-cluster test-pipelines
+.PHONY: help study plan compile ui ui-cluster test test-gpu lint format reference bench doctor-cases gates replay
+.PHONY: build push image-size secrets deploy undeploy env constraints apt clean
+.PHONY: preflight submit status terminate clean-jobs test-containers test-cluster test-cluster-slow test-pipelines
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -87,6 +88,9 @@ reference: env ## Write the keys of a study file into docs/study-file.md.
 
 bench: env ## Measure speed against plain references; writes JSON and a table.
 	$(BIN)/python -m bench
+
+doctor-cases: env ## Break checkpoints in 25 ways and print what the doctor says of each; writes a table.
+	$(BIN)/python -m bench.doctor_cases --save
 
 # FAULTS="ema-in-bf16 x0-as-target" runs these; `python -m bench.gates --list` shows the names.
 gates: env ## Inject faults that the health checks must name, and train healthy models; FAULTS names some of them.
@@ -157,11 +161,13 @@ test-containers: env ## Test studies in containers of the image last built; need
 
 # docs/cluster.md, Tests, lists variables that enable more tests.
 test-cluster: env ## Test on the cluster of KUBECONFIG, with the images last pushed to REGISTRY.
+test-cluster-slow: env ## The same, the tests that take more than three minutes each.
+test-cluster test-cluster-slow:
 	@test -n "$$KUBECONFIG" || { echo "make: KUBECONFIG is not set; without a cluster: kind create cluster --kubeconfig kind.conf" \
 		"(https://kind.sigs.k8s.io), then KUBECONFIG=kind.conf; for the rest see docs/cluster.md, Prerequisites" >&2; exit 2; }
 	@test -n "$(REGISTRY)" || { echo "make: REGISTRY is not set; name one that the nodes can pull from, then make build push" >&2; exit 2; }
 	@$(MAKE) --no-print-directory deploy OVERLAY=kind
-	REGISTRY=$(REGISTRY) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster tests/cluster
+	REGISTRY=$(REGISTRY) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "cluster and $(if $(filter %-slow,$@),,not )long" tests/cluster
 
 test-pipelines: env ## Test runs on the Kubeflow Pipelines of KFP_ENDPOINT and its cluster.
 	@test -n "$$KUBECONFIG" -a -n "$$KFP_ENDPOINT" || { echo "make: set KUBECONFIG and KFP_ENDPOINT, such as" \

@@ -14,7 +14,7 @@ from rich.markdown import Markdown
 from bench import harness
 from bench.report import Results, machine
 
-MODULES = ("train", "sampler", "loader", "preparation", "features", "frechet")
+MODULES = ("train", "sampler", "loader", "preparation", "features", "frechet", "health")
 ON_GPU = ("gpu", "gpu_stages")
 
 

@@ -18,6 +18,7 @@ from dit.report.tables import show_health
 from dit.results.progress import StageProgress, pace_line, progress
 from dit.results.stages import Work, step_names
 from dit.storage import open_store
+from dit.storage.open import parse_address
 from dit.study import study_file
 from dit.study.config import StudyConfig
 from dit.study.records import HealthEvent
@@ -82,6 +83,7 @@ def run(
 
 def _look(config: StudyConfig, root: str, run_id: str | None, experiment: str) -> _View:
     view = _View(config, root)
+    parse_address(root)
     if not root.startswith("s3://"):
         # A folder on this machine: its study does not run on a cluster.
         store = open_store(root)

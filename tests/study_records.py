@@ -153,6 +153,7 @@ def checkpoint_meta(config: StudyConfig, spec: ModelSpec, step: int, files: Sequ
         code_version="version-of-the-test",
         finite=True,
         files=tuple(files),
+        loss=0.15,
         images_per_second=1000.0 + step / 10_000,
         train_seconds=7000.0 * step / config.train.steps,
     )

@@ -58,7 +58,8 @@ def _jobs(runner: Runner, names: set[str]) -> list[tuple[str, Callable[[], Outco
         for data in case.data
     ]
     healthy = [(f"healthy: {run.name}", partial(runner.healthy, run)) for run in HEALTHY if run.name in names]
-    return [*broken, *healthy]
+    # The digits' faults first: they take seconds.
+    return [*sorted(broken, key=lambda job: not job[0].startswith("digits")), *healthy]
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ Shapes: N samples, C channels, H and W sides of the latent, T tokens, O output v
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -217,18 +216,6 @@ def missing_rank(patch: Patch) -> None:
 def lonely_gradients(patch: Patch) -> None:
     """Ranks do not exchange gradients."""
     patch.setattr(Trainer, "_replicate", lambda _self, **_settings: None)
-
-
-def frozen_rank(patch: Patch) -> None:
-    """Rank 1 stands still in step 20."""
-    step = Trainer.step
-
-    def still(self: Trainer, batch: StepBatch) -> None:
-        if self.ranks.rank == 1 and batch.step == 20:
-            time.sleep(3600)
-        step(self, batch)
-
-    patch.setattr(Trainer, "step", still)
 
 
 # A resume.

@@ -40,9 +40,9 @@ dataset:
   mirror: false
   samples_per_shard: 256
 variants: [mini-S/2, mini-B/2, mini-L/2]
-train: {{steps: 300, global_batch: 32, learning_rate: 2.5e-3, ema_decay: 0.98, precision: fp32}}
+train: {{steps: 160, global_batch: 32, learning_rate: 2.5e-3, ema_decay: 0.97, precision: fp32}}
 sampling: {{steps: 25, num_samples: 16, labels: balanced}}
-evaluation: {{at_steps: [300]}}
+evaluation: {{at_steps: [160]}}
 fit: {{checkpoint_every: 1000, log_every: 20, sample_batch: 16}}
 """
 
@@ -64,7 +64,7 @@ def make(count: int = COUNT, seed: int = 0) -> tuple[npt.NDArray[np.float32], np
     fields += np.where(inside[:, None], means[:, :, 0], means[:, :, 1])
     for label in range(CLASSES):
         place = 8 + 16 * (label // 4 % 2), 8 + 16 * (label // 8 % 2)
-        blob = 1.5 * np.exp(-np.square(np.hypot(rows - place[0], columns - place[1]) / 6))
+        blob = 4 * np.exp(-np.square(np.hypot(rows - place[0], columns - place[1]) / 6))
         fields[labels == label, label % CHANNELS] += blob
     mean, std = (fields_C.reshape(1, -1, 1, 1) for fields_C in (fields.mean((0, 2, 3)), fields.std((0, 2, 3))))
     target_mean, target_std = (np.array(values).reshape(1, -1, 1, 1) for values in (SD_MEAN, SD_STD))

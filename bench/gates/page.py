@@ -73,23 +73,8 @@ def _badness(check: str, value: float) -> float:
 
 def _margins(outcomes: dict[str, Outcome]) -> list[str]:
     """The worst healthy reading of each check, and the weakest sick one."""
-    healthy: dict[str, tuple[float, str, str]] = {}
-    for run in HEALTHY:
-        for reading in outcomes.get(f"healthy: {run.name}", {}).get("readings", ()):
-            value, check = reading["value"], reading["check"]
-            if value is None or (check == "learning" and reading["step"] < _deadline(reading["bound"])):
-                continue
-            if check not in healthy or _badness(check, value) > _badness(check, healthy[check][0]):
-                healthy[check] = (value, run.name, reading["bound"])
-    sick: dict[str, tuple[float, str]] = {}
-    for case in CASES:
-        for data in case.data:
-            outcome = outcomes.get(f"{data}: {case.name}", {})
-            value, check = outcome.get("value"), outcome.get("check", "")
-            if value is None or outcome["problem"]:
-                continue
-            if check not in sick or _badness(check, value) < _badness(check, sick[check][0]):
-                sick[check] = (value, f"{case.name}, {data}")
+    healthy = _worst_healthy(outcomes)
+    sick = _weakest_sick(outcomes, {check: bound for check, (_, _, bound) in healthy.items()})
     lines = [
         "## Margins",
         "",
@@ -101,6 +86,35 @@ def _margins(outcomes: dict[str, Outcome]) -> list[str]:
         cells = [check, bound, _number(value), name, *((_number(weakest[0]), weakest[1]) if weakest else ("", ""))]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return [*lines, ""]
+
+
+def _worst_healthy(outcomes: dict[str, Outcome]) -> dict[str, tuple[float, str, str]]:
+    """Check -> (value, run, bound)."""
+    worst: dict[str, tuple[float, str, str]] = {}
+    for run in HEALTHY:
+        for reading in outcomes.get(f"healthy: {run.name}", {}).get("readings", ()):
+            value, check, bound = reading["value"], reading["check"], reading["bound"]
+            # Before its deadline, or of a model that has not learned enough, a value has no bound.
+            early = (check == "learning" and reading["step"] < _deadline(bound)) or "once the loss" in bound
+            if value is None or early:
+                continue
+            if check not in worst or _badness(check, value) > _badness(check, worst[check][0]):
+                worst[check] = (value, run.name, bound)
+    return worst
+
+
+def _weakest_sick(outcomes: dict[str, Outcome], bounds: dict[str, str]) -> dict[str, tuple[float, str]]:
+    """Check -> (value, fault), of the quantity that has the same bound."""
+    weakest: dict[str, tuple[float, str]] = {}
+    for case in CASES:
+        for data in case.data:
+            outcome = outcomes.get(f"{data}: {case.name}", {})
+            value, check = outcome.get("value"), outcome.get("check", "")
+            if value is None or outcome["problem"] or outcome["bound"][:12] != bounds.get(check, "")[:12]:
+                continue
+            if check not in weakest or _badness(check, value) < _badness(check, weakest[check][0]):
+                weakest[check] = (value, f"{case.name}, {data}")
+    return weakest
 
 
 def _deadline(bound: str) -> int:

@@ -16,7 +16,7 @@ Stage = Literal["prepare", "train", "resume", "sample", "evaluate"]
 DATA: tuple[Data, ...] = ("digits", "latents")
 BUDGET: dict[Data, int] = {"digits": 1500, "latents": 52_000}
 """Steps of a whole training: those of configs/digits.yaml, and of the failed study of the paper's models."""
-SAMPLED: dict[Data, int] = {"digits": 500, "latents": 300}
+SAMPLED: dict[Data, int] = {"digits": 500, "latents": 160}
 """The first sampled checkpoint."""
 LEARNING_DEADLINE = 125
 """Step from which `learning` demands a result: 50 + 6 tau, with tau 12.5 in both studies."""
@@ -107,9 +107,8 @@ CASES: tuple[Case, ...] = (
     Case("logged loss of rank 0 alone", "train", broken.one_ranks_log, "start", "rank 0's samples alone", 1, ranks=2),
     Case("a dead rank's data missing", "train", broken.missing_rank, "start", "data of a rank are missing", 1, ranks=2),
     Case("data of rank 0 on every rank", "train", broken.one_ranks_data, "feed", "more often than", 8, ranks=2),
-    Case("gradients not exchanged", "train", broken.lonely_gradients, "ranks", "other values in", 4, ranks=2),
+    Case("gradients not exchanged", "train", broken.lonely_gradients, "ranks", "other values in", 1, ranks=2),
     Case("a rank with another study", "train", None, "ranks", "rank 1 has", ranks=2, odd=("train.learning_rate=0.01",)),
-    Case("a frozen rank", "train", broken.frozen_rank, "progress", "rank 1", 20, ranks=2),
     Case("weights not loaded", "sample", broken.unloaded_weights, "identity", "weights were not loaded"),
     Case("timestep over 1000", "sample", broken.called(lambda x, t, y: (x, t / 1000, y)), "identity", "not the one"),
     Case("labels off by one", "sample", broken.labels_off_by_one, "identity", "not the one"),
@@ -134,6 +133,7 @@ CASES: tuple[Case, ...] = (
 )
 
 NOT_SEPARABLE = (
+    ("a frozen rank", "it stops all ranks, so only the launcher can name it, from the ranks' records of progress"),
     ("patch layout swapped, with one channel", "a patch of one channel has one order: nothing changes"),
     ("clip_denoised on pixels", "pixels are in [-1, 1] already"),
     ("t / 1000 in training and sampling alike", "the model is consistent; it costs 4 % of the loss"),
@@ -141,4 +141,4 @@ NOT_SEPARABLE = (
     ("predictions 1 % too small", "smaller than the differences between healthy models"),
     ("7 of 8 labels wrong", "the eighth that is right carries too little for 1 % of a training"),
 )
-"""Faults that no check can name, with the reason."""
+"""Faults that no check of these commands can name, with the reason."""

@@ -1,1 +1,1 @@
-"""Checkpoints: writing, reading, removing old ones, converting published ones."""
+"""Checkpoints: writing, reading, removing old ones, reading those of other programs."""

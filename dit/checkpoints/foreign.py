@@ -1,4 +1,4 @@
-"""Reads weights from checkpoints of other programs: state dicts, training checkpoints, safetensors.
+"""Reads checkpoints of other programs: state dicts, training checkpoints, safetensors.
 
 Only tensors and plain containers are read; no code in a pickle runs.
 """
@@ -19,10 +19,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from dit.checkpoints.foreign_optimizer import read_optimizer
 from dit.errors import MismatchError, MissingError
 
-_CONTAINERS = ("ema", "state_dict", "model")
-"""Keys under which training checkpoints keep a state dict, the preferred one first."""
+Weights = Mapping[str, Tensor]
+_RAW = ("model", "state_dict")
+"""Keys under which training checkpoints keep the trained weights, the preferred one first."""
+_STEP_KEYS = ("step", "steps", "train_steps", "global_step", "iteration")
+_DECAY_KEYS = ("ema_decay", "decay")
+_RATE_KEYS = ("lr", "learning_rate")
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 """Parts that DistributedDataParallel, torch.compile, FSDP and activation checkpointing add to a parameter's name."""
 _FIRST = "x_embedder.proj.weight"
@@ -43,26 +48,59 @@ _LAYOUTS = (
 
 
 class Foreign(NamedTuple):
-    """Weights under the names of the published checkpoints, and what was done to get them, as phrases."""
+    """What a checkpoint of another program holds, under the names of the published checkpoints."""
 
-    weights: Mapping[str, Tensor]
+    raw: Weights | None
+    """The trained weights; None if the file has one set of weights only, which is taken for the EMA."""
+    ema: Weights | None
+    optimizer: Weights
+    """AdamW's state as `exp_avg.<parameter>`, `exp_avg_sq.<parameter>` and `step.<parameter>`; empty if there is none.
+    """
+    step: int | None
+    """The step that the file, or its name, claims."""
+    decay: float | None
+    """The EMA's decay, if the file has it."""
+    learning_rate: float | None
     notes: tuple[str, ...]
+    """What was done to read it, as phrases."""
+
+    @property
+    def weights(self) -> Weights:
+        """The EMA, or else the trained weights."""
+        chosen = self.raw if self.ema is None else self.ema
+        assert chosen is not None
+        return chosen
 
 
 def read_foreign(source: Path) -> Foreign:
-    """Return the weights of a checkpoint: the EMA if it has one. Prefixes of wrappers are removed from the names.
+    """Return what a checkpoint holds. Prefixes of wrappers are removed from the names; values may be not finite.
 
     Raises MissingError when `source` does not exist.
-    Raises MismatchError when it is not a checkpoint, has another layout, or holds a value that is not finite.
+    Raises MismatchError when it is not a checkpoint, or has another layout.
     """
     if not source.is_file():
         raise MissingError(f"{source}: no such file; give the path of a checkpoint such as DiT-XL-2-256x256.pt")
     tree = _load_safetensors(source) if _is_safetensors(source) else _load_pickle(source)
-    tree, taken = _state_dict(source, tree)
-    weights, renamed = _unwrapped(source, tree)
-    _require_layout(source, weights)
-    _require_finite(source, weights)
-    return Foreign(weights, (*taken, *renamed))
+    found = _state_dicts(source, tree)
+    parts: dict[str, Weights] = {}
+    notes: list[str] = []
+    for name, given in found.items():
+        parts[name], renamed = _unwrapped(source, given)
+        _require_layout(source, parts[name])
+        notes += [note for note in renamed if note not in notes]
+    tree = tree if isinstance(tree, dict) else {}
+    optimizer, problem = read_optimizer(tree.get("opt", tree.get("optimizer")), next(iter(parts.values())))
+    if problem:
+        notes.append(problem)
+    return Foreign(
+        raw=parts.get("raw"),
+        ema=parts.get("ema"),
+        optimizer=optimizer,
+        step=_claimed_step(source, tree),
+        decay=_number(_arguments(tree), _DECAY_KEYS),
+        learning_rate=_number(_arguments(tree), _RATE_KEYS),
+        notes=tuple(notes),
+    )
 
 
 def _is_safetensors(source: Path) -> bool:
@@ -93,18 +131,40 @@ def _load_pickle(source: Path) -> Any:
         raise MismatchError(f"{source}: torch cannot read it as a checkpoint: {reason}; fetch it again") from None
 
 
-def _state_dict(source: Path, tree: Any) -> tuple[Mapping[str, Tensor], tuple[str, ...]]:
-    taken: tuple[str, ...] = ()
-    if isinstance(tree, dict) and (key := next((key for key in _CONTAINERS if key in tree), None)):
-        tree = tree[key]
-        taken = () if key == "ema" else (f"it has no `ema`, so the weights under `{key}` are taken",)
-    if not isinstance(tree, dict) or not tree or not all(isinstance(value, Tensor) for value in tree.values()):
-        keys = ", ".join(f"`{key}`" for key in _CONTAINERS)
-        raise MismatchError(f"{source}: holds neither a state dict nor one under {keys}; give a DiT checkpoint")
-    return tree, taken
+def _state_dicts(source: Path, tree: Any) -> dict[str, Weights]:
+    """Return the sets of weights by `raw` and `ema`; a state dict alone is `ema`, as published ones are."""
+    if not isinstance(tree, dict):
+        tree = {}
+    raw = next((key for key in _RAW if key in tree), None)
+    named = {"raw": tree.get(raw), "ema": tree.get("ema")} if raw or "ema" in tree else {"ema": tree}
+    found = {name: given for name, given in named.items() if given is not None}
+    for given in found.values():
+        if not isinstance(given, dict) or not given or not all(isinstance(value, Tensor) for value in given.values()):
+            keys = ", ".join(f"`{key}`" for key in ("ema", *_RAW))
+            raise MismatchError(f"{source}: holds neither a state dict nor one under {keys}; give a DiT checkpoint")
+    return found
 
 
-def _unwrapped(source: Path, given: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], tuple[str, ...]]:
+def _arguments(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The training's command line, which train.py keeps under `args`."""
+    given = tree.get("args")
+    return vars(given) if isinstance(given, argparse.Namespace) else given if isinstance(given, dict) else {}
+
+
+def _number(values: Mapping[str, Any], keys: tuple[str, ...]) -> float | None:
+    numbers = (values[key] for key in keys if isinstance(values.get(key), int | float))
+    return next((float(number) for number in numbers if not isinstance(number, bool)), None)
+
+
+def _claimed_step(source: Path, tree: Mapping[str, Any]) -> int | None:
+    """The step in the file, or in a name such as 0052000.pt, which train.py gives."""
+    number = _number({key: value for key, value in tree.items() if isinstance(key, str)}, _STEP_KEYS)
+    if number is not None:
+        return int(number)
+    return int(source.stem) if re.fullmatch(r"\d{5,9}", source.stem) else None
+
+
+def _unwrapped(source: Path, given: Weights) -> tuple[Weights, tuple[str, ...]]:
     """Return the weights without the parts that wrappers add to names, and without a prefix that all names share."""
     names = {name: ".".join(part for part in name.split(".") if part not in _WRAPPERS) for name in given}
     prefixes = {name.removesuffix(_FIRST) for name in names.values() if name.endswith(f".{_FIRST}")}
@@ -123,16 +183,7 @@ def _unwrapped(source: Path, given: Mapping[str, Tensor]) -> tuple[Mapping[str, 
     return {short: given[name] for name, short in names.items()}, notes
 
 
-def _require_layout(source: Path, weights: Mapping[str, Tensor]) -> None:
+def _require_layout(source: Path, weights: Weights) -> None:
     for pattern, layout in _LAYOUTS if _FIRST not in weights else ():
         if any(re.search(pattern, name) for name in weights):
             raise MismatchError(f"{source}: has {layout}; give a checkpoint with the names of DiT-XL-2-256x256.pt")
-
-
-def _require_finite(source: Path, weights: Mapping[str, Tensor]) -> None:
-    for name, tensor in weights.items():
-        if bad := int((~torch.isfinite(tensor)).sum()):
-            raise MismatchError(
-                f"{source}: {name} has {bad} of {tensor.numel()} values that are not finite;"
-                " the training diverged or the file is damaged: give an earlier checkpoint"
-            )

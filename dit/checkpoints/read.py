@@ -45,13 +45,16 @@ def load_weights(
 def load_file(store: Store, folder: str, meta: CheckpointMeta, name: str) -> dict[str, Tensor]:
     """Return the tensors of one file, after its SHA-256 is compared with meta.json.
 
-    Raises DataError when the file is missing or damaged.
+    Raises DataError when the file is missing or damaged, MissingError when the checkpoint was imported without it.
     """
     from safetensors.torch import load_file as load_safetensors
 
     where = store.place(folder)
     advice = f"remove {where} to resume from the checkpoint before it"
     entry = next((entry for entry in meta.files if entry.name == name), None)
+    if entry is None and meta.origin is not None:
+        held = ", ".join(entry.name for entry in meta.files)
+        raise MissingError(f"{where}: imported without {name}, it has {held}; set sampling.weights to ema or raw")
     if entry is None:
         raise DataError(f"{where}/{name}: not listed in {layout.META}; {advice}")
     try:

@@ -114,25 +114,27 @@ class CheckpointWriter:
     def _write(self, files: Files, meta: CheckpointMeta) -> None:
         folder = layout.checkpoint(self._config, self._spec, meta.step)
         self._store.delete(folder)
-        entries = tuple(self._upload(tensors, f"{folder}/{name}") for name, tensors in files.items())
+        entries = tuple(upload_tensors(self._store, tensors, f"{folder}/{name}") for name, tensors in files.items())
         complete = meta.model_copy(update={"files": entries})
         self._before_completion()
         self._store.write(f"{folder}/{layout.META}", complete.to_json())
         self._retire(meta.step)
 
-    def _upload(self, tensors: Mapping[str, Tensor], key: str) -> FileEntry:
-        # One file at a time, so the scratch folder needs room only for the largest.
-        try:
-            with tempfile.TemporaryDirectory(prefix="dit-checkpoint-") as scratch:
-                path = Path(scratch) / "tensors"
-                save_file(dict(tensors), path)
-                return self._store.upload(path, key)
-        except (OSError, SafetensorError) as error:
-            raise StoreError(
-                f"{tempfile.gettempdir()}: cannot write {key} there: {error}; free space or set TMPDIR, then run again"
-            ) from error
-
     def _retire(self, written: int) -> None:
         present = list_checkpoints(self._store, self._config, self._spec)
         for step in self._retention.retired(present, written):
             self._store.delete(layout.checkpoint(self._config, self._spec, step))
+
+
+def upload_tensors(store: Store, tensors: Mapping[str, Tensor], key: str) -> FileEntry:
+    """Write tensors as a safetensors file. Raises StoreError when the scratch folder or the store fails."""
+    # One file at a time, so the scratch folder needs room only for the largest.
+    try:
+        with tempfile.TemporaryDirectory(prefix="dit-checkpoint-") as scratch:
+            path = Path(scratch) / "tensors"
+            save_file(dict(tensors), path)
+            return store.upload(path, key)
+    except (OSError, SafetensorError) as error:
+        raise StoreError(
+            f"{tempfile.gettempdir()}: cannot write {key} there: {error}; free space or set TMPDIR, then run again"
+        ) from error

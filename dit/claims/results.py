@@ -79,7 +79,7 @@ def load_results(config: StudyConfig, store: Store) -> Results:
     _check_content(results)
     beside = (*(left_out(event) for event in stopped.values()), *notes(config))
     verdict = judge(config.study, [record for variant in results for record in variant.metrics], beside)
-    return Results(config, results, verdict, _others(config, store, results[0].train.dataset_content))
+    return Results(config, results, verdict, _others(config, store, _content(results[0])))
 
 
 def _stopped(
@@ -109,11 +109,16 @@ def _records(findings: Sequence[Finding[Any]]) -> tuple[TrainRecord, tuple[Metri
     return trained, tuple(measured)
 
 
+def _content(variant: VariantResults) -> str:
+    """The shards that a variant was trained on, or if it was imported, beside which it was measured."""
+    return variant.metrics[0].dataset_content if variant.train.imported else variant.train.dataset_content
+
+
 def _check_content(variants: Sequence[VariantResults]) -> None:
     """Raises MismatchError unless all models were trained on the same shards and measured beside them."""
-    content = variants[0].train.dataset_content
+    content = _content(variants[0])
     for variant in variants:
-        used = [("trained on", variant.train.dataset_content)]
+        used = [] if variant.train.imported else [("trained on", variant.train.dataset_content)]
         used += [(f"at step {record.step} measured beside", record.dataset_content) for record in variant.metrics]
         for what, shards in used:
             if shards != content:

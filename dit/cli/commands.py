@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dit.cli.options import STAGES, Overrides, Root, Step, Study, Variants, load_study, parse_part
+from dit.cli.options import STAGES, Overrides, Root, Step, Study, Variants, load_study, parse_labels, parse_part
 from dit.cli.tools import tools
 from dit.errors import ConfigError, DitError, one_line
 
@@ -97,13 +97,23 @@ def prepare(
 
 
 @app.command(rich_help_panel=STAGES)
-def train(study: Study, variants: Variants = None, overrides: Overrides = None, root: Root = "runs") -> None:
+def train(
+    study: Study,
+    variants: Variants = None,
+    until: Annotated[
+        int | None,
+        typer.Option("--until", min=1, metavar="STEP", help="Stop after this evaluated step. Unset: the last step."),
+    ] = None,
+    overrides: Overrides = None,
+    root: Root = "runs",
+) -> None:
     """Train to the last step; an interrupted training resumes from its newest checkpoint.
 
     [bold]Examples[/]
 
     \b
       dit train configs/digits.yaml --variant mini-S/2
+      dit train configs/digits.yaml --until 500
       dit train configs/digits.yaml --set train.seed=1 --root /tmp/other
       torchrun --nproc-per-node 8 -m dit train configs/imagenet256.yaml
     """
@@ -114,7 +124,7 @@ def train(study: Study, variants: Variants = None, overrides: Overrides = None, 
 
     is_first = os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1"
     for variant in chosen:
-        record = stage.run(config, store, variant)
+        record = stage.run_until(config, store, variant, until) if until else stage.run(config, store, variant)
         if is_first:
             say_trained(record)
 
@@ -128,6 +138,10 @@ def sample(
         Path | None,
         typer.Option("--export-adm", metavar="FILE", help="Write the samples as the ADM evaluator's npz, too."),
     ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option("--labels", metavar="N,N,...", help="Draw only a picture of these classes, one sample each."),
+    ] = None,
     overrides: Overrides = None,
     root: Root = "runs",
 ) -> None:
@@ -138,14 +152,21 @@ def sample(
     \b
       dit sample configs/digits.yaml --variant mini-XL/2 --step 1500
       dit sample my.yaml --variant mini-XL/2 --step 1500 --export-adm xl2.npz
+      dit sample my.yaml --variant mini-XL/2 --step 1500 --labels 2,3,5
       torchrun --nproc-per-node 8 -m dit sample configs/imagenet256.yaml
     """
     config, store = _open(study, overrides, root)
     chosen = _variants(config, variants)
     if export_adm and (len(chosen) != 1 or step is None):
         raise ConfigError("--export-adm writes one sample set; name it with one --variant and --step")
+    classes = parse_labels(labels) if labels is not None else None
+    if classes is not None and (len(chosen) != 1 or step is None or export_adm):
+        raise ConfigError("--labels draws from one checkpoint; name it with one --variant and --step")
     from dit.stages import sample as stage
 
+    if classes is not None and step is not None:
+        stage.draw_labels(config, store, chosen[0], step, classes)
+        return
     for variant in chosen:
         stage.run(config, store, variant, step, export_adm)
 

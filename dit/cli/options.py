@@ -31,6 +31,12 @@ Variants = Annotated[
     list[str] | None,
     typer.Option("--variant", metavar="NAME", help="Only this variant. Repeatable. Unset: all, in order."),
 ]
+Variant = Annotated[
+    str | None,
+    typer.Option(
+        "--variant", metavar="NAME", help="The model it holds. Unset: by its tensors, or the study's only one."
+    ),
+]
 Step = Annotated[
     int | None,
     typer.Option("--step", min=1, help="Only this checkpoint. Unset: all of evaluation.at_steps."),
@@ -55,3 +61,13 @@ def parse_part(text: str) -> tuple[int, int]:
     if not 1 <= number <= count:
         raise ConfigError(f"--part {text}: must read K/N with 1 <= K <= N, such as --part 3/16")
     return number, count
+
+
+def parse_labels(text: str) -> list[int]:
+    """[207, 360] for `207,360`.
+
+    Raises ConfigError unless it is numbers of classes, separated by commas.
+    """
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise ConfigError(f"--labels {text}: must be numbers of classes with commas between, such as --labels 207,360")
+    return [int(label) for label in text.split(",")]

@@ -1,4 +1,4 @@
-"""Commands beside the stages: costs of a study, its whole file, all keys, MLflow, conversion of checkpoints."""
+"""Commands beside the stages: costs of a study, its whole file, all keys, MLflow, the doctor, import of checkpoints."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dit.cli.options import TOOLS, Overrides, Port, Root, Study, load_study
+from dit.cli.options import TOOLS, Overrides, Port, Root, Study, Variant, load_study
 from dit.console import say
 
 tools = typer.Typer()
@@ -97,22 +97,78 @@ def ui(
 
 
 @tools.command(rich_help_panel=TOOLS)
-def convert(
+def doctor(
     checkpoint: Annotated[
-        Path, typer.Argument(metavar="CHECKPOINT", help="The .pt or .safetensors file.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="CHECKPOINT", help="A file, a checkpoint's folder or address, or a study file.", show_default=False
+        ),
     ],
-    output: Annotated[
-        Path, typer.Argument(metavar="OUTPUT", help="The safetensors file to write.", show_default=False)
-    ],
-    variant: Annotated[str, typer.Option("--variant", metavar="NAME", help="The model it holds.")] = "DiT-XL/2",
+    variant: Variant = None,
+    step: Annotated[
+        int | None, typer.Option("--step", min=1, help="The step that it claims; of a study file, the step to open.")
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option("--dataset", metavar="STUDY|FOLDER", help="Prepared dataset that the model was trained on."),
+    ] = None,
+    ema_decay: Annotated[float | None, typer.Option("--ema-decay", metavar="D", help="Decay of its EMA.")] = None,
+    latents: Annotated[int, typer.Option("--latents", min=16, help="Latents of the dataset that are tried.")] = 256,
+    file_only: Annotated[bool, typer.Option("--file-only", help="Read the file, do not run the model.")] = False,
+    overrides: Overrides = None,
+    root: Root = "runs",
 ) -> None:
-    """Convert a checkpoint of another program (weights only) to safetensors; prefixes of wrappers are removed.
+    """Say what is wrong with a checkpoint of any program; exit code 3 if something is. Nothing in the file is executed.
+
+    With --dataset, the model is also tried on latents as if it had been trained in other ways, which names the cause.
 
     [bold]Examples[/]
 
     \b
-      dit convert DiT-XL-2-256x256.pt DiT-XL-2-256x256.safetensors
+      dit doctor DiT-XL-2-256x256.pt
+      dit doctor results/000-DiT-XL-2/checkpoints/0052000.pt --dataset configs/imagenet256.yaml
+      dit doctor configs/digits.yaml --variant mini-S/2 --step 500
     """
-    from dit.checkpoints.convert import convert_official
+    from dit.doctor.bounds import open_bounds
+    from dit.doctor.examine import examine
+    from dit.doctor.subject import Claims, is_study_file, open_step, open_subject
 
-    convert_official(checkpoint, output, variant)
+    claims = Claims(variant, step, ema_decay)
+    if is_study_file(checkpoint):
+        from dit.storage import open_store
+
+        subject = open_step(load_study(Path(checkpoint), overrides), open_store(root), claims)
+    else:
+        subject = open_subject(checkpoint, claims)
+    diagnosis = examine(subject, open_bounds(dataset, subject, root), run_model=not file_only, latents=latents)
+    diagnosis.show()
+    if diagnosis.sick:
+        raise typer.Exit(3)
+
+
+@tools.command("import", rich_help_panel=TOOLS)
+def import_checkpoint(
+    checkpoint: Annotated[
+        str, typer.Argument(metavar="CHECKPOINT", help="The .pt or .safetensors file.", show_default=False)
+    ],
+    study: Study,
+    variant: Annotated[str, typer.Option("--variant", metavar="NAME", help="The model it holds.")] = "DiT-XL/2",
+    step: Annotated[
+        int | None, typer.Option("--step", min=1, help="Step of its training. Unset: the one that the file has.")
+    ] = None,
+    overrides: Overrides = None,
+    root: Root = "runs",
+) -> None:
+    """Put a checkpoint of another program into a study, to sample, evaluate and report it. Nothing in it is executed.
+
+    [bold]Examples[/]
+
+    \b
+      dit import 0052000.pt --variant DiT-XL/2 --step 52000 my.yaml
+      dit sample my.yaml --variant DiT-XL/2 --step 52000 --labels 207,360,387 --set sampling.cfg_scale=4
+    """
+    config = load_study(study, overrides)
+    from dit.stages import import_checkpoint as stage
+    from dit.storage import open_store
+
+    stage.run(config, open_store(root), checkpoint, variant, step)

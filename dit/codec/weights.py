@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 from dit.errors import DataError, MismatchError, MissingError, one_line
 from dit.storage import fetch_folder, sha256_file
+from dit.study import json_values
 from dit.study.config import DatasetConfig, PixelCodec, VaeCodec
 
 CHANNELS = 4
@@ -79,8 +79,8 @@ def find_weights(codec: VaeCodec, *, decoding: bool) -> tuple[Path, Path, str | 
 
 def _read_settings(config: Path, address: str) -> dict[str, Any]:
     try:
-        settings = json.loads(config.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
+        settings = json_values.parse(config.read_text(encoding="utf-8"))
+    except ValueError:
         settings = None
     if not isinstance(settings, dict):
         raise DataError(f"{address}/config.json: not a JSON object; fetch the autoencoder again")

@@ -25,6 +25,8 @@ def format_number(value: float) -> str:
 
 def format_duration(seconds: float) -> str:
     """With at most two units: `12 ms`, `5.2 s`, `1m 02s`, `1h 02m`, `3d 04h`."""
+    if not math.isfinite(seconds):
+        return f"{seconds:g} s"
     if seconds < 0.9995:
         return f"{seconds * 1e3:.0f} ms"
     if seconds < 59.95:
@@ -41,6 +43,8 @@ def format_duration(seconds: float) -> str:
 
 def format_bytes(count: float) -> str:
     """In powers of 1024: `512 B`, `1.5 KiB`, `2.7 GiB`."""
+    if not math.isfinite(count):
+        return f"{count:g} B"
     units = ("B", "KiB", "MiB", "GiB", "TiB")
     power = min(int(math.log(max(count, 1), 1024) + 1e-4), len(units) - 1)
     return f"{count / 1024**power:.{1 if power else 0}f} {units[power]}"

@@ -20,7 +20,7 @@ def open_folder(dataset: DatasetConfig, config: FolderSource) -> Source:
     Raises InputError, which names it, for a folder that cannot be read, a class without images, a link that leads
     nowhere, and an image that is not a file.
     """
-    root = Path(config.path).expanduser()
+    root = Path(os.path.expanduser(config.path))
     with source_errors(root):
         if not root.is_dir():
             raise MissingError(f"dataset.source.path: {root} is not a folder; put the images there, a folder per class")

@@ -17,12 +17,13 @@ from typing import BinaryIO
 
 from dit.data.items import is_hidden, source_errors
 from dit.data.left_out import HIDDEN, LeftOutList
+from dit.data.tar_headers import HeaderInfo, HeaderReader
 from dit.errors import DataError, InputError
 
 # Limits on what a small file can ask for.
 _MAX_DEPTH = 8
 _MAX_HOPS = 40
-_MAX_HEADER_BYTES = 1 << 20
+_MAX_SHARED_RECORDS = 1000
 _MAX_NAME = 4096
 _CHUNK = 1 << 20
 
@@ -129,6 +130,10 @@ class _TarFile:
                 self._headers += 1
                 if self._headers > self._most_headers:
                     raise InputError(f"{self._path}: links to tars inside it multiply its members; unpack them")
+                if len(archive.pax_headers) > _MAX_SHARED_RECORDS:
+                    raise InputError(
+                        f"{self._path}: more than {_MAX_SHARED_RECORDS:,} pax records for all members; pack it anew"
+                    )
                 archive.members.clear()  # type: ignore[attr-defined]  # or they all stay in memory
                 if info.type not in _NO_FILES:
                     yield self._entry(info, container, begin)
@@ -136,7 +141,8 @@ class _TarFile:
 
     def _open(self, container: str, begin: int, end: int, first: bool) -> tarfile.TarFile:
         try:
-            return tarfile.TarFile(fileobj=_Headers(self._file, begin, end))  # type: ignore[arg-type]
+            headers = HeaderReader(self._file, begin, end)
+            return tarfile.TarFile(fileobj=headers, tarinfo=HeaderInfo)  # type: ignore[arg-type]
         except (OSError, MemoryError):
             raise
         # tarfile raises exceptions of many types at damaged headers.
@@ -182,7 +188,8 @@ class _TarFile:
 
     def _refused(self, container: str, name: str, problem: str) -> InputError:
         return InputError(
-            f"{_title(self._path, container, name)}: {problem}; pack plain files (tar --dereference), or remove it"
+            f"{_title(self._path, container, name)}: {problem};"
+            " pack plain files (tar --dereference, without --sparse), or remove it"
         )
 
     def _damaged(self, problem: str) -> DataError:
@@ -240,31 +247,6 @@ class _Links:
                     done.pop()
                     todo.extend(reversed(link.split("/")))
         return "/".join(done) if hops < _MAX_HOPS else None
-
-
-class _Headers:
-    """The part of a file between two bytes, as tarfile reads it: headers, long names and pax records only."""
-
-    def __init__(self, file: BinaryIO, start: int, end: int) -> None:
-        self._file, self._start, self._end = file, start, end
-        self._position = start
-
-    def read(self, size: int) -> bytes:
-        """Return at most `size` bytes. Raises ReadError for more than a header can have."""
-        if not 0 <= size <= _MAX_HEADER_BYTES:
-            raise tarfile.ReadError(f"a header of {size} bytes")
-        self._file.seek(self._position)
-        data = self._file.read(max(0, min(size, self._end - self._position)))
-        self._position += len(data)
-        return data
-
-    def seek(self, offset: int) -> None:
-        """Go to a byte, counted from the part's first."""
-        self._position = self._start + offset
-
-    def tell(self) -> int:
-        """Return the position, counted from the part's first byte."""
-        return self._position - self._start
 
 
 def _stored(info: tarfile.TarInfo) -> int:

@@ -69,6 +69,16 @@ def feed(view: FeedView) -> Reading:
     name = max(scores, key=lambda key: abs(scores[key]))
     if abs(scores[name]) < LARGEST_Z:
         return Reading(scores[name], bound)
+    factor = _common_factor(view)
+    if abs(scores["power"]) >= LARGEST_Z and factor is not None:
+        return Reading(
+            scores["power"],
+            bound,
+            "stop",
+            f"the latents are {factor:.3g} times as large as those of the prepared dataset: the scale factor is"
+            " forgotten or applied twice",
+            advice="compare dataset.codec.scale_factor with the manifest's",
+        )
     cause, advice = _CAUSES[name]
     return Reading(scores[name], bound, "stop", cause, "", advice)
 
@@ -76,11 +86,11 @@ def feed(view: FeedView) -> Reading:
 _CAUSES = {
     "mean": (
         "the latents' mean is not that of the prepared dataset",
-        "check the scale factor, and that the training reads the dataset it was prepared for",
+        "check that the training reads the dataset it was prepared for",
     ),
     "power": (
-        "the latents' size is not that of the prepared dataset: the scale factor is forgotten or applied twice",
-        "compare dataset.codec.scale_factor with the manifest's",
+        "the latents' size is not that of the prepared dataset, and differs between channels",
+        "check that the training reads the dataset it was prepared for",
     ),
     "labels": (
         "the labels are not distributed as in the dataset: batches are sorted or come from few classes",
@@ -93,6 +103,15 @@ _CAUSES = {
     "timesteps": ("the timesteps are not uniform over the training chain", "check how timesteps are drawn"),
     "noise": ("the noise is not standard normal", "check how noise is drawn"),
 }
+
+
+def _common_factor(view: FeedView) -> float | None:
+    """Return the factor on all channels that explains their power, within its error; None if there is none."""
+    expected_C = np.maximum(view.bounds.power_C, 1e-12)
+    factor_C = np.sqrt(view.power_C / expected_C)
+    factor = float(factor_C.mean())
+    error_C = view.bounds.power_std_C / (2 * expected_C * math.sqrt(len(view.labels_M)))
+    return factor if np.all(np.abs(factor_C / factor - 1) < LARGEST_Z * error_C) else None
 
 
 def _scores(view: FeedView) -> dict[str, float]:
@@ -153,6 +172,9 @@ def labels(view: FeedView) -> Reading | None:
     visible = view.bounds.class_information * len(labels_M) / view.bounds.count
     if score > LARGEST_Z:
         return Reading(score, bound)
+    if visible < 2 * LARGEST_Z:
+        # A healthy score of that expectation may be below the bound by chance.
+        return None
     return Reading(
         score,
         bound,

@@ -21,6 +21,8 @@ Moment = Literal[
     "noise",
     "ema",
     "checkpoint",
+    "replicas",
+    "progress",
     "samples",
     "evaluation",
 ]

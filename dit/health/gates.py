@@ -7,6 +7,8 @@ from dit.health.gate import Gate, Moment
 from dit.health.identity import identity
 from dit.health.learning import ema, learning, pure_noise, start
 from dit.health.preparation import codec, data
+from dit.health.progress import progress
+from dit.health.ranks import ranks
 from dit.health.recipe import recipe
 from dit.health.sampler import sampler
 from dit.health.samples import label_gain, samples
@@ -25,10 +27,12 @@ GATES: tuple[Gate, ...] = (
     Gate(8, "pure-noise", "noise", pure_noise),
     Gate(9, "ema", "ema", ema),
     Gate(10, "identity", "checkpoint", identity),
+    Gate(11, "ranks", "replicas", ranks),
     Gate(12, "sampler", "sampler", sampler),
     Gate(13, "samples", "samples", samples),
     Gate(14, "label-gain", "samples", label_gain),
     Gate(15, "yardstick", "evaluation", yardstick),
+    Gate(16, "progress", "progress", progress),
 )
 
 

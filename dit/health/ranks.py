@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dit.errors import RanksDifferError
+from dit.health.gate import Reading
 from dit.health.log import add_event
 from dit.study import layout
 from dit.study.records import HealthEvent
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 Facts = Mapping[str, Any]
 """What all ranks must share: name -> JSON value."""
 
-CHECK = "ranks"
 _BOUND = "equal on all ranks"
 # All other keys count: those of `fit` decide how many collectives a step has and when, so that ranks with different
 # ones wait for each other for ever, or add up different things. A key that is added later counts, too.
@@ -113,38 +113,43 @@ def checksum(tensors: Mapping[str, Tensor]) -> int:
     return total
 
 
-def compare_replicas(ranks: Ranks, step: int, mine: Replica) -> HealthEvent:
-    """Return the event of the ranks' weights after `step` steps; the same on all ranks. A collective.
+class RanksView(NamedTuple):
+    """The ranks' weights after `step` steps, in the order of ranks."""
 
-    The action is `stop` when a rank has other weights than most. It is `warn` where ranks compute on different
-    hardware, because the same update then may differ in its last bit.
+    step: int
+    replicas: list[Replica]
+
+
+def ranks(view: RanksView) -> Reading:
+    """Check that all ranks have the same weights.
+
+    Where ranks compute on different hardware a difference is a warning, because the same update then may differ in its
+    last bit.
     """
-    replicas: list[Replica] = ranks.gather(mine)
-    same_hardware = len({replica.hardware for replica in replicas}) == 1
     problems = []
-    for file in mine.checksums:
-        counts = Counter(replica.checksums[file] for replica in replicas)
+    for file in view.replicas[0].checksums:
+        counts = Counter(replica.checksums[file] for replica in view.replicas)
         usual = counts.most_common(1)[0][0]
-        if who := [rank for rank, replica in enumerate(replicas) if replica.checksums[file] != usual]:
+        if who := [rank for rank, replica in enumerate(view.replicas) if replica.checksums[file] != usual]:
             problems.append((file, who))
     if not problems:
-        message = f"{ranks.world_size} ranks have the same study, dataset, code version, precision and weights"
-        return _event(step, 0, "ok", message)
+        return Reading(0, _BOUND)
     file, who = problems[0]
-    message = f"step {step}: {_ranks(who)} {_has(who)} other values in {file} than the other ranks"
-    if not same_hardware:
-        return _event(step, len(who), "warn", f"{message}; they compute on different hardware")
-    advice = "check the memory of their machines, then run the same command to resume from the last checkpoint"
-    return _event(step, len(who), "stop", f"{message}; {advice}")
+    same_hardware = len({replica.hardware for replica in view.replicas}) == 1
+    return Reading(
+        len(who),
+        _BOUND,
+        "stop" if same_hardware else "warn",
+        f"step {view.step}: {_ranks(who)} {_has(who)} other values in {file} than the other ranks",
+        "" if same_hardware else "rounding on different hardware",
+        "check the memory of their machines, then run the same command to resume from the last checkpoint",
+    )
 
 
 def record_difference(store: Store, config: StudyConfig, spec: ModelSpec, step: int, error: RanksDifferError) -> None:
     """Write the event of ranks that do not agree at the start, after `step` steps. Only rank 0 calls this."""
-    add_event(store, layout.health(config, spec), _event(step, None, "stop", str(error)))
-
-
-def _event(step: int, value: float | None, action: Literal["ok", "warn", "stop"], message: str) -> HealthEvent:
-    return HealthEvent(check=CHECK, step=step, value=value, bound=_BOUND, action=action, message=message)
+    event = HealthEvent(check="ranks", step=step, value=None, bound=_BOUND, action="stop", message=str(error))
+    add_event(store, layout.health(config, spec), event)
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -26,6 +26,8 @@ _NOISE = 20.0
 """Standard deviation over the dataset's from which samples are noise, however little a model has learned."""
 _WRONG_LABELS = 4
 _LEAST_Z = 2.0
+_RATIO_ERROR = 512**-0.5
+"""Standard error of a ratio over 512 samples whose errors have a relative standard deviation of 1."""
 _FEW_LABELS, _MANY_LABELS = 64, 256
 
 
@@ -93,8 +95,11 @@ def samples(view: SamplesView) -> Reading:
 
 def label_gain(view: SamplesView) -> Reading | None:
     """Check that the right label lowers the loss, once the model beats a linear denoiser that knows the classes."""
-    gains = view.label_gains_N
-    if gains is None or len(gains) < 2 or view.ratio_b is None or view.ratio_b > view.class_ratio:
+    gains, ratio = view.label_gains_N, view.ratio_b
+    if gains is None or len(gains) < 2 or ratio is None or ratio > view.class_ratio:
+        return None
+    if view.class_ratio > 1 - _RATIO_ERROR:
+        # Labels explain less of these latents than the ratio's own error: below it, a model may know nothing of them.
         return None
     score = float(gains.mean() / max(gains.std(ddof=1) / math.sqrt(len(gains)), 1e-12))
     if score > _LEAST_Z:

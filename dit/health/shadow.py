@@ -10,11 +10,11 @@ from torch import Tensor
 
 from dit.health.learning import EmaView
 
-_TENSORS = 16
+_TENSORS = 8
 
 
 class Shadow:
-    """Follows one element in each of 16 tensors. `follow` costs one small copy and does not wait for the device."""
+    """Follows one element in each of 8 tensors. `follow` costs one small copy and does not wait for the device."""
 
     def __init__(self, weights: Mapping[str, Tensor], average: Mapping[str, Tensor], decay: float) -> None:
         """`weights` are the live parameters, `average` is their live EMA, under the same names."""

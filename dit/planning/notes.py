@@ -30,9 +30,10 @@ def plan_notes(
             f" their peak: {device.peak / TERA:g} TFLOP/s in {config.train.precision} for training,"
             f" {sampling_peak / TERA:g} in {config.sampling.precision} for sampling."
         ]
+    checkpoints = len(config.evaluation.at_steps)
     notes += [
         "Gflops count a multiply-accumulate as one, as the paper does; FLOPs count it as two.",
-        f"Sampling, decoding and evaluation are for {len(config.evaluation.at_steps)} checkpoints per variant, of"
+        f"Sampling, decoding and evaluation are for {checkpoints} checkpoint{'s' * (checkpoints > 1)} per variant, of"
         f" {format_count(config.sampling.num_samples)} images each. Reading images, starting processes and waiting for"
         " the store are not included.",
     ]

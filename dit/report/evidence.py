@@ -23,6 +23,10 @@ from dit.tracking import Point, read_points
 
 LARGEST_GRID_BYTES = 400_000
 LARGEST_GRID_SIDE = 1024
+# Both ends, and the size between them.
+_SHORTEST_PNG = 32
+LARGEST_PREVIEW_BYTES, LARGEST_PREVIEW_SIDE = 40_000, 560
+"""A study has tens of them."""
 _PNG_BEGIN, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 CURVE_POINTS = 300
 """Most points in a loss curve."""
@@ -57,11 +61,13 @@ class Evidence:
     """(dataset or variant, last reading) of every check."""
     ratios: dict[str, dict[str, list[tuple[float, float]]]] = field(default_factory=dict)
     """One of `RATIOS` -> variant -> points (step, ratio); a ratio without points is left out."""
+    previews: dict[str, list[tuple[int, Grid]]] = field(default_factory=dict)
+    """Variant -> (step, picture that the training drew), in order."""
 
     @property
     def code_versions(self) -> list[str]:
         """Versions of the program that trained the evaluated checkpoints."""
-        return sorted({meta.code_version for meta in self.checkpoints.values()})
+        return sorted({meta.code_version for meta in self.checkpoints.values()} - {""})
 
 
 def load_evidence(results: Results, store: Store) -> Evidence:
@@ -92,26 +98,28 @@ def load_evidence(results: Results, store: Store) -> Evidence:
         checkpoints=metas,
         health=readings(config, store),
         ratios={key: curves for key, curves in ratios.items() if curves},
+        previews={spec.name: strip for spec in config.specs if (strip := _strip(config, store, spec))},
     )
 
 
-def embed(png: bytes) -> Grid:
+def embed(png: bytes, most_bytes: int = LARGEST_GRID_BYTES, most_side: int = LARGEST_GRID_SIDE) -> Grid:
     """A PNG as a data URI; a large one becomes a smaller JPEG, a damaged one a picture that says so."""
-    if not (png.startswith(_PNG_BEGIN) and png.endswith(_PNG_END)):
+    if len(png) < _SHORTEST_PNG or not (png.startswith(_PNG_BEGIN) and png.endswith(_PNG_END)):
         return _DAMAGED
     # Width and height are the first two words of the PNG's first chunk, which is read without Pillow.
     width, height = struct.unpack(">II", png[16:24])
-    if len(png) <= LARGEST_GRID_BYTES:
+    if len(png) <= most_bytes:
         return Grid(_data_uri("png", png), width, height)
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(png)) as image:
-            image.thumbnail((LARGEST_GRID_SIDE, LARGEST_GRID_SIDE), Image.Resampling.LANCZOS)
+        with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
+            image.thumbnail((most_side, most_side), Image.Resampling.LANCZOS)
             smaller = io.BytesIO()
             image.convert("RGB").save(smaller, "JPEG", quality=88)
             return Grid(_data_uri("jpeg", smaller.getvalue()), image.width, image.height)
-    except (OSError, ValueError, SyntaxError, zlib.error):  # what Pillow raises for damaged files
+    # What Pillow raises for damaged files, and for one that is too large to decode.
+    except (OSError, ValueError, SyntaxError, zlib.error, Image.DecompressionBombError):
         return _DAMAGED
 
 
@@ -152,6 +160,16 @@ def _curves(points: Mapping[str, Sequence[Point]], key: str) -> dict[str, list[t
         for name, row in points.items()
     }
     return {name: thin(curve) for name, curve in curves.items() if curve}
+
+
+def _strip(config: StudyConfig, store: Store, spec: ModelSpec) -> list[tuple[int, Grid]]:
+    strip = []
+    for key in store.list(layout.previews(config, spec)):
+        step = layout.step_number(key.rpartition("/")[2].removesuffix(".png"))
+        # A training that was extended has drawn at shares of its earlier length, too.
+        if step is not None and step <= config.train.steps:
+            strip.append((step, embed(store.read(key), LARGEST_PREVIEW_BYTES, LARGEST_PREVIEW_SIDE)))
+    return strip
 
 
 def _damaged() -> Grid:

@@ -14,6 +14,7 @@ from dit.report.svg import FONT
 Point = tuple[float, float]
 LETTER, LINE = 0.64 * FONT, 1.25 * FONT
 """Width of a letter and height of a line in points, with some room."""
+_MOST_SAMPLES = 1000
 _SAMPLE = 3.0
 """Distance in points at which a line is sampled."""
 _RINGS = ((6.0, 0.0), (12.0, 25.0), (20.0, 90.0))
@@ -99,7 +100,10 @@ def _cost(axes: Axes, box: Box, taken: Sequence[Box], labels: Sequence[Box]) -> 
 
 def _sampled(axes: Axes, line: Sequence[Point]) -> Iterable[Point]:
     for start, end in pairwise([_place(axes, point) for point in line]):
-        count = max(1, int(math.dist(start, end) / _SAMPLE))
+        # A value that is not a number has no place; one that is not above 0 lies very far below a logarithmic axis.
+        if not math.isfinite(length := math.dist(start, end)):
+            continue
+        count = max(1, min(int(length / _SAMPLE), _MOST_SAMPLES))
         for i in range(count + 1):
             share = i / count
             yield start[0] + share * (end[0] - start[0]), start[1] + share * (end[1] - start[1])

@@ -68,6 +68,7 @@ def render(results: Results, evidence: Evidence) -> bytes:
         claims=[(claim, claim_table(claim)) for claim in results.verdict.claims],
         charts=charts,
         grids=_grids(results, evidence),
+        previews=evidence.previews,
         results_table=result_table(results, others=True),
         protocol_table=protocol_table(results) if results.others else None,
         training_table=training_table(results),

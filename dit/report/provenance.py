@@ -29,6 +29,7 @@ def provenance(results: Results, evidence: Evidence) -> Facts:
         ("Model size", "Parameters include the frozen position embedding, as the paper counts them."),
         ("Gflops", f"{paper().gflops_convention[0].upper()}{paper().gflops_convention[1:]}: the paper's convention."),
         ("Training", _training(config)),
+        *_imported(evidence),
         (
             "Images per second",
             "Median over logging windows, without start-up. In runs.csv, rate and seconds of training are those up to"
@@ -90,6 +91,18 @@ def _training(config: StudyConfig) -> str:
         f" {train.learning_rate:g} (betas {train.betas[0]:g}, {train.betas[1]:g}; {decay}), EMA {train.ema_decay:g},"
         f" labels dropped {train.label_drop:.0%}, {train.schedule} noise schedule, {train.precision}, seed"
         f" {train.seed}. Every variant sees the same images, noise and timesteps at every step."
+    )
+
+
+def _imported(evidence: Evidence) -> Facts:
+    """The files of imported checkpoints; nothing if there are none."""
+    files = [
+        f"{variant} at step {format_count(step)} from {meta.origin.address} (SHA-256 {meta.origin.sha256[:12]})"
+        for (variant, step), meta in evidence.checkpoints.items()
+        if meta.origin is not None
+    ]
+    return (
+        [("Imported", f"{'; '.join(files)}. The recipe above is the study's, not known to be theirs.")] if files else []
     )
 
 

@@ -19,7 +19,7 @@ from dit.report.evidence import Evidence
 from dit.storage import Store
 from dit.study import layout
 from dit.study.config import SamplingConfig, StudyConfig
-from dit.study.records import TrainRecord, Verdict
+from dit.study.records import CheckpointMeta, TrainRecord, Verdict
 from dit.tracking.mlflow_ui import view_on_server
 
 Table = tuple[list[str], list[list[Cell]]]
@@ -37,7 +37,7 @@ def result_table(results: Results, others: bool = False) -> Table:
     for variant, record in results.rows():
         estimate = primary(record)
         span = f"{format_number(estimate.low)} to {format_number(estimate.high)}"
-        rate = variant.train.images_per_second
+        rate = variant.train.images_per_second or None
         row: list[Cell] = [record.variant, record.parameters, record.gflops, record.step, rate, estimate.value, span]
         secondary = [record.metrics.get(name) for name in names]
         rows.append([*row, *(other.value if other else None for other in secondary)])
@@ -50,6 +50,9 @@ def training_table(results: Results) -> Table:
     rows: list[list[Cell]] = []
     for variant in results.variants:
         train = variant.train
+        if train.imported:
+            rows.append([variant.spec.name, train.steps, None, None, None, None, "imported", None])
+            continue
         spent, peak = format_duration(train.train_seconds), format_bytes(train.peak_memory_bytes)
         row: list[Cell] = [variant.spec.name, train.steps, train.final_loss, train.images_per_second, spent, peak]
         rows.append([*row, train.device, train.world_size])
@@ -131,12 +134,18 @@ def runs_csv(results: Results, evidence: Evidence) -> bytes:
     return text.getvalue().encode()
 
 
-def say_trained(record: TrainRecord) -> None:
-    """Print the result of a training in one line."""
-    say(
-        f"{record.variant}: trained to step {record.steps}, loss {format_number(record.final_loss)},"
-        f" {format_rate(record.images_per_second, 'images')}, checkpoints at {', '.join(map(str, record.checkpoints))}"
-    )
+def say_trained(record: TrainRecord | CheckpointMeta) -> None:
+    """Print in one line the result of a training, or of its part up to a checkpoint."""
+    if isinstance(record, TrainRecord):
+        kept = ", ".join(map(str, record.checkpoints))
+        if record.imported:
+            say(f"{record.variant}: imported, checkpoints at {kept}")
+            return
+        step, loss, at = record.steps, record.final_loss, f", checkpoints at {kept}"
+    else:
+        step, loss, at = record.step, record.loss, ""
+    rate = format_rate(record.images_per_second, "images")
+    say(f"{record.variant}: trained to step {step}, loss {format_number(loss)}, {rate}{at}")
 
 
 def show_results(config: StudyConfig, store: Store) -> None:

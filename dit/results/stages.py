@@ -1,60 +1,31 @@
 """The table of stages. A stage is one row, and every check of "is it complete?" reads this table.
 
-A stage has outputs (see `output.py`), which `state.py` compares with a store.
+A stage has outputs (see `outputs.py`), which `state.py` compares with a store.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Literal
 
-from dit import __version__
-from dit.checkpoints.read import list_checkpoints
-from dit.codec.weights import decoder_at_hand, decoder_differs
-from dit.results.output import FileSize, Output
-from dit.results.protocols import other_results
-from dit.storage import Store, read_record
-from dit.study import layout
+from dit.results.output import Output
+from dit.results.outputs import Work as Work
+from dit.results.outputs import bounds as bounds
+from dit.results.outputs import checkpoint as checkpoint
+from dit.results.outputs import dataset as dataset
+from dit.results.outputs import metrics as metrics
+from dit.results.outputs import milestones as milestones
+from dit.results.outputs import report as report
+from dit.results.outputs import report_hash as report_hash
+from dit.results.outputs import samples as samples
+from dit.results.outputs import trained_to, training_outputs
+from dit.results.outputs import training as training
 from dit.study.config import StudyConfig
-from dit.study.hashing import digest
-from dit.study.records import (
-    BoundsRecord,
-    CheckpointMeta,
-    DatasetManifest,
-    FileEntry,
-    MetricsRecord,
-    ReportRecord,
-    SampleSetManifest,
-    TrainRecord,
-)
 from dit.study.variants import ModelSpec
-from dit.study.yaml_values import as_yaml
 
 PodKind = Literal["prepare", "launch", "evaluate", "report"]
 """Sections of `cluster.steps`."""
-
-
-@dataclass(frozen=True)
-class Work:
-    """A study and the store of its results: the input of every stage."""
-
-    config: StudyConfig
-    store: Store
-    compare_decoder: bool = True
-    """Whether to compare the autoencoder's weights with records, which may require a download."""
-
-    @cached_property
-    def decoder(self) -> str:
-        """Name of the study's decoder, as in records; empty if it is unknown or not compared."""
-        return decoder_at_hand(self.config.dataset) if self.compare_decoder else ""
-
-    @cached_property
-    def dataset_content(self) -> str | None:
-        """Hash of the prepared shards' content; None without the dataset's manifest."""
-        manifest = read_record(self.store, dataset(self).key, DatasetManifest)
-        return manifest.content_hash() if manifest else None
 
 
 @dataclass(frozen=True)
@@ -69,196 +40,31 @@ class Stage:
     """Whether it runs as a job of many pods on a cluster, or in the pod of its pipeline step."""
     pod: PodKind
     outputs: Callable[[Work, ModelSpec | None], Sequence[Output[Any]]]
+    at: Callable[[Work, ModelSpec, int], Sequence[Output[Any]]] | None = None
+    """Those of its outputs that one training step needs; None if the stage does not run per variant."""
 
-    def step_name(self, spec: ModelSpec | None) -> str:
-        """Name of the step in the pipeline and in messages, such as `train mini-S/2`."""
-        return f"{self.name} {spec.name}" if spec else self.name
+    def step_name(self, spec: ModelSpec | None, step: int | None = None) -> str:
+        """Name of the step in messages, such as `train mini-S/2` or, for one checkpoint, `train mini-S/2 step 500`."""
+        name = f"{self.name} {spec.name}" if spec else self.name
+        return name if step is None else f"{name} step {step}"
 
-
-def dataset(work: Work) -> Output[DatasetManifest]:
-    """The dataset's manifest, with all shards and their indices. They may be removed once every variant is trained."""
-    folder = layout.dataset(work.config)
-
-    def files(manifest: DatasetManifest) -> Iterable[FileSize]:
-        for number, shard in enumerate(manifest.shards):
-            yield f"{folder}/{shard.name}", shard.bytes
-            yield f"{folder}/{layout.shard_index(number)}", None
-
-    return Output(
-        key=f"{folder}/{layout.MANIFEST}",
-        type=DatasetManifest,
-        hash=work.config.dataset_hash(),
-        sections="dataset",
-        lacking="the dataset is not prepared",
-        command="dit prepare STUDY",
-        files=files,
-        needed_by=lambda: (output for spec in work.config.specs for output in TRAIN.outputs(work, spec)),
-    )
+    def required(self, work: Work, spec: ModelSpec | None, step: int | None = None) -> Sequence[Output[Any]]:
+        """All outputs, or only those that training step `step` needs."""
+        if step is None or spec is None or self.at is None:
+            return self.outputs(work, spec)
+        return self.at(work, spec, step)
 
 
-def bounds(work: Work) -> Output[BoundsRecord]:
-    """The dataset's measurement, made again when the shards change. Complete trainings do not need it."""
-    return Output(
-        key=layout.bounds(work.config),
-        type=BoundsRecord,
-        hash=work.dataset_content or "",
-        sections="dataset",
-        lacking="the dataset is not measured",
-        command="dit prepare STUDY",
-        files=lambda record: _listed(layout.dataset(work.config), (record.file,)),
-        needed_by=lambda: (output for spec in work.config.specs for output in TRAIN.outputs(work, spec)),
-        record_stays=False,
-        made_from=lambda: (dataset(work),),
-        replaceable=True,
-    )
+def variant_steps(config: StudyConfig) -> Iterator[tuple[Stage, int]]:
+    """What is done for a variant, in order, as (stage, training step).
 
-
-def checkpoint(work: Work, spec: ModelSpec, step: int) -> Output[CheckpointMeta]:
-    """A checkpoint's meta.json, with its weights and optimizer state."""
-    config, folder = work.config, layout.checkpoint(work.config, spec, step)
-
-    def differs(meta: CheckpointMeta) -> str | None:
-        if (meta.study, meta.variant) != (config.study, spec.name):
-            return (
-                f"is a checkpoint of {meta.variant} in study {meta.study}, not of {spec.name} in {config.study};"
-                " remove it or choose another root"
-            )
-        return _other_shards("trained on", meta.dataset_content, work)
-
-    def complete_steps() -> str:
-        return f"complete are: {', '.join(map(str, list_checkpoints(work.store, config, spec))) or 'none'}"
-
-    return Output(
-        key=f"{folder}/{layout.META}",
-        type=CheckpointMeta,
-        hash=config.training_hash(spec),
-        hash_of=lambda study: study.training_hash(spec),
-        sections="dataset or train",
-        lacking=f"{spec.name} has no complete checkpoint at step {step}",
-        command=f"dit train STUDY --variant {spec.name}",
-        files=lambda meta: _listed(folder, meta.files),
-        differs=differs,
-        detail=complete_steps,
-        made_from=lambda: (dataset(work),),
-    )
-
-
-def training(work: Work, spec: ModelSpec) -> Output[TrainRecord]:
-    """The record of a training that reached the last step and keeps every evaluated checkpoint."""
-    config = work.config
-
-    def falls_short(record: TrainRecord) -> str | None:
-        # The learning rate is constant, so a longer training passes through every shorter one and serves it, too.
-        if record.steps < config.train.steps:
-            return f"it is trained to step {record.steps} of {config.train.steps}"
-        dropped = sorted({*milestones(config)} - {*record.checkpoints})
-        return f"its checkpoint at step {dropped[0]} was not kept" if dropped else None
-
-    return Output(
-        key=layout.train_record(config, spec),
-        type=TrainRecord,
-        hash=config.training_hash(spec),
-        hash_of=lambda study: study.training_hash(spec),
-        sections="dataset or train",
-        lacking=f"{spec.name} is not trained to its end",
-        command=f"dit train STUDY --variant {spec.name}",
-        differs=lambda record: _other_shards("trained on", record.dataset_content, work),
-        falls_short=falls_short,
-        made_from=lambda: (dataset(work),),
-    )
-
-
-def samples(work: Work, spec: ModelSpec, step: int) -> Output[SampleSetManifest]:
-    """The manifest of a sample set, with its parts and preview. All may be removed once the set is evaluated."""
-    folder, evaluated = layout.samples(work.config, spec, step), metrics(work, spec, step)
-    places = work.store.place(folder), work.store.place(evaluated.key)
-    remedy = f"remove {places[0]}, and {places[1]} if there, to draw these samples again"
-
-    return Output(
-        key=f"{folder}/{layout.MANIFEST}",
-        type=SampleSetManifest,
-        hash=work.config.sampling_hash(spec),
-        hash_of=lambda study: study.sampling_hash(spec),
-        sections="dataset, train or sampling",
-        lacking=f"{spec.name} at step {step} is not sampled",
-        command=f"dit sample STUDY --variant {spec.name} --step {step}",
-        files=lambda manifest: _listed(folder, manifest.files),
-        differs=lambda manifest: decoder_differs(manifest.decoder, work.decoder, remedy),
-        needed_by=lambda: (evaluated,),
-        made_from=lambda: (checkpoint(work, spec, step),),
-        record_stays=False,
-    )
-
-
-def metrics(work: Work, spec: ModelSpec, step: int) -> Output[MetricsRecord]:
-    """The record of a checkpoint's evaluation."""
-
-    def differs(record: MetricsRecord) -> str | None:
-        remedy = "remove it, and its samples if there are any"
-        return decoder_differs(record.decoder, work.decoder, remedy) or _other_shards(
-            "measured beside", record.dataset_content, work
-        )
-
-    return Output(
-        key=layout.metrics(work.config, spec, step),
-        type=MetricsRecord,
-        hash=work.config.evaluation_hash(spec),
-        hash_of=lambda study: study.evaluation_hash(spec),
-        sections="dataset, train, sampling or evaluation",
-        lacking=f"{spec.name} at step {step} is not evaluated",
-        command=f"dit evaluate STUDY --variant {spec.name} --step {step}",
-        differs=differs,
-        falls_short=lambda record: None if record.metric in record.metrics else f"it has no {record.metric}",
-        made_from=lambda: (samples(work, spec, step),),
-    )
-
-
-def report(work: Work) -> Output[ReportRecord]:
-    """The record of the report, which is made again when one of its inputs changes."""
-    folder = layout.report(work.config)
-    return Output(
-        key=layout.report_record(work.config),
-        type=ReportRecord,
-        hash=report_hash(work),
-        sections="any",
-        lacking="the report is not written, or not from these results",
-        command="dit report STUDY",
-        files=lambda record: _listed(folder, record.files),
-        replaceable=True,
-    )
-
-
-def report_hash(work: Work) -> str:
-    """A hash of the records that the report is made from."""
-
-    def content(output: Output[Any]) -> str | None:
-        record = read_record(work.store, output.key, output.type)
-        return digest(record.to_json().decode()) if record else None
-
-    config = work.config
-    others = [digest(result.record.to_json().decode()) for result in other_results(config, work.store)]
-    places = [(spec, step) for spec in config.specs for step in config.evaluation.at_steps]
-    return digest(
-        {
-            "program": __version__,
-            "study": as_yaml(config.hashed(exclude={"health"})),
-            "trained": [content(training(work, spec)) for spec in config.specs],
-            "metrics": [content(metrics(work, spec, step)) for spec, step in places],
-            "samples": [content(samples(work, spec, step)) for spec, step in places],
-            "checkpoints": [content(checkpoint(work, spec, step)) for spec, step in places],
-            **({"others": others} if others else {}),
-        }
-    )
-
-
-def milestones(config: StudyConfig) -> tuple[int, ...]:
-    """Steps whose checkpoints stay: the evaluated ones and the last."""
-    return tuple(sorted({*config.evaluation.at_steps, config.train.steps}))
-
-
-def _training_outputs(work: Work, spec: ModelSpec | None) -> Sequence[Output[Any]]:
-    assert spec is not None
-    return (training(work, spec), *(checkpoint(work, spec, step) for step in milestones(work.config)))
+    Each evaluated checkpoint is trained, sampled and evaluated before the training goes on.
+    """
+    for step in milestones(config):
+        yield TRAIN, step
+        if step in config.evaluation.at_steps:
+            yield SAMPLE, step
+            yield EVALUATE, step
 
 
 def _at_steps(
@@ -271,24 +77,16 @@ def _at_steps(
     return outputs
 
 
-def _listed(folder: str, files: Iterable[FileEntry]) -> Iterable[FileSize]:
-    return ((f"{folder}/{entry.name}", entry.bytes) for entry in files)
-
-
-def _other_shards(how: str, recorded: str, work: Work) -> str | None:
-    # Without a manifest there is nothing to compare: complete variants do not need the dataset any more.
-    if work.dataset_content in (None, recorded):
-        return None
-    return (
-        f"{how} shards {recorded}, the dataset is now {work.dataset_content}; restore the shards or use another"
-        " study name or root"
-    )
+def _only(
+    output: Callable[[Work, ModelSpec, int], Output[Any]],
+) -> Callable[[Work, ModelSpec, int], Sequence[Output[Any]]]:
+    return lambda work, spec, step: (output(work, spec, step),)
 
 
 PREPARE = Stage("prepare", False, "shards", False, "prepare", lambda work, _: (bounds(work), dataset(work)))
-TRAIN = Stage("train", True, "steps", True, "launch", _training_outputs)
-SAMPLE = Stage("sample", True, "sets", True, "launch", _at_steps(samples))
-EVALUATE = Stage("evaluate", True, "checkpoints", False, "evaluate", _at_steps(metrics))
+TRAIN = Stage("train", True, "steps", True, "launch", training_outputs, trained_to)
+SAMPLE = Stage("sample", True, "sets", True, "launch", _at_steps(samples), _only(samples))
+EVALUATE = Stage("evaluate", True, "checkpoints", False, "evaluate", _at_steps(metrics), _only(metrics))
 REPORT = Stage("report", False, "reports", False, "report", lambda work, _: (report(work),))
 
 STAGES: tuple[Stage, ...] = (PREPARE, TRAIN, SAMPLE, EVALUATE, REPORT)

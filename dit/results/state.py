@@ -118,13 +118,13 @@ def require(work: Work, output: Output[RecordT], *, files: bool = True) -> Recor
     return finding.record
 
 
-def require_stage(stage: Stage, work: Work, spec: ModelSpec | None = None) -> list[Record]:
-    """The records of a complete stage.
+def require_stage(stage: Stage, work: Work, spec: ModelSpec | None = None, step: int | None = None) -> list[Record]:
+    """The records of a complete stage, or of as much of it as training step `step` needs.
 
     Raises MissingError, which names the first incomplete output and the command that makes it, and the errors of
     `look`.
     """
-    state = stage_state(stage, work, spec)
+    state = stage_state(stage, work, spec, step)
     for finding in state.findings:
         if not finding.complete:
             raise MissingError(missing_line(work, finding))
@@ -141,20 +141,20 @@ def missing_line(work: Work, finding: Finding[Any]) -> str:
     return f"{work.store.place(output.key)}: {output.lacking}{reason}; run `{output.command}`"
 
 
-def stage_state(stage: Stage, work: Work, spec: ModelSpec | None = None) -> StageState:
+def stage_state(stage: Stage, work: Work, spec: ModelSpec | None = None, step: int | None = None) -> StageState:
     """How far a stage is, for one variant if it runs per variant; raises as `look`."""
-    return StageState(tuple(look(work, output) for output in stage.outputs(work, spec)))
+    return StageState(tuple(look(work, output) for output in stage.required(work, spec, step)))
 
 
-def is_complete(stage: Stage, work: Work, spec: ModelSpec | None = None) -> bool:
-    """Whether all outputs of a stage are complete; raises as `look`."""
-    return all(look(work, output).complete for output in stage.outputs(work, spec))
+def is_complete(stage: Stage, work: Work, spec: ModelSpec | None = None, step: int | None = None) -> bool:
+    """Whether all outputs of a stage are complete, or those that training step `step` needs; raises as `look`."""
+    return all(look(work, output).complete for output in stage.required(work, spec, step))
 
 
-def say_complete(stage: Stage, spec: ModelSpec | None = None) -> None:
+def say_complete(stage: Stage, spec: ModelSpec | None = None, step: int | None = None) -> None:
     """Print that a stage has nothing to do; of several ranks, the first does."""
     if environment_rank() == 0:
-        say(f"{stage.step_name(spec)}: complete, nothing to do")
+        say(f"{stage.step_name(spec, step)}: complete, nothing to do")
 
 
 def unfinished(work: Work) -> list[ModelSpec]:

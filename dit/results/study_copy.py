@@ -38,7 +38,8 @@ def differences(
 
     `hash_of` gives the hash of a study, `sections` names the sections that it covers.
     """
-    other = next((kept for kept in _kept(config, store) if hash_of(kept) == made_with), None)
+    folder = key_of(config).rpartition("/")[0]
+    other = next((kept for kept in kept_studies(store, folder) if hash_of(kept) == made_with), None)
     if other is None:
         return None
     names = [name for name in config.identities() if name in sections]
@@ -48,8 +49,8 @@ def differences(
     return ", ".join(changed[:_SHOWN]) + more or None
 
 
-def _kept(config: StudyConfig, store: Store) -> Iterator[StudyConfig]:
-    folder = key_of(config).rpartition("/")[0]
+def kept_studies(store: Store, folder: str) -> Iterator[StudyConfig]:
+    """The studies that are kept in a folder `submitted/`, without those of other versions."""
     for key in store.list(folder):
         try:
             yield load_text(store.read(key).decode(errors="replace"))

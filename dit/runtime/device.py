@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import shutil
+import sys
 import sysconfig
 import time
 from contextlib import AbstractContextManager, nullcontext
@@ -45,6 +47,21 @@ def tune_process(threads: int | None = None) -> None:
         mallopt(_M_TOP_PAD, _TOP_PAD_BYTES)
     if threads is not None:
         torch.set_num_threads(threads)
+    _forget_earlier_stage()
+
+
+def _forget_earlier_stage() -> None:
+    """Undo what a stage that this process ran before has set, compiled and left on the GPU."""
+    # torch's own settings: features are computed with them, and their numbers must not depend on an earlier training.
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = True
+    gc.collect()
+    # Else all compiled models of a process count against one limit, after which dynamo compiles no more.
+    if (dynamo := sys.modules.get("torch._dynamo")) is not None:
+        dynamo.reset()
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
 
 def matmul_precision(precision: Precision, device: torch.device) -> None:

@@ -46,6 +46,14 @@ def environment_rank() -> int:
     return _environment("RANK", 0) if environment_world_size() > 1 else 0
 
 
+def collective_timeout() -> int:
+    """Return the seconds after which a rank that does not answer fails the others.
+
+    Raises ConfigError when the variable is not a positive whole number.
+    """
+    return _environment(COLLECTIVE_TIMEOUT, DEFAULT_TIMEOUT_SECONDS, minimum=1)
+
+
 @dataclass(frozen=True)
 class Ranks:
     """This process's rank among the processes of a stage, and their collectives.
@@ -129,7 +137,7 @@ def session(device: str = "auto") -> Iterator[Ranks]:
     """
     world_size, rank = environment_world_size(), environment_rank()
     local_rank = _environment("LOCAL_RANK", 0)
-    timeout = timedelta(seconds=_environment(COLLECTIVE_TIMEOUT, DEFAULT_TIMEOUT_SECONDS, minimum=1))
+    timeout = timedelta(seconds=collective_timeout())
     if rank >= world_size:
         raise ConfigError(f"RANK={rank} is not below WORLD_SIZE={world_size}; start all ranks with the same launcher")
     ranks = Ranks(rank, world_size, local_rank, _device(device, local_rank))

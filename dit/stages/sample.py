@@ -11,8 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from dit.console import progress, say
 from dit.console.formatting import format_rate
+from dit.errors import ConfigError
 from dit.results.stages import SAMPLE, Work, checkpoint
 from dit.results.stages import dataset as dataset_output
 from dit.results.state import look, read_output, require, say_complete
@@ -78,6 +81,49 @@ def export_adm(config: StudyConfig, store: Store, variant: str, step: int, path:
     manifest = require(work, sample_set.output, files=True)
     write_npz(path, sample_set.read(manifest), manifest.num_samples, manifest.image_size)
     say(f"{path}: {manifest.num_samples} images of {spec.name} at step {step}")
+
+
+def draw_labels(config: StudyConfig, store: Store, variant: str, step: int, labels: Sequence[int]) -> str:
+    """Draw one sample of each of these classes, with the study's protocol, into a picture; return its key.
+
+    Sample i has the noise of sample i of the study's set. The set itself is not touched.
+
+    Raises ConfigError for a class that the dataset does not have, MissingError when the checkpoint or the decoder's
+    weights are missing, DivergedError when samples are not finite.
+    """
+    classes = config.dataset.classes
+    if wrong := [label for label in labels if not 0 <= label < classes]:
+        raise ConfigError(f"--labels: {wrong[0]} is not a class; the dataset has classes 0 to {classes - 1}")
+    import torch
+
+    from dit.checkpoints.read import load_weights
+    from dit.codec.open import open_codec
+    from dit.runtime.device import tune_process
+    from dit.sampling import grid
+    from dit.sampling.generate import Generator, trained
+
+    spec, work = config.spec(variant), Work(config, store)
+    meta, fit = require(work, checkpoint(work, spec, step)), config.fit_for(spec)
+    tune_process(fit.threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    codec = open_codec(config.dataset, device, decoding=True, batch=fit.decode_batch)
+    weights, _ = load_weights(store, layout.checkpoint(config, spec, step), meta, config.sampling.weights)
+    generator = Generator(config, trained(config, spec, weights, device), codec, device, fit.sample_batch)
+    generator.labels = np.asarray(labels, dtype=np.int64)
+    with progress(f"sample {spec.name} step {step}", len(labels), "images") as bar:
+        images = generator.draw(range(len(labels)), bar).images
+    names = _class_names(work)
+    tiles = [(image, names[label]) for image, label in zip(images, labels, strict=True)]
+    rows = [tiles[first : first + grid.COLUMNS] for first in range(0, len(tiles), grid.COLUMNS)]
+    key = layout.labels_grid(config, spec, step, labels)
+    store.write(key, grid.render(rows))
+    say(f"{spec.name} step {step}: {len(labels)} samples, {store.place(key)}")
+    return key
+
+
+def _class_names(work: Work) -> Sequence[str]:
+    manifest = read_output(work, dataset_output(work))
+    return manifest.class_names if manifest else [str(label) for label in range(work.config.dataset.classes)]
 
 
 def _draw_sets(work: Work, spec: ModelSpec, sets: Sequence[tuple[SampleSet, CheckpointMeta]]) -> None:
@@ -156,9 +202,7 @@ def _preview(sample_set: SampleSet, records: Sequence[SamplePartRecord]) -> byte
     from dit.sampling import grid
     from dit.sampling.noise import sample_labels
 
-    dataset = sample_set.config.dataset
-    manifest = read_output(sample_set.work, dataset_output(sample_set.work))
-    names = manifest.class_names if manifest else [str(label) for label in range(dataset.classes)]
+    dataset, names = sample_set.config.dataset, _class_names(sample_set.work)
     labels = sample_labels(sample_set.config.sampling, dataset.classes)
     rows = grid.choose(labels, dataset.classes)
     needed = sorted({index // PART_IMAGES for row in rows for index in row})

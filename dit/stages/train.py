@@ -1,14 +1,16 @@
-"""Trains a variant up to the study's last step, resuming if it can. Torch is loaded only if there are steps to do."""
+"""Trains a variant up to an evaluated or the last step, resuming if it can. Without steps to do it loads no torch."""
 
 from __future__ import annotations
 
-from dit.results.stages import TRAIN, Work, training
+from dit.errors import ConfigError
+from dit.results.stages import TRAIN, Work, checkpoint, milestones, training
 from dit.results.state import is_complete, require, say_complete
 from dit.results.study_copy import keep_study
 from dit.runtime.distributed import environment_world_size
 from dit.storage import Store
 from dit.study.config import StudyConfig
-from dit.study.records import TrainRecord
+from dit.study.records import CheckpointMeta, TrainRecord
+from dit.study.variants import ModelSpec
 from dit.training.plan import make_plan, require_equal_shares
 
 
@@ -26,13 +28,32 @@ def run(config: StudyConfig, store: Store, variant: str) -> TrainRecord:
         train.run(load(Path("configs/digits.yaml")), open_store("runs"), "mini-S/2")
     """
     spec, work = config.spec(variant), Work(config, store)
-    require_equal_shares(config)
+    _train(work, spec, None)
+    return require(work, training(work, spec))
+
+
+def run_until(config: StudyConfig, store: Store, variant: str, step: int) -> CheckpointMeta:
+    """Train up to this evaluated step and no further; return the record of its checkpoint.
+
+    The next call resumes there, at any world size. The weights are those of a training that never stopped.
+
+    Raises ConfigError when no checkpoint of that step is kept. Raises the errors of `run`.
+    """
+    spec, work, steps = config.spec(variant), Work(config, store), milestones(config)
+    if step not in steps:
+        raise ConfigError(f"--until {step}: is not an evaluated step; give one of {', '.join(map(str, steps))}")
+    _train(work, spec, step)
+    return require(work, checkpoint(work, spec, step))
+
+
+def _train(work: Work, spec: ModelSpec, until: int | None) -> None:
+    require_equal_shares(work.config)
     if environment_world_size() == 1:
-        if is_complete(TRAIN, work, spec):
-            say_complete(TRAIN, spec)
-            return require(work, training(work, spec))
-        make_plan(work, spec)
-    keep_study(config, store)
+        if is_complete(TRAIN, work, spec, until):
+            say_complete(TRAIN, spec, until)
+            return
+        make_plan(work, spec, until)
+    keep_study(work.config, work.store)
     from dit.training.run import execute
 
-    return execute(work, spec)
+    execute(work, spec, until)

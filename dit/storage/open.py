@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from dit.errors import InputError, MissingError
 from dit.storage.base import Store
 from dit.storage.file import FileStore
+from dit.study.fields import hide_credentials
 from dit.study.records import Record
 
 RecordT = TypeVar("RecordT", bound=Record)
@@ -23,7 +25,7 @@ def open_store(address: str | Path) -> Store:
     Raises MissingError for a bucket that does not exist.
     Raises StoreError for an endpoint that cannot be reached or does not answer.
     """
-    place = _parse(address)
+    place = parse_address(address)
     return FileStore(place) if isinstance(place, Path) else _connect(*place)
 
 
@@ -49,7 +51,7 @@ def fetch_file(address: str | Path) -> Path:
 
     Raises MissingError, which names the file to provide.
     """
-    place = _parse(address)
+    place = parse_address(address)
     if isinstance(place, Path):
         path = place if place.is_file() else None
     else:
@@ -62,7 +64,7 @@ def fetch_file(address: str | Path) -> Path:
 
 def fetch_folder(address: str | Path) -> Path:
     """Like `fetch_file`, for a folder with all its files."""
-    place = _parse(address)
+    place = parse_address(address)
     if not isinstance(place, Path):
         store, key = _containing(address, *place)
         return store.local_folder(key)
@@ -71,20 +73,26 @@ def fetch_folder(address: str | Path) -> Path:
     return place
 
 
-def _parse(address: str | Path) -> Path | tuple[str, str]:
-    """A local path, or an S3 bucket and the key or prefix after it."""
+def parse_address(address: str | Path) -> Path | tuple[str, str]:
+    """A local path, or an S3 bucket and the key or prefix after it.
+
+    Raises InputError for an address of another kind.
+    """
     text = str(address)
     if not text.strip():
         raise InputError("the address of a store or file is empty; give a path, file:///path or s3://bucket/prefix")
     if isinstance(address, Path) or "://" not in text:
-        return Path(text).expanduser().absolute()
-    parts = urlsplit(text)
-    if parts.scheme == "file" and parts.netloc in ("", "localhost") and parts.path:
-        return Path(unquote(parts.path))
-    if parts.scheme == "s3" and parts.netloc:
-        bucket, _, key = text.removeprefix("s3://").partition("/")
-        return bucket, key.strip("/")
-    raise InputError(f"{text}: is not a store address; give a path, file:///path or s3://bucket/prefix")
+        return Path(os.path.expanduser(text)).absolute()  # Path's own raises without such a user
+    scheme, _, rest = text.partition("://")
+    place, slash, path = rest.partition("/")
+    # `?` and `#` begin a query and a fragment there; silently another folder would be opened.
+    if scheme == "file" and place in ("", "localhost") and slash and not set("?#") & set(path):
+        return Path(unquote(f"/{path}"))
+    if scheme == "s3" and place and "@" not in place:
+        return place, path.strip("/")
+    raise InputError(
+        f"{hide_credentials(text)}: is not a store address; give a path, file:///path or s3://bucket/prefix"
+    )
 
 
 def _connect(bucket: str, prefix: str) -> Store:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from urllib.parse import urlsplit
 
+from dit.study.fields import SecretError
+
 SQLITE = "sqlite:///"
 WEB = ("http", "https")
 DATABASES = ("postgresql", "mysql", "mssql")
@@ -23,8 +25,7 @@ def tracking_address(uri: str) -> str:
         if not path or not rest.startswith("///"):
             raise ValueError(f"names no file; give {SQLITE}{path or 'path/mlflow.db'}, with three slashes")
     elif scheme in WEB:
-        if not urlsplit(uri).hostname:
-            raise ValueError("names no host; give http://host:port")
+        _require_host(uri)
     elif scheme != "databricks" and scheme.partition("+")[0] not in DATABASES:
         if re.match(r"^[\w.-]+:\d+(/|$)|^\[[0-9a-fA-F:]+\]", uri):
             raise ValueError(f"has no scheme; give http://{uri}")
@@ -32,6 +33,18 @@ def tracking_address(uri: str) -> str:
             raise ValueError("MLflow no longer supports folders; give sqlite:///path/mlflow.db or http://host:port")
         raise ValueError(f"has the unknown scheme {scheme!r}; give http://host:port, https://host or sqlite:///path")
     return scheme + colon + rest
+
+
+def _require_host(uri: str) -> None:
+    if found := re.search("[@?#]", re.sub("^[^/?#]*", "", uri.partition("://")[2])):
+        raise SecretError(f"has a {found[0]!r} after its host, as a password may have; give http://host:port/path")
+    try:
+        parts = urlsplit(uri)
+        named = bool(parts.hostname) and parts.port != 0
+    except ValueError as error:
+        raise ValueError(f"is no address ({error}); give http://host:port") from None
+    if not named:
+        raise ValueError("names no host; give http://host:port")
 
 
 def same_origin(one: str, other: str) -> bool:

@@ -20,10 +20,12 @@ CheckName = Literal[
     "pure-noise",
     "ema",
     "identity",
+    "ranks",
     "sampler",
     "samples",
     "label-gain",
     "yardstick",
+    "progress",
 ]
 """Names of the health checks: the rows of `GATES` in dit/health/gates.py."""
 CheckAction = Annotated[Literal["off", "warn", "stop"], BeforeValidator(on_or_off)]

@@ -8,24 +8,14 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
-from dit.study.fields import Natural, Positive, SecretError, Section, Slug, TypeName, matching, without_credentials
+from dit.study.fields import Natural, Positive, Section, Slug, TypeName, matching
+from dit.study.pod_variables import check_variable
 
 PRODUCT_LABEL = "nvidia.com/gpu.product"
 _SUFFIXES = {"": Decimal(1), "m": Decimal("0.001")}
 _SUFFIXES |= {letter: Decimal(1000**power) for power, letter in enumerate("kMGT", 1)}
 _SUFFIXES |= {f"{letter}i": Decimal(1024**power) for power, letter in enumerate("KMGT", 1)}
 _QUANTITY = re.compile(r"^(\d+(?:\.\d+)?)(m|k|M|G|T|Ki|Mi|Gi|Ti)?$")
-# The operators and torchrun set these: with a value from the study the ranks would not find each other.
-_LAUNCHERS = re.compile(
-    r"^(PET_|TORCHELASTIC_|(RANK|LOCAL_RANK|GROUP_RANK|WORLD_SIZE|LOCAL_WORLD_SIZE|MASTER_ADDR|MASTER_PORT)$)"
-)
-# The last word of a variable's name, such as PGPASSWORD, HF_TOKEN, API_KEY or MYSQL_PWD.
-_SECRET = re.compile(
-    r"(PASSWORDS?|PASSWD|PASSPHRASE|TOKENS?|SECRETS?|CREDENTIALS?|APIKEY|(^|_)(PASS|PWD|KEY|KEYS|PAT|AUTH|BEARER|COOKIE|DSN))"
-    r"(_(ID|VALUE|BASE64|B64|JSON|TEXT|STRING|HASH|[0-9]+))*$",
-    re.IGNORECASE,
-)
-_PRIVATE_KEY = "-----BEGIN"
 # The config map and the secrets that `dit deploy` creates.
 _SERVICES: dict[str, tuple[str, ...]] = {"dit-services": ("AWS_ENDPOINT_URL_S3", "AWS_REGION", "MLFLOW_TRACKING_URI")}
 _IDENTITIES: dict[str, tuple[str, ...]] = {
@@ -147,8 +137,8 @@ class StepsConfig(Section):
     launch: LaunchStepConfig = LaunchStepConfig()
     """Each step that starts a job and waits for it, if need be for days."""
     evaluate: GpuStepConfig = GpuStepConfig()
-    """Its scratch holds a variant's sample sets: up to 10 GB for each 50,000 images of 256x256. With more than five
-    variants, these are the resources of a job's pod."""
+    """Its scratch holds a variant's sample sets: up to 10 GB for each 50,000 images of 256x256. Where a
+    pipeline step does a whole checkpoint or variant, these are the resources of a job's pod."""
     report: StepConfig = StepConfig()
     """The report, and the step that joins the parts of the preparation."""
     parts: Positive = 1
@@ -206,6 +196,10 @@ class PatienceConfig(Section):
     all pods have run, `start` holds instead, and the reason is in the launcher's log."""
     api: Positive = 3600
     """For an API server or a store that is away, and for a store that is full or refuses the credentials."""
+    stall: Positive = 900
+    """For a training that does not get on: a frozen process, or a collective that never returns. Its job is then
+    deleted and created again, and resumes from its last checkpoint, up to `backoff_limit` times. The ranks are named
+    after 4 minutes, or after 20 steps where these take longer, so a shorter time has no effect."""
 
     @model_validator(mode="after")
     def _hopeless_is_shorter(self) -> PatienceConfig:
@@ -251,7 +245,8 @@ class ClusterConfig(Section):
     secrets: dict[ObjectName, tuple[Variable, ...]] = Field(default_factory=lambda: dict(_IDENTITIES))
     """Secret -> its keys that become variables of pods and steps: credentials for the services."""
     env: dict[Variable, Text] = Field(default_factory=dict)
-    """Further variables of pods and steps, such as NCCL_DEBUG; they replace those of config maps and secrets."""
+    """Further variables of pods and steps, such as NCCL_DEBUG; they replace those of config maps and secrets. Not for
+    addresses of services, and not for variables that load code."""
     max_restarts: Natural = 0
     """How often torchrun restarts its processes inside a running pod. Not for a TrainJob."""
     backoff_limit: Natural = 32
@@ -281,16 +276,9 @@ class ClusterConfig(Section):
 
     @field_validator("env")
     @classmethod
-    def _no_ranks_and_no_secrets(cls, env: dict[str, str]) -> dict[str, str]:
+    def _only_settings(cls, env: dict[str, str]) -> dict[str, str]:
         for name, value in env.items():
-            if _LAUNCHERS.match(name):
-                raise ValueError(f"{name} is set by the operator and torchrun; remove it")
-            if _SECRET.search(name) or _PRIVATE_KEY in value:
-                raise SecretError(f"{name} looks like a secret; put it into a Secret, named in cluster.secrets")
-            try:
-                without_credentials(value)
-            except SecretError as error:
-                raise SecretError(f"{name} {error}; or put it into a Secret, named in cluster.secrets") from None
+            check_variable(name, value)
         return env
 
     @model_validator(mode="after")

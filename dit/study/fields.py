@@ -11,7 +11,12 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 _YAML_WORDS = ("y", "n", "yes", "no", "on", "off", "true", "false", "null")
 _SWITCHES = {"true": "on", "yes": "on", "on": "on", "false": "off", "no": "off", "off": "off"}
-_CREDENTIALS = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s]*@", re.IGNORECASE)
+# User information, and the values that a query or a fragment has for words such as `password` and `X-Amz-Signature`.
+_USER = re.compile(r"(?<=://)[^/?#\s]*@")
+_QUERY_SECRET = re.compile(
+    r"(?P<key>://\S*?[?&;#][\w.-]*(user|pass|pwd|secret|token|key|signature|credential)[\w.-]*=)(?P<value>[^&;#\s]+)",
+    re.I,
+)
 
 
 @dataclass(frozen=True)
@@ -28,9 +33,10 @@ class SecretError(ValueError):
 def without_credentials(address: str) -> str:
     """The address, or text with addresses, itself. Text without a scheme is a path, in which @ may stand.
 
-    Raises SecretError, without the address, for user information as in http://user:password@host.
+    Raises SecretError, without the address, for user information as in http://user:password@host, and for a query as in
+    http://host?password=secret.
     """
-    if _CREDENTIALS.search(address):
+    if _USER.search(address) or _QUERY_SECRET.search(address):
         raise SecretError(
             "has an address with a user or a password, which would get into logs and reports; remove it, and set"
             " environment variables instead, such as MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
@@ -39,8 +45,11 @@ def without_credentials(address: str) -> str:
 
 
 def hide_credentials(text: str) -> str:
-    """The text with `...` in place of user information in addresses."""
-    return re.sub(r"://[^/?#\s]*@", "://...@", text)
+    """The text with `...` in place of user information in addresses, and of secrets in their queries."""
+    text = _USER.sub("...@", text)
+    while (hidden := _QUERY_SECRET.sub(r"\g<key>", text)) != text:
+        text = hidden
+    return text
 
 
 def matching(pattern: str, words: str) -> AfterValidator:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from dit.study.config import SamplingConfig, StudyConfig
+from dit.study.hashing import digest
 from dit.study.variants import ModelSpec
 
 META = "meta.json"
@@ -21,6 +24,7 @@ REPORT_RUNS = "runs.csv"
 REPORT_VERDICT = "verdict.json"
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 """InceptionV3's weights, under the file name of torch-fidelity's release v0.2.0."""
+_LONGEST_NAME = 60
 
 
 def dataset(config: StudyConfig) -> str:
@@ -92,6 +96,16 @@ def train_record(config: StudyConfig, spec: ModelSpec) -> str:
 def health(config: StudyConfig, spec: ModelSpec | None) -> str:
     """Health checks of a variant, or with None of the dataset, one JSON line each."""
     return f"{variant(config, spec) if spec else dataset(config)}/health.jsonl"
+
+
+def previews(config: StudyConfig, spec: ModelSpec) -> str:
+    """Folder of the pictures that a variant's training draws."""
+    return f"{variant(config, spec)}/previews"
+
+
+def preview(config: StudyConfig, spec: ModelSpec, number: int) -> str:
+    """A picture of samples after one training step."""
+    return f"{previews(config, spec)}/{step(number)}.png"
 
 
 def ranks_progress(config: StudyConfig, spec: ModelSpec) -> str:
@@ -174,6 +188,12 @@ def sample_part_record(index: int) -> str:
 def sample_grid(config: StudyConfig, spec: ModelSpec, number: int) -> str:
     """Preview image of a sample set."""
     return f"{samples(config, spec, number)}/grid.png"
+
+
+def labels_grid(config: StudyConfig, spec: ModelSpec, number: int, labels: Sequence[int]) -> str:
+    """Picture of samples of chosen classes, which is no part of the sample set."""
+    name = "-".join(map(str, labels))
+    return f"{samples(config, spec, number)}/labels-{name if len(name) <= _LONGEST_NAME else digest(list(labels))}.png"
 
 
 def metrics(config: StudyConfig, spec: ModelSpec, number: int) -> str:

@@ -28,7 +28,7 @@ def first_line(error: ValidationError, study: type[Section], under: str = "") ->
     problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
     location = _location(problem)
     if problem["type"] == "extra_forbidden":
-        text = f"{under}{'.'.join(location)}: unknown key{_hint(location, paths(study), under)}"
+        text = f"{under}{'.'.join(location)}: {_unknown(problem, location, paths(study), under)}"
     else:
         text = under + _problem(location, problem)
     more = len(problems) - 1
@@ -61,6 +61,12 @@ def _initials(name: str) -> str:
     return "".join(word[0] for word in words if word) if len(words) > 1 else name
 
 
+def _unknown(problem: Any, location: list[str], known: list[str], under: str) -> str:
+    if ".".join(location) in known:
+        return f"is not a key of kind {problem['loc'][-2]}; remove it, or choose another kind"
+    return f"unknown key{_hint(location, known, under)}"
+
+
 def _hint(location: list[str], known: list[str], under: str) -> str:
     # An entry of a list, as in `paths`.
     section = re.sub(r"\.\d+(?=\.|$)", "[]", ".".join(location[:-1]))
@@ -88,8 +94,13 @@ def _problem(location: list[str], problem: Any) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     if kind == "value_error" and isinstance(context.get("error"), SecretError):
         return f"{key}: {message}"
-    text = _WORDS[kind](given, context) if kind in _WORDS else message[:1].lower() + message[1:]
+    text = _WORDS[kind](given, context) if kind in _WORDS else _lower(message)
     return f"{key}{_shown(given)}: {text}" if key else text
+
+
+def _lower(message: str) -> str:
+    """The message without its first capital, unless that belongs to a name such as MLflow."""
+    return message[:1].lower() + message[1:] if message[1:2].islower() else message
 
 
 def _missing(location: list[str]) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dit.errors import DataError, MismatchError
+from dit.study import json_values
 from dit.study.hashing import digest
 
 ClaimVerdict = Literal["supported", "contradicted", "undetermined"]
@@ -36,7 +36,7 @@ class Record(FrozenModel):
         Raises MismatchError for another schema version, DataError for anything else that is not this record.
         """
         try:
-            tree = json.loads(data)
+            tree = json_values.parse(data)
         except ValueError:
             raise DataError(f"{where}: is not JSON; remove the file and run the step again") from None
         version = tree.get("schema_version") if isinstance(tree, dict) else None
@@ -174,6 +174,18 @@ class Probe(FrozenModel):
     """Last window's squared noise error over the dataset's bound b; None if it is not known."""
 
 
+class Origin(FrozenModel):
+    """The file of another program from which a checkpoint was imported."""
+
+    address: str
+    sha256: str
+    bytes: int
+    ema_decay: float | None = None
+    """None if the file does not have it."""
+    notes: tuple[str, ...] = ()
+    """What was done to read it."""
+
+
 class CheckpointMeta(Record):
     """A complete checkpoint: `checkpoints/step-*/meta.json`."""
 
@@ -195,6 +207,8 @@ class CheckpointMeta(Record):
     """Sum over all launches that led to this step."""
     probe: Probe | None = None
     """None in checkpoints of earlier versions, and where the dataset is not measured."""
+    origin: Origin | None = None
+    """None unless the checkpoint was imported; `dataset_content`, precision and code version are then empty."""
 
 
 class TrainRecord(Record):
@@ -220,6 +234,8 @@ class TrainRecord(Record):
     world_size: int
     tracking_run_id: str | None = None
     """Id of the MLflow run, if it was known at the end of training; `tracking.json` has it once the run is created."""
+    imported: bool = False
+    """Whether all checkpoints were imported; what is not known about their training is then empty, 0 or NaN."""
 
 
 class SamplePartRecord(Record):
@@ -331,8 +347,9 @@ class MetricsRecord(Record):
     processes: int = 1
 
 
-RankActivity = Literal["data", "step", "ranks"]
-"""Waits for its next batch; computes; has finished its step and waits for the other ranks or for a checkpoint."""
+RankActivity = Literal["start", "data", "step", "ranks", "checkpoint"]
+"""Loads or computes its first step; waits for its next batch; computes; has finished its step and waits for the other
+ranks; writes a checkpoint or waits for it."""
 
 
 class RankProgress(Record):

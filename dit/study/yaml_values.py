@@ -18,6 +18,9 @@ _WHOLE = re.compile(r"^[-+]?([0-9][0-9_]*|0x[0-9a-fA-F]+)$")
 _FLOAT = re.compile(
     r"^[-+]?([0-9][0-9_]*(\.[0-9_]*)?|\.[0-9][0-9_]*)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"
 )
+# NUL, which no path and no variable can hold, and halves of surrogate pairs, which no file can hold.
+_NO_CHARACTER = re.compile("[\0\ud800-\udfff]")
+_MAX_DIGITS = 400
 _NUMBER_STARTS = list("-+.0123456789")
 
 
@@ -68,9 +71,20 @@ class _Loader(yaml.SafeLoader):
             keys.add(value)
         return node
 
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        """The text of a node; ConstructorError for an escape such as `\\0` that stands for no character of a text."""
+        text = super().construct_scalar(node)
+        if isinstance(text, str) and (found := _NO_CHARACTER.search(text)):
+            problem = f"{found[0]!a} is no character of a text; write the character itself, or remove it"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return text
+
     def construct_number(self, node: yaml.ScalarNode) -> int | float:
         """The number of a node that `_WHOLE` or `_FLOAT` matches; ConstructorError if it begins with a needless 0."""
         text = node.value.replace("_", "")
+        if len(text) > _MAX_DIGITS:
+            problem = f"a number of {len(text):,} characters; shorten it"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
         if re.match(r"[-+]?0[0-9]", text):
             problem = f"{node.value} begins with 0; write {text.lstrip('+-0') or 0}, or '{node.value}' if it is a text"
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)

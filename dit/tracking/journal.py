@@ -22,16 +22,19 @@ from typing import Any, Literal, NamedTuple, cast, get_args
 
 from dit.errors import StoreError
 from dit.storage.base import exclusive, local_errors
+from dit.study import json_values
 from dit.study.layout import TRACKING_STATE
 
 Kind = Literal["run", "study", "metrics", "params", "tags", "artifact", "image", "status"]
 _KINDS = frozenset(get_args(Kind))
-_STEPS = (int, type(None))
 _STATUSES = ("RUNNING", "FINISHED", "FAILED", "KILLED")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 # Of ids, hashes, and variants such as DiT-XL/2; empty for the study's own run.
 _NAME = re.compile(r"[A-Za-z0-9_./-]{0,100}")
 _NAME_LENGTH = 200
+_LIMIT = 2**63
+# Longer lines are not of this project; they are not read as a whole.
+_LONGEST_LINE = 1 << 20
 
 
 class Point(NamedTuple):
@@ -69,14 +72,16 @@ class Entry:
     def from_line(cls, line: bytes) -> Entry | None:
         """None for a damaged line or an unknown kind."""
         try:
-            tree = json.loads(line)
+            tree = json_values.parse(line)
             kind, values, stamp = tree["kind"], tree["values"], tree["time"]
         except (ValueError, KeyError, TypeError):
             return None
         step = tree.get("step")
-        if kind not in _KINDS or not isinstance(values, dict) or type(stamp) is not int or type(step) not in _STEPS:
+        if not isinstance(kind, str) or kind not in _KINDS or not isinstance(values, dict):
             return None
-        return cls(cast(Kind, kind), values, step, stamp) if _is_sound(kind, values, step) else None
+        if not _is_count(stamp) or not (step is None or _is_count(step)):
+            return None
+        return cls(cast(Kind, kind), values, step, stamp) if _is_sound(cast(Kind, kind), values, step) else None
 
 
 def is_digest(value: object) -> bool:
@@ -98,7 +103,7 @@ def _is_sound(kind: Kind, values: Mapping[str, Any], step: int | None) -> bool:
         named = [values.get("id"), values.get("hash"), values.get("variant") or ""]
         return all(isinstance(name, str) and _NAME.fullmatch(name) for name in named)
     if kind == "metrics":
-        return step is not None and all(type(value) in (int, float) for value in values.values())
+        return step is not None and all(_is_number(value) for value in values.values())
     if kind in ("params", "tags"):
         return all(isinstance(value, str) for value in values.values())
     if kind in ("artifact", "image"):
@@ -106,6 +111,15 @@ def _is_sound(kind: Kind, values: Mapping[str, Any], step: int | None) -> bool:
     if kind == "status":
         return values.get("status") in _STATUSES and isinstance(values.get("error", ""), str)
     return True
+
+
+def _is_count(value: object) -> bool:
+    """Whether this is a whole number that a database can hold."""
+    return type(value) is int and 0 <= value < _LIMIT
+
+
+def _is_number(value: object) -> bool:
+    return type(value) is float or (type(value) is int and abs(value) < _LIMIT)
 
 
 class Journal:
@@ -189,7 +203,7 @@ def read_header(path: Path) -> Entry | None:
     """The first line of the journal at this path; None if there is no journal."""
     try:
         with open(path, "rb") as file:
-            return header_of(file.readline())
+            return header_of(file.readline(_LONGEST_LINE))
     except FileNotFoundError:
         return None
 
@@ -239,19 +253,17 @@ def read_entries(path: Path, offset: int = 0) -> list[tuple[Entry, int]]:
 
     An incomplete last line is left for the next call; damaged lines are skipped.
     """
-    with local_errors(path):
-        try:
-            with open(path, "rb") as file:
-                file.seek(offset)
-                data = file.read()
-        except FileNotFoundError:
-            return []
     entries = []
-    for line in _whole_lines(data):
-        offset += len(line)
-        entry = Entry.from_line(line)
-        if entry is not None:
-            entries.append((entry, offset))
+    with local_errors(path), suppress(FileNotFoundError), open(path, "rb") as file:
+        file.seek(offset)
+        is_rest = False
+        while piece := file.readline(_LONGEST_LINE):
+            offset += len(piece)
+            is_whole = piece.endswith(b"\n")
+            entry = Entry.from_line(piece) if is_whole and not is_rest else None
+            if entry is not None:
+                entries.append((entry, offset))
+            is_rest = not is_whole
     return entries
 
 

@@ -121,7 +121,7 @@ class JournalUpload:
         identity = {JOURNAL_TAG: header["id"]}
         if header["variant"]:
             tags = {VARIANT_TAG: header["variant"], _HASH_TAG: header["hash"], **study}
-            tags |= {COLOUR_TAG: colour(header["variant"])}
+            tags |= {COLOUR_TAG: found} if (found := colour(header["variant"])) else {}
             tags |= {PARENT_TAG: parent} if parent else {}
         else:
             tags = {_NOTE_TAG: self._target.description, **study}

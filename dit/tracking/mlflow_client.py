@@ -32,6 +32,7 @@ PARENT_TAG = "mlflow.parentRunId"
 _ERROR_TAG = "error"
 _METRICS_PER_BATCH = 1000
 _TAGS_PER_BATCH = 100
+_MAX_PIXELS = 50_000_000
 # Errors that a retry does not change.
 _REFUSED = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE"}
 # An account that may log to an experiment may still not be allowed to change its view.
@@ -156,7 +157,7 @@ class MlflowRuns:
             if not any(file.startswith(mark) and file.endswith(".webp") for file in there):
                 image = _decode(png)
                 if image is None:
-                    sys.stderr.write(f"refused: image {name} of step {step}: not a PNG\n")
+                    sys.stderr.write(f"refused: image {name} of step {step}: not a PNG, or too large\n")
                     return
                 self._client.log_image(run_id, image, key=key, step=step, timestamp=time_ms, synchronous=True)
 
@@ -274,9 +275,12 @@ def _batches(items: Sequence[ItemT], size: int) -> Iterator[Sequence[ItemT]]:
 
 def _decode(png: bytes) -> PIL.Image.Image | None:
     try:
-        image = PIL.Image.open(io.BytesIO(png))
+        # Pillow starts Ghostscript for other formats.
+        image = PIL.Image.open(io.BytesIO(png), formats=["PNG"])
+        if image.width * image.height > _MAX_PIXELS:
+            return None
         image.load()
-    except (OSError, SyntaxError):
+    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError):
         return None
     return image
 

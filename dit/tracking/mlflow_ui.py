@@ -23,7 +23,7 @@ from dit.study import layout
 from dit.study.config import StudyConfig
 from dit.tracking.mlflow_database import experiment_id
 from dit.tracking.mlflow_view import experiment_page, view_page
-from dit.tracking.paths import StudyFolder, is_mirrored, local_root, tracked_studies
+from dit.tracking.paths import JOURNALS, StudyFolder, is_mirrored, local_root, tracked_studies
 from dit.tracking.shipper_process import deliver, mend
 from dit.tracking.state import TrackingRun, forget_lost_runs, read_state, ships_elsewhere, waiting
 from dit.tracking.store_copy import fetch_journals
@@ -119,7 +119,7 @@ def refuse_links(folder: Path) -> None:
     """Look through what tracking writes to below a root.
 
     Raises InputError for a link that leads out of the root: with somebody else's results, it would let him choose the
-    files of this user that are written to.
+    files of this user that are written to. Also for a pipe or a device, and for a folder in place of a journal.
     """
     inside = folder.resolve()
     places = [folder / DATABASE, folder / ARTIFACTS, folder / layout.STUDIES]
@@ -127,6 +127,8 @@ def refuse_links(folder: Path) -> None:
         for path in (top, *(Path(at, name) for at, folders, files in os.walk(top) for name in (*folders, *files))):
             if path.is_symlink() and not path.resolve().is_relative_to(inside):
                 raise InputError(f"{path}: is a link that leads out of {folder}; replace it by what it leads to")
+            if path.exists() and not (path.is_file() or (path.is_dir() and not path.match(JOURNALS))):
+                raise InputError(f"{path}: is not a file; remove it")
 
 
 def _login(folder: Path, password: str) -> dict[str, str]:

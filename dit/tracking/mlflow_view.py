@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
+from dit.errors import ConfigError
+from dit.study import json_values
 from dit.study.variants import resolve
 
 STUDY_TAG = "dit.study"
@@ -58,8 +60,11 @@ def view_value(study: str, metric: str, step: int, created_ms: int) -> str:
 
 
 def colour(variant: str) -> str:
-    """The colour of a variant's run in every chart."""
-    spec = resolve(variant)
+    """The colour of a variant's run in every chart; empty for a variant that this version does not know."""
+    try:
+        spec = resolve(variant)
+    except ConfigError:
+        return ""
     lightness = _LIGHTEST + (_DARKEST - _LIGHTEST) * spec.size_share
     rgb = colorsys.hls_to_rgb(_HUES[spec.patch_index % len(_HUES)] / 360, lightness, _SATURATION)
     return "#" + "".join(f"{round(255 * part):02x}" for part in rgb)
@@ -68,7 +73,7 @@ def colour(variant: str) -> str:
 def is_ours(value: str) -> bool:
     """Whether a view is unchanged since `view_value`: overwriting it in MLflow's pages sets a later `updatedAt`."""
     try:
-        envelope = json.loads(value)
+        envelope = json_values.parse(value)
     except ValueError:
         return False
     return isinstance(envelope, Mapping) and envelope.get("updatedAt") == envelope.get("createdAt")

@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from dit.errors import StoreError
+from dit.study import json_values
 from dit.study.records import Record
 from dit.tracking.journal import read_entries, read_header
 from dit.tracking.lock_file import is_held
@@ -128,8 +129,8 @@ def waiting(study: StudyFolder, target: Target, run: RunFolder | None = None) ->
 def _load(study: StudyFolder, records_runs: bool = True) -> ShipState:
     path = study.state / ("shipper.json" if records_runs else "view.json")
     try:
-        tree = json.loads(path.read_text())
+        tree = json_values.parse(path.read_text())
         journals = _JOURNALS.validate_python(tree.pop("journals"))
         return ShipState(path, journals=journals, **tree)
-    except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
+    except (FileNotFoundError, IsADirectoryError, ValueError, TypeError, KeyError, AttributeError):
         return ShipState(path, "")

@@ -15,6 +15,7 @@ from dit.storage import Store, cache_dir
 from dit.study import layout
 from dit.study.addresses import SQLITE, tracking_address
 from dit.study.config import StudyConfig
+from dit.study.fields import SecretError, hide_credentials
 from dit.tracking.journal import read_entries
 from dit.tracking.paths import StudyFolder, local_root
 
@@ -82,7 +83,8 @@ def resolve_target(config: StudyConfig, store: Store) -> Target:
     try:
         uri = tracking_address(uri)
     except ValueError as error:
-        raise InputError(f"{URI_VARIABLE}={without_user(uri)}: {error}") from error
+        shown = "" if isinstance(error, SecretError) else f"={hide_credentials(uri)}"
+        raise InputError(f"{URI_VARIABLE}{shown}: {error}") from error
     _check_driver(uri)
     if uri.startswith(SQLITE):
         database, query = sqlite_path(uri).absolute(), uri.partition("?")[1:]
@@ -102,9 +104,10 @@ def sqlite_path(uri: str) -> Path:
 
 
 def without_user(uri: str) -> str:
-    """The address without user and password."""
+    """The address without user and password, also without those in its query."""
     parts = urlsplit(uri)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if parts.username is not None else uri
+    bare = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if parts.username is not None else uri
+    return hide_credentials(bare)
 
 
 def _check_driver(uri: str) -> None:

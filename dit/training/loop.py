@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from dit.checkpoints.read import list_checkpoints
 from dit.checkpoints.write import CheckpointWriter
-from dit.console import Progress, say
-from dit.errors import DivergedError, RanksDifferError, StoppedError
-from dit.health.log import add_event
-from dit.health.ranks import Replica, checksum, compare_replicas
+from dit.console import Progress
+from dit.errors import DivergedError, StoppedError
 from dit.health.steps import NonFinite, first_nonfinite
 from dit.health.stragglers import Stragglers
-from dit.runtime.device import computed_in, hardware
+from dit.runtime.device import computed_in
 from dit.runtime.distributed import Ranks
 from dit.storage.lease import Lease
 from dit.study import layout
@@ -23,6 +21,7 @@ from dit.study.records import CheckpointMeta
 from dit.study.version import code_version
 from dit.training.heartbeat import Heartbeat
 from dit.training.plan import TrainPlan
+from dit.training.preview import Previews
 from dit.training.signals import StopRequest
 from dit.training.telemetry import Telemetry
 from dit.training.trainer import Trainer
@@ -50,21 +49,17 @@ class TrainingLoop:
         self.plan, self.ranks, self.trainer = plan, ranks, trainer
         self.telemetry, self._writer, self._lease, self._watch = telemetry, writer, lease, watch
         self._stragglers = Stragglers(ranks.gather(socket.gethostname()))
+        self._previews = Previews(plan, ranks, trainer, telemetry.tracker)
 
-    def run(self, batches: Iterable[StepBatch], stop: StopRequest, bar: Progress) -> None:
+    def run(self, batches: Iterable[StepBatch], stop: StopRequest, bar: Progress, heartbeat: Heartbeat) -> None:
         """Train on every batch.
 
-        Raises RanksDifferError when a rank's weights differ from the others'.
         Raises LeaseError when another process has taken over the training.
         Raises DivergedError when a loss, gradient or weight is not finite.
         Raises UnhealthyError when a health check says stop.
         Raises StoppedError after a signal, when the checkpoint is written.
         Raises DataError or StoreError when a shard cannot be read or a checkpoint cannot be written.
         """
-        with Heartbeat(self.plan, self.ranks) as heartbeat:
-            self._run(batches, stop, bar, heartbeat)
-
-    def _run(self, batches: Iterable[StepBatch], stop: StopRequest, bar: Progress, heartbeat: Heartbeat) -> None:
         for batch in self.trainer.pace.batches(batches):
             heartbeat.does("step")
             self._watch.fed(batch)
@@ -75,20 +70,27 @@ class TrainingLoop:
             heartbeat.stepped(step)
             if self._lease is not None:
                 self._lease.check()
+            if step == self.plan.start_step + 1:
+                # Ranks that do not exchange gradients differ after one step, and checkpoints can be hours apart.
+                self._watch.replicated(step)
             if self._writer is not None and step == self.plan.start_step + 1:
                 # AdamW makes its state in the first step; only then are all tensors of a checkpoint there.
                 self._writer.reserve(self.trainer.files())
             signal_number = stop.agreed(self.ranks)
-            ends = bool(signal_number) or step == self.plan.stop_step
+            # A kept checkpoint closes a window, whether or not the training stops there: losses do not depend on stops.
+            ends = bool(signal_number) or step in (self.plan.stop_step, *self.plan.milestones)
             if ends or step % self.plan.fit.log_every == 0:
                 self._log(step, bar, heartbeat)
             if ends or self._is_checkpoint(step):
+                heartbeat.does("checkpoint")
                 self._checkpoint(step)
+            self._previews.draw(step)
             if self._writer is not None:
                 self._writer.poll()
             if signal_number:
                 self._stop(step, signal_number)
             heartbeat.does("data")
+        heartbeat.does("checkpoint")
         self._settle()
         self._watch.end()
 
@@ -102,14 +104,9 @@ class TrainingLoop:
         own = self.trainer.pace.read()
         rank_seconds = self.ranks.gather(own)
         heartbeat.measured(own, self.telemetry.log(step, rows, rank_seconds))
-        self._report_stragglers(step, len(rows), rank_seconds)
+        self._watch.paced(step, lambda: self._stragglers.look(step, len(rows), rank_seconds))
         self.trainer.window.clear()
         bar.advance(0, loss=self.telemetry.loss)
-
-    def _report_stragglers(self, step: int, window: int, rank_seconds: Sequence[float]) -> None:
-        for event in self._stragglers.look(step, window, rank_seconds) if self.ranks.is_main else ():
-            say(f"{self.plan.spec.name}: {event.message}")
-            add_event(self.plan.store, layout.health(self.plan.config, self.plan.spec), event)
 
     def _checkpoint(self, step: int) -> None:
         """Start to write a checkpoint, after all its values are found finite and the previous one is written."""
@@ -119,7 +116,7 @@ class TrainingLoop:
         self._require_finite(first_nonfinite(self.trainer.window.read()))
         if not self.trainer.is_finite():
             self._require_finite(NonFinite(step, "a weight"))
-        require_same_weights(self.plan, self.ranks, self.trainer)
+        self._watch.replicated(step)
         self._settle()
         if self._writer is not None:
             self._writer.save(self.trainer.files(), self._meta(step))
@@ -173,19 +170,3 @@ class TrainingLoop:
         """Wait on all ranks for rank 0's writer, in short collectives, so that a long upload meets no timeout."""
         while self.ranks.maximum(int(self._writer is not None and self._writer.poll())):
             time.sleep(POLL_SECONDS)
-
-
-def require_same_weights(plan: TrainPlan, ranks: Ranks, trainer: Trainer) -> None:
-    """Compare weights and EMA of all ranks, and write the result to the health log. A collective.
-
-    Raises RanksDifferError on every rank when a rank has others.
-    """
-    if ranks.world_size == 1:
-        return
-    files = trainer.files()
-    checksums = {name: checksum(files[name]) for name in (layout.RAW_WEIGHTS, layout.EMA_WEIGHTS)}
-    event = compare_replicas(ranks, trainer.steps_done, Replica(hardware(ranks.device), checksums))
-    if ranks.is_main:
-        add_event(plan.store, layout.health(plan.config, plan.spec), event)
-    if event.action == "stop":
-        raise RanksDifferError(f"{plan.spec.name}: {event.message}")

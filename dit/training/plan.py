@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dit.checkpoints.retention import Retention
-from dit.errors import ConfigError
+from dit.errors import ConfigError, MismatchError
 from dit.results.stages import Work, dataset, milestones, training
 from dit.results.state import read_output, require, whole_checkpoints
 from dit.runtime.distributed import environment_rank, environment_world_size
@@ -30,6 +30,8 @@ class TrainPlan:
     """Of an earlier training with fewer steps or fewer checkpoints; None if there is none."""
     ahead: tuple[int, ...] = ()
     """Steps between `start_step` and `stop_step` whose checkpoints are complete and are not written again."""
+    until: int | None = None
+    """The step after which this launch ends; None for the study's last, after which it writes the record."""
 
     @property
     def config(self) -> StudyConfig:
@@ -40,6 +42,11 @@ class TrainPlan:
     def store(self) -> Store:
         """The store of its results."""
         return self.work.store
+
+    @property
+    def reaches_end(self) -> bool:
+        """Whether the training is complete after this launch."""
+        return self.until in (None, self.config.train.steps)
 
     @property
     def milestones(self) -> tuple[int, ...]:
@@ -61,14 +68,14 @@ def require_equal_shares(config: StudyConfig) -> None:
         )
 
 
-def make_plan(work: Work, spec: ModelSpec) -> TrainPlan:
-    """Check the inputs without loading torch, and return where to start and stop.
+def make_plan(work: Work, spec: ModelSpec, until: int | None = None) -> TrainPlan:
+    """Check the inputs without loading torch, and return where to start and stop, at the latest after step `until`.
 
     Training starts at the newest checkpoint before the first missing milestone. Missing means that the store lacks the
     checkpoint or a file of it, whatever the record contains; it is then made again.
 
-    Raises MissingError without a dataset, MismatchError when a record or checkpoint is of another configuration or of
-    other shards, InputError when the store is not writable.
+    Raises MissingError without a dataset, MismatchError when a record or checkpoint is of another configuration, of
+    other shards or imported, InputError when the store is not writable.
     """
     config, store = work.config, work.store
     record = read_output(work, training(work, spec))
@@ -76,8 +83,15 @@ def make_plan(work: Work, spec: ModelSpec) -> TrainPlan:
     if environment_rank() == 0:
         store.check_writable()
     present = whole_checkpoints(work, spec)
-    missing = [step for step in milestones(config) if step not in present]
-    first, last = (missing[0], missing[-1]) if missing else (config.train.steps, config.train.steps)
+    imported = [step for step, meta in present.items() if meta.origin is not None]
+    if imported:
+        raise MismatchError(
+            f"{spec.name} at step {imported[0]} is imported, and a training does not go on from another program's"
+            " checkpoint; import the missing steps, or train under another study name"
+        )
+    end = until or config.train.steps
+    missing = [step for step in milestones(config) if step <= end and step not in present]
+    first, last = (missing[0], missing[-1]) if missing else (end, end)
     start = max((step for step in present if step <= first), default=0)
     ahead = tuple(step for step in present if start < step <= last)
-    return TrainPlan(work, spec, config.fit_for(spec), content, start, last, present.get(start), record, ahead)
+    return TrainPlan(work, spec, config.fit_for(spec), content, start, last, present.get(start), record, ahead, until)

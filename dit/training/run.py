@@ -13,7 +13,7 @@ from dit.data.loader import TrainingStream
 from dit.data.shard_set import ShardSet
 from dit.errors import MissingError, RanksDifferError
 from dit.health.ranks import agree, record_difference, study_facts
-from dit.results.stages import TRAIN, Work, checkpoint, training
+from dit.results.stages import TRAIN, Work, checkpoint
 from dit.results.state import is_complete, require
 from dit.runtime.device import computed_in, tune_process
 from dit.runtime.distributed import Ranks, session
@@ -25,7 +25,8 @@ from dit.study.records import TrainRecord
 from dit.study.variants import ModelSpec
 from dit.study.version import code_version
 from dit.tracking import Tracker, open_tracker
-from dit.training.loop import TrainingLoop, require_same_weights
+from dit.training.heartbeat import Heartbeat
+from dit.training.loop import TrainingLoop
 from dit.training.plan import TrainPlan, make_plan
 from dit.training.signals import StopRequest
 from dit.training.telemetry import Telemetry, peak_memory_bytes
@@ -33,8 +34,8 @@ from dit.training.trainer import Trainer
 from dit.training.watch import TrainingWatch
 
 
-def execute(work: Work, spec: ModelSpec) -> TrainRecord:
-    """Train a variant's missing steps on all ranks; return the record on each.
+def execute(work: Work, spec: ModelSpec, until: int | None = None) -> None:
+    """Train a variant's missing steps up to `until` on all ranks. The record is written after the last step.
 
     Raises RanksDifferError when the ranks do not do the same work, MissingError when they do not share a store.
     Raises LeaseError when another process trains the variant in this store.
@@ -45,15 +46,15 @@ def execute(work: Work, spec: ModelSpec) -> TrainRecord:
         if ranks.world_size > 1:
             # Each rank reads the store by itself, so they must agree on the study before they ask what is complete.
             _agree(work, spec, ranks)
-            if is_complete(TRAIN, work, spec):
-                return require(work, training(work, spec))
-            make_plan(work, spec)
+            if is_complete(TRAIN, work, spec, until):
+                return
+            make_plan(work, spec, until)
         with _leased(work, spec, ranks) as lease:
             # Not the plan from before: until the lease was free, another process may have trained on.
             ranks.barrier()
-            plan = make_plan(work, spec)
+            plan = make_plan(work, spec, until)
             _check_agreement(plan, ranks)
-            return _execute(plan, ranks, lease)
+            _execute(plan, ranks, lease)
 
 
 def _leased(work: Work, spec: ModelSpec, ranks: Ranks) -> AbstractContextManager[Lease | None]:
@@ -63,7 +64,7 @@ def _leased(work: Work, spec: ModelSpec, ranks: Ranks) -> AbstractContextManager
     return leased(work.store, layout.lease(work.config, spec), f"the training of {spec.name}")
 
 
-def _execute(plan: TrainPlan, ranks: Ranks, lease: Lease | None) -> TrainRecord:
+def _execute(plan: TrainPlan, ranks: Ranks, lease: Lease | None) -> None:
     if ranks.is_main:
         _report_precision(plan.config.train.precision, ranks.device)
     trainer = Trainer(plan.spec, plan.config.dataset.inputs, plan.config.train, plan.fit, ranks)
@@ -73,17 +74,17 @@ def _execute(plan: TrainPlan, ranks: Ranks, lease: Lease | None) -> TrainRecord:
     if ranks.is_main:
         # Of an earlier launch, which may have had more ranks. No rank writes its own before the next collective.
         plan.store.delete(progress_records)
-    require_same_weights(plan, ranks, trainer)
+    ranks.barrier()
     with open_tracker(plan.config, plan.store, plan.spec, enabled=ranks.is_main) as tracker:
         _train(plan, ranks, trainer, tracker, lease)
         ranks.barrier()
-        record = _record(plan, ranks, tracker) if ranks.is_main else None
-        if record is not None:
-            write_record(plan.store, layout.train_record(plan.config, plan.spec), record)
+        if ranks.is_main:
+            if plan.reaches_end:
+                record = _record(plan, ranks, tracker)
+                write_record(plan.store, layout.train_record(plan.config, plan.spec), record)
             plan.store.delete(progress_records)
-    shared = ranks.broadcast(record)
-    assert shared is not None
-    return shared
+    # Every rank reads the record next.
+    ranks.barrier()
 
 
 def _agree(work: Work, spec: ModelSpec, ranks: Ranks) -> None:
@@ -127,27 +128,30 @@ def _train(plan: TrainPlan, ranks: Ranks, trainer: Trainer, tracker: Tracker, le
     _log_parameters(plan, tracker)
     if start == stop:
         return
-    watch = TrainingWatch(plan, ranks, trainer, tracker)
-    watch.begin()
-    stream = TrainingStream(
-        ShardSet.open(plan.store, config, show_progress=ranks.is_main),
-        config.train,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-        start_step=start,
-        stop_step=stop,
-        prefetch=plan.fit.prefetch,
-    )
-    # The journal is stored before each checkpoint is complete, because a resume does not log the steps before it again.
-    writer = CheckpointWriter(plan.store, config, spec, plan.retention, tracker.sync) if ranks.is_main else None
-    with (
-        closing(stream),
-        writer if writer is not None else nullcontext(),
-        progress(f"train {spec.name}", stop, "step", start, enabled=ranks.is_main) as bar,
-        StopRequest() as stop_request,
-    ):
-        telemetry = Telemetry(plan, ranks, tracker)
-        TrainingLoop(plan, ranks, trainer, telemetry, writer, lease, watch).run(stream, stop_request, bar)
+    with Heartbeat(plan, ranks) as heartbeat:
+        watch = TrainingWatch(plan, ranks, trainer, tracker)
+        watch.begin()
+        stream = TrainingStream(
+            ShardSet.open(plan.store, config, show_progress=ranks.is_main),
+            config.train,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            start_step=start,
+            stop_step=stop,
+            prefetch=plan.fit.prefetch,
+        )
+        # The journal is stored before each checkpoint is complete, because a resume does not log the steps before it
+        # again.
+        writer = CheckpointWriter(plan.store, config, spec, plan.retention, tracker.sync) if ranks.is_main else None
+        with (
+            closing(stream),
+            writer if writer is not None else nullcontext(),
+            progress(f"train {spec.name}", stop, "step", start, enabled=ranks.is_main) as bar,
+            StopRequest() as stop_request,
+        ):
+            telemetry = Telemetry(plan, ranks, tracker)
+            loop = TrainingLoop(plan, ranks, trainer, telemetry, writer, lease, watch)
+            loop.run(stream, stop_request, bar, heartbeat)
 
 
 def _log_parameters(plan: TrainPlan, tracker: Tracker) -> None:

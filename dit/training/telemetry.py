@@ -26,7 +26,7 @@ class Telemetry:
     """Logs windows of steps and keeps the values that the records need. Its clock starts at construction."""
 
     def __init__(self, plan: TrainPlan, ranks: Ranks, tracker: Tracker) -> None:
-        self._ranks, self._tracker = ranks, tracker
+        self._ranks, self.tracker = ranks, tracker
         self._global_batch = plan.config.train.global_batch
         self._image_flops = TRAINING_FLOPS_PER_MAC * plan.spec.macs(plan.config.dataset.inputs)
         self._peak = peak_flops(ranks.device, plan.config.train.precision) if ranks.is_main else None
@@ -56,7 +56,7 @@ class Telemetry:
         if self._peak is not None:
             # Model FLOPs utilisation: only products that the model needs count, not what checkpointing recomputes.
             values["mfu"] = rate * self._image_flops / (self._peak * self._ranks.world_size)
-        self._tracker.metrics(step, values | _pace(rank_seconds))
+        self.tracker.metrics(step, values | _pace(rank_seconds))
         self._window_began = now
         return self._global_batch / rate
 

@@ -6,7 +6,7 @@ All ranks call every method at the same steps, because what a check reads is sum
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -16,18 +16,22 @@ from dit.data.draws import Purpose, normals
 from dit.data.loader import StepBatch
 from dit.data.measure import load_bounds
 from dit.diffusion.schedule import SCHEDULES
-from dit.health.bounds import Bounds, Float64
+from dit.health.bounds import RUNGS, Bounds, Float64, Rung
 from dit.health.feed import STEPS as FEED_STEPS
 from dit.health.feed_sums import FeedSums
 from dit.health.identity import LoadedView, ProbeBatch, group_norms, loss_tolerance
 from dit.health.learning import NoiseView, StartView, WindowView
+from dit.health.noise_probe import look_at_noise
+from dit.health.ranks import RanksView, Replica, checksum
 from dit.health.recipe import RecipeView, first_deadline, unit_steps
 from dit.health.shadow import Shadow
 from dit.health.steps import StepLosses, first_nonfinite
+from dit.health.stragglers import Pace
 from dit.health.summary import RATIOS
 from dit.health.watch import Watch
 from dit.model.embeddings import position_table
 from dit.model.transformer import DiT
+from dit.runtime.device import hardware
 from dit.runtime.distributed import Ranks
 from dit.sampling.wiener import draw_wiener
 from dit.study import layout
@@ -39,7 +43,6 @@ from dit.training.trainer import Trainer
 # Adam has moved the head after the first step, modulations after the second, all else after the third.
 _ALL_TRAINED = 4
 _FIRST_EMA = 5
-_NOISE_SAMPLES = 16
 # A ratio is taken over the last steps that have this many samples: fewer are too noisy, more are too old.
 _RATIO_SAMPLES, _RATIO_STEPS = 512, 16
 _BUDGET = 0.01
@@ -56,9 +59,10 @@ class TrainingWatch:
         self._watch = Watch(plan.config, plan.spec, plan.store, ranks, tracker if ranks.is_main else None)
         self._schedule = SCHEDULES[plan.config.train.schedule]()
         self.bounds: Bounds | None = load_bounds(plan.work)
-        self._errors = {rung: self._errors_of(rung) for rung in ("a", "b")} if self.bounds else {}
+        # [T, 2]: bounds a and b at each step of the chain.
+        self._errors = np.stack([self._errors_of(rung) for rung in RUNGS[:2]], axis=1) if self.bounds else None
         self._first_mse, self._first_fed = 0.0, 0.0
-        self._limits: dict[int, Float64] = {}
+        self._timesteps: dict[int, np.ndarray[tuple[int], np.dtype[np.int64]]] = {}
         self._recent: deque[Float64] = deque(maxlen=max(_RATIO_STEPS, -(-_RATIO_SAMPLES // self._batch)))
         self._feed = FeedSums(self.bounds, ranks) if self.bounds else None
         weights = dict(trainer.model.named_parameters())
@@ -71,6 +75,7 @@ class TrainingWatch:
     def begin(self) -> None:
         """Check the recipe, the loaded checkpoint and the sampler, before the first step."""
         plan, step = self._plan, self._plan.start_step
+        self.replicated(step)
         self._watch.look("plan", step, lambda: RecipeView(plan.config, plan.spec))
         if plan.resume is not None and plan.resume.probe is not None:
             recorded = plan.resume.probe
@@ -84,8 +89,7 @@ class TrainingWatch:
         """See a rank's slice of a step's batch, before the step."""
         if self.bounds is None:
             return
-        t = batch.t_N.numpy()
-        self._limits[batch.step] = np.array([errors[t].sum() for errors in self._errors.values()])
+        self._timesteps[batch.step] = batch.t_N.numpy()
         if self._feed is not None and batch.positions_N is not None:
             self._feed.add(batch.x0_NCHW, batch.t_N, batch.noise_NCHW, batch.y_N, batch.positions_N)
 
@@ -111,8 +115,21 @@ class TrainingWatch:
         """See a window of steps that is complete and finite."""
         self._watch.look("losses", step, lambda: None)
         self._recent.extend(self._window(step, rows))
-        self._limits.clear()
+        self._timesteps.clear()
         self._watch.look("ema", step, lambda: self._shadow.view(step))
+
+    def paced(self, step: int, pace: Callable[[], Pace]) -> None:
+        """See how fast each rank is in a window; `pace` is called on rank 0 only."""
+        self._watch.look("progress", step, pace)
+
+    def replicated(self, step: int) -> None:
+        """See the weights and EMA of all ranks, before they are saved."""
+        if self._ranks.world_size == 1 or not self._watch.is_on("replicas"):
+            return
+        files = self._trainer.files()
+        checksums = {name: checksum(files[name]) for name in (layout.RAW_WEIGHTS, layout.EMA_WEIGHTS)}
+        replicas = self._ranks.gather(Replica(hardware(self._ranks.device), checksums))
+        self._watch.look("replicas", step, lambda: RanksView(step, replicas))
 
     def probe(self) -> Probe | None:
         """Return the numbers that the current weights must give wherever they are loaded; None without bounds."""
@@ -149,9 +166,9 @@ class TrainingWatch:
         exact = self._ranks.device.type == "cpu" or self._plan.config.train.precision == "fp32"
         return "fp32" if exact else "tf32"
 
-    def _errors_of(self, rung: str) -> Float64:
+    def _errors_of(self, rung: Rung) -> Float64:
         assert self.bounds is not None
-        return self.bounds.errors_T("a" if rung == "a" else "b", self._schedule.alphas_cumprod)
+        return self.bounds.errors_T(rung, self._schedule.alphas_cumprod)
 
     def _start(self, step: int) -> None:
         if step == 1:
@@ -201,26 +218,18 @@ class TrainingWatch:
         self._feed = None
         self._watch.look("feed", step, lambda: view)
 
-    @torch.no_grad()
     def _noise(self, step: int) -> NoiseView:
-        inputs, spec = self._plan.config.dataset.inputs, self._plan.spec
-        random = np.random.Generator(np.random.SFC64(step))
-        shape = (_NOISE_SAMPLES, inputs.channels, inputs.size, inputs.size)
-        noise = torch.from_numpy(random.standard_normal(shape, dtype=np.float32)).to(self._ranks.device)
-        t = torch.full((_NOISE_SAMPLES,), len(self._schedule) - 1, device=self._ranks.device)
-        labels = torch.arange(_NOISE_SAMPLES, device=self._ranks.device) % inputs.classes
-        predicted = self._raw(noise, t, labels).float().chunk(2, dim=1)[0]
-        both = torch.stack([predicted.flatten(), noise.flatten()]).double()
-        correlation = float(torch.corrcoef(both)[0, 1]) if float(predicted.std()) > 0 else 0.0
-        share = min(1.0, spec.hidden / (spec.patch**2 * inputs.channels))
-        return NoiseView(step, correlation, float(predicted.std()), share, unit_steps(self._plan.config, spec))
+        config, spec = self._plan.config, self._plan.spec
+        tau = unit_steps(config, spec)
+        return look_at_noise(self._raw, spec, config.dataset.inputs, self._ranks.device, step=step, tau=tau)
 
     def _window(self, step: int, rows: Sequence[StepLosses]) -> list[Float64]:
         """Look at a window's losses; return each step's (squared noise error, bound a, bound b) over all ranks."""
         config, inputs = self._plan.config, self._plan.config.dataset.inputs
         errors: list[Float64] = []
-        if self._errors and rows and all(row.step in self._limits for row in rows):
-            local = torch.from_numpy(np.stack([self._limits[row.step] for row in rows]))
+        if self._errors is not None and rows and all(row.step in self._timesteps for row in rows):
+            t_steps = np.stack([self._timesteps[row.step] for row in rows])
+            local = torch.from_numpy(self._errors[t_steps].sum(axis=1))
             limits = self._ranks.all_reduce_sum(local).numpy() / self._batch
             errors = [np.array([row.mse, *limit]) for row, limit in zip(rows, limits, strict=True)]
         ratios = self._ratios(errors)
@@ -240,7 +249,9 @@ class TrainingWatch:
 
     def _ratios(self, errors: Sequence[Float64]) -> tuple[float, float] | None:
         """Return the squared noise error of the last steps, up to these, over the bounds a and b."""
-        recent = [*self._recent, *errors][-(self._recent.maxlen or 0) :]
+        # Not more than the last half of a training: its first steps have many times the error of those after them.
+        longest = min(self._recent.maxlen or 0, max(_RATIO_STEPS, self._trainer.steps_done // 2))
+        recent = [*self._recent, *errors][-longest:]
         if not recent:
             return None
         mse, a, b = np.sum(recent, axis=0)

@@ -56,53 +56,64 @@ def merge(
     return address
 
 
-def train(study: str, image: str, variant: str, model: dsl.Output[dsl.Model]) -> None:
-    """Shards to checkpoints of one variant."""
-    from pipelines.step.step import run_job
+def train(study: str, image: str, variant: str, part: int, parts: int, model: dsl.Output[dsl.Model]) -> None:
+    """Shards to a checkpoint of one variant."""
+    from pipelines.step.share import Share
+    from pipelines.step.step import run_variant
 
-    run_job("train", study, variant, image).model(model)
+    run_variant(["train"], study, variant, Share(part, parts), image).model(model)
 
 
 def sample(
     study: str,
     image: str,
     variant: str,
+    part: int,
+    parts: int,
     sets: dsl.Output[dsl.Artifact],
     grids: dsl.Output[dsl.HTML],
 ) -> None:
-    """Checkpoints to sample sets of one variant."""
-    from pipelines.step.step import run_job
+    """A checkpoint to its sample set."""
+    from pipelines.step.share import Share
+    from pipelines.step.step import run_variant
 
-    run_job("sample", study, variant, image).samples(sets, grids)
+    run_variant(["sample"], study, variant, Share(part, parts), image).samples(sets, grids)
 
 
 def evaluate(
     study: str,
     variant: str,
+    part: int,
+    parts: int,
     metrics: dsl.Output[dsl.Metrics],
     summary: dsl.Output[dsl.Markdown],
 ) -> None:
-    """Sample sets to metrics of one variant."""
-    from pipelines.step.step import run_step
+    """A sample set to its metrics."""
+    from pipelines.step.share import Share
+    from pipelines.step.step import run_variant
 
-    run_step("evaluate", study, variant).metrics(metrics, summary)
+    run_variant(["evaluate"], study, variant, Share(part, parts)).metrics(metrics, summary)
 
 
 def whole_variant(
     study: str,
     image: str,
     variant: str,
+    part: int,
+    parts: int,
     model: dsl.Output[dsl.Model],
     grids: dsl.Output[dsl.HTML],
     metrics: dsl.Output[dsl.Metrics],
     summary: dsl.Output[dsl.Markdown],
 ) -> None:
-    """Shards to metrics of one variant: in a study of many variants, one step that starts a job for each stage."""
-    from pipelines.step.step import run_job
+    """Shards to metrics of one variant, checkpoint by checkpoint: one process, or on a cluster a job for each stage."""
+    from pipelines.step.share import Share
+    from pipelines.step.step import run_variant
 
-    run_job("train", study, variant, image).model(model)
-    run_job("sample", study, variant, image).grids(grids)
-    run_job("evaluate", study, variant, image).metrics(metrics, summary)
+    result = run_variant(["train", "sample", "evaluate"], study, variant, Share(part, parts), image)
+    result.model(model)
+    result.grids(grids)
+    result.metrics(metrics, summary)
 
 
 def report(study: str, page: dsl.Output[dsl.HTML], verdict: dsl.Output[dsl.Markdown]) -> None:

@@ -10,22 +10,22 @@ from typing import Any
 from kfp import dsl
 
 from dit.errors import one_line
-from dit.results.stages import PREPARE, REPORT, VARIANT_STAGES, PodKind, Stage
+from dit.results.stages import PREPARE, REPORT, VARIANT_STAGES, PodKind, milestones
 from dit.study.config import StudyConfig
 from dit.study.variants import ModelSpec
 from pipelines.definition import components, step_pods
 from pipelines.definition.component import IMAGE, component
 from pipelines.step import submitted
+from pipelines.step.share import Share
 
-SEPARATE_VARIANTS = 5
-"""With at most this many variants, each stage of a variant is a step. With more, each variant is one step: the run
-would otherwise be too large for the server of Kubeflow Pipelines (see `pipelines.runs.workflow`)."""
+SEPARATE_STAGES, SEPARATE_CHECKPOINTS = 5, 12
+"""With at most `SEPARATE_STAGES` checkpoints, those of all variants, each stage of each is a step. With at most
+`SEPARATE_CHECKPOINTS`, each checkpoint is one. With more, each variant is one: the run would otherwise be too large for
+the server of Kubeflow Pipelines (see `pipelines.runs.workflow`)."""
 
 
 def build(config: StudyConfig, root: str, image: str = IMAGE) -> Any:
-    """The pipeline of this study: prepare, then train, sample and evaluate each variant, then report.
-
-    More than `SEPARATE_VARIANTS` variants are one step each.
+    """The pipeline of this study: prepare; for each variant train, sample and evaluate each checkpoint; report.
 
     Its parameters may be changed when a run is submitted: `root` (store address), `steps` (of training), `cfg`
     (guidance scale), `samples` (images of a sample set), `seed` (of training), and `overrides` (as the command line's
@@ -90,13 +90,9 @@ class _Steps:
         for number, spec in enumerate(self.config.specs):
             # Once a variant's last job has ended, its GPUs are free.
             before = [last_jobs[number - turns]] if number >= turns else []
-            if len(self.config.specs) > SEPARATE_VARIANTS:
-                last_jobs.append(self._whole_variant(spec, study, before))
-                ends.append(last_jobs[-1])
-            else:
-                tasks = self._variant(spec, study, before)
-                last_jobs.append([task for stage, task in tasks if stage.as_job][-1])
-                ends.append(tasks[-1][1])
+            last_job, end = self._variant(spec, study, before)
+            last_jobs.append(last_job)
+            ends.append(end)
         self._report(study, ends)
 
     def only(self, part: str, root: str) -> None:
@@ -107,7 +103,7 @@ class _Steps:
         elif part == REPORT.name:
             self._report(study, [])
         else:
-            self._variant(self.config.spec(part), study, [])
+            self._whole(self.config.spec(part), study, [], Share())
 
     def _prepare_in_parts(self, common: dict[str, Any], asked: dict[str, Any]) -> dsl.PipelineTask:
         """The dataset, made by so many pods at once and joined by one, which also writes the run's study."""
@@ -122,22 +118,41 @@ class _Steps:
 
     def _variant(
         self, spec: ModelSpec, study: Any, before: list[dsl.PipelineTask]
-    ) -> list[tuple[Stage, dsl.PipelineTask]]:
-        """The steps of one variant, one after the other.
+    ) -> tuple[dsl.PipelineTask, dsl.PipelineTask]:
+        """The steps of one variant, one after the other; the last that starts a job, and the last.
 
         They are ordered by name: an artifact that a step takes makes the workflow larger by 5 kB.
         """
+        parts = len(milestones(self.config))
+        checkpoints = parts * len(self.config.specs)
+        shares = (
+            [Share(part, parts) for part in range(1, parts + 1)] if checkpoints <= SEPARATE_CHECKPOINTS else [Share()]
+        )
+        for share in shares:
+            if checkpoints > SEPARATE_STAGES:
+                last_job = end = self._whole(spec, study, before, share)
+            else:
+                last_job, end = self._stages(spec, study, before, share)
+            before = [end]
+        return last_job, end
+
+    def _stages(
+        self, spec: ModelSpec, study: Any, before: list[dsl.PipelineTask], share: Share
+    ) -> tuple[dsl.PipelineTask, dsl.PipelineTask]:
+        """A step for each stage of a checkpoint; the last that starts a job, and the last."""
         tasks = []
         for stage in VARIANT_STAGES:
+            given = {"study": study, "variant": spec.slug, **vars(share)}
             image = {"image": self.image} if stage.as_job else {}
-            step = component(getattr(components, stage.name))(study=study, variant=spec.slug, **image)
-            tasks.append((stage, self._step(stage.step_name(spec), step, stage.pod).after(*before)))
+            step = component(getattr(components, stage.name))(**given, **image)
+            tasks.append((stage, self._step(stage.step_name(spec) + _of(share), step, stage.pod).after(*before)))
             before = [step]
-        return tasks
+        return [task for stage, task in tasks if stage.as_job][-1], tasks[-1][1]
 
-    def _whole_variant(self, spec: ModelSpec, study: Any, before: list[dsl.PipelineTask]) -> dsl.PipelineTask:
-        task = component(components.whole_variant)(study=study, variant=spec.slug, image=self.image)
-        return self._step(f"variant {spec.name}", task, "launch").after(*before)
+    def _whole(self, spec: ModelSpec, study: Any, before: list[dsl.PipelineTask], share: Share) -> dsl.PipelineTask:
+        """One step for all stages, of one checkpoint or of all."""
+        task = component(components.whole_variant)(study=study, variant=spec.slug, image=self.image, **vars(share))
+        return self._step(f"variant {spec.name}" + _of(share), task, "launch").after(*before)
 
     def _report(self, study: Any, evaluated: list[dsl.PipelineTask]) -> None:
         self._step(REPORT.name, component(components.report)(study=study), REPORT.pod).after(*evaluated)
@@ -151,6 +166,10 @@ class _Steps:
         if self.pooled:
             step_pods.set_pod_settings(task, kind, self.config.cluster)
         return task
+
+
+def _of(share: Share) -> str:
+    return f" {share.part}/{share.parts}" if share.parts > 1 else ""
 
 
 def dataset_only(config: StudyConfig) -> StudyConfig:

@@ -23,8 +23,9 @@ from pipelines.cluster.store_access import study_store, study_tracker, waited_fo
 from pipelines.jobs import names
 from pipelines.jobs.registry import kind_of
 from pipelines.jobs.spec import JobSpec, Workflow
+from pipelines.jobs.stalls import StallWatch
 from pipelines.jobs.submit import submit
-from pipelines.jobs.watch import POLL_SECONDS, JobFailed, wait
+from pipelines.jobs.watch import POLL_SECONDS, JobFailed, JobStalled, wait
 
 _PODS_END_SECONDS = 60.0
 
@@ -44,9 +45,8 @@ def launch(config: StudyConfig, spec: JobSpec, cluster: Cluster) -> list[Record]
         return _records(config, spec, cluster)
     except MissingError as missing:
         say(f"{spec.name}: {missing}; starting a job")
-    uid = retry(lambda: submit(cluster, spec), ApiUnavailable, config.cluster.patience.api)
     try:
-        wait(cluster, spec, uid)
+        _run_job(config, spec, cluster)
     except JobFailed as error:
         _track(config, spec, cluster, error)
         raise
@@ -60,6 +60,25 @@ def launch(config: StudyConfig, spec: JobSpec, cluster: Cluster) -> list[Record]
         ) from None
 
 
+def _run_job(config: StudyConfig, spec: JobSpec, cluster: Cluster) -> None:
+    """Run the job to its success; one whose training does not get on is created again.
+
+    Raises JobFailed when the job fails, or does not get on for the last time that `cluster.backoff_limit` allows.
+    """
+    grace = spec.cluster.pod.grace_seconds + _PODS_END_SECONDS
+    for left in range(spec.cluster.backoff_limit, -1, -1):
+        uid = retry(lambda: submit(cluster, spec), ApiUnavailable, config.cluster.patience.api)
+        try:
+            wait(cluster, spec, uid, StallWatch(config, spec, cluster))
+            return
+        except JobStalled as stall:
+            if not left:
+                raise
+            say(f"{stall}; it is created again to resume from the last checkpoint, {left} times at most")
+            # A frozen process is killed only when its pod's grace period has ended.
+            retry(lambda: _until_pods_end(spec, cluster, grace), ApiUnavailable, config.cluster.patience.api)
+
+
 def _records(config: StudyConfig, spec: JobSpec, cluster: Cluster) -> list[Record]:
     stage = next(stage for stage in STAGES if stage.name == spec.stage)
 
@@ -67,22 +86,27 @@ def _records(config: StudyConfig, spec: JobSpec, cluster: Cluster) -> list[Recor
         # A forwarded port does not last as long as a job: the store is opened for each look.
         with study_store(cluster, config.cluster, spec.root) as store:
             # The job itself compares the decoder: hashing its weights would cost more than all else a launcher reads.
-            return require_stage(stage, Work(config, store, compare_decoder=False), spec.variant)
+            return require_stage(stage, Work(config, store, compare_decoder=False), spec.variant, spec.step)
 
     return waited_for(read, config.cluster)
 
 
 def _track(config: StudyConfig, spec: JobSpec, cluster: Cluster, error: JobFailed) -> None:
     """Set the MLflow run to FAILED: a pod that was killed could not do so itself."""
-    selector, deadline = f"{kind_of(spec).pod_label}={spec.name}", time.monotonic() + _PODS_END_SECONDS
     try:
         # A pod that still runs may be writing the status itself.
-        while time.monotonic() < deadline and any(pod_phase(pod) == "Running" for pod in cluster.pods(selector)):
-            time.sleep(POLL_SECONDS)
+        _until_pods_end(spec, cluster, _PODS_END_SECONDS)
         with study_store(cluster, config.cluster, spec.root) as store, study_tracker(cluster, config):
             end_failed(config, store, spec.variant, error)
     except DitError as problem:
         say(f"tracking: {problem}")
+
+
+def _until_pods_end(spec: JobSpec, cluster: Cluster, seconds: float) -> None:
+    """Wait until no pod of the job runs, up to a timeout."""
+    selector, deadline = f"{kind_of(spec).pod_label}={spec.name}", time.monotonic() + seconds
+    while time.monotonic() < deadline and any(pod_phase(pod) == "Running" for pod in cluster.pods(selector)):
+        time.sleep(POLL_SECONDS)
 
 
 def in_run(spec: JobSpec, cluster: Cluster) -> JobSpec:

@@ -76,6 +76,8 @@ def _refused_pods(spec: JobSpec, snapshot: Snapshot) -> Iterator[Reason]:
 def _remedy(spec: JobSpec, message: str) -> str:
     if "violates PodSecurity" in message:
         return f"check the namespace's security level: kubectl get ns {spec.namespace} --show-labels"
+    if "ValidatingAdmissionPolicy" in message:
+        return f"correct the study's cluster section: kubectl describe namespace {spec.namespace}"
     if "service account" in message or "serviceaccount" in message:
         return f"create it, or correct cluster.service_account: kubectl get serviceaccounts -n {spec.namespace}"
     return f"kubectl get events -n {spec.namespace} --field-selector type=Warning"

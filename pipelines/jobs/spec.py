@@ -10,6 +10,7 @@ import yaml
 
 from dit.errors import ConfigError, InputError
 from dit.planning.cost import check_job_size
+from dit.results.stages import TRAIN
 from dit.study.cluster import ClusterConfig
 from dit.study.config import StudyConfig
 from dit.study.variants import ModelSpec
@@ -18,7 +19,8 @@ from pipelines.jobs.names import JobStage
 
 STUDY_PATH = "/etc/dit/study.yaml"
 GATHER_SECONDS = 7 * 86_400
-"""Timeout of running pods for the missing ones: longer than the launcher's timeout, which decides."""
+"""Timeout of running pods for the missing ones. It is longer than the launcher's timeouts, which decide:
+`patience.start` about missing pods, `patience.stall` about pods that run and do not get on."""
 # Kubernetes limits the annotations of an object to 256 KiB; the study is one of them.
 _MAX_STUDY_BYTES = 200_000
 
@@ -60,6 +62,8 @@ class JobSpec:
     """The study as YAML with overrides applied, without the sections that only the launcher needs."""
     root: str
     cluster: ClusterConfig
+    step: int | None = None
+    """The checkpoint that it makes, samples or evaluates; None for all."""
     run_id: str | None = None
     """Id of the pipeline run that created the job."""
     workflow: Workflow | None = None
@@ -69,7 +73,9 @@ class JobSpec:
     def arguments(self) -> list[str]:
         """Arguments of `python` in a pod: the same `dit` command as on a terminal, under torchrun; see torchrun.py."""
         launcher = ["-m", "pipelines.jobs.torchrun", "-m", "dit"]
-        return [*launcher, self.stage, STUDY_PATH, "--variant", self.variant.name, "--root", self.root]
+        option = "--until" if self.stage == TRAIN.name else "--step"
+        only = [option, str(self.step)] if self.step is not None else []
+        return [*launcher, self.stage, STUDY_PATH, "--variant", self.variant.name, *only, "--root", self.root]
 
     @property
     def labels(self) -> dict[str, str]:
@@ -94,8 +100,10 @@ class JobSpec:
         return replace(self, run_id=None, workflow=None)
 
 
-def job_spec(config: StudyConfig, variant: str, stage: JobStage, root: str, image: str) -> JobSpec:
-    """The job of one stage of one variant.
+def job_spec(
+    config: StudyConfig, variant: str, stage: JobStage, root: str, image: str, step: int | None = None
+) -> JobSpec:
+    """The job of one stage of one variant, for one checkpoint or all.
 
     Raises ConfigError when the global batch is not divisible by the number of processes, or the study is too long.
     Raises InputError when pods cannot reach the root.
@@ -123,6 +131,7 @@ def job_spec(config: StudyConfig, variant: str, stage: JobStage, root: str, imag
         study_file=study_file,
         root=root,
         cluster=cluster,
+        step=step,
     )
 
 

@@ -31,6 +31,8 @@ class Decision:
     """The container exit that began the failure; None if none was observed."""
     abandoned: bool = False
     """True if the job still exists, cannot succeed, and must be deleted."""
+    stalled: bool = False
+    """True if the job's ranks do not get on; a new job resumes from the last checkpoint."""
 
 
 class Supervisor:

@@ -16,6 +16,7 @@ from pipelines.jobs.logs import PodLogs
 from pipelines.jobs.registry import kind_of
 from pipelines.jobs.snapshot import Snapshot, of_this_job
 from pipelines.jobs.spec import JobSpec
+from pipelines.jobs.stalls import StallWatch
 from pipelines.jobs.supervisor import Decision, Supervisor
 
 POLL_SECONDS = 3.0
@@ -32,9 +33,14 @@ class JobFailed(DitError):
         self.exit_code = FinalError.exit_code if is_final else DitError.exit_code
 
 
-def wait(cluster: Cluster, spec: JobSpec, uid: str) -> None:
-    """Return when the job's controller reports success. A job that cannot succeed is deleted.
+class JobStalled(JobFailed):
+    """The job's training did not get on, and the job is over; a new one resumes from the last checkpoint."""
 
+
+def wait(cluster: Cluster, spec: JobSpec, uid: str, stalls: StallWatch | None = None) -> None:
+    """Return when the job's controller reports success. A job that cannot succeed or does not get on is deleted.
+
+    Raises JobStalled when `stalls` finds that ranks do not get on; JobFailed instead if the study has this ended.
     Raises JobFailed with the reason when the job failed.
     Raises ApiUnavailable when the API is down, or refuses calls that it allowed at first, for cluster.patience.api.
     Raises ApiRefused when the API does not allow the first look.
@@ -43,7 +49,7 @@ def wait(cluster: Cluster, spec: JobSpec, uid: str) -> None:
     logs = PodLogs(cluster, spec.name)
     supervisor = Supervisor(spec, kind, uid)
     try:
-        decision = _until_over(cluster, spec, kind, supervisor, logs)
+        decision = _until_over(cluster, spec, kind, supervisor, logs, stalls)
     finally:
         logs.close()
     if decision.over is Phase.FAILED:
@@ -51,7 +57,11 @@ def wait(cluster: Cluster, spec: JobSpec, uid: str) -> None:
         if decision.abandoned:
             retry(lambda: cluster.delete(kind.resource, spec.name, uid), ApiUnavailable, spec.cluster.patience.api)
             error += "; the job was deleted"
-        raise JobFailed(error, cause is not None and (decision.abandoned or cause.is_final))
+        is_final = cause is not None and (decision.abandoned or cause.is_final)
+        # Of a TrainJob, the ranks that wait for a frozen one fail first, and the job with them.
+        if stalls is not None and not is_final and (decision.stalled or stalls.has_found):
+            raise JobFailed(error, is_final=True) if stalls.is_final else JobStalled(error)
+        raise JobFailed(error, is_final)
 
 
 def look(cluster: Cluster, kind: JobKind, spec: JobSpec) -> Snapshot:
@@ -72,7 +82,14 @@ def look(cluster: Cluster, kind: JobKind, spec: JobSpec) -> Snapshot:
     return Snapshot(job, phase, pods, events, workload)
 
 
-def _until_over(cluster: Cluster, spec: JobSpec, kind: JobKind, supervisor: Supervisor, logs: PodLogs) -> Decision:
+def _until_over(
+    cluster: Cluster,
+    spec: JobSpec,
+    kind: JobKind,
+    supervisor: Supervisor,
+    logs: PodLogs,
+    stalls: StallWatch | None,
+) -> Decision:
     ask = look
     while True:
         snapshot = retry(partial(ask, cluster, kind, spec), ApiUnavailable, spec.cluster.patience.api)
@@ -83,6 +100,8 @@ def _until_over(cluster: Cluster, spec: JobSpec, kind: JobKind, supervisor: Supe
             say(line)
         if decision.over is not None:
             return decision
+        if stalls is not None and (why := stalls.look(snapshot, time.monotonic())):
+            return Decision(over=Phase.FAILED, error=f"{supervisor.place}: {why}", abandoned=True, stalled=True)
         time.sleep(POLL_SECONDS)
 
 

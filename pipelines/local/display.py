@@ -245,4 +245,5 @@ class _PlainBars:
 
 def _named(description: str, step: str) -> str:
     # With the step's name: several steps run at the same time.
-    return description if step.split()[-1] in description else f"{step}: {description}"
+    variant = (step.split()[1:] or [step])[0]
+    return description if variant in description else f"{step}: {description}"

@@ -154,7 +154,7 @@ def _inputs(config: StudyConfig) -> list[Path]:
         named += [dataset.codec.weights, dataset.codec.decoder]
     if isinstance(evaluation.reference, AdmReference):
         named.append(evaluation.reference.path)
-    places = {Path(name).expanduser().absolute() for name in named if name and "://" not in str(name)}
+    places = {Path(os.path.expanduser(name)).absolute() for name in named if name and "://" not in str(name)}
     return sorted(place for place in places if place.exists())
 
 

@@ -18,7 +18,7 @@ from dit.console import say
 from dit.errors import FinalError, StoreError, UnhealthyError
 from dit.health.summary import headline, readings, stopped_by
 from dit.report.tables import address, show_results
-from dit.results.stages import REPORT, STAGES, VARIANT_STAGES, Work
+from dit.results.stages import REPORT, STAGES, VARIANT_STAGES, Work, variant_steps
 from dit.results.state import is_complete, study_is_complete, unfinished
 from dit.storage import Store, cache_dir, open_store
 from dit.storage.base import local_errors
@@ -28,7 +28,7 @@ from dit.study.config import StudyConfig
 from dit.tracking import flush, reconcile, start_shipping
 from pipelines.local.display import StudyLog, open_log
 from pipelines.local.parallelism import available_cores, has_gpu, share
-from pipelines.local.time_left import StudyClock, expected_seconds
+from pipelines.local.time_left import StudyClock, expected_seconds, steps_before
 from pipelines.local.workers import WorkerError, WorkerPool, WorkItem
 from pipelines.step import submitted
 from pipelines.step.parent_watch import ChildLifeline
@@ -79,11 +79,12 @@ def _run_pipeline(config: StudyConfig, store: Store, image: str | None) -> None:
         f"{config.study}: {len(left)} of {len(config.specs)} variants to do, {machine.workers} at a time;"
         f" results in {address(store, '')}, log in {log_path}"
     )
-    clock = StudyClock(expected_seconds(work, left, has_gpu()), machine.workers)
+    clock = StudyClock(expected_seconds(work, left, has_gpu()), machine.workers, steps_before(config))
+    total = len(STAGES) - len(VARIANT_STAGES) + len(list(variant_steps(config))) * len(left)
     with (
         open_log(log_path) as log,
-        tempfile.TemporaryDirectory(prefix="dit-study-", ignore_cleanup_errors=True) as scratch,
-        StudyLog(log, total=len(STAGES) + len(VARIANT_STAGES) * (len(left) - 1), clock=clock) as shown,
+        _scratch() as scratch,
+        StudyLog(log, total, clock) as shown,
         ChildLifeline() as lifeline,
         _interrupts(lifeline) as caught,
     ):
@@ -127,6 +128,13 @@ def _log_path(config: StudyConfig, store: Store) -> Path:
     with local_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def _scratch() -> tempfile.TemporaryDirectory[str]:
+    try:
+        return tempfile.TemporaryDirectory(prefix="dit-study-", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise StoreError(f"no folder for temporary files: {error.strerror}; free space, or set TMPDIR") from error
 
 
 @contextmanager

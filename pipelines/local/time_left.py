@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from dit.planning import stages
 from dit.planning.cost import FLOPS_PER_MAC, sampling_macs, training_macs
-from dit.results.stages import EVALUATE, PREPARE, REPORT, SAMPLE, TRAIN, Stage, Work
+from dit.results.stages import PREPARE, REPORT, SAMPLE, TRAIN, Stage, Work, milestones, variant_steps
 from dit.results.state import is_complete
+from dit.study.config import StudyConfig
 from dit.study.variants import ModelSpec
 
 START_SECONDS = 4.0
@@ -22,24 +23,34 @@ _CPU_FLOPS, _GPU_FLOPS = 3e10, 6e13
 def expected_seconds(work: Work, variants: Sequence[ModelSpec], on_gpu: bool) -> dict[str, float]:
     """Step -> seconds that it is expected to take, for the steps that a run of these variants has."""
     config, rate = work.config, _GPU_FLOPS if on_gpu else _CPU_FLOPS
-    train, sampling, sets = config.train, config.sampling, len(config.evaluation.at_steps)
-    encoding = stages.encoding_macs(config, stages.image_count(config) or 0)
-    expected: dict[str, float] = {}
-
-    def add(stage: Stage, spec: ModelSpec | None, macs: float, other_seconds: float = 0.0) -> None:
-        left = 0.0 if is_complete(stage, work, spec) else FLOPS_PER_MAC * macs / rate + other_seconds
-        expected[stage.step_name(spec)] = START_SECONDS + left
-
-    add(PREPARE, None, encoding)
+    encoding = FLOPS_PER_MAC * stages.encoding_macs(config, stages.image_count(config) or 0) / rate
+    expected = {PREPARE.name: START_SECONDS + (0.0 if is_complete(PREPARE, work) else encoding)}
     for spec in variants:
-        gflops = spec.gflops(config.dataset.inputs)
-        sampled = sampling_macs(gflops, sampling.num_samples, sampling.steps, sampling.cfg_scale)
-        features = stages.feature_macs(config, sampling.num_samples)
-        add(TRAIN, spec, training_macs(gflops, train.global_batch, train.steps))
-        add(SAMPLE, spec, sets * (sampled + stages.decoding_macs(config)))
-        add(EVALUATE, spec, sets * features, sets * stages.interval_seconds(config))
-    add(REPORT, None, 0.0)
-    return expected
+        start, before = START_SECONDS, 0  # one process does all steps of a variant
+        for stage, step in variant_steps(config):
+            macs, more = _work(config, spec, stage, step - before)
+            left = 0.0 if is_complete(stage, work, spec, step) else FLOPS_PER_MAC * macs / rate + more
+            expected[stage.step_name(spec, step)] = start + left
+            start, before = 0.0, step
+    return expected | {REPORT.name: START_SECONDS}
+
+
+def _work(config: StudyConfig, spec: ModelSpec, stage: Stage, steps: int) -> tuple[float, float]:
+    """Multiply-accumulates of a stage for one checkpoint, `steps` after the one before, and its other seconds."""
+    sampling, gflops = config.sampling, spec.gflops(config.dataset.inputs)
+    if stage is TRAIN:
+        return training_macs(gflops, config.train.global_batch, steps), 0.0
+    if stage is SAMPLE:
+        drawn = sampling_macs(gflops, sampling.num_samples, sampling.steps, sampling.cfg_scale)
+        return drawn + stages.decoding_macs(config), 0.0
+    return stages.feature_macs(config, sampling.num_samples), stages.interval_seconds(config)
+
+
+def steps_before(config: StudyConfig) -> dict[str, float]:
+    """Training step of the pipeline -> share of its bar, which counts from step 0, that earlier ones do."""
+    steps = milestones(config)
+    pairs = list(zip((0, *steps), steps, strict=False))
+    return {TRAIN.step_name(spec, step): before / step for spec in config.specs for before, step in pairs}
 
 
 @dataclass
@@ -51,10 +62,13 @@ class _Running:
 
 
 class StudyClock:
-    """Estimates the time left from the `expected` seconds per step and the number of steps that run side by side."""
+    """Estimates the time left from the `expected` seconds per step and the number of steps that run side by side.
 
-    def __init__(self, expected: Mapping[str, float], workers: int) -> None:
-        self._left = dict(expected)
+    `before` is the share of a step's bar that is not the step's own work; see `steps_before`.
+    """
+
+    def __init__(self, expected: Mapping[str, float], workers: int, before: Mapping[str, float] | None = None) -> None:
+        self._left, self._before = dict(expected), dict(before or {})
         self._workers = workers
         self._running: dict[str, _Running] = {}
         self._spent = self._covered = 0.0
@@ -67,6 +81,8 @@ class StudyClock:
         """This share of a running step is done, by this run or by earlier ones."""
         running = self._running.get(step)
         if running is not None:
+            before = self._before.get(step, 0.0)
+            share = max(0.0, (share - before) / (1 - before))
             running.first_share = share if running.first_share is None else running.first_share
             running.share = share
 

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Self
 
 from dit.console.streams import LineBuffer
+from dit.errors import DitError
+from dit.storage.base import local_errors
 from pipelines.step.events import from_line
 
 Take = Callable[[int, str], None]
@@ -127,18 +129,28 @@ class WorkerPool:
 
 
 class _Worker:
-    """One worker's process. It and its steps inherit standard input, the lifeline."""
+    """One worker's process. It and its steps inherit standard input, the lifeline.
+
+    Raises StoreError when there is no room for its files, DitError when the process cannot start.
+    """
 
     def __init__(self, number: int, folder: Path) -> None:
-        folder.mkdir()
+        with local_errors(folder):
+            folder.mkdir()
         take, give = os.pipe()
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "pipelines.local.worker", str(take), str(folder)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            pass_fds=(take,),
-            env=os.environ | {"TMPDIR": str(folder)},
-        )
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "pipelines.local.worker", str(take), str(folder)],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                pass_fds=(take,),
+                env=os.environ | {"TMPDIR": str(folder)},
+            )
+        except OSError as error:
+            raise DitError(
+                f"{sys.executable}: worker {number} cannot start: {error.strerror}; end other processes, or lower"
+                " fit.parallel_variants, then run again"
+            ) from error
         os.close(take)
         assert self._process.stdout is not None
         self.number, self.output = number, self._process.stdout.fileno()

@@ -24,6 +24,7 @@ _OF_CLUSTER: tuple[tuple[str, Check], ...] = (
     ("service accounts", objects.accounts),
     ("rights", permissions.launcher),
     ("settings", objects.settings),
+    ("names that jobs may use", objects.allowed),
     ("priority class", objects.priority),
     ("image pull secrets", objects.pull_secrets),
     ("reaper", objects.reaper),

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dit.errors import MissingError
 from pipelines.cluster.client import FORBIDDEN, ApiRefused
 from pipelines.cluster.pod_environment import data_of, see
+from pipelines.jobs import names
 from pipelines.jobs.names import REAPER, RUNS_NAMESPACE
 from pipelines.jobs.registry import KINDS
 from pipelines.preflight.finding import Finding, Site, failed, ok, unknown
@@ -80,6 +81,33 @@ def _keys(site: Site, kind: str, where: str, name: str, keys: tuple[str, ...], r
     if missing:
         return failed(subject, f"has no {', '.join(missing)}; {see(kind, where, name)}")
     return ok(subject, f"has {', '.join(keys)}")
+
+
+def allowed(site: Site) -> Iterator[Finding]:
+    """Whether jobs may use the account, secrets and config maps of the study: the namespace's annotations list them."""
+    cluster, subject = site.config.cluster, "names that jobs may use"
+    see_it = f"kubectl describe namespace {site.namespace}"
+    namespace = site.cluster.ask_for(f"/api/v1/namespaces/{site.namespace}") or {"metadata": {}}
+    lists = namespace["metadata"].get("annotations") or {}
+    asked = {
+        names.JOB_ACCOUNTS: ("cluster.service_account", [cluster.service_account]),
+        names.JOB_SECRETS: ("cluster.secrets", list(cluster.secrets)),
+        names.JOB_CONFIG_MAPS: ("cluster.config_maps", list(cluster.config_maps)),
+        names.JOB_PULL_SECRETS: ("cluster.image_pull_secrets", list(cluster.image_pull_secrets)),
+    }
+    if not asked.keys() & lists.keys():
+        yield unknown(subject, f"namespace {site.namespace} has no lists of them; {_DEPLOY}; {see_it}")
+        return
+    wrong = [
+        f"{key}: {name} is not in annotation {annotation} ({lists.get(annotation, '')})"
+        for annotation, (key, wanted) in asked.items()
+        for name in wanted
+        if name not in lists.get(annotation, "").split(" ")
+    ]
+    if wrong:
+        yield failed(subject, f"{', '.join(wrong)}; correct the study, or the deployment's overlay; {see_it}")
+    else:
+        yield ok(subject, f"those of the study are in the annotations of namespace {site.namespace}")
 
 
 def priority(site: Site) -> Iterator[Finding]:

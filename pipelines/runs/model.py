@@ -12,7 +12,7 @@ import yaml
 
 from dit.errors import InputError, one_line
 
-SUCCEEDED, FAILED = "SUCCEEDED", "FAILED"
+RUNNING, SUCCEEDED, FAILED = "RUNNING", "SUCCEEDED", "FAILED"
 ENDED = frozenset({SUCCEEDED, FAILED, "CANCELED", "SKIPPED"})
 
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from dit.console.formatting import format_duration, format_number, format_share
 from dit.results.progress import StageProgress
 from pipelines.jobs.snapshot import Snapshot
-from pipelines.runs.model import Run, Task
+from pipelines.runs.model import RUNNING, Run, Task
 from pipelines.runs.steps import steps
 
 COLUMNS = ("step", "state", "job", "pods", "done", "newest", "time")
 _MERGED = "merge"
 """The step that merges the parts of the preparation."""
+_SHARE = re.compile(r" (\d+)/\d+$")
 _WHOLE = "variant "
 """Begins the name of a step that runs all stages of one variant."""
 
@@ -45,35 +47,48 @@ def rows(
     tasks: tuple[Task, ...] = ()
     if run is not None:
         tasks = tuple(sorted(steps(run), key=lambda task: _place(task.name, order)))
-    names = [name for task in tasks for name in (task.name, *_stages_of(task.name, order))] or order
-    return [
-        _row(
-            name,
-            next((task for task in tasks if task.name == name), None),
-            next((job for job in jobs if job.step == name), None),
-            next((stage for stage in stages if stage.name == _completes(name)), None),
-            now,
-        )
-        for name in names
-    ]
+    names = [task.name for task in tasks] or list(order)
+    # Stages that no step of the run has by itself stand below the last step of their variant.
+    for variant in dict.fromkeys(_variant(name) for name in names if name.startswith(_WHOLE)):
+        last = max(place for place, name in enumerate(names) if _variant(name) == variant)
+        names[last + 1 : last + 1] = [stage for stage in order if _variant(stage) == variant]
+    shown = []
+    for name in names:
+        task = next((task for task in tasks if task.name == name), None)
+        # The checkpoints of a variant take turns with one job for each stage: it is that of the step that runs.
+        of = _completes(name) if task is not None and task.state == RUNNING else name
+        job = next((job for job in jobs if job.step == of), None)
+        stage = next((stage for stage in stages if stage.name == _completes(name)), None)
+        shown.append(_row(name, task, job, stage, now))
+    return shown
 
 
-def _place(step: str, order: Sequence[str]) -> tuple[int, list[int]]:
-    # Parts of the preparation are ordered by number, and the merge comes after them.
-    stage = "prepare" if step == _MERGED or step.startswith("prepare ") else next(_stages_of(step, order), step)
+def _place(step: str, order: Sequence[str]) -> tuple[int, int, int]:
+    """(where its variant begins, checkpoint, stage). The merge comes after the parts of the preparation."""
+    if step == _MERGED or step.startswith("prepare "):
+        return 0, sys.maxsize if step == _MERGED else _part(step), 0
+    own = [place for place, stage in enumerate(order) if _variant(stage) == _variant(step)]
+    stage = _completes(step)
     position = order.index(stage) if stage in order else len(order)
-    return position, [int(step == _MERGED), *(int(digits) for digits in re.findall(r"\d+", step))]
+    return min(own, default=position) if _variant(step) else position, _part(step), position
 
 
-def _stages_of(step: str, order: Sequence[str]) -> Iterator[str]:
-    """The stages of the variant that a step runs as a whole; none for any other step."""
-    variant = step.removeprefix(_WHOLE)
-    return (stage for stage in order if variant != step and stage.endswith(f" {variant}"))
+def _part(step: str) -> int:
+    """K of a step `... K/N`; 0 without."""
+    found = _SHARE.search(step)
+    return int(found[1]) if found else 0
+
+
+def _variant(step: str) -> str:
+    """The variant of a step `STAGE VARIANT` or `STAGE VARIANT K/N`; empty for a step of the whole study."""
+    return _SHARE.sub("", step).partition(" ")[2]
 
 
 def _completes(step: str) -> str:
-    """The stage that a step completes: a part of the preparation completes none."""
-    return "prepare" if step == _MERGED else step
+    """The stage that a step works on: a part of the preparation completes none."""
+    if step.startswith("prepare "):
+        return step
+    return "prepare" if step == _MERGED else _SHARE.sub("", step)
 
 
 def _row(name: str, task: Task | None, job: JobView | None, stage: StageProgress | None, now: datetime) -> Row:

@@ -110,15 +110,17 @@ class _Bar:
 
 
 @contextmanager
-def spoken(step: str) -> Iterator[Speaker]:
-    """Turn output and progress of the body into events, between `begin` and `end`."""
+def spoken(step: str, announced: bool = True) -> Iterator[Speaker]:
+    """Turn output and progress of the body into events, between `begin` and `end` if it is `announced`."""
     speaker = Speaker(sys.stdout)
-    speaker.tell(Event("begin", step))
+    if announced:
+        speaker.tell(Event("begin", step))
     lines = _Lines(speaker)
     with redirect_stdout(lines), redirect_stderr(lines), progress_shown_by(speaker.bar):
         yield speaker
         lines.finish()
-    speaker.tell(Event("end", step))
+    if announced:
+        speaker.tell(Event("end", step))
 
 
 class _Lines(io.TextIOBase):

@@ -16,6 +16,7 @@ from typing import Self
 VARIABLE = "DIT_LIFELINE"
 GRACE_SECONDS = 20.0
 """Time for a step to write a checkpoint after SIGTERM."""
+_WATCHER = "lifeline"
 
 
 class ChildLifeline:
@@ -44,12 +45,15 @@ class ChildLifeline:
 
 
 def end_with_parent() -> bool:
-    """The step's side: end when the parent ends. Returns False, and does nothing, if there is no lifeline."""
+    """The step's side: end when the parent ends. Returns False, and does nothing, if there is no lifeline.
+
+    A process that runs several steps may call it before each.
+    """
     if os.environ.pop(VARIABLE, None) is None:
-        return False
+        return any(thread.name == _WATCHER for thread in threading.enumerate())
     # A terminal sends Ctrl-C to the whole process group; only the parent acts on it, through the lifeline.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_watch, name="lifeline", daemon=True).start()
+    threading.Thread(target=_watch, name=_WATCHER, daemon=True).start()
     return True
 
 

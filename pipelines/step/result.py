@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from dit.storage import Store
 from dit.study import layout
 from dit.study.config import StudyConfig
-from dit.study.records import DatasetManifest, MetricsRecord, Record, SampleSetManifest, TrainRecord
+from dit.study.records import CheckpointMeta, DatasetManifest, MetricsRecord, Record, SampleSetManifest
 from dit.study.variants import resolve
 from pipelines.step import artifacts
 
@@ -39,9 +39,9 @@ class StepResult:
 
     def dataset(self, artifact: Artifact) -> None:
         """The dataset's manifest."""
-        self._save(artifact, layout.dataset(self.config))
         for record in self.records:
             if isinstance(record, DatasetManifest):
+                self._save(artifact, layout.dataset(self.config), record)
                 artifact.metadata |= {"images": record.count, "shards": len(record.shards)}
 
     def part(self, artifact: Artifact, part: tuple[int, int]) -> None:
@@ -50,19 +50,19 @@ class StepResult:
         Path(artifact.path).write_text(json.dumps(artifact.metadata | {"part": part[0], "parts": part[1]}) + "\n")
 
     def model(self, artifact: Artifact) -> None:
-        """The record of a training that has ended."""
+        """The last checkpoint's record."""
         for record in self.records:
-            if isinstance(record, TrainRecord):
+            if isinstance(record, CheckpointMeta):
                 spec = resolve(record.variant)
-                self._save(artifact, layout.checkpoint(self.config, spec, record.steps))
-                artifact.metadata |= {"variant": spec.name, "steps": record.steps, "loss": record.final_loss}
+                self._save(artifact, layout.checkpoint(self.config, spec, record.step), record)
+                artifact.metadata |= {"variant": spec.name, "steps": record.step, "loss": record.loss}
 
     def samples(self, sets: Artifact, grids: Artifact) -> None:
         """The last sample set's manifest, and previews of all."""
         self.grids(grids)
         for record in self.records:
             if isinstance(record, SampleSetManifest):
-                self._save(sets, self._samples_of(record))
+                self._save(sets, self._samples_of(record), record)
 
     def grids(self, grids: Artifact) -> None:
         """Previews of all sample sets."""
@@ -98,9 +98,9 @@ class StepResult:
     def _samples_of(self, record: SampleSetManifest) -> str:
         return f"{layout.variant(self.config, resolve(record.variant))}/samples"
 
-    def _save(self, artifact: Artifact, key: str) -> None:
-        """Keep the last record in the artifact."""
-        Path(artifact.path).write_bytes(self.records[-1].to_json())
+    def _save(self, artifact: Artifact, key: str, record: Record) -> None:
+        """Keep a record in the artifact."""
+        Path(artifact.path).write_bytes(record.to_json())
         self._place(artifact, key)
 
     def _place(self, artifact: Artifact, key: str) -> None:

@@ -6,22 +6,25 @@ import hashlib
 import importlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from dit.errors import DitError, MissingError, StoreError, TransientStoreError, one_line
+from dit.results.stages import TRAIN
 from dit.storage import Store, cache_dir
 from dit.storage.base import exclusive
 from dit.study import study_file
 from dit.study.config import StudyConfig
+from dit.study.records import Record
 from dit.study.variants import resolve
 from pipelines.jobs.names import KFP_POD, JobStage
 from pipelines.step import events, parent_watch, submitted
 from pipelines.step.child import run_in_child
 from pipelines.step.result import StepResult
+from pipelines.step.share import Share
 from pipelines.step.submitted import StudyInputs
 
 _TERMINATION_LOG = Path("/dev/termination-log")
@@ -30,25 +33,43 @@ _PART_SECTIONS = ("dataset", "fit")
 T = TypeVar("T")
 
 
-def run_step(stage: str, study: str, variant: str | None = None) -> StepResult:
-    """Run a stage of the study at this address, in this process.
+def run_step(stage: str, study: str) -> StepResult:
+    """Run a stage of the whole study at this address, in this process.
 
     A DitError becomes one line and the process's exit code. Under a lifeline, all output becomes events.
     """
 
     def work() -> StepResult:
         config, store, _ = submitted.read(study)
-        return _stage(stage, config, store, variant)
+        return _stage(stage, config, store)
 
-    return _reported(_named(stage, variant), work)
+    return _reported(stage, work)
 
 
-def run_job(stage: JobStage, study: str, variant: str, image: str) -> StepResult:
-    """As `run_step`. In a run of Kubeflow Pipelines, a job with many pods of this image does the work."""
-    if KFP_POD not in os.environ:
-        return run_step(stage, study, variant)
-    name = _named(stage, variant)
-    config, store, root = _reported(name, lambda: submitted.read(study))
+def run_variant(
+    stages: Sequence[JobStage], study: str, variant: str, share: Share, image: str | None = None
+) -> StepResult:
+    """Run these stages of a variant for the share's checkpoints, each checkpoint before the training goes on.
+
+    One process does all of it, so that imports are paid once. With an image, in a run of Kubeflow Pipelines, a job of
+    many pods does each stage of each checkpoint. Errors and output are as in `run_step`.
+    """
+    title = stages[0] if len(stages) == 1 else "variant"
+    config, store, root = _reported(_named(title, variant), lambda: submitted.read(study), announced=False)
+    records: list[Record] = []
+    for stage, step in share.steps(config, stages):
+        if image is None or KFP_POD not in os.environ:
+            work = partial(_stage, stage.name, config, store, variant, step)
+        else:
+            work = partial(_job, stage.name, config, store, variant, step, root=root, image=image)
+        records += _reported(_named(stage.name, variant, step), work).records
+    return StepResult(config, store, records)
+
+
+def _job(
+    stage: str, config: StudyConfig, store: Store, variant: str, step: int, *, root: str, image: str
+) -> StepResult:
+    """A job with many pods does the work."""
 
     def launch() -> StepResult:
         from pipelines.cluster.client import Cluster  # the Kubernetes client, which no other step needs
@@ -56,14 +77,12 @@ def run_job(stage: JobStage, study: str, variant: str, image: str) -> StepResult
         from pipelines.jobs.spec import job_spec
 
         cluster = Cluster.connect()
-        spec = job_spec(config, variant, stage, root, image)
+        spec = job_spec(config, variant, cast(JobStage, stage), root, image, step)
         return StepResult(config, store, launch_job(config, spec, cluster))
 
-    def whole() -> StepResult:
-        run_in_child(lambda: _reported(name, launch), config.cluster.steps.retries)
-        return launch()  # reads the records: the stage is complete
-
-    return _reported(name, whole)
+    name = _named(stage, variant, step)
+    run_in_child(lambda: _reported(name, launch), config.cluster.steps.retries)
+    return launch()  # reads the records: the stage is complete
 
 
 def run_part(dataset_study: str, root: str, overrides: list[str], part: tuple[int, int]) -> StepResult:
@@ -96,13 +115,17 @@ def run_merge(inputs: StudyInputs, root: str) -> tuple[str, StepResult]:
     return _reported("merge", join)
 
 
-def _named(stage: str, variant: str | None) -> str:
-    return f"{stage} {resolve(variant).name}" if variant else stage
+def _named(stage: str, variant: str, step: int | None = None) -> str:
+    name = f"{stage} {resolve(variant).name}"
+    return name if step is None else f"{name} step {step}"
 
 
-def _reported(name: str, work: Callable[[], T]) -> T:
-    """Do a step's work and report an error: as an event to the starter, or on standard error."""
-    with events.spoken(name) if parent_watch.end_with_parent() else nullcontext(None) as starter:
+def _reported(name: str, work: Callable[[], T], *, announced: bool = True) -> T:
+    """Do a step's work and report an error: as an event to the starter, or on standard error.
+
+    Only work that is `announced` counts as a step of the study.
+    """
+    with events.spoken(name, announced) if parent_watch.end_with_parent() else nullcontext(None) as starter:
         try:
             return work()
         except DitError as error:
@@ -127,12 +150,21 @@ def _leave_reason(message: str) -> None:
 
 
 def _stage(
-    stage: str, config: StudyConfig, store: Store, variant: str | None = None, *, function: str = "run", **options: Any
+    stage: str,
+    config: StudyConfig,
+    store: Store,
+    variant: str | None = None,
+    step: int | None = None,
+    *,
+    function: str = "run",
+    **options: Any,
 ) -> StepResult:
+    if stage == TRAIN.name and step is not None:
+        function = "run_until"
     call = getattr(importlib.import_module(f"dit.stages.{stage}"), function)
     with _alone(f"{store.url} {config.study} {variant or ''}"):
         # A stage goes on where it was interrupted.
-        work = partial(call, config, store, *([variant] if variant else []), **options)
+        work = partial(call, config, store, *(given for given in (variant, step) if given is not None), **options)
         result = submitted.patiently(work, config.cluster, TransientStoreError)
     records = result if isinstance(result, list) else [result]
     return StepResult(config, store, [record for record in records if record is not None])

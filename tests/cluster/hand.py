@@ -45,17 +45,17 @@ class Hand:
         finally:
             kubectl("delete", "namespace", _NAMESPACE, "--wait=false")
 
-    def kill(self, pod: Object, text: str = "") -> None:
-        """Send SIGKILL to all processes of a pod's container whose command line has this text.
+    def kill(self, pod: Object, text: str = "", number: int = signal.SIGKILL) -> None:
+        """Send a signal to all processes of a pod's container whose command line has this text.
 
-        Retries until it has killed one: the API server learns of a restarted container a moment later.
+        Retries until one has got it: the API server learns of a restarted container a moment later.
         """
         name = pod["metadata"]["name"]
 
         def killed() -> list[str]:
-            return self._signal(container(get("pod", name) or pod), text, signal.SIGKILL)
+            return self._signal(container(get("pod", name) or pod), text, number)
 
-        until(f"a process of {name} is killed", killed, 15, pause=0.2)
+        until(f"a process of {name} gets signal {number}", killed, 15, pause=0.2)
 
     def processes(self, container: str) -> list[str]:
         return self._signal(container, "", 0)

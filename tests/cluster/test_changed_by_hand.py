@@ -1,8 +1,9 @@
-"""Manual changes of deployed objects are named, and overwritten only with FORCE=1."""
+"""Manual changes of deployed objects are named, and overwritten only with --force."""
 
 from __future__ import annotations
 
 import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -15,8 +16,8 @@ MAP, KEY = "dit-services", "MLFLOW_TRACKING_URI"
 pytestmark = [pytest.mark.cluster, pytest.mark.alone, pytest.mark.timeout(600)]
 
 
-def make(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = ["make", "--no-print-directory", "deploy", "OVERLAY=kind", *arguments]
+def deploy(*options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "dit", "deploy", "kind", *options]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
@@ -34,18 +35,18 @@ def changed(site: Site) -> Iterator[str]:
     patch = f'{{"data": {{"{KEY}": "http://elsewhere:5000"}}}}'
     kubectl("patch", "configmap", MAP, "-n", NAMESPACE, "--field-manager=somebody", "--type=merge", "-p", patch)
     yield before
-    make("FORCE=1")
+    deploy("--force")
 
 
 def test_a_manual_change_is_named_and_overwritten_with_force(changed: str) -> None:
-    refused = make()
+    refused = deploy()
     assert refused.returncode
     (line,) = [line for line in refused.stderr.splitlines() if line.startswith("dit: ")]
     assert 'conflict with "somebody"' in line
     assert f".data.{KEY}" in line
     assert "add --force" in line
     assert value() != changed
-    done = make("FORCE=1")
+    done = deploy("--force")
     assert done.returncode == 0, done.stderr
     assert value() == changed
-    assert make().returncode == 0
+    assert deploy().returncode == 0

@@ -5,27 +5,22 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import yaml
-from kube import NAMESPACE, OURS, SESSION, Object, apply, get, kubectl, until
-from studies import Running, Site, pod, study_config_map
+from apart import S3_SECRET, Apart
+from kube import NAMESPACE, get, until
+from studies import Site
 
-from dit import __version__
 from dit.checkpoints.read import list_checkpoints
 from pipelines.cluster.client import Cluster
 from pipelines.cluster.store_access import study_store
-from pipelines.deploy import ROOT
 
 RECIPE = ("train.steps=400", "fit.checkpoint_every=40", "cluster.replicas=2")
 PYTORCHJOB = "pytorchjobs.kubeflow.org"
-SECRET = "dit-s3"
-REVOKED_SECONDS = 30
+FIRST = {"AWS_ACCESS_KEY_ID": "first", "AWS_SECRET_ACCESS_KEY": "of-the-first-keys"}
+SECOND = {"AWS_ACCESS_KEY_ID": "second", "AWS_SECRET_ACCESS_KEY": "of-the-second-keys"}
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 
 
@@ -48,74 +43,15 @@ def test_a_shard_with_a_flipped_byte_ends_the_job_at_the_first_try(site: Site) -
         apart.store.delete(folder)
 
 
-@dataclass(frozen=True)
-class Apart:
-    """A namespace of the test's own with a store, whose keys can be replaced without disturbing others."""
-
-    namespace: str
-
-    @classmethod
-    @contextmanager
-    def made(cls) -> Iterator[Apart]:
-        """Create the namespace with what jobs need of overlay kind; delete it at the end."""
-        namespace = f"dit-scaling-apart-{SESSION}"
-        rendered = kubectl("kustomize", str(ROOT / "k8s" / "overlays" / "kind"))
-        rendered = rendered.replace(f"namespace: {NAMESPACE}\n", f"namespace: {namespace}\n")
-        pushed = (ROOT / "build" / "mlflow.digest").read_text().strip()
-        rendered = rendered.replace(f"image: dit-scaling-mlflow:{__version__}", f"image: {pushed}")
-        objects = list(yaml.safe_load_all(rendered.replace(f".{NAMESPACE}.svc", f".{namespace}.svc")))
-        apart = cls(namespace)
-        apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace, "labels": OURS}})
-        try:
-            apart.put({"AWS_ACCESS_KEY_ID": "first", "AWS_SECRET_ACCESS_KEY": "of-the-first-keys"})
-            apply(apart.secret("dit-mlflow", {"MLFLOW_TRACKING_USERNAME": "x", "MLFLOW_TRACKING_PASSWORD": "x"}))
-            apply(study_config_map(namespace), *filter(_needed, objects))
-            apart.rolled_out()
-            yield apart
-        finally:
-            kubectl("delete", "namespace", namespace, "--wait=false")
-
-    def secret(self, name: str, data: dict[str, str]) -> Object:
-        metadata = {"name": name, "namespace": self.namespace}
-        return {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": data}
-
-    def put(self, keys: dict[str, str]) -> None:
-        """Write these keys of the store into its secret."""
-        apply(self.secret(SECRET, keys))
-
-    def rolled_out(self) -> None:
-        kubectl("rollout", "status", "deployment/s3", "-n", self.namespace, "--timeout=240s")
-
-    def revoke(self, before: dict[str, str], after: dict[str, str]) -> None:
-        """Let the store accept only the keys `after`; the secret has them only after a while."""
-        self.put(after)
-        kubectl("rollout", "restart", "deployment/s3", "-n", self.namespace)
-        self.rolled_out()
-        self.put(before)
-        time.sleep(REVOKED_SECONDS)
-        self.put(after)
-
-    def pod(self, name: str, image: str, command: list[str]) -> Running:
-        """Start a launcher's pod."""
-        apply(pod(name, image, command, "dit-launcher", self.namespace))
-        return Running(name, self.namespace)
-
-
-def _needed(manifest: Object) -> bool:
-    kind, name = manifest["kind"], manifest["metadata"]["name"]
-    of_store = name == "s3" and kind != "NetworkPolicy"
-    return of_store or kind in ("ServiceAccount", "Role", "RoleBinding") or name == "dit-services"
-
-
-@pytest.fixture(scope="module")
-def apart() -> Iterator[Apart]:
-    with Apart.made() as apart:
-        yield apart
-
-
+@pytest.mark.long
 def test_keys_that_are_revoked_and_replaced_end_no_training(
-    site: Site, apart: Apart, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    with Apart.with_a_store("apart", FIRST) as apart:
+        check_rotation(site, apart, tmp_path, monkeypatch)
+
+
+def check_rotation(site: Site, apart: Apart, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith(("AWS_", "MLFLOW_"))]:
         monkeypatch.delenv(name)
     where = replace(site, root=f"s3://{NAMESPACE}/rotated")
@@ -138,8 +74,7 @@ def test_keys_that_are_revoked_and_replaced_end_no_training(
     until("a checkpoint is complete", lambda: newest() >= 40, 180)
     old = apart.pod("launcher", site.image, ["dit", "launch", *study.settings, *arguments[:2], *arguments[4:]])
     old.says("adopted", 60)
-    first = {"AWS_ACCESS_KEY_ID": "first", "AWS_SECRET_ACCESS_KEY": "of-the-first-keys"}
-    apart.revoke(first, {"AWS_ACCESS_KEY_ID": "second", "AWS_SECRET_ACCESS_KEY": "of-the-second-keys"})
+    apart.revoke(FIRST, SECOND)
     output, _ = here.communicate(timeout=600)
     print(output)  # pytest shows it where the test fails
     assert here.returncode == 0
@@ -150,5 +85,5 @@ def test_keys_that_are_revoked_and_replaced_end_no_training(
     ended = old.end(180)
     assert ended.code == 1
     assert "the credentials were refused" in ended.last_line
-    assert f"kubectl describe secret -n {apart.namespace} {SECRET}" in ended.last_line
+    assert f"kubectl describe secret -n {apart.namespace} {S3_SECRET}" in ended.last_line
     assert ended.log.count("; retry in") >= 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -96,6 +97,26 @@ def test_a_training_outlives_a_killed_torchrun_or_a_deleted_worker(disturbed: di
     ended = disturbed[fault].mishap.result()
     assert ended.code == 0, ended.log
     disturbed[fault].study.check_losses()
+
+
+# All processes of the pod, torchrun too, or the worker alone.
+@pytest.mark.parametrize("text", ["", "-u -m dit train"], ids=["pod", "worker"])
+def test_a_frozen_worker_is_named_and_its_job_resumes_from_the_checkpoint(text: str, site: Site, hand: Hand) -> None:
+    settings = ("cluster.replicas=2", "cluster.patience.stall=300", "cluster.pod.grace_seconds=20")
+    study = site.study(f"frozen-{'worker' if text else 'pod'}", *RECIPE, *settings)
+    launcher = study.launch()
+    at_random_moment_after(study, 20)
+    first, frozen = study.workers(), random.choice(study.workers())
+    hand.kill(frozen, text, signal.SIGSTOP)
+    line = launcher.says("no sign of life since", 300)
+    assert f"on {frozen['metadata']['name']}: no sign of life" in line
+    assert "last step" in line
+    until("MLflow names it", lambda: "no sign of life" in study.mlflow_run().data.tags.get("health/progress", ""), 60)
+    ended = launcher.end(900)
+    assert ended.code == 0, ended.log
+    assert "it is created again to resume from the last checkpoint" in ended.log
+    assert {pod["metadata"]["uid"] for pod in study.workers()}.isdisjoint(pod["metadata"]["uid"] for pod in first)
+    study.check_losses()
 
 
 @pytest.mark.alone

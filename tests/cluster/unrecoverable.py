@@ -14,6 +14,7 @@ from studies import EARLY, STUDY_FILE, Running, Site, Study
 
 ONE = ("cluster.replicas=1",)
 POWERLESS = f"test-powerless-{SESSION}"
+FORBIDDEN = "cluster.secrets.dit-mlflow-server=[MLFLOW_AUTH_ADMIN_PASSWORD]"
 NO_IMAGE = "dit-scaling:of-no-such-tag"
 
 
@@ -25,7 +26,8 @@ def launched(site: Site) -> Iterator[dict[str, Running]]:
     yield {
         "gpus": _launch(site, "gpus", "cluster.gpus_per_pod=9", "train.global_batch=63"),
         "image": _launch(site, "image", image=f"{os.environ['REGISTRY']}/{NO_IMAGE}"),
-        "secret": _launch(site, "secret", "cluster.secrets={of-no-such-name: [KEY]}"),
+        "secret": _launch(site, "secret", "cluster.secrets.dit-s3=[OF_NO_SUCH_KEY]"),
+        "forbidden": _launch(site, "forbidden", FORBIDDEN),
         "account": _launch(site, "account", "cluster.service_account=of-no-such-name"),
         "restricted": _launch(site, "restricted", injected=True),
         "rights": _launch(site, "rights", account=POWERLESS),

@@ -24,9 +24,10 @@ import pathlib, sys
 from dit.storage import open_store
 from dit.study import study_file
 from pipelines.step import step, submitted
+from pipelines.step.share import Share
 study, root, variant, image, *overrides = sys.argv[1:]
 config = study_file.load(pathlib.Path(study), overrides)
-step.run_job("train", submitted.write(config, open_store(root)), variant, image)
+step.run_variant(["train"], submitted.write(config, open_store(root)), variant, Share(), image)
 """
 
 

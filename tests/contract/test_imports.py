@@ -53,8 +53,8 @@ def test_the_folder_called_mlflow_holds_no_module() -> None:
 
 
 def test_files_stay_readable() -> None:
-    """300 lines; the two that list keys and records with their meaning, one after another, may be longer."""
-    lists = {"dit/study/config.py": 400, "dit/study/records.py": 400}
+    """300 lines; those that list keys, records or faults, one after another, may be longer."""
+    lists = {"dit/study/config.py": 420, "dit/study/records.py": 440, "bench/gates/faults.py": 400}
     files = [path for folder in ("dit", "pipelines", "bench") for path in (ROOT / folder).rglob("*.py")]
     lengths = {path.relative_to(ROOT).as_posix(): len(path.read_text().splitlines()) for path in files}
     assert {name: length for name, length in lengths.items() if length > lists.get(name, 300)} == {}

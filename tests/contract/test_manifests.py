@@ -62,10 +62,10 @@ def test_a_job_names_by_default_what_deploy_makes(build: Path) -> None:
     job, manifests = ClusterConfig(), rendered("kind", build)
     assert find(manifests, "ServiceAccount", job.service_account)["metadata"]["namespace"] == job.namespace
     assert {name for _, name in required_secrets(manifests)} >= job.secrets.keys()
-    allowed = find(manifests, "ConfigMap", "dit-allowed")["data"]
-    assert allowed["accounts"].split() == [job.service_account]
-    assert set(allowed["secrets"].split()) == job.secrets.keys()
-    assert set(allowed["configMaps"].split()) == job.config_maps.keys()
+    allowed = find(manifests, "Namespace", job.namespace)["metadata"]["annotations"]
+    assert allowed["dit-scaling/job-accounts"].split() == [job.service_account]
+    assert set(allowed["dit-scaling/job-secrets"].split()) == job.secrets.keys()
+    assert set(allowed["dit-scaling/job-config-maps"].split()) == job.config_maps.keys()
 
 
 @every_overlay

@@ -38,7 +38,8 @@ OVERRIDES = (
     "fit.checkpoint_every=4",
     "fit.log_every=4",
 )
-STEPS = 8
+STEPS = 14
+ORDER = [(stage, step) for step in (20, 40) for stage in ("train", "sample", "evaluate")]
 SECONDS = 500
 pytestmark = pytest.mark.timeout(2 * SECONDS)
 
@@ -193,12 +194,15 @@ def test_two_variants_run_at_the_same_time(finished: Finished) -> None:
         for kind in ("begin", "end")
         for step in (
             "prepare",
-            *(f"{stage} {name}" for stage in ("train", "sample", "evaluate") for name in ("mini-S/2", "mini-B/2")),
+            *(f"{stage} {name} step {step}" for name in ("mini-S/2", "mini-B/2") for stage, step in ORDER),
             "report",
         )
     )
     for one, other in (("mini-S/2", "mini-B/2"), ("mini-B/2", "mini-S/2")):
-        assert events.index(f"begin: train {one}") < events.index(f"end: evaluate {other}")
+        assert events.index(f"begin: train {one} step 20") < events.index(f"end: evaluate {other} step 40")
+        # A checkpoint is evaluated before the training goes on.
+        own = [event.removeprefix("begin: ") for event in events if event.startswith("begin") and one in event]
+        assert own == [f"{stage} {one} step {step}" for stage, step in ORDER]
     assert events[:2] == ["begin: prepare", "end: prepare"]
     assert events[-2:] == ["begin: report", "end: report"]
 
@@ -308,9 +312,12 @@ def test_a_failure_stops_the_other_variants_which_can_resume(finished: Finished,
     with no_survivors(study):
         code, _, errors = study.run("variants=[mini-S/2, mini-XL/2]", "train.steps=900")
     assert code == 2
-    assert [line[:21] for line in errors.splitlines() if line.startswith("dit: ")] == ["dit: sample mini-S/2: "[:21]]
+    assert [line[:21] for line in errors.splitlines() if line.startswith("dit: ")] == [
+        "dit: sample mini-S/2 step 20: "[:21]
+    ]
     assert "Traceback" not in errors
-    assert (study.root / "studies/digits/mini-s-2/train.json").exists()
+    # Its training does not go on, either.
+    assert not (study.root / "studies/digits/mini-s-2/train.json").exists()
     # The other variant wrote a checkpoint when it was stopped, and no record of a complete training.
     assert any(study.root.glob("studies/digits/mini-xl-2/checkpoints/*/meta.json"))
     assert not (study.root / "studies/digits/mini-xl-2/train.json").exists()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 from functools import cache
-from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,17 +16,19 @@ import pytest
 import yaml
 
 from dit.cli.commands import run
+from dit.results.stages import milestones
 from dit.study.study_file import load, load_text
 from pipelines.compile import compile_study
-from pipelines.definition.pipeline import dataset_only
+from pipelines.definition.pipeline import SEPARATE_CHECKPOINTS, dataset_only
 
 ROOT = Path(__file__).parents[3]
 GOLDEN = Path(__file__).parent / "golden" / "pipeline-digits.yaml"
 STUDIES = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
 IMAGE = "registry.example/dit-scaling@sha256:" + "0" * 64
 TWO = "variants=[mini-S/2, mini-B/2]"
-# Of many variants a file for review would say the same again and again.
 ONE = "variants=[mini-S/2]"
+# Of many variants and checkpoints a file for review would say the same again and again.
+SHORT = (ONE, "evaluation.at_steps=[1500]")
 
 
 class Compiled:
@@ -80,44 +81,60 @@ def digits() -> Compiled:
     return compiled_once("digits")
 
 
-@pytest.fixture
-def imagenet() -> Compiled:
-    return compiled_once("imagenet256")
-
-
 def test_the_pipeline_of_the_digits_is_as_reviewed() -> None:
-    assert Compiled("digits", ONE).text == GOLDEN.read_text()
+    assert Compiled("digits", *SHORT).text == GOLDEN.read_text()
+
+
+def before_the_report(compiled: Compiled) -> list[str]:
+    """Prepare and merge."""
+    count = compiled.config.cluster.steps.parts
+    return [*(f"prepare {k}/{count}" for k in range(1, count + 1)), "merge"]
 
 
 @pytest.mark.parametrize("study", STUDIES)
 def test_every_study_compiles_to_all_its_steps(study: str) -> None:
     compiled = compiled_once(study)
-    config = compiled.config
-    parts = [f"prepare {k}/{config.cluster.steps.parts}" for k in range(1, config.cluster.steps.parts + 1)]
-    steps = [f"{stage} {name}" for stage in ("train", "sample", "evaluate") for name in config.variants]
-    assert sorted(compiled.names()) == sorted([*parts, "merge", *steps, "report"])
-    assert compiled.waits_for("merge") == set(parts)
-    assert compiled.waits_for("report") == {"merge", *(f"evaluate {name}" for name in config.variants)}
-    for name in config.variants:
-        assert compiled.waits_for(f"train {name}") >= {"merge"}
-        assert compiled.waits_for(f"sample {name}") == {"merge", f"train {name}"}
-        assert compiled.waits_for(f"evaluate {name}") == {"merge", f"sample {name}"}
+    prepared, variants = before_the_report(compiled), compiled.config.variants
+    parts = len(milestones(compiled.config))
+    whole = parts * len(variants) > SEPARATE_CHECKPOINTS
+    of = [""] if whole else [f" {part}/{parts}" for part in range(1, parts + 1)]
+    steps = [f"variant {name}{part}" for name in variants for part in of]
+    assert sorted(compiled.names()) == sorted([*prepared, *steps, "report"])
+    assert compiled.waits_for("merge") == {*prepared} - {"merge"}
+    assert compiled.waits_for("report") == {"merge", *(f"variant {name}{of[-1]}" for name in variants)}
     # The text is in one step; all later ones take the address under which that one stores it.
-    assert load_text(compiled.given("merge")["study"]) == config
+    assert load_text(compiled.given("merge")["study"]) == compiled.config
     assert {compiled.given(name)["study"] for name in (*steps, "report")} == {"merge's"}
     # A pod that installs something needs an index, and takes another version tomorrow.
     assert "pip install" not in compiled.text
 
 
-def test_each_of_many_variants_is_one_step() -> None:
-    names = ["mini-S/2", "mini-B/2", "mini-L/2", "mini-XL/2", "mini-XL/4", "mini-XL/8"]
-    compiled = Compiled("digits", f"variants=[{', '.join(names)}]", "cluster.steps.variants_at_a_time=2")
-    steps = [f"variant {name}" for name in names]
-    assert sorted(compiled.names()) == sorted(["prepare 1/2", "prepare 2/2", "merge", *steps, "report"])
-    assert compiled.waits_for("report") == {"merge", *steps}
-    before = [compiled.waits_for(step) - {"merge"} for step in steps]
-    assert before == [set(), set(), *({step} for step in steps[:-2])]
-    assert "accelerator" not in compiled.container(steps[0])["resources"]
+@pytest.mark.parametrize(
+    ("overrides", "stages", "parts"),
+    [
+        ((ONE,), ("train", "sample", "evaluate"), 3),
+        ((TWO,), ("variant",), 3),
+        (("variants=[mini-S/2, mini-B/2, mini-L/2, mini-XL/2]",), ("variant",), 3),
+        (("evaluation.at_steps=[1500]",), ("train", "sample", "evaluate"), 1),
+        ((ONE, "evaluation.at_steps=[700]"), ("train", "sample", "evaluate"), 2),
+    ],
+)
+def test_each_checkpoint_is_done_before_the_training_goes_on(
+    overrides: tuple[str, ...], stages: tuple[str, ...], parts: int
+) -> None:
+    compiled = Compiled("digits", "cluster.steps.variants_at_a_time=9", *overrides)
+    ends = []
+    for variant in compiled.config.variants:
+        before = "merge"
+        for part in range(1, parts + 1):
+            for stage in stages:
+                name = f"{stage} {variant}" + (f" {part}/{parts}" if parts > 1 else "")
+                assert compiled.waits_for(name) == {"merge", before}
+                assert {"part": part, "parts": parts}.items() <= compiled.given(name).items()
+                before = name
+        ends.append(before)
+    assert compiled.waits_for("report") == {"merge", *ends}
+    assert len(compiled.names()) == 4 + len(ends) * len(stages) * parts
 
 
 def test_what_a_person_changes_is_a_parameter_and_the_study_is_none(digits: Compiled) -> None:
@@ -184,21 +201,25 @@ def test_what_decides_the_shards_is_the_key_of_a_parts_cache(digits: Compiled) -
     assert digits.given("prepare 2/2") == digits.given("prepare 1/2") | {"part": 2}
 
 
-def test_variants_take_turns_where_nothing_starts_jobs_whole(digits: Compiled, imagenet: Compiled) -> None:
-    variants = digits.config.variants
-    for before, name in pairwise(variants):
-        assert digits.waits_for(f"train {name}") == {"merge", f"sample {before}"}
-    for name in imagenet.config.variants:
-        assert imagenet.waits_for(f"train {name}") == {"merge"}
+@pytest.mark.parametrize(
+    ("override", "turns"),
+    [("cluster.replicas=8", 1), ("cluster.queue=gpus", 9), ("cluster.steps.variants_at_a_time=2", 2)],
+)
+def test_variants_take_turns_where_nothing_starts_jobs_whole(override: str, turns: int) -> None:
+    """So many at a time as the study says: one, if it says nothing."""
+    compiled = Compiled("digits", override)
+    steps = [f"variant {name}" for name in compiled.config.variants]
+    waits = [compiled.waits_for(step) - {"merge"} for step in steps]
+    assert waits == [set() if number < turns else {steps[number - turns]} for number in range(len(steps))]
 
 
-def test_so_many_variants_at_a_time_as_the_study_says() -> None:
-    compiled = Compiled("digits", "cluster.steps.variants_at_a_time=2")
-    waits = [compiled.waits_for(f"train {name}") - {"merge"} for name in compiled.config.variants]
-    assert waits == [set(), set(), {"sample mini-S/2"}, {"sample mini-B/2"}, {"sample mini-L/2"}]
+def test_a_variant_waits_for_the_last_job_of_another_and_not_for_its_evaluation() -> None:
+    compiled = Compiled("digits", TWO, "evaluation.at_steps=[1500]")
+    assert compiled.waits_for("train mini-B/2") == {"merge", "sample mini-S/2"}
 
 
-def test_steps_with_gpus_go_where_these_are_and_launchers_do_not(imagenet: Compiled) -> None:
+def test_steps_with_gpus_go_where_these_are_and_launchers_do_not() -> None:
+    imagenet = Compiled("imagenet256", "variants=[DiT-B/2]", "fit_by_variant={}")
     resources = imagenet.container("prepare 1/16")["resources"]
     assert resources["accelerator"]["resourceType"] == "nvidia.com/gpu"
     assert resources["accelerator"]["resourceCount"] == "1"
@@ -206,13 +227,13 @@ def test_steps_with_gpus_go_where_these_are_and_launchers_do_not(imagenet: Compi
     assert "resourceCpuLimit" not in resources
     disks = {step: imagenet.settings(step)["emptyDirMounts"][0]["sizeLimit"] for step in ("prepare 1/16", "merge")}
     assert disks == {"prepare 1/16": "200Gi", "merge": "10Gi"}
-    placed = imagenet.settings("evaluate DiT-B/2")
+    placed = imagenet.settings("evaluate DiT-B/2 1/5")
     assert placed["nodeSelector"] == {"labels": {"nvidia.com/gpu.product": "NVIDIA-A100-SXM4-80GB"}}
     assert placed["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
-    launcher = imagenet.settings("train DiT-B/2")
+    launcher = imagenet.settings("train DiT-B/2 1/5")
     assert not launcher.keys() & {"nodeSelector", "tolerations"}
-    assert "accelerator" not in imagenet.container("train DiT-B/2")["resources"]
-    assert imagenet.container("train DiT-B/2")["resources"]["resourceMemoryLimit"] == "1Gi"
+    assert "accelerator" not in imagenet.container("train DiT-B/2 1/5")["resources"]
+    assert imagenet.container("train DiT-B/2 1/5")["resources"]["resourceMemoryLimit"] == "1Gi"
 
 
 def test_the_rest_of_the_cluster_section_reaches_the_pods() -> None:
@@ -305,4 +326,4 @@ def test_a_job_that_cannot_share_the_batch_is_refused_before_anything_is_prepare
 
 
 if __name__ == "__main__":
-    compile_study(load(ROOT / "configs/digits.yaml", [ONE]), "s3://bucket/dit", IMAGE, GOLDEN)
+    compile_study(load(ROOT / "configs/digits.yaml", SHORT), "s3://bucket/dit", IMAGE, GOLDEN)

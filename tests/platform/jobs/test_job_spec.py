@@ -66,6 +66,14 @@ def test_the_spec_hash_does_not_depend_on_the_launchers_timeouts() -> None:
     assert spec_hash(render_job(spec()).job) == spec_hash(render_job(spec("cluster.patience.start=100")).job)
 
 
+@pytest.mark.parametrize(("stage", "option"), [("train", "--until"), ("sample", "--step"), ("evaluate", "--step")])
+def test_the_job_of_one_checkpoint_names_its_step(stage: names.JobStage, option: str) -> None:
+    config = load(CONFIGS / "imagenet256.yaml")
+    whole, one = (job_spec(config, "DiT-XL/2", stage, "s3://bucket/dit", IMAGE, step) for step in (None, 100_000))
+    assert one.name == whole.name
+    assert one.arguments == [*whole.arguments[:-2], option, "100000", *whole.arguments[-2:]]
+
+
 def test_only_a_workflow_of_the_same_namespace_owns_the_job() -> None:
     here, elsewhere = (Workflow(namespace, "w", "uid-1") for namespace in ("dit-scaling", "kubeflow"))
     assert "ownerReferences" not in render_job(replace(spec(), workflow=elsewhere)).job["metadata"]

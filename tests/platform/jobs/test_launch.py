@@ -19,6 +19,7 @@ from dit.study.study_file import load
 from pipelines.cluster.client import Cluster
 from pipelines.jobs import launch, watch
 from pipelines.step import step, submitted
+from pipelines.step.share import Share
 
 
 @pytest.mark.usefixtures("s3_environment")
@@ -73,7 +74,7 @@ def test_a_step_retries_an_unavailable_store_before_and_after_its_job(s3_proxy: 
     fill(open_store(root), config)
     address = submitted.write(config, open_store(root))
     away(s3_proxy, {0, 1, 2, 4, 5, 6})
-    result = step.run_job("sample", address, "DiT-XL/2", "image")
+    result = step.run_variant(["sample"], address, "DiT-XL/2", Share(), "image")
     assert [type(record) for record in result.records] == [SampleSetManifest, SampleSetManifest]
 
 
@@ -107,7 +108,9 @@ def test_a_launcher_by_hand_has_the_same_patience(
 @pytest.mark.usefixtures("s3_environment", "in_a_pod")
 def test_a_missing_bucket_is_not_retried() -> None:
     with pytest.raises(SystemExit) as caught:
-        step.run_job("sample", submitted.address(study(), "s3://no-such-bucket/dit"), "DiT-XL/2", "image")
+        step.run_variant(
+            ["sample"], submitted.address(study(), "s3://no-such-bucket/dit"), "DiT-XL/2", Share(), "image"
+        )
     assert caught.value.code == 2
 
 
@@ -115,6 +118,6 @@ def test_a_missing_bucket_is_not_retried() -> None:
 def test_a_step_on_this_machine_does_not_retry_the_store(s3_proxy: Proxy, capsys: pytest.CaptureFixture[str]) -> None:
     away(s3_proxy, {0, 1, 2})
     with pytest.raises(SystemExit) as caught:
-        step.run_step("sample", submitted.address(study(), f"s3://{BUCKET}/dit"), "DiT-XL/2")
+        step.run_variant(["sample"], submitted.address(study(), f"s3://{BUCKET}/dit"), "DiT-XL/2", Share())
     assert caught.value.code == 1
     assert "503" in capsys.readouterr().err

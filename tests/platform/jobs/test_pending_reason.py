@@ -13,6 +13,7 @@ PULL = 'Failed to pull image "registry.example/dit:1": rpc error: code = NotFoun
 QUOTA = 'Error creating: pods "w" is forbidden: exceeded quota: gpus, requested: requests.nvidia.com/gpu=1'
 SECURITY = 'Error creating: pods "w" is forbidden: violates PodSecurity "restricted:latest": seccompProfile'
 ACCOUNT = 'Error creating: pods "w" is forbidden: error looking up service account dit/worker: not found'
+POLICY = """Error creating: pods "w" is forbidden: ValidatingAdmissionPolicy 'p' denied request: account a is wrong"""
 FULL = "couldn't assign flavors to pod set worker: insufficient unused quota for nvidia.com/gpu, 8 more needed"
 SMALL = "couldn't assign flavors to pod set worker: insufficient quota, request > maximum capacity (9 > 8)"
 REASONS = [
@@ -45,6 +46,10 @@ REASONS = [
     pytest.param(
         snapshot(CREATED, events=[event("FailedCreatePod", ACCOUNT)]),
         ACCOUNT, "get serviceaccounts", True, id="service account",
+    ),
+    pytest.param(
+        snapshot(CREATED, events=[event("FailedCreatePod", POLICY)]),
+        POLICY, "kubectl describe namespace", True, id="admission policy",
     ),
     pytest.param(
         snapshot(SUSPENDED, workload=workload(FULL)),

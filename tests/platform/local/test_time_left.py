@@ -71,10 +71,22 @@ def test_what_is_complete_is_expected_to_take_a_start_only(tmp_path: Path) -> No
     first, second = config.specs[:2]
     store.delete(layout.variant(config, second))
     expected = expected_seconds(Work(config, store), [first, second], on_gpu=False)
-    assert expected[f"train {first.name}"] == START_SECONDS < expected[f"train {second.name}"]
-    assert next(iter(expected)) == "prepare"
+    assert sum(seconds for step, seconds in expected.items() if first.name in step) == START_SECONDS
+    assert all(seconds > 0 for step, seconds in expected.items() if second.name in step)
+    assert list(expected)[:4] == [
+        "prepare",
+        *(f"{stage} {first.name} step 500" for stage in ("train", "sample", "evaluate")),
+    ]
     assert list(expected)[-1] == "report"
-    assert len(expected) == 8
+    assert len(expected) == 2 + 2 * 3 * 3
+
+
+def test_a_training_that_goes_on_from_a_checkpoint_counts_from_there() -> None:
+    clock = StudyClock({"train a step 1000": 1000.0}, workers=1, before={"train a step 1000": 0.5})
+    clock.begin("train a step 1000", 0.0)
+    clock.advance("train a step 1000", 0.5)
+    clock.advance("train a step 1000", 0.75)
+    assert clock.left(500.0) == pytest.approx(500.0, rel=0.02)
 
 
 def test_every_finished_step_leaves_the_time_left_for_the_study(capsys: pytest.CaptureFixture[str]) -> None:

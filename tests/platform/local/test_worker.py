@@ -8,6 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from dit.errors import DitError
+from pipelines.local.workers import WorkerPool
 from pipelines.step.events import from_line
 
 PATIENCE_SECONDS = 120
@@ -56,3 +60,10 @@ print(*subprocess_task_handler.replace_python_executable(["python3", "-m", "x", 
 """
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "/my python3/bin -m x /python3/runs"
+
+
+def test_a_worker_that_cannot_start_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/no/such/python")
+    with pytest.raises(DitError, match=r"^/no/such/python: worker 1 cannot start: No such file") as caught:
+        WorkerPool(1, tmp_path, lambda *_: None, lambda: None).__enter__()
+    assert "\n" not in str(caught.value)

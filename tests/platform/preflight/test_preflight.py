@@ -23,6 +23,12 @@ QUEUES = "/apis/kueue.x-k8s.io/v1beta1"
 REAPER = "/apis/apps/v1/namespaces/dit-scaling/deployments/dit-reaper"
 IMAGE = "registry.example/dit@sha256:" + "0" * 64
 PASSWORD = "correct horse battery"
+ALLOWED = {
+    "dit-scaling/job-accounts": "dit-worker",
+    "dit-scaling/job-secrets": "dit-s3 dit-mlflow",
+    "dit-scaling/job-config-maps": "dit-services",
+    "dit-scaling/job-image-pull-secrets": "registry",
+}
 A100 = "NVIDIA-A100-SXM4-80GB"
 
 
@@ -109,7 +115,7 @@ def place(
             "/version": {"gitVersion": "v1.34.4"},
             "/apis/kubeflow.org": {"versions": [{"version": "v1"}]},
             "/apis/kubeflow.org/v1": {"resources": [{"name": "pytorchjobs"}]},
-            JOBS: {},
+            JOBS: {"metadata": {"annotations": ALLOWED}},
             RUNS: {},
             f"{JOBS}/serviceaccounts/dit-worker": {},
             f"{RUNS}/serviceaccounts/dit-launcher": {},
@@ -201,6 +207,37 @@ def test_a_failed_check_has_a_cross_and_a_remedy(place: Place, break_it: Break, 
     result = place.marks()
     assert result[subject].startswith("✗")
     assert message in result[subject]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("cluster.service_account=dit-launcher", "cluster.service_account: dit-launcher is not in"),
+        ("cluster.secrets.dit-mlflow-server=[PGPASSWORD]", "cluster.secrets: dit-mlflow-server is not in"),
+        ("cluster.config_maps.mlflow=[A]", "cluster.config_maps: mlflow is not in"),
+        ("cluster.image_pull_secrets=[registry, theirs]", "cluster.image_pull_secrets: theirs is not in"),
+    ],
+)
+def test_names_that_jobs_may_not_use_are_named(place: Place, override: str, message: str) -> None:
+    assert place.check("digits", override) == 2
+    result = place.marks()["names that jobs may use"]
+    assert result.startswith("✗")
+    assert message in result
+    assert "kubectl describe namespace dit-scaling" in result
+
+
+def test_a_namespace_without_lists_of_names_is_a_question_mark(place: Place) -> None:
+    place.objects[JOBS] = {"metadata": {}}
+    assert place.check() == 0
+    assert place.marks()["names that jobs may use"].startswith("? ")
+
+
+def test_a_batch_that_does_not_fit_the_job_is_refused_before_any_check(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert place.check("digits", "cluster.replicas=3") == 2
+    assert "not divisible by the 3 processes" in capsys.readouterr().err.splitlines()[-1]
+    assert not place.marks()
 
 
 def test_the_error_names_the_failed_checks(place: Place, capsys: pytest.CaptureFixture[str]) -> None:

@@ -37,7 +37,7 @@ BORN = "2026-01-01T10:00:00Z"
 
 @pytest.fixture(scope="module")
 def config() -> StudyConfig:
-    return load(STUDY_FILE, ["variants=[mini-S/2, mini-B/2]"])
+    return load(STUDY_FILE, ["variants=[mini-S/2, mini-B/2]", "evaluation.at_steps=[1500]"])
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from dit.results.stages import step_names
 from dit.study.study_file import load
 from pipelines.jobs.kind import Phase
 from pipelines.jobs.snapshot import Snapshot
-from pipelines.runs.model import Run
+from pipelines.runs.model import Run, Task
 from pipelines.runs.status_table import COLUMNS, JobView, rows, under_way
 
 STEPS = step_names(load(Path(__file__).parents[3] / "configs" / "digits.yaml", ["variants=[mini-S/2, mini-B/2]"]))
@@ -54,6 +54,22 @@ def test_below_the_step_of_a_whole_variant_are_its_stages() -> None:
     assert [result[name]["state"] for name in one] == ["running", "complete", None, None]
     assert result[TRAIN]["job"] == "PyTorchJob succeeded"
     assert result["sample mini-S/2"]["done"] == "1/3 sets (33 %)"
+
+
+def test_each_checkpoint_of_a_variant_has_its_row() -> None:
+    titles = {"merge": "merge", "report": "report"}
+    for variant in ("mini-B/2", "mini-S/2"):
+        for stage in ("evaluate", "sample", "train"):
+            titles |= {f"{stage}-{variant}-{part}": f"{stage} {variant} {part}/2" for part in (2, 1)}
+    states = [Task("train-mini-S/2-1", "SUCCEEDED", NOW), Task("train-mini-S/2-2", "RUNNING", NOW)]
+    training = StageProgress(TRAIN, 900, 1500, "steps")
+    result = table([training], [job(Phase.RUNNING, 8)], replace(run(), titles=titles, tasks=tuple(states)))
+    each = [f"{stage} {{}} {part}/2" for part in (1, 2) for stage in ("train", "sample", "evaluate")]
+    order = [name.format(variant) for variant in ("mini-S/2", "mini-B/2") for name in each]
+    assert list(result) == ["merge", *order, "report"]
+    # One job at a time works on them: it is that of the running step.
+    assert [result[f"{TRAIN} {part}/2"]["job"] for part in (1, 2)] == [None, "PyTorchJob running"]
+    assert result[f"{TRAIN} 2/2"]["done"] == "900/1,500 steps (60 %)"
 
 
 def test_steps_have_the_order_of_the_study() -> None:

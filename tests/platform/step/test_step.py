@@ -12,7 +12,8 @@ from dit.storage import Store, open_store
 from dit.study.study_file import load, load_text
 from pipelines.definition.pipeline import dataset_only
 from pipelines.step import step, submitted
-from pipelines.step.step import run_job, run_merge, run_part, run_step
+from pipelines.step.share import Share
+from pipelines.step.step import run_merge, run_part, run_step, run_variant
 from pipelines.step.submitted import StudyInputs
 
 STUDIES = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
@@ -141,9 +142,9 @@ def test_a_reason_that_cannot_be_left_hides_no_error(
     reason.unlink()
     reason.mkdir()
     with pytest.raises(SystemExit) as caught:
-        run_step("train", address, "mini-S/2")
+        run_variant(["train"], address, "mini-S/2", Share())
     assert caught.value.code == 2
-    assert capsys.readouterr().err.startswith("dit: train mini-S/2: ")
+    assert capsys.readouterr().err.startswith("dit: train mini-S/2 step 500: ")
 
 
 def test_on_kubeflow_a_job_does_the_work(
@@ -152,9 +153,25 @@ def test_on_kubeflow_a_job_does_the_work(
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     with pytest.raises(SystemExit):
-        run_job("train", address, "mini-S/2", "image")
-    assert reason.read_text().startswith("train mini-S/2: ")
+        run_variant(["train"], address, "mini-S/2", Share(), "image")
+    assert reason.read_text().startswith("train mini-S/2 step 500: ")
     assert "KUBECONFIG" in reason.read_text()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "part", "parts", "done"),
+    [
+        ([], 1, 1, "t500 s500 e500 t1000 s1000 e1000 t1500 s1500 e1500"),
+        ([], 2, 3, "t1000 s1000 e1000"),
+        (["train.steps=2000"], 3, 3, "t1500 s1500 e1500 t2000 s2000 e2000"),
+        (["train.steps=1000"], 3, 3, "e1000"),
+        (["evaluation.at_steps=[700]"], 1, 1, "t700 s700 e700 t1500"),
+    ],
+)
+def test_a_share_is_of_the_runs_own_checkpoints(overrides: list[str], part: int, parts: int, done: str) -> None:
+    """Their number may differ from that for which the pipeline was compiled. No checkpoint is left out."""
+    steps = Share(part, parts).steps(load_text(STUDY, overrides), ("train", "sample", "evaluate"))
+    assert " ".join(f"{stage.name[0]}{step}" for stage, step in steps) == done
 
 
 def test_the_study_of_a_dataset_is_one_that_loads() -> None:

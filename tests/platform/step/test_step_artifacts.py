@@ -13,10 +13,11 @@ import pytest
 from study_records import fill, preview, study
 
 from dit.storage import Store, open_store
-from dit.study.records import TrainRecord
+from dit.study.records import CheckpointMeta
 from pipelines.definition import components
 from pipelines.step import submitted
-from pipelines.step.step import run_job, run_step
+from pipelines.step.share import Share
+from pipelines.step.step import run_step, run_variant
 
 VARIANT = "DiT-XL/2"
 
@@ -50,7 +51,7 @@ def shown(artifact: Any) -> str:
 
 def test_previews_stand_in_one_page_each_below_its_step(address: str, outputs: tuple[Any, Any]) -> None:
     sets, grids = outputs
-    run_job("sample", address, VARIANT, "image").samples(sets, grids)
+    run_variant(["sample"], address, VARIANT, Share(), "image").samples(sets, grids)
     page = shown(grids)
     assert re.findall(r"<h2>(.*?)</h2>", page) == [f"{VARIANT}, step 100,000", f"{VARIANT}, step 400,000"]
     images = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
@@ -63,8 +64,8 @@ def test_one_step_of_a_variant_has_the_artifacts_of_its_stages(address: str, tmp
     names = ("model", "grids", "metrics", "summary")
     made = {name: SimpleNamespace(path=str(tmp_path / name), metadata={}) for name in names}
     made["metrics"].log_metric = lambda *_: None
-    components.whole_variant(address, "image", VARIANT, **made)
-    assert TrainRecord.from_json(Path(made["model"].path).read_bytes(), "artifact").variant == VARIANT
+    components.whole_variant(address, "image", VARIANT, 1, 1, **made)
+    assert CheckpointMeta.from_json(Path(made["model"].path).read_bytes(), "artifact").variant == VARIANT
     assert f"{VARIANT}, step 400,000" in shown(made["grids"])
     assert f"## {VARIANT}" in shown(made["summary"])
     folders = ["checkpoints/step-00400000", "samples", "metrics", "metrics"]
@@ -73,7 +74,7 @@ def test_one_step_of_a_variant_has_the_artifacts_of_its_stages(address: str, tmp
 
 def test_metrics_are_numbers_and_a_table_with_their_intervals(address: str, outputs: tuple[Any, Any]) -> None:
     metrics, summary = outputs
-    run_step("evaluate", address, VARIANT).metrics(metrics, summary)
+    run_variant(["evaluate"], address, VARIANT, Share()).metrics(metrics, summary)
     assert metrics.logged == {"fid_step_100000": pytest.approx(38.94), "fid_step_400000": pytest.approx(19.47)}
     lines = shown(summary).splitlines()
     assert lines[0] == f"## {VARIANT}"
@@ -91,8 +92,8 @@ def test_the_model_is_the_trainings_record_with_its_checkpoints_address(
     store: Store, address: str, outputs: tuple[Any, Any]
 ) -> None:
     model, _ = outputs
-    run_job("train", address, VARIANT, "image").model(model)
-    assert TrainRecord.from_json(Path(model.path).read_bytes(), "artifact").variant == VARIANT
+    run_variant(["train"], address, VARIANT, Share(), "image").model(model)
+    assert CheckpointMeta.from_json(Path(model.path).read_bytes(), "artifact").variant == VARIANT
     assert model.metadata == {
         "store": f"{store.url}/studies/small/dit-xl-2/checkpoints/step-00400000",
         "variant": VARIANT,

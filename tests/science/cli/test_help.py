@@ -16,14 +16,19 @@ from dit.cli.commands import run
 from dit.study.study_file import load
 
 ROOT = Path(__file__).parents[3]
-SCIENCE = ("prepare", "train", "sample", "evaluate", "report", "plan", "show", "keys", "ui", "convert")
+SCIENCE = ("prepare", "train", "sample", "evaluate", "report", "plan", "show", "keys", "ui", "doctor", "import")
 PLATFORM = ("study", "status", "preflight", "submit", "terminate", "compile", "launch", "render")
-PLATFORM += ("deploy", "undeploy", "secrets", "reap", "ui-cluster")
+PLATFORM += ("deploy", "undeploy", "secrets", "reap", "ui-cluster", "with-cluster")
 
 
 def help_text(capsys: pytest.CaptureFixture[str], *command: str) -> str:
     assert run([*command, "--help"]) == 0
     return re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+
+
+def asking_for_help(arguments: list[str]) -> list[str]:
+    # What follows the study of `dit with-cluster` is another command.
+    return [*arguments[: 1 if arguments[0] == "with-cluster" else None], "--help"]
 
 
 def panels(text: str) -> dict[str, list[str]]:
@@ -58,7 +63,7 @@ def test_help_has_examples_that_parse(command: str, capsys: pytest.CaptureFixtur
         assert "dit" in words
         arguments = words[words.index("dit") + 1 :]
         assert arguments[0] == command
-        assert run([*arguments, "--help"]) == 0, line
+        assert run(asking_for_help(arguments)) == 0, line
         assert capsys.readouterr().err == ""
         for name in re.findall(r"configs/\S+\.yaml", line):
             assert (ROOT / name).is_file()
@@ -141,7 +146,8 @@ def test_the_commands_of_the_documentation_exist(capsys: pytest.CaptureFixture[s
         if words[0] == "make":
             assert {word for word in words[1:] if "=" not in word} <= targets, line
         else:
-            assert run([*words[words.index("dit") + 1 :], "--help"]) == 0, line
+            arguments = words[words.index("dit") + 1 :]
+            assert run(asking_for_help(arguments)) == 0, line
             assert capsys.readouterr().err == ""
         for name in re.findall(r"configs/\S+\.yaml", line):
             assert (ROOT / name).is_file(), line

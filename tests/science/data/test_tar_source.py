@@ -180,7 +180,7 @@ def test_link_to_a_name_that_occurs_twice_has_the_content_of_its_time(tmp_path: 
         ("cat/2.png", b"", tarfile.BLKTYPE, "is a device"),
         ("cat/2.png", b"x" * 700, b"M", "is a part of a file"),
         ("cat/2.png", b"x" * 700, b"?", "unknown type"),
-        ("cat/" + "2" * 5000 + ".png", b"x", FILE, "name of 5,008 characters"),
+        ("cat/" + "n" * 5000 + ".png", b"x", FILE, "name of 5,008 characters"),
     ],
 )
 def test_member_that_is_no_file_is_refused_by_name(
@@ -234,12 +234,13 @@ def test_what_follows_a_tar_and_is_no_tar_is_refused(tmp_path: Path, tail: bytes
         opened(path)
 
 
-def test_tar_of_a_volume_with_a_label_is_read(tmp_path: Path) -> None:
-    (tmp_path / "cat").mkdir()
-    (tmp_path / "cat" / "1.png").write_bytes(png(1))
-    command = ["tar", "-V", "photos", "-g", tmp_path / "state", "-C", tmp_path, "-cf", tmp_path / "a.tar", "cat"]
+def test_incremental_tar_of_a_volume_with_a_label_is_read(tmp_path: Path) -> None:
+    files = tmp_path / "files"
+    files.mkdir()
+    (files / "1.png").write_bytes(png(1))
+    command = ["tar", "-V", "photos", "-g", tmp_path / "state", "-C", files, "-cf", tmp_path / "cat.tar", "."]
     subprocess.run(command, check=True)
-    assert loaded(opened(tmp_path / "a.tar")) == {"cat/1": pixels(1)}
+    assert loaded(opened(tmp_path / "cat.tar")) == {"cat/1": pixels(1)}
 
 
 def test_tars_inside_tars_have_a_limit(tmp_path: Path) -> None:
@@ -282,8 +283,23 @@ NEGATIVE = b"\xff" * 10 + b"\xfc\x00"
         header("cat/2.png", b"%011o\0" % 512, b"x") + b"9 path=a\n".ljust(512, b"z") + bytes(1024),
         b"".join(header("x", b"%011o\0" % 512, b"L") + b"y".ljust(512, b"\0") for _ in range(2000)) + bytes(1024),
         header("cat/2.png", b"%011o\0" % 512, b"S") + b"z" * 512 + bytes(1024),
+        header("x", b"%011o\0" % (1 << 16), b"x") + b"1" * (1 << 16) + header("cat/2.png", b"0" * 12) + bytes(1024),
+        header("x", b"%011o\0" % 20480, b"g")
+        + b"".join(b"10 k%04d=\n" % n for n in range(2048))
+        + header("cat/2.png", b"0" * 12)
+        + bytes(1024),
     ],
-    ids=["negative", "beyond", "long name beyond", "negative long name", "pax", "names of names", "sparse"],
+    ids=[
+        "negative",
+        "beyond",
+        "long name beyond",
+        "negative long name",
+        "pax",
+        "names of names",
+        "sparse",
+        "digits",
+        "shared",
+    ],
 )
 def test_headers_that_lead_nowhere_are_damage(tmp_path: Path, tail: bytes) -> None:
     path = tar_of(tmp_path / "a.tar", {"cat/1.png": png(1)})

@@ -20,10 +20,12 @@ from dit.health.feed_sums import FeedSums
 from dit.health.gates import GATES
 from dit.health.identity import LoadedView
 from dit.health.learning import EmaView, NoiseView, StartView, WindowView
-from dit.health.preparation import CodecView, DataView
+from dit.health.preparation import SD_MEAN, SD_SCALE, SD_STD, CodecView, DataView
+from dit.health.ranks import RanksView, Replica
 from dit.health.recipe import RecipeView
 from dit.health.samples import SamplesView
 from dit.health.steps import NonFinite
+from dit.health.stragglers import Pace
 from dit.health.yardstick import YardstickView
 from dit.results.stages import Work, dataset
 from dit.results.state import require
@@ -40,7 +42,7 @@ CPU = torch.device("cpu")
 ALONE = Ranks(0, 1, 0, CPU)
 STUDY = load(ROOT / "configs" / "digits.yaml", [])
 SPEC = STUDY.specs[0]
-GATE = {gate.name: gate for gate in GATES}
+GATE: dict[str, Any] = {gate.name: gate for gate in GATES}
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +125,16 @@ def identity(_: Work, __: Bounds) -> Pair:
     return LoadedView.of(probe, probe, 1e-4), LoadedView(probe, ema_loss=0.996)
 
 
+def ranks(_: Work, __: Bounds) -> Pair:
+    same = Replica("cpu", {"ema.safetensors": 1})
+    return RanksView(7, [same] * 3), RanksView(7, [same, same, same._replace(checksums={"ema.safetensors": 2})])
+
+
+def progress(_: Work, __: Bounds) -> Pair:
+    healthy = Pace(("a", "b"), (0.1, 0.12), ())
+    return healthy, replace(healthy, seconds=(0.1, 0.3), slow_since=((1, 40),))
+
+
 def sampler(_: Work, bounds: Bounds) -> Pair:
     healthy = draw_wiener(STUDY, bounds, CPU)
     return healthy, replace(healthy, unlabelled_NCHW=healthy.unlabelled_NCHW.clip(-0.7, 0.7))
@@ -156,10 +168,12 @@ EXAMPLES: dict[str, Callable[[Work, Bounds], Pair]] = {
     "pure-noise": pure_noise,
     "ema": ema,
     "identity": identity,
+    "ranks": ranks,
     "sampler": sampler,
     "samples": samples,
     "label-gain": label_gain,
     "yardstick": yardstick,
+    "progress": progress,
 }
 
 
@@ -171,11 +185,71 @@ def test_a_check_passes_its_healthy_example_and_names_its_sick_one(name: CheckNa
     assert passed is not None
     assert passed.verdict == "ok", passed
     assert failed is not None
-    assert failed.verdict == ("warn" if name == "label-gain" else "stop")
+    assert failed.verdict == ("warn" if name in ("label-gain", "progress") else "stop")
     message = failed.message(name)
     assert failed.cause in message
     assert failed.advice
     assert failed.advice in message
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        ({"fed": 32}, "fed 32 samples instead of 64: the data of a rank are missing"),
+        ({"mse": 0.98}, "that of rank 1's samples alone"),
+        ({"mse": 0.5}, "2 times too small"),
+        ({"first_update": 100.0}, "learning rate is 100 times train.learning_rate"),
+    ],
+)
+def test_a_first_step_that_is_wrong_is_named_by_its_cause(change: dict[str, Any], cause: str) -> None:
+    healthy = StartView(
+        1.0, 1.0, 0.4, 2, False, share_powers=(1.02, 0.98), fed=64, global_batch=64, first_update=0.9999
+    )
+    assert GATE["start"].read(healthy).verdict == "ok"
+    assert cause in GATE["start"].read(replace(healthy, **change)).cause
+
+
+def test_latents_of_another_size_are_told_from_those_of_another_dataset(bounds: Bounds) -> None:
+    view: Any = feed_sums(bounds, 0.18, lambda y: y)
+    assert "0.18 times as large" in GATE["feed"].read(view).cause
+    two = replace(
+        bounds, **{name: np.repeat(getattr(bounds, name), 2) for name in ("mean_C", "power_C", "power_std_C")}
+    )
+    other = replace(view, bounds=two, mean_C=np.repeat(bounds.mean_C, 2), power_C=bounds.power_C * np.array([1.0, 4.0]))
+    assert "differs between channels" in GATE["feed"].read(other).cause
+
+
+def test_latents_that_are_not_finite_are_named(work: Work, bounds: Bounds) -> None:
+    assert "not finite" in GATE["feed"].read(feed_sums(bounds, np.nan, lambda y: y)).cause
+    broken = replace(bounds, power_C=np.full_like(bounds.power_C, np.nan))
+    assert "not finite" in GATE["data"].read(DataView(require(work, dataset(work)), broken)).cause
+
+
+@pytest.mark.parametrize(("factor", "passes"), [(1.0, True), (1.4, False)])
+def test_latents_of_stable_diffusion_are_compared_with_the_published_table(factor: float, passes: bool) -> None:
+    mean, std, error = SD_SCALE * np.array(SD_MEAN), SD_SCALE * np.array(SD_STD) * factor, np.full(4, 0.01)
+    reading = GATE["codec"].read(CodecView(True, 27.0, mean, std, error, error))
+    assert (reading.verdict, "published one" in reading.cause) == ("ok" if passes else "warn", not passes)
+
+
+def test_samples_of_a_model_that_has_not_learned_are_no_alarm_unless_they_are_noise(bounds: Bounds) -> None:
+    x = bounds.probe_NCHW[:16].astype(np.float32)
+    assert GATE["samples"].read(SamplesView(bounds, x * 2.5, 1.36, 0.0)).verdict == "ok"
+    assert GATE["samples"].read(SamplesView(bounds, x * 2.5, 0.75, 0.0)).verdict == "stop"
+    assert GATE["samples"].read(SamplesView(bounds, x * 250, 1.36, 0.0)).verdict == "warn"
+
+
+def test_labels_are_not_asked_for_where_they_explain_next_to_nothing(bounds: Bounds) -> None:
+    x, none = bounds.probe_NCHW[:16].astype(np.float32), np.array([-0.1, 0.1, 0.05, -0.06])
+    assert GATE["label-gain"].read(SamplesView(bounds, x, 0.75, 0.0, 0.8, none)).verdict == "warn"
+    assert GATE["label-gain"].read(SamplesView(bounds, x, 0.75, 0.0, 0.999, none)) is None
+
+
+def test_labels_are_not_judged_where_the_dataset_has_too_little_class_information(bounds: Bounds) -> None:
+    view: Any = feed_sums(bounds, 1, np.random.default_rng(1).permutation)
+    many = replace(bounds, count=bounds.count * 200)
+    assert GATE["labels"].read(view).verdict == "stop"
+    assert GATE["labels"].read(replace(view, bounds=many)) is None
 
 
 def test_every_check_of_a_study_file_is_a_row_of_the_table_and_a_section_of_the_page() -> None:

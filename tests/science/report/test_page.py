@@ -206,6 +206,19 @@ def test_a_report_without_previews_and_journals_leaves_them_out(store: Store) ->
     assert "img" not in page.tags
 
 
+def test_what_a_training_drew_is_a_strip_per_variant(store: Store) -> None:
+    config = study()
+    first, steps = config.specs[0], [4_000, 40_000, 400_000]
+    # The last is of a longer training of the same recipe.
+    for step in (*steps, 800_000):
+        store.write(layout.preview(config, first, step), preview(step // 4_000))
+    report.run(config, store)
+    page = page_of(store, config)
+    shown = [value for tag, key, value in page.attributes if (tag, key) == ("img", "alt") and "raw weights" in value]
+    assert shown == [f"Samples of {first.name} at step {step:,}, raw weights above, EMA below" for step in steps]
+    assert " ".join(page.text).count(first.name) > 0
+
+
 def test_a_large_preview_is_reduced(store: Store) -> None:
     config = study()
     noise = np.random.default_rng(0).integers(0, 255, (2048, 2048, 3), dtype=np.uint8)

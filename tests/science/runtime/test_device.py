@@ -33,6 +33,15 @@ def test_float32_products_stay_float32_on_a_cpu(precision: Precision) -> None:
     assert ((a @ b - exact).abs().max() / exact.abs().max()).item() < 1e-5
 
 
+def test_a_stage_does_not_inherit_the_precision_of_the_one_before() -> None:
+    """One process trains, samples and evaluates; an extractor trained after a training is the same as without."""
+    torch.set_float32_matmul_precision("medium")
+    torch.backends.cudnn.allow_tf32 = False
+    device.tune_process()
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert torch.backends.cudnn.allow_tf32
+
+
 def test_probe_of_medium_precision_restores_the_setting() -> None:
     torch.set_float32_matmul_precision("high")
     device.medium_is_exact.cache_clear()

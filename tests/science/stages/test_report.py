@@ -6,6 +6,8 @@ import base64
 import csv
 import io
 import re
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from dit.stages import report
 from dit.storage import Store, open_store, write_record
 from dit.study import layout
 from dit.study.config import StudyConfig
-from dit.study.records import HealthEvent, Verdict
+from dit.study.records import Estimate, HealthEvent, Verdict
 from dit.study.variants import ModelSpec
 
 
@@ -163,7 +165,16 @@ def test_an_empty_store_is_refused_in_one_line(config: StudyConfig, tmp_path: Pa
     assert str(caught.value).startswith(f"study {config.study} is not complete below {tmp_path}: {tmp_path}/datasets/")
 
 
-@pytest.mark.parametrize("damaged", [b"", b"junk", preview(0)[:40], preview(0)[:-20] + preview(1)[-20:-12]])
+PNG_BEGIN, PNG_END = preview(0)[:8], preview(0)[-8:]
+IHDR = b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+HUGE = PNG_BEGIN + struct.pack(">I", 13) + IHDR + struct.pack(">I", zlib.crc32(IHDR)) + bytes(500_000) + PNG_END
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [b"", b"junk", preview(0)[:40], preview(0)[:-20] + preview(1)[-20:-12], PNG_BEGIN + PNG_END, HUGE],
+    ids=len,
+)
 @pytest.mark.parametrize("size", [0, 500_000])
 def test_a_damaged_preview_is_shown_as_damaged(config: StudyConfig, store: Store, damaged: bytes, size: int) -> None:
     store.write(layout.sample_grid(config, config.specs[0], 400_000), damaged + bytes(size))
@@ -171,6 +182,19 @@ def test_a_damaged_preview_is_shown_as_damaged(config: StudyConfig, store: Store
     picture = re.search(r"data:image/svg\+xml;base64,([A-Za-z0-9+/=]+)", read(store, config, "report.html"))
     assert picture is not None
     assert "is damaged" in base64.b64decode(picture[1]).decode()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0, -1.0])
+def test_a_distance_that_has_no_place_on_the_charts_is_in_the_tables(
+    config: StudyConfig, store: Store, value: float
+) -> None:
+    spec, step = config.specs[0], config.evaluation.at_steps[-1]
+    primary = Estimate(value=value, low=value, high=value)
+    record = metrics_record(config, spec, step, metrics={config.evaluation.metric: primary}, noise_floor=value)
+    write_record(store, layout.metrics(config, spec, step), record)
+    report.run(config, store)
+    show_results(config, store)
+    assert f">{value:g}" in read(store, config, "report.html")
 
 
 @pytest.mark.parametrize("what", ["training", "metrics"])

@@ -20,7 +20,7 @@ from dataset_fixtures import flip_bit
 from training_processes import checkpoint_meta
 
 from dit.checkpoints.read import list_checkpoints
-from dit.errors import DataError, DivergedError, InputError, MismatchError, MissingError, StoreError
+from dit.errors import ConfigError, DataError, DivergedError, InputError, MismatchError, MissingError, StoreError
 from dit.health.log import read_events
 from dit.runtime.distributed import Ranks
 from dit.stages import prepare, train
@@ -110,11 +110,35 @@ def test_logged_losses_are_means_over_their_window(store: Store, straight: tuple
     by_step = losses(store, straight[0])
     config = study("windows", "fit.log_every=5")
     train.run(config, store, VARIANT)
-    windows = {5: range(1, 6), 10: range(6, 11), 12: range(11, 13)}
+    # Kept checkpoints, at 4, 8 and 12, close a window, too.
+    windows = {4: range(1, 5), 5: [5], 8: range(6, 9), 10: range(9, 11), 12: range(11, 13)}
     assert losses(store, config) == {
         end: pytest.approx(sum(by_step[step] for step in steps) / len(steps), rel=1e-5)
         for end, steps in windows.items()
     }
+
+
+@pytest.mark.parametrize("log_every", [1, 5])
+def test_a_training_that_stops_at_each_evaluated_step_gives_the_same_bytes(store: Store, log_every: int) -> None:
+    whole, parts = (study(f"{name}-{log_every}", f"fit.log_every={log_every}") for name in ("whole", "parts"))
+    spec, record = whole.spec(VARIANT), train.run(whole, store, VARIANT)
+    for step in (4, 8, 12):
+        assert train.run_until(parts, store, VARIANT, step).step == step
+        assert max(list_checkpoints(store, parts, spec)) == step
+        assert store.exists(record_key(parts)) is (step == 12)
+    for step in (4, 8, 12):
+        folders = [layout.checkpoint(config, spec, step) for config in (whole, parts)]
+        for name in (layout.RAW_WEIGHTS, layout.EMA_WEIGHTS, layout.OPTIMIZER):
+            assert store.read(f"{folders[0]}/{name}") == store.read(f"{folders[1]}/{name}")
+    assert losses(store, parts) == losses(store, whole)
+    measured = {"study", "images_per_second", "train_seconds", "peak_memory_bytes"}
+    again = train.run(parts, store, VARIANT)
+    assert again.model_dump(exclude=measured) == record.model_dump(exclude=measured)
+
+
+def test_a_step_that_is_not_evaluated_is_refused_with_those_that_are(store: Store) -> None:
+    with pytest.raises(ConfigError, match="--until 5: is not an evaluated step; give one of 4, 8, 12"):
+        train.run_until(study("refused"), store, VARIANT, 5)
 
 
 def test_milestones_and_the_newest_are_kept(store: Store, straight: tuple[StudyConfig, TrainRecord]) -> None:

@@ -23,12 +23,20 @@ def test_a_path_an_address_and_a_url_open_the_same_store(tmp_path: Path, monkeyp
     assert relative.read("k") == b"v"
     monkeypatch.setenv("HOME", str(tmp_path))
     assert open_store("~/with space").read("k") == b"v"
+    assert open_store("~no-such-user/a").url == "file:///~no-such-user/a"
 
 
-@pytest.mark.parametrize("address", ["gs://bucket/x", "file://host/x", "s3://", "https://x/y"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("gs://bucket/x", "file://host/x", "s3://", "https://x/y", "s3:///x", "s3://me:planted@bucket/x", "s3://@[x"),
+        *("S3://bucket/x", "file://[x", "file:///a#b", "file:///a?planted", "http://me:planted@host"),
+    ],
+)
 def test_an_address_of_another_kind_is_refused(address: str) -> None:
-    with pytest.raises(InputError, match="not a store address; give a path, file:///path or s3://"):
+    with pytest.raises(InputError, match="not a store address; give a path, file:///path or s3://") as caught:
         open_store(address)
+    assert "me:planted" not in str(caught.value)
 
 
 @pytest.mark.parametrize("address", ["", "  "])

@@ -15,6 +15,8 @@ from dit.study.study_file import load, load_text
 
 SECRETS = ("MLFLOW_TRACKING_PASSWORD", "PGPASSWORD", "mysql_pwd", "WANDB_API_KEY", "AWS_ACCESS_KEY_ID", "HF_TOKEN")
 SECRETS += ("GH_PAT", "SMTP_PASS", "SSH_PASSPHRASE", "SENTRY_DSN", "HTTP_AUTH", "GCP_CREDENTIALS_JSON", "SECRET_2")
+LOADS_CODE = ("LD_PRELOAD", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONSTARTUP", "BASH_ENV", "CXX", "TRITON_PTXAS_PATH")
+ADDRESSES = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "MLFLOW_TRACKING_URI", "https_proxy", "ALL_PROXY")
 CONFIGS = Path(__file__).parents[3] / "configs"
 
 
@@ -49,6 +51,8 @@ def test_a_text_that_is_not_a_quantity_is_refused(text: str) -> None:
         ("cluster.pod.shared_memory=64Gi", "must be below memory"),
         ("cluster.env={WORLD_SIZE: 8}", "set by the operator"),
         ("cluster.env={PET_NNODES: 8}", "set by the operator"),
+        *((f"cluster.env={{{name}: x}}", f"{name} would load code") for name in LOADS_CODE),
+        *((f"cluster.env={{{name}: 'http://theirs:1'}}", f"{name} is an address") for name in ADDRESSES),
         ("cluster.env={AWS_SECRET_ACCESS_KEY: x}", "cluster.secrets"),
         *((f"cluster.env={{{name}: x}}", "cluster.secrets") for name in SECRETS),
         ("cluster.env={A: '-----BEGIN PRIVATE KEY-----'}", "cluster.secrets"),
@@ -76,8 +80,10 @@ def test_numbers_stand_for_quantities_and_variables() -> None:
     assert load_text(config.to_yaml()) == config
 
 
-@pytest.mark.parametrize("name", ["TOKENIZERS_PARALLELISM", "AWS_WEB_IDENTITY_TOKEN_FILE", "NCCL_IB_PKEY", "KEYMAP"])
-def test_a_variable_that_holds_no_secret_is_taken(name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["TOKENIZERS_PARALLELISM", "NO_PROXY", "PYTHONHASHSEED", "NCCL_IB_PKEY", "KEYMAP", "OMP_NUM_THREADS"]
+)
+def test_an_ordinary_variable_is_taken(name: str) -> None:
     assert load(CONFIGS / "digits.yaml", [f"cluster.env={{{name}: x}}"]).cluster.env == {name: "x"}
 
 

@@ -132,7 +132,11 @@ def test_a_length_is_evaluated_alike_however_it_is_written(number: str) -> None:
     ],
 )
 @pytest.mark.parametrize(
-    "address", ["http://me:planted@host/a", "s3://planted@bucket/a", "postgresql://me:pl@nted@host/a"]
+    "address",
+    [
+        *("http://me:planted@host/a", "s3://planted@bucket/a", "postgresql://me:pl@nted@host/a"),
+        *("http://host/a?b=c&Api_Key=planted", "postgresql://host/a?password=planted", "https://host/#token=planted"),
+    ],
 )
 def test_an_address_with_a_password_is_refused_and_not_repeated(key: str, address: str) -> None:
     override = key.replace("ADDRESS", f"'{address}'") if "ADDRESS" in key else f"{key}={address}"
@@ -143,11 +147,20 @@ def test_an_address_with_a_password_is_refused_and_not_repeated(key: str, addres
 
 @pytest.mark.parametrize(
     "override",
-    ["tracking.uri {}", "=s {}", "tracking.uri=[{}", "study={}", "train.steps={}", "description={{{}: 1, {}: 2}}"],
+    [
+        "tracking.uri {}",
+        "tracking.uri=http://host/?pwd=planted {",
+        "tracking.uri=http://me:pl/anted@host",
+        "=s {}",
+        "tracking.uri=[{}",
+        "study={}",
+        "train.steps={}",
+        "description={{{}: 1, {}: 2}}",
+    ],
 )
 def test_no_mistake_repeats_a_password(override: str) -> None:
     message = refusal(parse, [override.replace("{}", "http://me:planted@host/a")])
-    assert "planted" not in message
+    assert "anted" not in message
 
 
 @pytest.mark.parametrize("address", ["sqlite:////a@b/c.db", "/home/a@b", "s3://bucket/a@b", "http://host:80/a?b=c@d"])
@@ -198,6 +211,10 @@ def test_only_science_enters_the_training_hash(change: dict[str, Any], same: boo
         ({"train__stepps": 3}, "train.stepps: unknown key (did you mean train.steps?)"),
         ({"trian__steps": 3}, "trian: unknown key (did you mean train?)"),
         ({"dataset__source__pth": "/x"}, "dataset.source.pth: unknown key (did you mean dataset.source.path?)"),
+        ({"dataset__codec__channels": 3}, "dataset.codec.channels: is not a key of kind vae"),
+        ({"tracking__uri": "/a/b"}, "tracking.uri='/a/b': MLflow no longer supports folders"),
+        ({"tracking__uri": "http://host:99999"}, "is no address (Port out of range 0-65535); give http://host:port"),
+        ({"tracking__uri": "http://[host"}, "is no address (Invalid IPv6 URL); give http://host:port"),
         ({"lr": 1}, "lr: unknown key (did you mean train.learning_rate?)"),
         ({"steps": 1}, "did you mean train.steps or sampling.steps"),
         ({"train__warmup_steps": 3}, "train.warmup_steps: unknown key; `dit keys train` lists the keys"),
@@ -286,6 +303,9 @@ def test_any_override_gives_a_study_or_one_line(overrides: list[str]) -> None:
         ("study: " + "[" * 5000, "too many sections within sections"),
         ("train: {steps: 0100}\n", "0100 begins with 0; write 100, or '0100'"),
         ("!!python/object:os.system {}", "not YAML"),
+        ('a: 1\ndescription: "a \\ud83d"\n', r"line 2, column 14: '\ud83d' is no character of a text"),
+        ('a: "a\\0"\n', r"'\x00' is no character of a text"),
+        ("a: 1\nb: " + "1" * 5000, "line 2, column 4: a number of 5,000 characters; shorten it"),
     ],
 )
 def test_a_text_that_is_not_a_study_is_one_line(text: str, named: str) -> None:

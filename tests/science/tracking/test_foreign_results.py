@@ -7,6 +7,7 @@ import json
 import os
 import sqlite3
 import subprocess
+import tracemalloc
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,10 @@ def store(tmp_path: Path, config: StudyConfig) -> Store:
         ("artifact", {"name": ["a"], "sha256": "0" * 64}, None),
         ("metrics", {"loss": "much"}, 1),
         ("metrics", {"loss": 1.0}, None),
+        ("metrics", {"loss": 10**400}, 1),
+        ("metrics", {"loss": 1.0}, 10**30),
+        ("metrics", {"loss": 1.0}, -1),
+        ("tags", {"a": "half of a pair: \ud83d"}, None),
         ("metrics", {"loss": 1.0}, "one"),
         ("params", {"depth": {"a": 1}}, None),
         ("status", {"status": "GREAT"}, None),
@@ -70,6 +75,27 @@ def test_a_line_that_this_project_would_not_write_is_skipped(
     sound = Entry("metrics", {"loss": 2.0}, 2)
     (tmp_path / "metrics.jsonl").write_bytes(Entry(kind, values, step).to_line() + sound.to_line())
     assert [entry for entry, _ in read_entries(tmp_path / "metrics.jsonl")] == [sound]
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, '{"kind": [], "values": {}, "time": 1}', "x" * (50 << 20)], ids=len)
+def test_a_line_that_is_too_deep_or_too_long_is_skipped(line: str, tmp_path: Path) -> None:
+    sound, journal = Entry("metrics", {"loss": 2.0}, 2), tmp_path / "metrics.jsonl"
+    journal.write_bytes(line.encode() + b"\n" + sound.to_line())
+    tracemalloc.start()
+    try:
+        assert read_entries(journal) == [(sound, journal.stat().st_size)]
+        assert tracemalloc.get_traced_memory()[1] < 10 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_pipe_or_a_folder_in_place_of_a_journal_is_refused(store: Store, config: StudyConfig) -> None:
+    run = run_folder(config, store, None)
+    for make in (os.mkfifo, os.mkdir):
+        make(path := run.path / "metrics-x.jsonl")
+        with pytest.raises(InputError, match=r"metrics-x\.jsonl: is not a file; remove it"):
+            server_command(store.url, "127.0.0.1", 5000)
+        path.unlink() if make is os.mkfifo else path.rmdir()
 
 
 def test_a_file_is_sent_only_if_its_content_has_the_hash_of_the_journal(store: Store, config: StudyConfig) -> None:

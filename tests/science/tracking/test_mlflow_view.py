@@ -56,6 +56,10 @@ def test_a_view_changed_by_a_person_is_recognised() -> None:
     assert not mlflow_view.is_ours("deflate;eJw")
 
 
+def test_a_variant_that_this_version_does_not_know_has_no_colour() -> None:
+    assert mlflow_view.colour("DiT-Q/3") == ""
+
+
 def test_every_variant_of_a_family_has_its_own_colour() -> None:
     names = [name for name, spec in VARIANTS.items() if spec.family == "DiT"]
     colours = {mlflow_view.colour(name) for name in names}

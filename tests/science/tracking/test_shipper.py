@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import signal
+import struct
 import time
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +42,12 @@ from dit.tracking.state import ShipState, TrackingRun
 from dit.tracking.target import resolve_target
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
+
+
+# Pillow would start Ghostscript for the first, and raises DecompressionBombError for the second.
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
+_HEADER = b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+HUGE = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + _HEADER + struct.pack(">I", zlib.crc32(_HEADER)) + bytes(20)
 
 
 @dataclass(frozen=True)
@@ -94,6 +102,8 @@ def test_a_study_has_one_run_per_variant_below_one_parent_run(shared: Shared) ->
         tracker.image("samples", 200, picture(0))
         tracker.image("samples", 400, picture(255))
         tracker.image("broken", 400, b"not a PNG")
+        tracker.image("foreign", 400, POSTSCRIPT)
+        tracker.image("huge", 400, HUGE)
         tracker.artifact("health/health.jsonl", b"fine\n")
     with pytest.raises(DataError), open_tracker(config, store, second):
         raise DataError("part 3 is damaged")

@@ -7,6 +7,7 @@ import math
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -175,6 +176,7 @@ def test_the_default_target_of_runs(store: FileStore, monkeypatch: pytest.Monkey
     remote = resolve_target(study("tracking.experiment=other"), store)
     assert (remote.uri, remote.artifacts, remote.experiment) == ("http://user:secret@mlflow:5000", None, "other")
     assert remote.address == "http://mlflow:5000"
+    assert replace(remote, uri="mysql+x://host/db?passwd=secret&a=b").address == "mysql+x://host/db?passwd=&a=b"
     monkeypatch.chdir(tmp_path)
     assert resolve_target(study("tracking.uri=sqlite:///x.db"), store).uri == f"sqlite:///{tmp_path}/x.db"
 
@@ -209,6 +211,9 @@ ADDRESSES = {
     "sqlite://mlflow.db": "give sqlite:///mlflow.db",
     "sqlite:///:memory:": "names no file",
     "http://": "names no host",
+    "http://mlflow:99999": "is no address (Port out of range 0-65535); give http://host:port",
+    "http://[mlflow": "is no address (Invalid IPv6 URL); give http://host:port",
+    "http://mlflow/?page=planted": "has a '?' after its host, as a password may have; give http://host:port/path",
 }
 
 

@@ -1,50 +1,39 @@
-"""Converts a checkpoint of another program to safetensors with the published names."""
+"""Which model a set of weights belongs to."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
-from dit.checkpoints.foreign import read_foreign
-from dit.console import say
 from dit.errors import MismatchError
 from dit.model.transformer import DiT, mismatch
-from dit.storage import open_store
-from dit.study.records import FileEntry
 from dit.study.variants import VARIANTS, InputSpec, ModelSpec, resolve
 
 _PUBLISHED = InputSpec(channels=4, size=32, classes=1000)
 
 
-def convert_official(source: str | Path, target: str | Path, variant: str = "DiT-XL/2") -> FileEntry:
-    """Write the checkpoint's weights to `target` in float32, atomically; return the file's size and hash.
+def fit_model(source: str, weights: Mapping[str, Tensor], variant: str | None = None) -> tuple[ModelSpec, InputSpec]:
+    """Return the variant and its inputs. Without `variant`, depth, hidden size and patch of the tensors decide.
 
-    `source` holds a state dict, or a training checkpoint with one; see `read_foreign`. Channels, latent size and number
-    of classes follow from the tensors. One line is printed about a prefix that was removed, or an EMA that is missing.
-
-    Raises the errors of `read_foreign`.
-    Raises MismatchError when the checkpoint is not one of `variant`.
+    `source` names the checkpoint in errors.
+    Raises MismatchError when the weights are not those of `variant`, or of any.
     """
-    spec = resolve(variant)
-    weights, notes = read_foreign(Path(source))
+    found = _variant_of(weights)
+    if variant is None and found is None:
+        raise MismatchError(f"{source}: has the depth and sizes of no known variant; give a checkpoint of a DiT")
+    spec = resolve(variant) if variant is not None else found
+    assert spec is not None
+    inputs = _inputs(spec, weights)
     with torch.device("meta"):
-        model = DiT(spec, _inputs(spec, weights))
+        model = DiT(spec, inputs)
     if problem := mismatch(model.state_dict(), weights):
-        fitting = _variant_of(weights)
-        advice = f"; give --variant {fitting.name}" if fitting not in (None, spec) else "; save its whole state dict"
+        advice = f"; give --variant {found.name}" if found not in (None, spec) else "; save its whole state dict"
         raise MismatchError(f"{source}: is not a checkpoint of {spec.name}: {problem}{advice}")
-    data = save({name: weights[name].float().contiguous() for name in model.state_dict()}, {"variant": spec.name})
-    target = Path(target).absolute()
-    entry = open_store(target.parent).write(target.name, data)
-    for note in notes:
-        say(f"{source}: {note}")
-    return entry
+    return spec, inputs
 
 
 def _variant_of(weights: Mapping[str, Tensor]) -> ModelSpec | None:
