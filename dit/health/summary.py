@@ -88,7 +88,7 @@ def _last(config: StudyConfig, store: Store, spec: ModelSpec | None) -> list[Hea
 
 
 def _checks(readings: Readings) -> list[str]:
-    # Some checks are made of several ranks only, and are no rows of the table.
+    # A log of another version may have checks that are not in the table.
     of_variant = bool(readings) and readings[0][0] in VARIANTS
     listed = [check for check in CHECKS if not (of_variant and check in _OF_DATASET)]
     return [*listed, *dict.fromkeys(event.check for _, event in readings if event.check not in listed)]

@@ -374,7 +374,7 @@ class RankProgress(Record):
 
 
 class HealthEvent(Record):
-    """One line of `health.jsonl`."""
+    """One line of `health.jsonl`; `cause` and `advice`, what to do next, are parts of the message."""
 
     check: str
     step: int
@@ -383,9 +383,7 @@ class HealthEvent(Record):
     action: Literal["ok", "warn", "stop"]
     message: str
     cause: str = ""
-    """What a failure points to: a part of the message."""
     advice: str = ""
-    """The next thing to do: a part of the message."""
 
 
 class Claim(FrozenModel):
