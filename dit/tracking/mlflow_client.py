@@ -37,6 +37,8 @@ _MAX_PIXELS = 50_000_000
 _REFUSED = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE"}
 # An account that may log to an experiment may still not be allowed to change its view.
 _REFUSED_VIEW = _REFUSED | {"PERMISSION_DENIED"}
+# A server with permissions answers for a run that does not exist as for one that belongs to somebody else.
+_ABSENT = {"RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED"}
 ItemT = TypeVar("ItemT")
 
 
@@ -76,7 +78,7 @@ class MlflowRuns:
         try:
             name = self._client.get_experiment(self.experiment_id).name
         except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            if error.error_code not in _ABSENT:
                 raise
             name = None
         if name != self._name:
@@ -87,7 +89,7 @@ class MlflowRuns:
         try:
             info = self._client.get_run(run_id).info
         except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            if error.error_code in _ABSENT:
                 return False
             raise
         return bool(info.lifecycle_stage == "active" and info.experiment_id == self.experiment_id)

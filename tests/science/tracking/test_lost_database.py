@@ -15,6 +15,7 @@ from urllib.request import urlopen
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.server.auth.sqlalchemy_store import SqlAlchemyStore
 from ports import reserved_port
 from tracked_study import (
     PATIENCE_SECONDS,
@@ -36,6 +37,8 @@ from dit.tracking.mlflow_ui import server_command
 from dit.tracking.target import sqlite_path, sqlite_uri
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
+LOGIN = {"MLFLOW_TRACKING_USERNAME": "somebody", "MLFLOW_TRACKING_PASSWORD": "of twelve letters"}
+ADMINISTRATOR = {"MLFLOW_AUTH_ADMIN_USERNAME": "admin", "MLFLOW_AUTH_ADMIN_PASSWORD": "another of twelve"}
 FIRST, SECOND = "mini-S/2", "mini-B/2"
 
 
@@ -45,6 +48,8 @@ class Server:
 
     folder: Path
     port: int
+    with_users: bool = False
+    """Whether it checks the permissions of `somebody`, who is no administrator, as the deployed server does."""
     number: int = 0
     process: subprocess.Popen[bytes] | None = None
 
@@ -60,12 +65,23 @@ class Server:
         command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", self.backend]
         command += ["--registry-store-uri", self.backend, "--artifacts-destination", f"{self.folder}/{self.number}"]
         command += ["--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
-        quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        if self.with_users:
+            command += ["--app-name", "basic-auth"]
+            self._create_user()
+        quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **ADMINISTRATOR}
+        quiet |= {"MLFLOW_AUTH_CONFIG_PATH": f"{self.folder}/basic_auth.ini", "MLFLOW_FLASK_SERVER_SECRET_KEY": "x"}
         with open(self.folder / "log", "ab") as log:
             self.process = subprocess.Popen(
                 command, env=os.environ | quiet, stdout=log, stderr=log, start_new_session=True, cwd=self.folder
             )
         until(self._answers, "the server answers")
+
+    def _create_user(self) -> None:
+        users, settings = f"{self.backend}.users", self.folder / "basic_auth.ini"
+        settings.write_text(f"[mlflow]\ndefault_permission = READ\ndatabase_uri = {users}\n")
+        store = SqlAlchemyStore()
+        store.init_db(users)
+        store.create_user(*LOGIN.values())
 
     def stop(self) -> None:
         if self.process is not None:
@@ -78,11 +94,14 @@ class Server:
         return False
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
+@pytest.fixture(params=["open", "with-users"])
+def server(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     with reserved_port() as port:
         pass
-    server = Server(tmp_path, port)
+    server = Server(tmp_path, port, with_users=request.param == "with-users")
+    if server.with_users:
+        for key, value in {**LOGIN, "MLFLOW_TRACKING_URI": server.address}.items():
+            monkeypatch.setenv(key, value)
     server.start()
     yield server
     server.stop()
