@@ -26,6 +26,7 @@ class Healthy:
     def overrides(self) -> tuple[str, ...]:
         """Return the study's settings: an average that is long enough to be one, and few samples."""
         return (
+            f"variants=[{self.variant}]",
             "train.ema_decay=0.97",
             f"train.steps={self.steps}",
             f"evaluation.at_steps=[{self.steps}]",
@@ -58,8 +59,8 @@ HEALTHY: tuple[Healthy, ...] = (
     Healthy("four ranks", ranks=4, steps=150),
     Healthy("accumulation", settings=("fit.micro_batch=16",)),
     Healthy("accumulation on two ranks", settings=("fit.micro_batch=8",), ranks=2, steps=150),
-    Healthy("resumed", resumed=100),
-    Healthy("two ranks, resumed on one", ranks=2, resumed=90, steps=150),
+    Healthy("resumed", resumed=135),
+    Healthy("two ranks, resumed on one", ranks=2, resumed=135, steps=150),
     Healthy("guidance 4", settings=_GUIDED),
     Healthy("latents", data="latents", steps=160),
     Healthy("latents, seed 1", data="latents", settings=_seed(1), steps=160),
@@ -108,9 +109,9 @@ HEALTHY: tuple[Healthy, ...] = (
         "latents, resumed on two ranks",
         data="latents",
         settings=(*_seed(4), "train.learning_rate=5e-3"),
-        resumed=60,
+        resumed=135,
         resumed_ranks=2,
-        steps=130,
+        steps=150,
         unseen=True,
     ),
 )
