@@ -169,7 +169,7 @@ def _wrong_sampler(value: float, bound: str) -> Reading:
 
 def _guided(view: SamplerView) -> int:
     """Return how many of the channels are guided: the first ones."""
-    channels = view.unlabelled_NCHW.shape[1]
+    channels: int = view.unlabelled_NCHW.shape[1]
     return channels if view.sampling.guided_channels == "all" else min(_GUIDED_FIRST, channels)
 
 

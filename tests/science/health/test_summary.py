@@ -58,8 +58,8 @@ def test_a_healthy_study_has_one_line_with_the_number_of_checks_and_variants(con
         (SICK, "mini-B/2 broke at step 20: the EMA does not follow the weights; look at its decay"),
         (
             POOR,
-            f"healthy: {len(CHECKS) - 1} of {len(CHECKS)} checks in 2 variants; warning: mini-B/2 at step 20: the samples"
-            " are noise; sample later",
+            f"healthy: {len(CHECKS) - 1} of {len(CHECKS)} checks in 2 variants; warning: mini-B/2 at step 20: the"
+            " samples are noise; sample later",
         ),
     ],
 )
