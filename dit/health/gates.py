@@ -7,7 +7,7 @@ from dit.health.gate import Gate, Moment
 from dit.health.identity import identity
 from dit.health.learning import ema, learning, pure_noise, start
 from dit.health.preparation import codec, data
-from dit.health.progress import progress
+from dit.health.progress import PROGRESS
 from dit.health.ranks import ranks
 from dit.health.recipe import recipe
 from dit.health.sampler import sampler
@@ -32,7 +32,7 @@ GATES: tuple[Gate, ...] = (
     Gate(13, "samples", "samples", samples),
     Gate(14, "label-gain", "samples", label_gain),
     Gate(15, "yardstick", "evaluation", yardstick),
-    Gate(16, "progress", "progress", progress),
+    PROGRESS,
 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from dit.console.formatting import format_number
-from dit.health.gate import Reading
+from dit.health.gate import Gate, Reading
 from dit.health.stall import Stall
 from dit.health.stragglers import FACTOR, STEPS, Pace
 
@@ -54,3 +54,7 @@ def _pace(pace: Pace) -> Reading:
         "",
         "check the load, CPU limit and temperature of its machine",
     )
+
+
+PROGRESS = Gate(16, "progress", "progress", progress)
+"""The row of this check. Launchers read it without the other rows, which need torch."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dit.console import say
 from dit.health.gate import event
-from dit.health.gates import GATES
 from dit.health.log import add_event, read_events
-from dit.health.progress import Stalled
+from dit.health.progress import PROGRESS, Stalled
 from dit.storage import Store
 from dit.study import layout
 from dit.study.checks import CheckName
@@ -33,10 +32,9 @@ def report(config: StudyConfig, store: Store, spec: ModelSpec, found: Stalled) -
 
     Raises StoreError when the store fails.
     """
-    gate = next(gate for gate in GATES if gate.name == CHECK)
-    reading = gate.read(found)
+    reading = PROGRESS.read(found)
     assert reading is not None
-    health = event(gate, reading, found.stall.step, spec.name, config.health.get(CHECK))
+    health = event(PROGRESS, reading, found.stall.step, spec.name, config.health.get(CHECK))
     say(f"{health.action}: {health.message}")
     key = layout.health(config, spec)
     last = next((old for old in reversed(read_events(store, key)) if old.check == CHECK), None)

@@ -199,9 +199,7 @@ def http_status(error: ClientError) -> int:
 
 def _reason(error: ClientError, code: str) -> str:
     """Code and text of the server."""
-    text = "".join(
-        char for char in one_line(error.response["Error"].get("Message") or "").rstrip(".") if char.isprintable()
-    )
+    text = one_line(error.response["Error"].get("Message") or "").rstrip(".")
     return f"{code}: {text[:_TEXT_LENGTH]}" if text else code
 
 

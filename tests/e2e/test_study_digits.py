@@ -245,10 +245,16 @@ def test_every_run_is_finished_in_mlflow(finished: Finished) -> None:
 
 def test_a_second_run_finds_everything_complete_and_changes_nothing(finished: Finished) -> None:
     study, output = finished
-    before = study.files("studies") | study.files("datasets") | study.files("logs")
+
+    def kept() -> dict[str, int]:
+        files = study.files("studies") | study.files("datasets") | study.files("logs")
+        # The shipper's own bookkeeping has a new time after each look at the server.
+        return {name: changed for name, changed in files.items() if not name.endswith("tracking/shipper.json")}
+
+    before = kept()
     code, again, errors = study.run()
     assert (code, errors) == (0, "")
-    assert study.files("studies") | study.files("datasets") | study.files("logs") == before
+    assert kept() == before
     assert again.strip().splitlines()[-5:] == output.strip().splitlines()[-5:]
 
 
