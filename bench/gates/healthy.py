@@ -92,7 +92,7 @@ HEALTHY: tuple[Healthy, ...] = (
         ),
         unseen=True,
     ),
-    Healthy("batch 4", settings=("train.global_batch=4",), unseen=True),
+    Healthy("batch 4", settings=("train.global_batch=4",)),
     Healthy("batch larger than the dataset", settings=("train.global_batch=2000",), steps=130, unseen=True),
     Healthy("raw weights, few sampling steps", settings=("sampling.weights=raw", "sampling.steps=8"), unseen=True),
     Healthy("three ranks, batch 33", settings=(*_seed(3), "train.global_batch=33"), ranks=3, unseen=True),
