@@ -41,6 +41,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "evaluation.reference": "{kind: dataset}",
         "evaluation.resamples": "40",
         "tracking.kind": "none",
+        # The autoencoder is not trained.
+        "health.codec": "off",
     }
 
 
