@@ -80,7 +80,7 @@ def test_a_healthy_training_and_its_samples_pass_every_check(trained: Path, tmp_
     last = last_events(readings(root))
     assert {event.action for event in readings(root)} == {"ok"}
     assert set(last) == {
-        *("recipe", "feed", "labels", "start", "finite", "learning"),
+        *("recipe", "feed", "labels", "start", "finite", "learning", "progress"),
         *("pure-noise", "ema", "identity", "sampler", "samples", "label-gain"),
     }
 
