@@ -65,11 +65,12 @@ class Server:
         command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", self.backend]
         command += ["--registry-store-uri", self.backend, "--artifacts-destination", f"{self.folder}/{self.number}"]
         command += ["--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
+        quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         if self.with_users:
             command += ["--app-name", "basic-auth"]
             self._create_user()
-        quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **ADMINISTRATOR}
-        quiet |= {"MLFLOW_AUTH_CONFIG_PATH": f"{self.folder}/basic_auth.ini", "MLFLOW_FLASK_SERVER_SECRET_KEY": "x"}
+            quiet |= {"MLFLOW_AUTH_CONFIG_PATH": f"{self.folder}/basic_auth.ini", "MLFLOW_FLASK_SERVER_SECRET_KEY": "x"}
+            quiet |= ADMINISTRATOR
         with open(self.folder / "log", "ab") as log:
             self.process = subprocess.Popen(
                 command, env=os.environ | quiet, stdout=log, stderr=log, start_new_session=True, cwd=self.folder
