@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from processes import partial_files, python
 
-from dit.errors import InputError, StoreError
+from dit.errors import StoreError, TransientStoreError
 from dit.storage import Store, open_store
 
 
@@ -155,7 +155,7 @@ def test_a_full_disk_fails_in_one_line_and_harms_nothing(small_disk: Path, tmp_p
 
 def test_a_full_disk_is_found_before_work_starts(small_disk: Path) -> None:
     (small_disk / "filler").write_bytes(bytes(1 << 20))
-    with pytest.raises(InputError, match=r"not writable.*No space left"):
+    with pytest.raises(TransientStoreError, match="No space left"):
         open_store(small_disk).check_writable()
 
 

@@ -9,9 +9,7 @@ from dit.study.json_values import parse
 from dit.study.records import Verdict
 
 
-@pytest.mark.parametrize(
-    "text", ["[" * 100_000, '{"a": ' * 100_000, '"\\ud83d"', '{"\\uDC00": 1}', "\ufeff{}", "", "{"]
-)
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a": ' * 100_000, '"\\ud83d"', '{"\\uDC00": 1}', "", "{"])
 def test_what_is_no_sound_json_is_a_value_error(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         parse(text)
