@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.gates.faults import Fault, fed, frozen_ema, skipped_map, unloaded_weights
+from bench.gates.faults import Fault, fed, frozen_ema
+from bench.gates.sampling_faults import skipped_map, unloaded_weights
 from dit.claims.results import load_results
 from dit.claims.verdicts import primary
 from dit.cli.commands import run
