@@ -60,7 +60,8 @@ class Heartbeat:
         self._periodic: Periodic | None = None
 
     def __enter__(self) -> Heartbeat:
-        self._periodic = Periodic("progress", SECONDS, self.beat)
+        # At once: a rank that freezes before its first record could not be named.
+        self._periodic = Periodic("progress", SECONDS, self.beat, at_once=True)
         return self
 
     def __exit__(

@@ -39,6 +39,8 @@ SMALL = (
 )
 WHOLE = ("cluster.replicas=2", "cluster.steps.parts=2", f"dataset.name=digits-in-parts-{os.getpid()}")
 SHORT = ("train.steps=20", "evaluation.at_steps=[20]")
+# Without the check of the recipe, which would refuse it before the first step.
+DIVERGES = ("train.learning_rate=1e30", "health.recipe=off")
 ENDLESS = ("train.steps=100000", "evaluation.at_steps=[100000]", "fit.checkpoint_every=100")
 FIVE = (
     "variants=[mini-S/2, mini-S/4, mini-B/4, mini-B/8, mini-S/8]",
@@ -131,7 +133,7 @@ class UnderWay:
 @pytest.fixture(scope="module")
 def under_way(submitter: Submitter, tmp_path_factory: pytest.TempPathFactory) -> UnderWay:
     whole = submitter.study("whole", *WHOLE)
-    failing = submitter.study("failing", "train.learning_rate=1e30", *SHORT)
+    failing = submitter.study("failing", *DIVERGES, *SHORT)
     endless = submitter.study("endless", *ENDLESS)
     changed, package = submitter.study("changed", *SHORT), tmp_path_factory.mktemp("kfp") / "dit.yaml"
     submissions = [submitter.submit(study, "--wait") for study in (whole, failing)]
@@ -160,7 +162,7 @@ def later(submitter: Submitter, under_way: UnderWay) -> Later:
     check_succeeded(submitter, changed, submitter.run(changed), 20)
     submitter.by_kfp("submit", under_way.package, 40)
     five = submitter.study("five", *SHORT, *FIVE)
-    large = submitter.study("large", "train.learning_rate=1e30", *SHORT, LARGE)
+    large = submitter.study("large", *DIVERGES, *SHORT, LARGE)
     submissions = [submitter.submit(study, "--wait") for study in (five, large)]
     return Later(submitter.run(changed), five, submissions[0], large, submissions[1])
 

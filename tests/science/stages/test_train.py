@@ -20,7 +20,16 @@ from dataset_fixtures import flip_bit
 from training_processes import checkpoint_meta
 
 from dit.checkpoints.read import list_checkpoints
-from dit.errors import ConfigError, DataError, DivergedError, InputError, MismatchError, MissingError, StoreError
+from dit.errors import (
+    ConfigError,
+    DataError,
+    DivergedError,
+    InputError,
+    MismatchError,
+    MissingError,
+    StoreError,
+    UnhealthyError,
+)
 from dit.health.log import read_events
 from dit.runtime.distributed import Ranks
 from dit.stages import prepare, train
@@ -244,6 +253,12 @@ def test_value_that_is_not_finite_stops_the_run_and_names_the_step(store: Store)
         train.run(config, store, VARIANT)
     events = read_events(store, layout.health(config, spec))
     assert [event.check for event in events if event.action == "stop"] == ["finite", "finite"]
+
+
+def test_value_that_is_not_finite_is_the_finding_before_the_first_window_is_logged(store: Store) -> None:
+    config = study("diverged-early", "train.learning_rate=1e30", "health.recipe=off", "fit.log_every=20")
+    with pytest.raises(UnhealthyError, match=r"mini-S/2: mse of step \d is not finite"):
+        train.run(config, store, VARIANT)
 
 
 def test_damaged_checkpoint_is_refused_and_resume_uses_the_one_before(
