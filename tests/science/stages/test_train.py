@@ -256,7 +256,8 @@ def test_value_that_is_not_finite_stops_the_run_and_names_the_step(store: Store)
 
 
 def test_value_that_is_not_finite_is_the_finding_before_the_first_window_is_logged(store: Store) -> None:
-    config = study("diverged-early", "train.learning_rate=1e30", "health.recipe=off", "fit.log_every=20")
+    late = ("evaluation.at_steps=[12]", "fit.log_every=12", "fit.checkpoint_every=12")
+    config = study("early", "train.learning_rate=1e30", "health.recipe=off", *late)
     with pytest.raises(UnhealthyError, match=r"mini-S/2: mse of step \d is not finite"):
         train.run(config, store, VARIANT)
 
