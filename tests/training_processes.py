@@ -28,6 +28,8 @@ OVERRIDES = (
     "fit.checkpoint_every=7",
     "fit.log_every=1",
     "fit.threads=1",
+    "sampling.steps=2",
+    "sampling.num_samples=4",
     "tracking.kind=none",
 )
 SEED = int(os.environ.get("DIT_TEST_SEED") or random.SystemRandom().randrange(1 << 30))
