@@ -40,7 +40,8 @@ OVERRIDES = (
 )
 STEPS = 14
 ORDER = [(stage, step) for step in (20, 40) for stage in ("train", "sample", "evaluate")]
-SECONDS = 500
+SECONDS = 1500
+"""Deadline of whatever must happen; a machine that others share can be many times slower."""
 pytestmark = pytest.mark.timeout(2 * SECONDS)
 
 
@@ -135,9 +136,9 @@ def wait_until(condition: Callable[[], object], process: subprocess.Popen[str], 
 
 @contextmanager
 def no_survivors(study: Study) -> Iterator[None]:
-    """Check that soon after the body no process of the study is alive."""
+    """Check that after the body no process of the study stays alive."""
     yield
-    deadline = time.monotonic() + 25
+    deadline = time.monotonic() + SECONDS
     while study.processes():
         assert time.monotonic() < deadline, study.processes()
         time.sleep(0.1)
@@ -145,7 +146,7 @@ def no_survivors(study: Study) -> Iterator[None]:
 
 def wait_for_end_in_mlflow(study: Study) -> None:
     """Wait until no run of the study is RUNNING."""
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + SECONDS
     while not (statuses := study.statuses()) or "RUNNING" in statuses:
         assert time.monotonic() < deadline
         time.sleep(0.5)
@@ -315,10 +316,12 @@ def test_a_failure_stops_the_other_variants_which_can_resume(tmp_path: Path) -> 
     blocked.parent.mkdir(parents=True)
     blocked.write_text("a file where a folder must be")
     with no_survivors(study):
-        code, _, errors = study.run("variants=[mini-S/2, mini-XL/2]", "train.steps=900")
+        # Late enough that the other has a checkpoint, whichever starts first.
+        late = ("train.steps=900", "evaluation.at_steps=[150, 900]")
+        code, _, errors = study.run("variants=[mini-S/2, mini-XL/2]", *late)
     assert code == 1
     (line,) = [line for line in errors.splitlines() if line.startswith("dit: ")]
-    assert line.startswith("dit: sample mini-S/2 step 20: ")
+    assert line.startswith("dit: sample mini-S/2 step 150: ")
     assert "Traceback" not in errors
     # Its training does not go on, either.
     assert not (study.root / "studies/digits/mini-s-2/train.json").exists()

@@ -51,6 +51,8 @@ SMALL = (
     "fit.keep_checkpoints=1",
     "fit.log_every=1",
     "fit.threads=1",
+    "sampling.steps=2",
+    "sampling.num_samples=4",
     "tracking.kind=none",
 )
 

@@ -95,7 +95,7 @@ class Server:
         return False
 
 
-@pytest.fixture(params=["open", "with-users"])
+@pytest.fixture
 def server(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     with reserved_port() as port:
         pass
@@ -109,7 +109,9 @@ def server(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("taken", [False, True], ids=["empty", "number-taken"])
+@pytest.mark.parametrize(
+    ("server", "taken"), [("open", False), ("with-users", True)], ids=["empty", "number-taken"], indirect=["server"]
+)
 def test_a_server_deployed_anew_while_training_goes_on_gets_everything(taken: bool, server: Server, root: Path) -> None:
     config, store = study_file.load(STUDY, [VARIANTS, f"tracking.uri={server.address}"]), open_store(root)
     with open_tracker(config, store, config.spec(FIRST)) as tracker:

@@ -26,13 +26,16 @@ from dit.training.trainer import Trainer
 
 DIGITS = Path(__file__).parents[3] / "configs" / "digits.yaml"
 VARIANT = "mini-S/2"
+SAMPLES = 12
+"""Fewer than a picture holds."""
 STEPS = [1, 2, 5, 10, 60, 100]
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyConfig, Store]:
     overrides = ["train.steps=100", "train.global_batch=8", "evaluation.at_steps=[60, 100]", "fit.threads=1"]
-    config = load_study(DIGITS, [*overrides, "sampling.steps=5", "tracking.kind=none"])
+    overrides += [f"sampling.num_samples={SAMPLES}", "sampling.steps=5", "tracking.kind=none"]
+    config = load_study(DIGITS, overrides)
     store = open_store(tmp_path_factory.mktemp("previews"))
     prepare.run(config, store)
     train.run(config, store, VARIANT)
@@ -60,6 +63,9 @@ def test_a_picture_shows_raw_and_ema_weights_from_the_same_noise(trained: tuple[
         assert len(pixels) == grid.MARGIN + 4 * row
         # Without the captions, which name the weights.
         rows = [pixels[top : top + tile] for top in range(grid.MARGIN, len(pixels), row)]
+        place = grid.MARGIN + (SAMPLES - 8) * (tile + grid.MARGIN)
+        assert rows[1][:, :place].std() > 0
+        assert rows[1][:, place:].std() == 0, "more samples than the study draws"
         return [np.concatenate(rows[:2]), np.concatenate(rows[2:])]
 
     # After one step both are the initial weights but for a step of Adam; later the average lags behind.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from pathlib import Path
 
 import pytest
 from training_processes import (
@@ -11,10 +12,11 @@ from training_processes import (
     STEPS,
     VARIANT,
     Losses,
-    at_random_step,
     checkpoint_meta,
     finish,
     losses,
+    random_step,
+    signalled,
     start,
     start_ranks,
     study,
@@ -70,12 +72,10 @@ def test_two_ranks_and_uneven_accumulation_give_the_losses_of_one(store: Store, 
 
 
 @pytest.mark.slow
-def test_killed_run_goes_on_at_another_world_size(store: Store, expected: Losses, port: int) -> None:
+def test_killed_run_goes_on_at_another_world_size(store: Store, expected: Losses, port: int, tmp_path: Path) -> None:
     config = study("killed")
     spec = config.spec(VARIANT)
-    process = start(store, config.study)
-    at_random_step(store, config, process.kill)
-    finish(process, -signal.SIGKILL)
+    finish(start(store, config.study, **signalled(tmp_path, signal.SIGKILL, random_step())), -signal.SIGKILL)
     reached = max(step for _, step in losses(store, config, KEYS))
     assert reached < STEPS
     for rank in start_ranks(store, config.study, port):
@@ -90,12 +90,12 @@ def test_killed_run_goes_on_at_another_world_size(store: Store, expected: Losses
 
 @pytest.mark.slow
 def test_signal_to_one_rank_stops_all_at_the_same_step_with_a_checkpoint(
-    store: Store, expected: Losses, port: int
+    store: Store, expected: Losses, port: int, tmp_path: Path
 ) -> None:
     config = study("stopped")
     spec = config.spec(VARIANT)
-    ranks = start_ranks(store, config.study, port, "fit.micro_batch=5")
-    at_random_step(store, config, ranks[1].terminate)
+    second = signalled(tmp_path, signal.SIGTERM, random_step())
+    ranks = start_ranks(store, config.study, port, "fit.micro_batch=5", **second)
     messages = [finish(process, 128 + signal.SIGTERM) for process in ranks]
     stopped_at = max(step for _, step in losses(store, config, KEYS))
     assert stopped_at < STEPS
