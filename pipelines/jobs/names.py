@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from typing import Literal
 
 from dit.study.variants import ModelSpec
@@ -44,6 +45,9 @@ LAUNCHER = "dit-launcher"
 LAUNCHER_TOKEN = "dit-launcher-token"
 """Secret with the token of `LAUNCHER` in the namespace of runs."""
 REAPER = "dit-reaper"
+
+BY_DIGEST = re.compile(r"^[^@\s]+@sha256:[0-9a-f]{64}$")
+"""Matches an image whose content is fixed."""
 
 # Pod names are limited to 63 characters; controllers append up to 17 (`-node-0-511-x7k2p`).
 MAX_LENGTH = 46

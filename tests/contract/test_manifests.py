@@ -96,6 +96,7 @@ def test_every_image_has_a_tag_or_a_digest_and_ours_a_digest(overlay: str, build
         assert re.search(r"(:[\w.-]+|@sha256:[0-9a-f]{64})$", image), image
         assert not image.endswith(":latest")
         assert "dit-scaling" not in image or image.endswith(f"@{DIGEST}"), image
+        assert overlay.startswith("kind") or "@sha256:" in image, image
 
 
 @every_overlay
