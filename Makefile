@@ -19,7 +19,8 @@ IMAGE ?=
 REGISTRY ?=
 DOCKER ?= docker
 DOCKER_FLAGS ?=
-BASE_IMAGE ?= python:3.11-slim-bookworm
+# `docker buildx imagetools inspect python:3.11-slim-bookworm` prints the digest of the newest one.
+BASE_IMAGE ?= python:3.11-slim-bookworm@sha256:a36c24f9cbdf4fd0f52d67f0823eeac19c2028c637cecc392d97f980d4fec56b
 SYSTEM_PACKAGES ?= g++
 INDEX_URL ?= $(or $(PIP_INDEX_URL),https://pypi.org/simple)
 # Runs on a cluster: WAIT=1, CACHE=off, WATCH=1. RUN is the name of a new run, or the id of an existing one.

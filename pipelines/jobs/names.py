@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from typing import Literal
 
 from dit.study.variants import ModelSpec
@@ -37,9 +38,16 @@ KFP_RUN = "pipeline/runid"
 """Label of a run's workflow and pods; its value is the run's id."""
 RUNS_NAMESPACE = "kubeflow"
 """Namespace in which Kubeflow Pipelines runs steps."""
+STEP = "dit-step"
+"""Service account of the pods of pipeline steps, which may not start jobs."""
 LAUNCHER = "dit-launcher"
-"""Service account of pipeline steps, and of launchers without a pipeline in the namespace of the jobs."""
+"""Service account that starts jobs: of launchers without a pipeline, and of steps that mount `LAUNCHER_TOKEN`."""
+LAUNCHER_TOKEN = "dit-launcher-token"
+"""Secret with the token of `LAUNCHER` in the namespace of runs."""
 REAPER = "dit-reaper"
+
+BY_DIGEST = re.compile(r"^[^@\s]+@sha256:[0-9a-f]{64}$")
+"""Matches an image whose content is fixed."""
 
 # Pod names are limited to 63 characters; controllers append up to 17 (`-node-0-511-x7k2p`).
 MAX_LENGTH = 46

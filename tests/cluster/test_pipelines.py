@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from kube import find, get, until
+from kube import NAMESPACE, Refused, find, get, kubectl, until
+from rights import ACCOUNTS, documented, granted
 from studies import STUDY_FILE, Site, Study
 from workflows import pipelines_namespace
 
@@ -214,6 +215,42 @@ def test_a_study_is_submitted_and_succeeds(submitter: Submitter, under_way: Unde
     assert set(states(run).values()) == {SUCCEEDED}, states(run)
     study.check_losses()
     assert b"mini-S/2" in study.site.store.read(f"{layout.report(study.config)}/{layout.REPORT_PAGE}")
+
+
+def test_steps_are_restricted_and_only_those_that_start_jobs_may_start_jobs(
+    submitter: Submitter, under_way: UnderWay
+) -> None:
+    run = submitter.ended(submitter.run(under_way.whole))
+    pods = [
+        pod
+        for pod in find("pods", f"{KFP_RUN}={run.uid}", "kubeflow")
+        if ".executor" in pod["metadata"]["annotations"][NODE]
+    ]
+    assert pods
+    launching = set()
+    for pod in pods:
+        spec, name = pod["spec"], title_of(run, pod)
+        assert spec["serviceAccountName"] == names.STEP
+        (main,) = (container for container in spec["containers"] if container["name"] == "main")
+        context = {**spec.get("securityContext", {}), **main["securityContext"]}
+        assert context["runAsNonRoot"] is True, name
+        assert context["allowPrivilegeEscalation"] is False, name
+        assert context["capabilities"] == {"drop": ["ALL"]}, name
+        assert context["seccompProfile"] == {"type": "RuntimeDefault"}, name
+        secrets = {volume["secret"]["secretName"] for volume in spec["volumes"] if "secret" in volume}
+        launching |= {name} if names.LAUNCHER_TOKEN in secrets else set()
+    assert launching == {"train mini-S/2", "sample mini-S/2"}
+
+
+def test_the_account_of_steps_has_the_documented_permissions_and_none_for_jobs(submitter: Submitter) -> None:  # noqa: ARG001
+    rows = {account: permissions for namespace, account, permissions in ACCOUNTS if namespace == "kubeflow"}
+    assert rows.keys() == {names.STEP, names.LAUNCHER}
+    for account, permissions in rows.items():
+        assert granted("kubeflow", account) == documented(permissions)
+    asked = ("auth", "can-i", "create", PYTORCHJOB, "-n", NAMESPACE)
+    assert kubectl(*asked, "--as", f"system:serviceaccount:kubeflow:{names.LAUNCHER}").strip() == "yes"
+    with pytest.raises(Refused):
+        kubectl(*asked, "--as", f"system:serviceaccount:kubeflow:{names.STEP}")
 
 
 def test_a_failed_step_has_a_reason(submitter: Submitter, under_way: UnderWay) -> None:

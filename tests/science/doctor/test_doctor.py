@@ -89,7 +89,9 @@ def test_what_a_published_file_was_trained_with_is_named(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["EMA updated every 5th step", "t / 1000 in training", "one class trained"])
+@pytest.mark.parametrize(
+    "name", ["EMA updated every 5th step", "t / 1000 in training", "one class trained", "x0 as target"]
+)
 def test_a_faulty_training_is_named(name: str, healthy: Trained, tmp_path: Path) -> None:
     root, *_ = healthy
     case = next(case for case in CASES if case.name == name)
