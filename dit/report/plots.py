@@ -14,9 +14,9 @@ from typing import Literal
 
 from matplotlib.axes import Axes
 
+from dit.claims.judged import primary
 from dit.claims.metric_names import interval, metric_name
 from dit.claims.results import Results
-from dit.claims.verdicts import primary
 from dit.console import Cell
 from dit.console.formatting import format_count
 from dit.report.axes import Range, padded

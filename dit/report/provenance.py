@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dit.claims import predictors
+from dit.claims.judged import NOISE_SHARE
 from dit.claims.metric_names import metric_name
 from dit.claims.results import Results
-from dit.claims.verdicts import NOISE_SHARE
 from dit.console.formatting import format_count, format_number
 from dit.metrics.table import METRICS
 from dit.report.evidence import Evidence

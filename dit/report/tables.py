@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from dit.claims.judged import primary
 from dit.claims.metric_names import interval, metric_name
 from dit.claims.results import Results, load_results
-from dit.claims.verdicts import primary
 from dit.console import Cell, console, say, table
 from dit.console.formatting import format_bytes, format_duration, format_number, format_rate
 from dit.health.summary import Readings, headline, matrix, messages, readings
