@@ -40,6 +40,10 @@ class Comparison:
     """R² with log Gflops minus R² with log parameters: positive if Gflops leave the smaller residual error."""
     low: float
     high: float
+    rises: bool
+    """Whether the metric rises with Gflops, at a level divided by the two ways to contradict the claim."""
+    follows_parameters: bool
+    """Whether parameters leave the smaller residual error, at the same level."""
 
 
 def compare(
@@ -51,11 +55,20 @@ def compare(
     """
     # Both lines are fitted to the same draws, because their errors are correlated.
     log_gflops, log_parameters = np.log(np.asarray(gflops)), np.log(np.asarray(parameters))
-    tails = [(1 - confidence) / 2, (1 + confidence) / 2]
+    tail = (1 - confidence) / 2
+    tails = [tail, 1 - tail]
     differences = _r2(log_gflops, draws) - _r2(log_parameters, draws)
     low, high = np.quantile(differences, tails)
     first, second = _fit(log_gflops, logs, draws, tails), _fit(log_parameters, logs, draws, tails)
-    return Comparison(first, second, first.r2 - second.r2, float(low), float(high))
+    return Comparison(
+        gflops=first,
+        parameters=second,
+        difference=first.r2 - second.r2,
+        low=float(low),
+        high=float(high),
+        rises=bool(np.quantile(_slope(log_gflops, draws), tail / 2) > 0),
+        follows_parameters=bool(first.r2 < second.r2 and np.quantile(differences, 1 - tail / 2) < 0),
+    )
 
 
 def _fit(x: Vector, y: Vector, draws: NDArray[np.float64], tails: list[float]) -> Fit:

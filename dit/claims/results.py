@@ -44,6 +44,13 @@ class Results:
     others: tuple[OtherResult, ...] = ()
     """Metrics of the same models under other sampling protocols; no claim is judged by them."""
 
+    @property
+    def over_seeds(self) -> bool:
+        """Whether the intervals of variants cover the noise of training, so that they differ from those of runs."""
+        return self.config.evaluation.seed_spread is not None or any(
+            len(own.seeds) > 1 for own in self.verdict.variants
+        )
+
     def rows(self) -> Iterator[tuple[VariantResults, MetricsRecord]]:
         """Every checkpoint's metrics, variant by variant."""
         for variant in self.variants:

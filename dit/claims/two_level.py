@@ -126,7 +126,7 @@ class Runs:
         From a fixed seed, so that a verdict can be reproduced.
         """
         random = np.random.default_rng(seed)
-        runs, replicates = self.deviations.shape
+        replicates = self.deviations.shape[1]
         if not self.covers_seeds:
             # One run per variant: each has its own draw, as if the variants' sampling errors were independent.
             own = [row[random.integers(replicates, size=count)] for row in self.deviations]
@@ -136,9 +136,10 @@ class Runs:
         # draws of every contrast those of Student's t.
         scale = spread.freedom / random.chisquare(spread.freedom, count) if math.isfinite(spread.freedom) else 1.0
         deviation = np.sqrt(np.maximum(0.0, spread.observed * scale - spread.sampling) * np.ones(count))
-        seeds = deviation[:, None] * random.standard_normal((count, runs))
-        samples = self.deviations[:, random.integers(replicates, size=count)].T
-        return np.asarray((self.logs + seeds + samples) @ self.weights.T)
+        root = np.linalg.cholesky(self.weights @ self.weights.T)
+        seeds = deviation[:, None] * (random.standard_normal((count, len(root))) @ root.T)
+        samples = (self.weights @ self.deviations).T[random.integers(replicates, size=count)]
+        return np.asarray(self.weights @ self.logs + seeds + samples)
 
     @cached_property
     def weights(self) -> Array:

@@ -187,15 +187,16 @@ def _compute_claim(found: Judged) -> Claim:
 
 def _weigh(comparison: predictors.Comparison) -> tuple[ClaimVerdict, str]:
     """Supported only if Gflops fit better in the whole interval and the whole interval of the slope is negative."""
-    slope = comparison.gflops
-    if slope.slope_low > 0:
+    if comparison.rises:
         return "contradicted", "yet the distance rises with Gflops"
-    if comparison.high < 0 and comparison.difference < 0:
+    if comparison.follows_parameters:
         return "contradicted", "below 0 throughout"
-    if slope.slope_high >= 0:
+    if comparison.gflops.slope_high >= 0:
         return "undetermined", "yet whether the distance falls with Gflops is open"
     if comparison.low > 0 and comparison.difference > 0:
         return "supported", "above 0 throughout"
+    if comparison.high < 0:
+        return "undetermined", "below 0, but not at the stricter level of a contradiction"
     return "undetermined", "which does not exclude 0"
 
 
