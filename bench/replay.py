@@ -19,8 +19,8 @@ import pytest
 
 from bench.gates.faults import Fault, fed, frozen_ema
 from bench.gates.sampling_faults import skipped_map, unloaded_weights
+from dit.claims.judged import primary
 from dit.claims.results import load_results
-from dit.claims.verdicts import primary
 from dit.cli.commands import run
 from dit.console import Cell, say, table
 from dit.console.formatting import format_hours, format_share

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+from dit.claims.judged import estimates_by_step
 from dit.claims.notes import left_out, notes
+from dit.claims.two_level import GivenSpread
 from dit.claims.verdicts import judge
 from dit.errors import MismatchError, MissingError, UnhealthyError
 from dit.health.summary import headline, readings, stopped_by
@@ -16,7 +19,7 @@ from dit.results.state import Finding, look, missing_line
 from dit.storage import Store
 from dit.study import layout
 from dit.study.config import StudyConfig
-from dit.study.records import HealthEvent, MetricsRecord, TrainRecord, Verdict
+from dit.study.records import Estimate, HealthEvent, MetricsRecord, TrainRecord, Verdict
 from dit.study.variants import ModelSpec
 
 
@@ -36,8 +39,17 @@ class Results:
     config: StudyConfig
     variants: tuple[VariantResults, ...]
     verdict: Verdict
+    estimates: Mapping[tuple[str, int], Estimate]
+    """(variant, step) -> the primary metric over the variant's seeds."""
     others: tuple[OtherResult, ...] = ()
     """Metrics of the same models under other sampling protocols; no claim is judged by them."""
+
+    @property
+    def over_seeds(self) -> bool:
+        """Whether the intervals of variants cover the noise of training, so that they differ from those of runs."""
+        return self.config.evaluation.seed_spread is not None or any(
+            len(own.seeds) > 1 for own in self.verdict.variants
+        )
 
     def rows(self) -> Iterator[tuple[VariantResults, MetricsRecord]]:
         """Every checkpoint's metrics, variant by variant."""
@@ -78,8 +90,19 @@ def load_results(config: StudyConfig, store: Store) -> Results:
     results = tuple(VariantResults(spec, *_records(row)) for spec, row in findings.items())
     _check_content(results)
     beside = (*(left_out(event) for event in stopped.values()), *notes(config))
-    verdict = judge(config.study, [record for variant in results for record in variant.metrics], beside)
-    return Results(config, results, verdict, _others(config, store, _content(results[0])))
+    records = [record for variant in results for record in variant.metrics]
+    given = _given_spread(config)
+    verdict = judge(config.study, records, beside, given)
+    others = _others(config, store, _content(results[0]))
+    return Results(config, results, verdict, estimates_by_step(records, given), others)
+
+
+def _given_spread(config: StudyConfig) -> GivenSpread | None:
+    evaluation = config.evaluation
+    if evaluation.seed_spread is None:
+        return None
+    freedom = evaluation.seed_spread_degrees_of_freedom
+    return GivenSpread(evaluation.seed_spread, math.inf if freedom is None else freedom)
 
 
 def _stopped(

@@ -12,7 +12,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from dit.claims.metric_names import metric_name
+from dit.claims.metric_names import interval, metric_name
 from dit.claims.results import Results
 from dit.console import Cell, cell_text
 from dit.console.formatting import format_number
@@ -22,11 +22,19 @@ from dit.report.evidence import Evidence, Grid
 from dit.report.loss_chart import loss_ratios, training_losses
 from dit.report.plots import GFLOPS, PARAMETERS, against, over_steps
 from dit.report.provenance import provenance, terms
-from dit.report.tables import Table, differing_keys, protocol_label, protocol_table, result_table, training_table
+from dit.report.tables import (
+    Table,
+    differing_keys,
+    protocol_label,
+    protocol_table,
+    result_table,
+    training_table,
+    variant_table,
+)
 from dit.sampling.grid import MAX_CLASS_ROWS
 from dit.study import layout
 from dit.study.paper import paper
-from dit.study.records import Claim
+from dit.study.records import Claim, Estimate
 from dit.study.version import code_version
 
 TEMPLATE = "report.html.j2"
@@ -69,6 +77,7 @@ def render(results: Results, evidence: Evidence) -> bytes:
         charts=charts,
         grids=_grids(results, evidence),
         previews=evidence.previews,
+        variant_table=variant_table(results) if results.over_seeds else None,
         results_table=result_table(results, others=True),
         protocol_table=protocol_table(results) if results.others else None,
         training_table=training_table(results),
@@ -98,16 +107,21 @@ def claim_table(claim: Claim) -> Table | None:
         ]
         return ["Fit of the distance on", "log Gflops", "log parameters"], rows
     if pairs := numbers.get("pairs"):
-        labels = {"as claimed": "apart, as claimed", "overlap": "overlap", "reversed": "apart, reversed"}
-        return ["Should be better", "Should be worse", "Intervals"], [
-            [_with_interval(pair["better"]), _with_interval(pair["worse"]), labels[pair["outcome"]]] for pair in pairs
+        labels = {"as claimed": "as claimed", "undecided": "not clear", "reversed": "reversed"}
+        return ["Should be better", "Should be worse", "Ratio, worse to better", "Order"], [
+            [*(_with_interval(pair[side]) for side in ("better", "worse")), _ratio(pair), labels[pair["outcome"]]]
+            for pair in pairs
         ]
     return None
 
 
+def _ratio(pair: dict[str, Any]) -> str | None:
+    return interval(Estimate.model_validate(pair["ratio"])) if pair["ratio"] else None
+
+
 def _with_interval(numbers: dict[str, Any]) -> str:
-    value, low, high = (format_number(numbers[key]) for key in ("value", "low", "high"))
-    return f"{numbers['variant']} {value} [{low}, {high}]"
+    own = Estimate(value=numbers["value"], low=numbers["low"], high=numbers["high"])
+    return f"{numbers['variant']} {interval(own)}"
 
 
 def _grids(results: Results, evidence: Evidence) -> list[tuple[int, list[GridView]]]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import shlex
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from dit.claims.judged import primary
 from dit.claims.metric_names import interval, metric_name
 from dit.claims.results import Results, load_results
-from dit.claims.verdicts import primary
 from dit.console import Cell, console, say, table
 from dit.console.formatting import format_bytes, format_duration, format_number, format_rate
 from dit.health.summary import Readings, headline, matrix, messages, readings
@@ -42,6 +43,26 @@ def result_table(results: Results, others: bool = False) -> Table:
         secondary = [record.metrics.get(name) for name in names]
         rows.append([*row, *(other.value if other else None for other in secondary)])
     return columns + [metric_name(name) for name in names], rows
+
+
+def variant_table(results: Results) -> Table:
+    """Columns and rows, one row per variant: its metric over its seeds, with the interval, and each run's value."""
+    confidence = next(record.confidence for _, record in results.rows())
+    values: dict[str, list[str]] = defaultdict(list)
+    for _, record in results.last():
+        values[record.variant].append(format_number(primary(record).value))
+    metric = metric_name(results.verdict.metric)
+    rows: list[list[Cell]] = [
+        [
+            own.variant,
+            len(own.seeds),
+            own.value,
+            f"{format_number(own.low)} to {format_number(own.high)}",
+            ", ".join(values[own.variant]),
+        ]
+        for own in results.verdict.variants
+    ]
+    return ["Variant", "Seeds", metric, f"{confidence:.0%} interval", "Values of the runs"], rows
 
 
 def training_table(results: Results) -> Table:
@@ -153,6 +174,9 @@ def show_results(config: StudyConfig, store: Store) -> None:
     results = load_results(config, store)
     table(*result_table(results), title=f"Study {config.study}")
     say()
+    if results.over_seeds:
+        table(*variant_table(results), title=f"Over seeds and samples, at step {results.verdict.step:,}")
+        say()
     if line := headline(readings(config, store)):
         say(line)
         say()
@@ -191,7 +215,7 @@ def _show_verdict(verdict: Verdict) -> None:
         out.print(Text(verdict.headline, style="bold red"))
     for claim in verdict.claims:
         out.print(
-            Text.assemble(f"{claim.number}. ", (claim.verdict.upper(), _STYLES[claim.verdict]), f"  {claim.statement}")
+            Text.assemble(f"{claim.number}. ", (claim.reading.upper(), _STYLES[claim.verdict]), f"  {claim.statement}")
         )
         if not verdict.headline:
             out.print(Text(f"   {claim.reason}"))

@@ -62,7 +62,7 @@ def _pages(results: Results, store: Store) -> dict[str, bytes]:
 
 def _track(config: StudyConfig, store: Store, results: Results, pages: dict[str, bytes]) -> None:
     with open_tracker(config, store, None) as tracker:
-        tracker.tags({f"claim_{claim.number}": claim.verdict for claim in results.verdict.claims})
+        tracker.tags({f"claim_{claim.number}": claim.reading for claim in results.verdict.claims})
         tracker.tags({"health": headline(readings(config, store))})
         for name, data in pages.items():
             tracker.artifact(name, data)

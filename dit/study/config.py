@@ -230,6 +230,13 @@ class EvaluationConfig(Section):
     """Bootstrap resamples per interval; at least 2 / (1 - confidence), so that one lies beyond each end."""
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
     """Share of bootstrap values inside an interval."""
+    seed_spread: float | None = Field(default=None, gt=0)
+    """Standard deviation between training seeds of the natural log of the Fréchet distance, from a publication or an
+    earlier study: it widens the intervals of a study with one seed. In no hash of metrics."""
+    seed_spread_degrees_of_freedom: Positive | None = None
+    """Of `seed_spread`: runs behind it minus variants behind it. Unset, the spread counts as known exactly."""
+
+    LATER_KEYS: ClassVar[frozenset[str]] = frozenset({"seed_spread", "seed_spread_degrees_of_freedom"})
 
     @property
     def metric(self) -> str:
@@ -252,9 +259,15 @@ class EvaluationConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _freedom_of_a_spread(self) -> EvaluationConfig:
+        if self.seed_spread_degrees_of_freedom is not None and self.seed_spread is None:
+            raise ValueError("seed_spread_degrees_of_freedom is given without seed_spread; give both")
+        return self
+
     def identity(self) -> dict[str, Any]:
         """The values that decide a metric, given the samples."""
-        own = self.hashed(exclude={"at_steps", "extractor_weights", "reference"})
+        own = self.hashed(exclude={"at_steps", "extractor_weights", "reference", *self.LATER_KEYS})
         return {**own, "reference": {"kind": self.reference.kind}}
 
 

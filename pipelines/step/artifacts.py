@@ -49,7 +49,7 @@ def verdict_text(config: StudyConfig, store: Store) -> str:
 
     results = load_results(config, store)
     claims = [
-        f"{claim.number}. **{claim.verdict}** {claim.statement}  \n   {claim.reason}\n"
+        f"{claim.number}. **{claim.reading}** {claim.statement}  \n   {claim.reason}\n"
         for claim in results.verdict.claims
     ]
     columns, rows = result_table(results, others=True)

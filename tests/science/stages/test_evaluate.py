@@ -83,7 +83,14 @@ def test_the_noise_floor_is_far_above_real_digits(judged: Judged) -> None:
 
 def test_precision_recall_and_label_accuracy_separate_the_defects(judged: Judged) -> None:
     values = {name: {key: each.value for key, each in record.metrics.items()} for name, record in judged[1].items()}
-    assert set(values["real"]) == {"fd_digits", "precision", "recall", "label_accuracy"}
+    assert set(values["real"]) == {
+        "fd_digits",
+        "fd_digits_infinity",
+        "kd_digits",
+        "precision",
+        "recall",
+        "label_accuracy",
+    }
     assert values["real"]["precision"] == 1
     assert values["real"]["recall"] > 0.5
     assert values["noise"]["precision"] < 0.2
@@ -246,7 +253,7 @@ def test_inception_measures_colour_images_end_to_end(pictures: Pictures) -> None
     store, config = pictures
     record = evaluate.run(config, store, VARIANT)[0]
     assert record.metric == "fid"
-    assert set(record.metrics) == {"fid", "isc", "precision", "recall"}
+    assert set(record.metrics) == {"fid", "kid", "isc", "precision", "recall"}
     assert all(each.low <= each.value <= each.high for each in record.metrics.values())
     assert record.metrics["fid"].value > 0
     assert record.metrics["isc"].value >= 1
