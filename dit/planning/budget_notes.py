@@ -1,0 +1,86 @@
+"""The sentences below the tables of what a budget can decide. Torch-free."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from dit.console.formatting import format_count
+from dit.planning.budget import Decision, decisions
+from dit.planning.evidence import Evidence, Range
+from dit.study.config import StudyConfig
+
+
+def budget_notes(config: StudyConfig, evidence: Evidence) -> Iterator[str]:
+    """What a reader of the tables has to know, a paragraph each."""
+    step = config.train.steps
+    if evidence.known_at(step):
+        yield from _closest_pairs(config, evidence, step)
+        yield _noise(config, evidence, step)
+    else:
+        yield (
+            f"{format_count(step)} steps: not known. The curves reach from {format_count(evidence.first_step)} to"
+            f" {format_count(evidence.last_step)} steps, and {metric_label(config)} is not extrapolated beyond them."
+            f" {evidence.limits}".rstrip()
+        )
+    yield _spread(evidence)
+    yield evidence.source
+    yield from evidence.notes
+
+
+def metric_label(config: StudyConfig) -> str:
+    """The metric's name in a sentence."""
+    return "FID" if config.evaluation.metric == "fid" else "Fréchet distance"
+
+
+def shown_range(value: Range | None) -> str | None:
+    """An expected metric as `71.9`, or as `87 to 140`; None as it is."""
+    if value is None:
+        return None
+    if math.isclose(value.low, value.high, rel_tol=0.01):
+        return f"{value.middle:.3g}"
+    return f"{value.low:.0f} to {value.high:.0f}"
+
+
+def _closest_pairs(config: StudyConfig, evidence: Evidence, step: int) -> Iterator[str]:
+    for decision in decisions(config, evidence, step, (1,)):
+        if decision.closest is not None:
+            yield f"Claim {decision.claim.label[0]}: {_apart(config, evidence, step, decision)}"
+
+
+def _apart(config: StudyConfig, evidence: Evidence, step: int, decision: Decision) -> str:
+    assert decision.closest is not None
+    better, worse = decision.closest
+    values = [evidence.expected(spec.name, step, config.sampling.num_samples) for spec in (better, worse)]
+    first, second = (value for value in values if value is not None)
+    apart = f"{abs(second.middle - first.middle):.2g} apart ({abs(math.log(second.middle / first.middle)):.0%})"
+    order = "" if second.middle > first.middle else ", in the other order"
+    return (
+        f"its closest pair is {worse.name} at {shown_range(second)} and {better.name} at {shown_range(first)}, about"
+        f" {apart}{order}."
+    )
+
+
+def _noise(config: StudyConfig, evidence: Evidence, step: int) -> str:
+    images = config.sampling.num_samples
+    known = [value for name in config.variants if (value := evidence.expected(name, step, images)) is not None]
+    low, high, noise = min(value.low for value in known), max(value.high for value in known), evidence.noise_floor
+    return (
+        f"Healthy models are expected at {shown_range(Range(low, high))} after {format_count(step)} steps. Noise is at"
+        f" {noise:.3g}: a {metric_label(config)} near {noise:.3g} means that something is broken, not that the training"
+        " was too short."
+    )
+
+
+def _spread(evidence: Evidence) -> str:
+    if evidence.seeds is None:
+        return (
+            "How far seeds lie apart is not known, so the probabilities are for the seed that is trained: another seed"
+            " may give another verdict. Run the study with three seeds to know it."
+        )
+    seeds = evidence.seeds
+    return (
+        f"Trainings of one model that differ in their seed lie {seeds.log_sd:.1%} apart (standard deviation of the log"
+        f" metric, {seeds.degrees} degrees of freedom): {seeds.source}. One seed is judged with this spread, several"
+        " seeds with their own."
+    )
