@@ -43,12 +43,13 @@ def plan(
     from dit.health.recipe import warnings
     from dit.planning.budget_tables import show_budget
     from dit.planning.expectations import expectations
+    from dit.planning.lines import say_wrapped
     from dit.planning.tables import show_plan
     from dit.storage import open_store
 
     show_plan(config)
     for line in warnings(config):
-        say(f"warning: {line}")
+        say_wrapped(f"warning: {line}")
     say()
     before = load_study(like or study, None)
     show_budget(config, expectations(config, before, open_store(root), is_named=like is not None))

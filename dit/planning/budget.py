@@ -72,7 +72,10 @@ def outcome_of(claim: PlannedClaim, config: StudyConfig, evidence: Evidence, ste
     if not known or len(known) < len(expected):
         return None
     given = evidence.seeds or evidence.sampling
-    degrees = len(config.specs) * (seeds - 1) if seeds > 1 else given.degrees
+    # Between runs, without what a seed does to all variants alike.
+    degrees = (len(config.specs) - 1) * (seeds - 1) if seeds > 1 else given.degrees
+    if not degrees:
+        return None
     trial = Trial(evidence.run_sd(images), seeds, degrees, config.evaluation.confidence)
     simulated = simulate(known, trial)
     if not claim.pairs:

@@ -75,7 +75,9 @@ def cheapest_table(config: StudyConfig, evidence: Evidence) -> Table:
 
 def _cheapest_row(config: StudyConfig, claim: PlannedClaim, found: Cheapest | None) -> list[Cell]:
     count = len(claim.variants)
-    variants = f"all {count}" if count == len(config.specs) else ", ".join(spec.name for spec in claim.variants)
+    one_family = len({spec.family for spec in config.specs}) == 1
+    names = [spec.name.removeprefix(f"{spec.family}-" if one_family else "") for spec in claim.variants]
+    variants = f"all {count}" if count == len(config.specs) else ", ".join(names)
     price: list[Cell] = [] if config.plan.price is None else [None]
     if found is None:
         steps = "none is known" if claim.variants else None

@@ -12,7 +12,7 @@ from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from dit.planning.evidence import Range
 
@@ -73,13 +73,16 @@ def simulate(expected: Sequence[Range], trial: Trial) -> Simulated:
 def order_outcome(simulated: Simulated, pairs: Sequence[tuple[int, int]]) -> Outcome:
     """A claim that in each pair of variants (better, worse) the first has the lower metric.
 
-    A pair is decided when the difference of its log means is beyond Student's t times its standard error.
+    A pair is decided when the difference of its log means is beyond Student's t times its standard error. Support needs
+    every pair (Berger 1982); one reversed pair contradicts, so it is tested at a level divided by the number of pairs.
     """
     better, worse = np.array(pairs).T
-    differences = simulated.means_SV[:, worse] - simulated.means_SV[:, better]
-    quantile = float(student.ppf((1 + simulated.trial.confidence) / 2, simulated.trial.degrees))
-    margin = quantile * np.sqrt(2) * simulated.error_S[:, None]
-    supported, reversed_ = (differences > margin).all(axis=1), (differences < -margin).any(axis=1)
+    error_S = np.sqrt(2) * simulated.error_S
+    differences = (simulated.means_SV[:, worse] - simulated.means_SV[:, better]) / error_S[:, None]
+    trial = simulated.trial
+    stricter = 1 - (1 - trial.confidence) / len(pairs)
+    least, most = (float(stdtrit(trial.degrees, (1 + level) / 2)) for level in (trial.confidence, stricter))
+    supported, reversed_ = (differences > least).all(axis=1), (differences < -most).any(axis=1)
     return Outcome(float(supported.mean()), float(reversed_.mean()))
 
 
