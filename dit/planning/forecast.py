@@ -1,7 +1,8 @@
 """Forecasts of a value that falls with training, and how good earlier forecasts of the same run were. Torch-free.
 
-    forecast(points, 1500)  # from the points so far
-    track_record(points)    # what the same rule forecast earlier, beside what came
+    forecast(points, 1500)             # from the points so far
+    forecast_checkpoints(points, 3000) # from a few measured checkpoints
+    track_record(points)               # what the same rule forecast earlier, beside what came
 
 The rule is a power law, value = factor x step^exponent: a line in logarithms (Kaplan et al. 2020, equation 1.5, without
 a limit, which is not seen at the steps that are forecast here). A law is used only where it has forecast the run's own
@@ -28,8 +29,6 @@ SHARES = (0.25, 0.5, 0.75)
 LARGEST_MISS = 0.1
 """Relative error of an earlier forecast above which there is no further one."""
 _FEWEST_POINTS = 4
-_FURTHEST = 4.0
-"""The furthest step that is forecast, as a multiple of the last point's: the longest that was tested."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +64,8 @@ class Forecast:
 
     value: float | None
     misses: tuple[Miss, ...]
+    """Of earlier forecasts of the same run that reached as far."""
     reason: str = ""
-
-    @property
-    def worst(self) -> float:
-        """The largest relative error of the earlier forecasts; 0 without any."""
-        return max((abs(miss.error) for miss in self.misses), default=0.0)
 
 
 def power_law(points: Points) -> PowerLaw | None:
@@ -84,37 +79,53 @@ def power_law(points: Points) -> PowerLaw | None:
     return PowerLaw(math.exp(float(values.mean()) - exponent * float(steps.mean())), exponent)
 
 
-def forecast(points: Points, step: float, shares: Sequence[float] = SHARES) -> Forecast:
-    """The value at a later step, from the law of the points so far, if it forecast the run's own points well enough."""
-    misses = track_record(points, shares)
+def forecast(points: Points, step: float) -> Forecast:
+    """The value at a later step, from the law of the points so far.
+
+    There is none if an earlier forecast of the same run, which reached as far or less far, missed by more than
+    `LARGEST_MISS`, or if none reached as far.
+    """
+    record = track_record(points)
     law = _fitted(points, points[-1][0]) if points else None
-    if law is None or not misses:
-        return Forecast(None, misses, "too few points")
-    worst = max(misses, key=lambda miss: abs(miss.error))
-    if abs(worst.error) > LARGEST_MISS:
-        missed = f"back-test from {worst.share:.0%} of the run missed by {abs(worst.error):.0%}"
-        return Forecast(None, misses, missed)
-    if step > _FURTHEST * points[-1][0]:
-        return Forecast(None, misses, f"more than {_FURTHEST:g} times the steps so far")
-    return Forecast(law.at(step), misses)
+    if law is None or not record:
+        return Forecast(None, record, "too few points")
+    reach = points[-1][0] / step
+    if reach < min(SHARES):
+        return Forecast(None, (), f"step {step:,.0f} is more than {1 / min(SHARES):g} times as far")
+    # Floor to the nearest share that was tested: a longer reach is never taken for a shorter one.
+    tested = max(share for share in SHARES if share <= reach)
+    return _checked(law.at(step), tuple(miss for miss in record if miss.share >= tested))
 
 
-def track_record(points: Points, shares: Sequence[float] = SHARES) -> tuple[Miss, ...]:
-    """What the rule forecast after each share of the points' steps, beside the mean of the last of them.
+def forecast_checkpoints(points: Points, step: float) -> Forecast:
+    """Like `forecast`, from the few checkpoints that are measured: those before the last must forecast the last."""
+    before = power_law(points[:-1])
+    law = power_law(points)
+    if before is None or law is None:
+        return Forecast(None, (), "fewer than three checkpoints")
+    last, measured = points[-1]
+    return _checked(law.at(step), (Miss(points[-2][0] / last, before.at(last), measured),))
+
+
+def track_record(points: Points) -> tuple[Miss, ...]:
+    """What the rule forecast after each of `SHARES` of the points' steps, beside the mean of the last of them.
 
     Shares with too few points are left out.
     """
     if len(points) < _FEWEST_POINTS:
         return ()
     last = points[-1][0]
-    end = [(step, value) for step, value in points if step >= MEASURED_FROM * last]
-    middle, measured = (math.exp(float(np.log([point[i] for point in end]).mean())) for i in (0, 1))
-    misses = []
-    for share in shares:
-        law = _fitted([point for point in points if point[0] <= share * last], share * last)
-        if law is not None:
-            misses.append(Miss(share, law.at(middle), measured))
-    return tuple(misses)
+    end = np.log([point for point in points if point[0] >= MEASURED_FROM * last]).mean(axis=0)
+    middle, measured = math.exp(end[0]), math.exp(end[1])
+    laws = ((share, _fitted([point for point in points if point[0] <= share * last], share * last)) for share in SHARES)
+    return tuple(Miss(share, law.at(middle), measured) for share, law in laws if law is not None)
+
+
+def _checked(value: float, misses: tuple[Miss, ...]) -> Forecast:
+    worst = max(misses, key=lambda miss: abs(miss.error))
+    if abs(worst.error) > LARGEST_MISS:
+        return Forecast(None, misses, f"back-test missed by {abs(worst.error):.0%}")
+    return Forecast(value, misses)
 
 
 def _fitted(points: Points, last: float) -> PowerLaw | None:
