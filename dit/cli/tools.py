@@ -42,7 +42,7 @@ def plan(
     config = load_study(study, [*(overrides or []), *given])
     from dit.health.recipe import warnings
     from dit.planning.budget_tables import show_budget
-    from dit.planning.expectations import expectations
+    from dit.planning.find_prior import find_prior
     from dit.planning.lines import say_wrapped
     from dit.planning.tables import show_plan
     from dit.storage import open_store
@@ -52,7 +52,7 @@ def plan(
         say_wrapped(f"warning: {line}")
     say()
     before = load_study(like or study, None)
-    show_budget(config, expectations(config, before, open_store(root), is_named=like is not None))
+    show_budget(config, find_prior(config, before, open_store(root), is_named=like is not None))
 
 
 @tools.command(rich_help_panel=TOOLS)

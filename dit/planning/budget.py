@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from dit.planning.accelerators import CPU
 from dit.planning.claims import PlannedClaim, planned_claims
 from dit.planning.cost import Plan, plan
-from dit.planning.evidence import Evidence, Range
 from dit.planning.power import Outcome, Trial, compute_outcome, order_outcome, simulate
+from dit.planning.prior import Prior, Range
 from dit.study.config import StudyConfig
 from dit.study.variants import ModelSpec
 
@@ -54,29 +54,29 @@ class Cheapest:
     cost: Cost
 
 
-def decisions(config: StudyConfig, evidence: Evidence, step: int, seeds: Sequence[int]) -> list[Decision]:
+def decisions(config: StudyConfig, prior: Prior, step: int, seeds: Sequence[int]) -> list[Decision]:
     """Each claim at a step, for each number of seeds."""
     rows = []
     for claim in planned_claims(config.specs):
-        outcomes = [outcome_of(claim, config, evidence, step, count) for count in seeds]
+        outcomes = [outcome_of(claim, config, prior, step, count) for count in seeds]
         known = tuple(outcome for outcome in outcomes if outcome is not None)
-        rows.append(Decision(claim, known, _closest(claim, config, evidence, step) if known else None))
+        rows.append(Decision(claim, known, _closest(claim, config, prior, step) if known else None))
     return rows
 
 
-def outcome_of(claim: PlannedClaim, config: StudyConfig, evidence: Evidence, step: int, seeds: int) -> Outcome | None:
+def outcome_of(claim: PlannedClaim, config: StudyConfig, prior: Prior, step: int, seeds: int) -> Outcome | None:
     """Probabilities of a claim's verdicts in the study `config` at a step; None if they are not known."""
     images, inputs = config.sampling.num_samples, config.dataset.inputs
-    expected = [evidence.expected(spec.name, step, images) for spec in claim.variants]
+    expected = [prior.expected(spec.name, step, images) for spec in claim.variants]
     known = [value for value in expected if value is not None]
     if not known or len(known) < len(expected):
         return None
-    given = evidence.seeds or evidence.sampling
+    given = prior.seeds or prior.sampling
     # Between runs, without what a seed does to all variants alike.
     degrees = (len(config.specs) - 1) * (seeds - 1) if seeds > 1 else given.degrees
     if not degrees:
         return None
-    trial = Trial(evidence.run_sd(images), seeds, degrees, config.evaluation.confidence)
+    trial = Trial(prior.run_sd(images), seeds, degrees, config.evaluation.confidence)
     simulated = simulate(known, trial)
     if not claim.pairs:
         gflops, parameters = zip(
@@ -87,14 +87,14 @@ def outcome_of(claim: PlannedClaim, config: StudyConfig, evidence: Evidence, ste
     return order_outcome(simulated, [(place(better), place(worse)) for better, worse in claim.pairs])
 
 
-def cheapest(claim: PlannedClaim, config: StudyConfig, evidence: Evidence) -> Cheapest | None:
+def cheapest(claim: PlannedClaim, config: StudyConfig, prior: Prior) -> Cheapest | None:
     """The cheapest budget for a claim with only the variants that it needs; None if there is none in what is known."""
     if not claim.variants:
         return None
     least = config.model_copy(update={"variants": tuple(spec.name for spec in claim.variants)})
-    candidates = sorted(_candidates(least, evidence), key=lambda candidate: candidate[2].hours)
+    candidates = sorted(_candidates(least, prior), key=lambda candidate: candidate[2].hours)
     for steps, seeds, cost in candidates:
-        outcome = outcome_of(claim, least, evidence, steps, seeds)
+        outcome = outcome_of(claim, least, prior, steps, seeds)
         if outcome is not None and outcome.supported >= SURE:
             return Cheapest(steps, seeds, outcome, cost)
     return None
@@ -109,9 +109,9 @@ def cost_of(planned: Plan, seeds: int) -> Cost:
     return Cost(hours, devices, (disk.shards or 0.0) + seeds * (disk.checkpoints + disk.samples))
 
 
-def lengths(evidence: Evidence, own: int) -> list[int]:
-    """Lengths of training within the curves, in equal ratios and of two digits, with the study's own."""
-    first, last = evidence.first_step, evidence.last_step
+def lengths(prior: Prior, variants: Sequence[str], own: int) -> list[int]:
+    """Lengths of training within the variants' curves, in equal ratios and of two digits, with the study's own."""
+    first, last = prior.reach(variants)
     if first > last:
         return []
     raw = (first * (last / first) ** (i / (_LENGTHS - 1)) for i in range(_LENGTHS))
@@ -119,10 +119,10 @@ def lengths(evidence: Evidence, own: int) -> list[int]:
     return sorted({step for step in {*tidy, first, last, own} if first <= step <= last})
 
 
-def _candidates(config: StudyConfig, evidence: Evidence) -> Iterator[tuple[int, int, Cost]]:
-    for steps in lengths(evidence, config.train.steps):
+def _candidates(config: StudyConfig, prior: Prior) -> Iterator[tuple[int, int, Cost]]:
+    for steps in lengths(prior, config.variants, config.train.steps):
         planned = plan(_trained_for(config, steps))
-        for seeds in range(1, MOST_SEEDS + 1 if evidence.seeds else 2):
+        for seeds in range(1, MOST_SEEDS + 1 if prior.seeds else 2):
             yield steps, seeds, cost_of(planned, seeds)
 
 
@@ -135,11 +135,9 @@ def _trained_for(config: StudyConfig, steps: int) -> StudyConfig:
     )
 
 
-def _closest(
-    claim: PlannedClaim, config: StudyConfig, evidence: Evidence, step: int
-) -> tuple[ModelSpec, ModelSpec] | None:
+def _closest(claim: PlannedClaim, config: StudyConfig, prior: Prior, step: int) -> tuple[ModelSpec, ModelSpec] | None:
     def apart(pair: tuple[ModelSpec, ModelSpec]) -> float:
-        better, worse = (_middle(evidence.expected(spec.name, step, config.sampling.num_samples)) for spec in pair)
+        better, worse = (_middle(prior.expected(spec.name, step, config.sampling.num_samples)) for spec in pair)
         return math.log(worse / better)
 
     return min(claim.pairs, key=apart, default=None)

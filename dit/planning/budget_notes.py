@@ -7,25 +7,21 @@ from collections.abc import Iterator
 
 from dit.console.formatting import format_count
 from dit.planning.budget import Decision, decisions
-from dit.planning.evidence import Evidence, Range
+from dit.planning.prior import Prior, Range
 from dit.study.config import StudyConfig
 
 
-def budget_notes(config: StudyConfig, evidence: Evidence) -> Iterator[str]:
+def budget_notes(config: StudyConfig, prior: Prior) -> Iterator[str]:
     """What a reader of the tables has to know, a paragraph each."""
     step = config.train.steps
-    if evidence.known_at(step):
-        yield from _closest_pairs(config, evidence, step)
-        yield _noise(config, evidence, step)
+    if prior.known_at(step, config.variants):
+        yield from _closest_pairs(config, prior, step)
+        yield _noise(config, prior, step)
     else:
-        yield (
-            f"{format_count(step)} steps: not known. The curves reach from {format_count(evidence.first_step)} to"
-            f" {format_count(evidence.last_step)} steps, and {metric_label(config)} is not extrapolated beyond them."
-            f" {evidence.limits}".rstrip()
-        )
-    yield _spread(evidence)
-    yield evidence.source
-    yield from evidence.notes
+        yield _beyond(config, prior, step)
+    yield _spread(prior)
+    yield prior.source
+    yield from prior.notes
 
 
 def metric_label(config: StudyConfig) -> str:
@@ -42,16 +38,16 @@ def shown_range(value: Range | None) -> str | None:
     return f"{value.low:.0f} to {value.high:.0f}"
 
 
-def _closest_pairs(config: StudyConfig, evidence: Evidence, step: int) -> Iterator[str]:
-    for decision in decisions(config, evidence, step, (1,)):
+def _closest_pairs(config: StudyConfig, prior: Prior, step: int) -> Iterator[str]:
+    for decision in decisions(config, prior, step, (1,)):
         if decision.closest is not None:
-            yield f"Claim {decision.claim.label[0]}: {_apart(config, evidence, step, decision)}"
+            yield f"Claim {decision.claim.label[0]}: {_apart(config, prior, step, decision)}"
 
 
-def _apart(config: StudyConfig, evidence: Evidence, step: int, decision: Decision) -> str:
+def _apart(config: StudyConfig, prior: Prior, step: int, decision: Decision) -> str:
     assert decision.closest is not None
     better, worse = decision.closest
-    values = [evidence.expected(spec.name, step, config.sampling.num_samples) for spec in (better, worse)]
+    values = [prior.expected(spec.name, step, config.sampling.num_samples) for spec in (better, worse)]
     first, second = (value for value in values if value is not None)
     apart = f"{abs(second.middle - first.middle):.2g} apart ({abs(math.log(second.middle / first.middle)):.0%})"
     order = "" if second.middle > first.middle else ", in the other order"
@@ -61,10 +57,10 @@ def _apart(config: StudyConfig, evidence: Evidence, step: int, decision: Decisio
     )
 
 
-def _noise(config: StudyConfig, evidence: Evidence, step: int) -> str:
+def _noise(config: StudyConfig, prior: Prior, step: int) -> str:
     images = config.sampling.num_samples
-    known = [value for name in config.variants if (value := evidence.expected(name, step, images)) is not None]
-    low, high, noise = min(value.low for value in known), max(value.high for value in known), evidence.noise_floor
+    known = [value for name in config.variants if (value := prior.expected(name, step, images)) is not None]
+    low, high, noise = min(value.low for value in known), max(value.high for value in known), prior.noise_floor
     return (
         f"Healthy models are expected at {shown_range(Range(low, high))} after {format_count(step)} steps. Noise is at"
         f" {noise:.3g}: a {metric_label(config)} near {noise:.3g} means that something is broken, not that the training"
@@ -72,13 +68,24 @@ def _noise(config: StudyConfig, evidence: Evidence, step: int) -> str:
     )
 
 
-def _spread(evidence: Evidence) -> str:
-    if evidence.seeds is None:
+def _beyond(config: StudyConfig, prior: Prior, step: int) -> str:
+    known = [prior.reach([name]) for name in config.variants if name in prior.curves]
+    if not known:
+        return f"Nothing is known about {', '.join(config.variants)}."
+    first, last = min(first for first, _ in known), max(last for _, last in known)
+    return (
+        f"{format_count(step)} steps: not known. The curves reach from {format_count(first)} to {format_count(last)}"
+        f" steps, and the {metric_label(config)} is not extrapolated beyond them. {prior.limits}".rstrip()
+    )
+
+
+def _spread(prior: Prior) -> str:
+    if prior.seeds is None:
         return (
             "How far seeds lie apart is not known, so the probabilities are for the seed that is trained: another seed"
             " may give another verdict. Run the study with three seeds to know it."
         )
-    seeds = evidence.seeds
+    seeds = prior.seeds
     return (
         f"Trainings of one model that differ in their seed lie {seeds.log_sd:.1%} apart (standard deviation of the log"
         f" metric, {seeds.degrees} degrees of freedom): {seeds.source}. One seed is judged with this spread, several"

@@ -11,8 +11,8 @@ from dit.planning.budget import SURE, Cheapest, Cost, Decision, cheapest, cost_o
 from dit.planning.budget_notes import budget_notes, metric_label, shown_range
 from dit.planning.claims import PlannedClaim, planned_claims
 from dit.planning.cost import plan
-from dit.planning.evidence import Evidence
 from dit.planning.lines import say_wrapped
+from dit.planning.prior import Prior
 from dit.study.config import StudyConfig
 
 Table = tuple[list[str], list[list[Cell]]]
@@ -22,37 +22,37 @@ _FAINT = 0.005
 """A probability that is shown as 0 %."""
 
 
-def show_budget(config: StudyConfig, evidence: Evidence | str) -> None:
+def show_budget(config: StudyConfig, prior: Prior | str) -> None:
     """Print what the study's budget can decide, and the cheapest budget for each claim.
 
-    A reason in place of `evidence` is printed, with what to run to know it.
+    A reason in place of `prior` is printed, with what to run to know it.
     """
-    if isinstance(evidence, str):
+    if isinstance(prior, str):
         say_wrapped(
-            f"What this budget can decide is not known: {evidence}. To know it, run this study or a shorter one of the"
+            f"What this budget can decide is not known: {prior}. To know it, run this study or a shorter one of the"
             " same models, then plan again with its --root, and with --like STUDY for another study file."
         )
         return
     step = config.train.steps
-    if evidence.known_at(step):
-        seeds = SEEDS if evidence.seeds else SEEDS[:1]
-        table(*expected_table(config, evidence), f"Expected {metric_label(config)}")
+    if prior.known_at(step, config.variants):
+        seeds = SEEDS if prior.seeds else SEEDS[:1]
+        table(*expected_table(config, prior), f"Expected {metric_label(config)}")
         say()
         title = f"Probability that {format_count(step)} steps support a claim, and the cost"
-        table(*decision_table(config, decisions(config, evidence, step, seeds), seeds), title)
+        table(*decision_table(config, decisions(config, prior, step, seeds), seeds), title)
         say()
-    table(*cheapest_table(config, evidence), f"Cheapest study that supports a claim with a probability of {SURE:.0%}")
+    table(*cheapest_table(config, prior), f"Cheapest study that supports a claim with a probability of {SURE:.0%}")
     say()
-    for line in budget_notes(config, evidence):
+    for line in budget_notes(config, prior):
         say_wrapped(line)
 
 
-def expected_table(config: StudyConfig, evidence: Evidence) -> Table:
+def expected_table(config: StudyConfig, prior: Prior) -> Table:
     """Columns and rows: the expected metric of every variant at the evaluated steps."""
     steps = sorted({*config.evaluation.at_steps, config.train.steps})
     images = config.sampling.num_samples
     rows: list[list[Cell]] = [
-        [name, *(shown_range(evidence.expected(name, step, images)) for step in steps)] for name in config.variants
+        [name, *(shown_range(prior.expected(name, step, images)) for step in steps)] for name in config.variants
     ]
     return ["Variant", *(f"Step {format_count(step)}" for step in steps)], rows
 
@@ -65,9 +65,9 @@ def decision_table(config: StudyConfig, rows: Sequence[Decision], seeds: Sequenc
     return columns, [*(_decision_row(row, len(seeds)) for row in rows), *_cost_rows(config, costs)]
 
 
-def cheapest_table(config: StudyConfig, evidence: Evidence) -> Table:
+def cheapest_table(config: StudyConfig, prior: Prior) -> Table:
     """Columns and rows: the cheapest budget for each claim, with only the variants that it needs."""
-    rows = [_cheapest_row(config, claim, cheapest(claim, config, evidence)) for claim in planned_claims(config.specs)]
+    rows = [_cheapest_row(config, claim, cheapest(claim, config, prior)) for claim in planned_claims(config.specs)]
     unit = "Time" if machine(config).accelerator == CPU else "GPU-hours"
     price = [] if config.plan.price is None else ["Price"]
     return ["Claim", "Variants", "Steps", "Seeds", "Supported", unit, *price], rows

@@ -1,6 +1,6 @@
 """What the records of an earlier study say about a new one. Torch-free.
 
-evidence = earlier(load("configs/digits.yaml"), open_store("runs"))  # None without records
+prior = earlier(load("configs/digits.yaml"), open_store("runs"))  # None without records
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from dit.planning.evidence import Curve, Evidence, Range, Spread, pooled
+from dit.planning.prior import Curve, Prior, Range, Spread, pooled
 from dit.storage import Store, read_record
 from dit.study import layout
 from dit.study.config import DigitsSource, StudyConfig
@@ -25,7 +25,7 @@ Values = Mapping[str, Mapping[int, Sequence[float]]]
 """Variant -> step -> metric of each of its runs."""
 
 
-def earlier(config: StudyConfig, store: Store) -> Evidence | None:
+def earlier(config: StudyConfig, store: Store) -> Prior | None:
     """What a study's own records below a root say: curves of its variants, and their spreads; None without records.
 
     Records of another configuration are left out, with a note.
@@ -43,7 +43,7 @@ def earlier(config: StudyConfig, store: Store) -> Evidence | None:
         return None
     others = len(found) - len(records)
     notes = [f"{others} records of another configuration are left out."] if others else []
-    return Evidence(
+    return Prior(
         curves={name: _curve(steps) for name, steps in values.items()},
         seeds=_between_seeds(config, values),
         sampling=_between_samples(records, config),

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
-from dit.planning.evidence import Range
+from dit.planning.prior import Range
 
 Matrix = NDArray[np.float64]
 

@@ -1,6 +1,6 @@
 """What the paper's numbers say about a study in its setting. Torch-free.
 
-evidence = published(config)  # or a sentence: why the paper's numbers do not hold for this study
+prior = published(config)  # or a sentence: why the paper's numbers do not hold for this study
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from dit.planning.evidence import Curve, Evidence, Range, Spread, pooled
+from dit.planning.prior import Curve, Prior, Range, Spread, pooled
 from dit.study.config import SamplingConfig, StudyConfig, TrainConfig
 from dit.study.paper import Paper, on_imagenet, paper
 
@@ -22,7 +22,7 @@ _RECIPE = ("global_batch", "learning_rate", "betas", "weight_decay", "ema_decay"
 _PROTOCOL = ("sampler", "steps", "cfg_scale", "weights")
 
 
-def published(config: StudyConfig) -> Evidence | str:
+def published(config: StudyConfig) -> Prior | str:
     """What the paper's numbers say about a study; a sentence with the reason if they do not hold for it."""
     reason = _differs(config)
     if reason:
@@ -33,7 +33,7 @@ def published(config: StudyConfig) -> Evidence | str:
     repeats = next(iter(sorted(source.seed_variance_400k.items(), key=lambda item: -len(item[1]))))
     sampling_sd, sampling_degrees = pooled([repeats[1]])
     few, many = (source.fid_by_images[count] for count in (10_000, IMAGES))
-    return Evidence(
+    return Prior(
         curves=curves,
         seeds=Spread(log_sd, degrees, IMAGES, "published trainings with another seed or framework at 400,000 steps"),
         sampling=Spread(

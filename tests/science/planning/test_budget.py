@@ -17,9 +17,9 @@ from dit.planning.budget_tables import decision_table
 from dit.planning.claims import planned_claims
 from dit.planning.cost import plan
 from dit.planning.earlier import earlier
-from dit.planning.evidence import Curve, Evidence, Range, Spread
-from dit.planning.expectations import expectations
+from dit.planning.find_prior import find_prior
 from dit.planning.power import STUDIES, Trial, compute_outcome, order_outcome, simulate
+from dit.planning.prior import Curve, Prior, Range, Spread
 from dit.planning.published import law_error, published
 from dit.storage import Store, open_store, write_record
 from dit.study import layout
@@ -36,11 +36,11 @@ def exactly(*values: float) -> list[Range]:
     return [Range(value, value) for value in values]
 
 
-def of_52k(*overrides: str) -> tuple[StudyConfig, Evidence]:
+def of_52k(*overrides: str) -> tuple[StudyConfig, Prior]:
     config = load(ROOT / "configs/imagenet256-52k.yaml", overrides)
-    evidence = published(config)
-    assert isinstance(evidence, Evidence), evidence
-    return config, evidence
+    prior = published(config)
+    assert isinstance(prior, Prior), prior
+    return config, prior
 
 
 @pytest.mark.parametrize(
@@ -92,40 +92,40 @@ def test_a_curve_is_a_power_law_between_its_points_and_nothing_outside() -> None
 
 def test_fewer_images_widen_the_spread_and_raise_the_distance() -> None:
     spread = Spread(0.05, 4, 50_000, "")
-    evidence = Evidence({"m": Curve([(1, Range(20, 20))])}, spread, Spread(0.01, 4, 50_000, ""), 50_000.0, 300, "")
-    assert evidence.run_sd(50_000) == pytest.approx(0.05)
-    assert evidence.run_sd(5_000) == pytest.approx(math.sqrt(0.05**2 + 9 * 0.01**2))
-    few = evidence.expected("m", 1, 5_000)
+    prior = Prior({"m": Curve([(1, Range(20, 20))])}, spread, Spread(0.01, 4, 50_000, ""), 50_000.0, 300, "")
+    assert prior.run_sd(50_000) == pytest.approx(0.05)
+    assert prior.run_sd(5_000) == pytest.approx(math.sqrt(0.05**2 + 9 * 0.01**2))
+    few = prior.expected("m", 1, 5_000)
     assert few is not None
     assert few.low == pytest.approx(20 + 50_000 * (1 / 5_000 - 1 / 50_000))
 
 
 def test_at_52k_steps_xl_and_l_are_three_fid_apart_and_healthy_models_far_from_noise() -> None:
-    config, evidence = of_52k()
-    expected = {name: evidence.expected(name, 52_000, 50_000) for name in config.variants}
+    config, prior = of_52k()
+    expected = {name: prior.expected(name, 52_000, 50_000) for name in config.variants}
     better, worse, other = expected["DiT-XL/2"], expected["DiT-L/2"], expected["DiT-B/2"]
     assert better is not None
     assert worse is not None
     assert other is not None
     assert 68 < better.middle < worse.middle < 77
     assert worse.middle - better.middle == pytest.approx(3, abs=0.5)
-    assert worse.middle < other.low < other.high < evidence.noise_floor / 2
-    size, patch, _ = decisions(config, evidence, 52_000, (1, 5))
+    assert worse.middle < other.low < other.high < prior.noise_floor / 2
+    size, patch, _ = decisions(config, prior, 52_000, (1, 5))
     assert size.closest == (resolve("DiT-XL/2"), resolve("DiT-L/2"))
     assert size.outcomes[0].supported < 0.2 < size.outcomes[1].supported < 0.7
     assert patch.outcomes[0].supported > 0.9
 
 
 def test_the_cheapest_study_supports_the_claim_and_a_cheaper_one_does_not() -> None:
-    config, evidence = of_52k()
+    config, prior = of_52k()
     claim = planned_claims(config.specs)[0]
-    found = cheapest(claim, config, evidence)
+    found = cheapest(claim, config, prior)
     assert found is not None
     assert found.steps > 52_000
     assert found.outcome.supported >= 0.9
     least = config.model_copy(update={"variants": ("DiT-B/2", "DiT-L/2", "DiT-XL/2")})
-    assert outcome_of(claim, least, evidence, found.steps, found.seeds) == found.outcome
-    fewer = outcome_of(claim, least, evidence, found.steps, found.seeds - 1)
+    assert outcome_of(claim, least, prior, found.steps, found.seeds) == found.outcome
+    fewer = outcome_of(claim, least, prior, found.steps, found.seeds - 1)
     assert fewer is not None
     assert fewer.supported < 0.9
 
@@ -196,16 +196,16 @@ def store(tmp_path: Path) -> Store:
 
 def test_an_earlier_study_gives_curves_and_spreads_of_a_new_one(store: Store) -> None:
     config, longer = study(), study(overrides=("train.steps=200000", "evaluation.at_steps=[200000]"))
-    evidence = expectations(longer, config, store, is_named=False)
-    assert isinstance(evidence, Evidence)
+    prior = find_prior(longer, config, store, is_named=False)
+    assert isinstance(prior, Prior)
     # The records' FID falls with the square root of the steps.
-    value = evidence.expected("DiT-XL/2", 200_000, 50_000)
+    value = prior.expected("DiT-XL/2", 200_000, 50_000)
     assert value is not None
     assert value.middle == pytest.approx(19.47 * math.sqrt(2))
-    assert evidence.sampling.log_sd == pytest.approx(0.01, rel=0.3)
+    assert prior.sampling.log_sd == pytest.approx(0.01, rel=0.3)
     # One seed was run: the spread of seeds is not known, and several seeds are not judged.
-    assert evidence.seeds is None
-    size = decisions(longer, evidence, 200_000, (1,))[0]
+    assert prior.seeds is None
+    size = decisions(longer, prior, 200_000, (1,))[0]
     assert size.outcomes[0].supported > 0.9
 
 
@@ -213,15 +213,15 @@ def test_records_of_another_configuration_are_left_out_and_counted(store: Store)
     config = study()
     other = metrics_record(config, config.specs[0], 300_000, science_hash="another")
     write_record(store, layout.metrics(config, config.specs[0], 300_000), other)
-    evidence = earlier(config, store)
-    assert evidence is not None
-    assert [step for step, _ in evidence.curves["DiT-B/2"].points] == [100_000, 400_000]
-    assert evidence.notes == ("1 records of another configuration are left out.",)
+    prior = earlier(config, store)
+    assert prior is not None
+    assert [step for step, _ in prior.curves["DiT-B/2"].points] == [100_000, 400_000]
+    assert prior.notes == ("1 records of another configuration are left out.",)
 
 
 def test_the_cost_grows_with_seeds_and_money_is_gpu_hours_times_the_price() -> None:
-    config, evidence = of_52k("plan.price=2.5")
-    columns, rows = decision_table(config, decisions(config, evidence, 52_000, (1, 3)), (1, 3))
+    config, prior = of_52k("plan.price=2.5")
+    columns, rows = decision_table(config, decisions(config, prior, 52_000, (1, 3)), (1, 3))
     assert columns == ["Claim", "1 seed", "3 seeds"]
     shown = {str(row[0]): row[1:] for row in rows}
     planned = plan(config)

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from dit.errors import MissingError
 from dit.planning.earlier import earlier
-from dit.planning.evidence import Evidence
+from dit.planning.prior import Prior
 from dit.planning.published import published
 from dit.storage import Store
 from dit.study.config import StudyConfig
 
 
-def expectations(config: StudyConfig, before: StudyConfig, store: Store, *, is_named: bool) -> Evidence | str:
+def find_prior(config: StudyConfig, before: StudyConfig, store: Store, *, is_named: bool) -> Prior | str:
     """What is known about the study `config`: from the records of the study `before`, else from the paper.
 
     If nothing is known, a sentence with the reason.
 
     Raises MissingError when there are no records of a study that the user named.
     """
-    evidence = earlier(before, store)
-    if evidence is not None:
-        return evidence
+    prior = earlier(before, store)
+    if prior is not None:
+        return prior
     none = f"there are no results of study {before.study} below {store.place()}"
     if is_named:
         raise MissingError(f"{none}; give its --root, or plan without --like")

@@ -57,7 +57,7 @@ class Spread:
 
 
 @dataclass(frozen=True, slots=True)
-class Evidence:
+class Prior:
     """What is known about the variants of a study."""
 
     curves: Mapping[str, Curve]
@@ -75,19 +75,16 @@ class Evidence:
     limits: str = ""
     """Sentences on why the curves are not extended."""
 
-    @property
-    def first_step(self) -> int:
-        """The first step at which all curves are known."""
-        return max(curve.points[0][0] for curve in self.curves.values())
+    def reach(self, variants: Sequence[str]) -> tuple[int, int]:
+        """The first and the last step at which all of these variants are known; the last is less if there is none."""
+        ends = [(curve.points[0][0], curve.points[-1][0]) for name in variants if (curve := self.curves.get(name))]
+        if len(ends) < len(variants) or not ends:
+            return 1, 0
+        return max(first for first, _ in ends), min(last for _, last in ends)
 
-    @property
-    def last_step(self) -> int:
-        """The last step at which all curves are known."""
-        return min(curve.points[-1][0] for curve in self.curves.values())
-
-    def known_at(self, step: int) -> bool:
-        """Whether some curve reaches this step."""
-        return any(curve.at(step) for curve in self.curves.values())
+    def known_at(self, step: int, variants: Sequence[str]) -> bool:
+        """Whether the curve of some of these variants reaches this step."""
+        return any(first <= step <= last for first, last in (self.reach([name]) for name in variants))
 
     def expected(self, variant: str, step: int, images: int) -> Range | None:
         """The metric of a variant with this many images; None where its curve does not reach."""
