@@ -10,6 +10,11 @@ from dit.planning.budget import Decision, decisions
 from dit.planning.prior import Prior, Range
 from dit.study.config import StudyConfig
 
+_WHOLE = 20
+"""Numbers from here on are shown without decimals."""
+_CLEAR = 0.5
+"""Share of the noise's metric below which healthy models are clearly better than noise."""
+
 
 def budget_notes(config: StudyConfig, prior: Prior) -> Iterator[str]:
     """What a reader of the tables has to know, a paragraph each."""
@@ -35,7 +40,7 @@ def shown_range(value: Range | None) -> str | None:
         return None
     if math.isclose(value.low, value.high, rel_tol=0.01):
         return f"{value.middle:.3g}"
-    return f"{value.low:.0f} to {value.high:.0f}"
+    return " to ".join(f"{end:.0f}" if end >= _WHOLE else f"{end:.2g}" for end in (value.low, value.high))
 
 
 def _closest_pairs(config: StudyConfig, prior: Prior, step: int) -> Iterator[str]:
@@ -49,7 +54,9 @@ def _apart(config: StudyConfig, prior: Prior, step: int, decision: Decision) -> 
     better, worse = decision.closest
     values = [prior.expected(spec.name, step, config.sampling.num_samples) for spec in (better, worse)]
     first, second = (value for value in values if value is not None)
-    apart = f"{abs(second.middle - first.middle):.2g} apart ({abs(math.log(second.middle / first.middle)):.0%})"
+    lower = min(first.middle, second.middle)
+    difference = abs(second.middle - first.middle)
+    apart = f"{difference:.2g} apart ({difference / lower:.0%})"
     order = "" if second.middle > first.middle else ", in the other order"
     return (
         f"its closest pair is {worse.name} at {shown_range(second)} and {better.name} at {shown_range(first)}, about"
@@ -61,9 +68,14 @@ def _noise(config: StudyConfig, prior: Prior, step: int) -> str:
     images = config.sampling.num_samples
     known = [value for name in config.variants if (value := prior.expected(name, step, images)) is not None]
     low, high, noise = min(value.low for value in known), max(value.high for value in known), prior.noise_floor
+    expected = (
+        f"Healthy models are expected at {shown_range(Range(low, high))} after {format_count(step)} steps, noise is at"
+        f" {noise:.3g}"
+    )
+    if high > _CLEAR * noise:
+        return f"{expected}: at this length, a {metric_label(config)} does not tell a broken model from a healthy one."
     return (
-        f"Healthy models are expected at {shown_range(Range(low, high))} after {format_count(step)} steps. Noise is at"
-        f" {noise:.3g}: a {metric_label(config)} near {noise:.3g} means that something is broken, not that the training"
+        f"{expected}. A {metric_label(config)} near {noise:.3g} means that something is broken, not that the training"
         " was too short."
     )
 

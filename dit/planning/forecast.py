@@ -40,7 +40,7 @@ class PowerLaw:
 
     def at(self, step: float) -> float:
         """The value at a step."""
-        return self.factor * float(step) ** self.exponent
+        return self.factor * math.pow(step, self.exponent)
 
 
 @dataclass(frozen=True, slots=True)

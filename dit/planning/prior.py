@@ -124,4 +124,4 @@ def pooled(groups: Sequence[Sequence[float]]) -> tuple[float, int]:
 
 
 def _between(first: float, last: float, share: float) -> float:
-    return first * (last / first) ** share
+    return first * math.pow(last / first, share)

@@ -93,7 +93,7 @@ def law_error(curve: Mapping[int, float], through: tuple[int, int], at: int) -> 
     """Relative error at a step of the power law through two points of a curve."""
     (first, last) = through
     slope = math.log(curve[last] / curve[first]) / math.log(last / first)
-    return curve[last] * (at / last) ** slope / curve[at] - 1
+    return curve[last] * math.pow(at / last, slope) / curve[at] - 1
 
 
 def _curve(source: Paper, name: str) -> Curve:
