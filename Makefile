@@ -54,8 +54,8 @@ help: ## Show this list.
 study: env ## Run STUDY to its verdict, or resume it: minutes for the default, on two CPU cores.
 	@$(DIT) study $(call quoted,$(STUDY)) --root $(call quoted,$(ROOT)) --runner $(RUNNER) $(OVERRIDES)
 
-plan: env ## Print what STUDY costs: parameters, Gflops, memory and hours. Writes nothing.
-	@$(DIT) plan $(call quoted,$(STUDY)) $(OVERRIDES)
+plan: env ## Print what STUDY costs, with PRICE per GPU-hour, and what it can decide. Writes nothing.
+	@$(DIT) plan $(call quoted,$(STUDY)) --root $(call quoted,$(ROOT)) $(OVERRIDES) $(if $(PRICE),--price $(PRICE))
 
 compile: env ## Write STUDY as a pipeline for Kubeflow Pipelines, with the image last pushed: build/STUDY.yaml.
 	@$(DIT) compile $(ON_CLUSTER) $(if $(IMAGE),--image $(call quoted,$(IMAGE)))
@@ -84,8 +84,9 @@ format: env ## Format the code.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-reference: env ## Write the keys of a study file into docs/study-file.md.
+reference: env ## Write the keys of a study file into docs/study-file.md, and a plan into docs/plan.md.
 	@$(DIT) keys --page docs/study-file.md
+	@$(BIN)/python -m bench.plan_page
 
 bench: env ## Measure speed against plain references; writes JSON and a table.
 	$(BIN)/python -m bench

@@ -14,24 +14,45 @@ tools = typer.Typer()
 
 
 @tools.command(rich_help_panel=TOOLS)
-def plan(study: Study, overrides: Overrides = None) -> None:
-    """Print parameters, Gflops, compute, memory and hours of every variant; writes nothing.
+def plan(
+    study: Study,
+    overrides: Overrides = None,
+    root: Root = "runs",
+    like: Annotated[
+        Path | None,
+        typer.Option("--like", metavar="STUDY", help="Earlier study whose results below --root tell what to expect."),
+    ] = None,
+    price: Annotated[
+        float | None, typer.Option("--price", min=0, metavar="PRICE", help="Price of a GPU-hour, for plan.price.")
+    ] = None,
+) -> None:
+    """Print what a study costs, and which claims it can decide with which probability; writes nothing.
 
-    Warns of a recipe with which no model can be healthy.
+    What to expect is known from the results of the same study below --root, as its file stands, or from the paper's
+    numbers. Warns of a recipe with which no model can be healthy.
 
     [bold]Examples[/]
 
     \b
-      dit plan configs/imagenet256.yaml
+      dit plan configs/imagenet256.yaml --price 2.50
       dit plan configs/imagenet256.yaml --set plan.count=16
+      dit plan configs/digits.yaml --set train.steps=1000 --root runs
     """
-    config = load_study(study, overrides)
+    given = [] if price is None else [f"plan.price={price}"]
+    config = load_study(study, [*(overrides or []), *given])
     from dit.health.recipe import warnings
+    from dit.planning.budget_tables import show_budget
+    from dit.planning.find_prior import find_prior
+    from dit.planning.lines import say_wrapped
     from dit.planning.tables import show_plan
+    from dit.storage import open_store
 
     show_plan(config)
     for line in warnings(config):
-        say(f"warning: {line}")
+        say_wrapped(f"warning: {line}")
+    say()
+    before = load_study(like or study, None)
+    show_budget(config, find_prior(config, before, open_store(root), is_named=like is not None))
 
 
 @tools.command(rich_help_panel=TOOLS)

@@ -15,6 +15,7 @@ from dit.console.formatting import (
 )
 from dit.planning.accelerators import CPU
 from dit.planning.cost import Plan, VariantPlan, plan
+from dit.planning.lines import say_wrapped
 from dit.study.config import StudyConfig
 
 Table = tuple[list[str], list[list[Cell]]]
@@ -70,7 +71,7 @@ def show_plan(config: StudyConfig) -> None:
         table(*made, title)
         say()
     for note in planned.notes:
-        say(note)
+        say_wrapped(note)
 
 
 def _on_cpu(planned: Plan) -> bool:

@@ -19,6 +19,7 @@ from dit.console.formatting import format_number
 from dit.health.summary import COLUMNS, headline, matrix, rows
 from dit.report.cost import cost_table
 from dit.report.evidence import Evidence, Grid
+from dit.report.forecast import forecasts
 from dit.report.loss_chart import loss_ratios, training_losses
 from dit.report.plots import GFLOPS, PARAMETERS, against, over_steps
 from dit.report.provenance import provenance, terms
@@ -82,6 +83,7 @@ def render(results: Results, evidence: Evidence) -> bytes:
         protocol_table=protocol_table(results) if results.others else None,
         training_table=training_table(results),
         cost_table=cost_table(results, evidence),
+        forecasts=forecasts(results, evidence),
         provenance=provenance(results, evidence),
         health=headline(evidence.health),
         sick=any(event.action == "stop" for _, event in evidence.health),

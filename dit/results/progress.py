@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from dit.checkpoints.read import list_checkpoints
 from dit.console.formatting import format_number
 from dit.health.stragglers import slow_ranks
-from dit.health.summary import stopped_by
+from dit.health.summary import RATIOS, stopped_by
+from dit.planning.forecast import Points, forecast
 from dit.results.stages import EVALUATE, PREPARE, REPORT, SAMPLE, TRAIN, Stage, Work
 from dit.results.state import StageState, stage_state
 from dit.storage import read_record
@@ -47,6 +48,8 @@ class StageProgress:
     """Which health check stopped it, and when; empty if none did."""
     ranks: tuple[RankProgress, ...] = ()
     """How far each rank of a training is; empty if there is none, or if it has ended."""
+    outlook: str = ""
+    """How good the training is now and at its end; empty if it cannot be forecast, or if it has ended."""
 
     @property
     def complete(self) -> bool:
@@ -117,13 +120,22 @@ def _trained(work: Work, spec: ModelSpec) -> StageProgress:
             return StageProgress(
                 name, total, total, TRAIN.unit, Measured(LOSS, record.steps, record.final_loss), record.train_seconds
             )
-    losses = [point for point in read_points(work.config, work.store, spec) if point.key == LOSS]
+    points = read_points(work.config, work.store, spec)
+    losses = [point for point in points if point.key == LOSS]
     newest = max(losses, key=lambda point: (point.step, point.time), default=None)
     saved = list_checkpoints(work.store, work.config, spec)
     # A training without a record is not complete, even if its last step is logged.
     done = min(max([0, *saved, newest.step if newest else 0]), total - 1)
     shown = Measured(LOSS, newest.step, newest.value) if newest else None
-    return StageProgress(name, done, total, TRAIN.unit, shown, ranks=rank_progress(work, spec))
+    outlook = outlook_line([(point.step, point.value) for point in points if point.key == RATIOS[1]], total)
+    return StageProgress(name, done, total, TRAIN.unit, shown, ranks=rank_progress(work, spec), outlook=outlook)
+
+
+def outlook_line(ratios: Points, last: int) -> str:
+    """R_b now and at the end of the training, such as `R_b 0.62, 0.55 at 1500`; empty if it cannot be forecast."""
+    points = sorted(ratios)
+    made = forecast(points, last)
+    return f"R_b {points[-1][1]:.2f}, {made.value:.2f} forecast at {last}" if made.value is not None else ""
 
 
 def _sampled(work: Work, spec: ModelSpec) -> StageProgress:

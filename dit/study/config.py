@@ -301,6 +301,8 @@ class PlanConfig(Section):
     """Peak of one accelerator in 10^12 FLOP/s at the study's precision; unset, the data sheet's. Required for cpu."""
     memory_gib: float | None = Field(default=None, gt=0)
     """Memory of one accelerator; unset, the data sheet's. Required for cpu."""
+    price: float | None = Field(default=None, ge=0)
+    """Price of one accelerator for one hour, in any currency; `dit plan` multiplies GPU-hours with it."""
 
 
 class StudyConfig(Section):

@@ -53,6 +53,9 @@ class Paper(FrozenModel):
     """FID of noise."""
     xl2_7m: dict[float, PublishedQuality]
     """Guidance scale -> metrics of DiT-XL/2."""
+    fid_by_images: dict[int, float]
+    """Number of images -> FID of one model, as `fid_by_images_note` describes."""
+    fid_by_images_note: str
     seed_variance_400k: dict[str, tuple[float, ...]]
     """Variant -> FIDs of trainings that differ in seed or framework only."""
     loss_gates: tuple[PublishedLoss, ...]

@@ -100,7 +100,7 @@ def _row(name: str, task: Task | None, job: JobView | None, stage: StageProgress
         f"{job.kind} {job.snapshot.phase.value}" if job and shown else None,
         f"{job.snapshot.running}/{job.wanted}" if job and shown and not job.snapshot.phase.ended else None,
         _done(stage),
-        f"{stage.last.name} {format_number(stage.last.value)} at {stage.last.step}" if stage and stage.last else None,
+        _newest(stage),
         _time(task, stage, now),
     )
 
@@ -111,6 +111,13 @@ def _done(stage: StageProgress | None) -> str | None:
     if stage.name == "prepare" and not stage.complete:
         return f"{stage.done} {stage.unit}"
     return format_share(stage.done, stage.total, stage.unit)
+
+
+def _newest(stage: StageProgress | None) -> str | None:
+    if stage is None or stage.last is None:
+        return None
+    newest = f"{stage.last.name} {format_number(stage.last.value)} at {stage.last.step}"
+    return f"{newest}; {stage.outlook}" if stage.outlook else newest
 
 
 def _time(task: Task | None, stage: StageProgress | None, now: datetime) -> str | None:

@@ -181,7 +181,7 @@ def test_the_digits_are_planned_for_this_machines_cpu_not_for_a100s(capsys: pyte
     # README: five minutes on two cores, of which the processes' starts are one.
     assert 2 < planned.hours * 60 * cores / 2 < 8
     show_plan(digits())
-    out = capsys.readouterr().out
+    out = " ".join(capsys.readouterr().out.split())
     assert "A100" not in out
     assert "GPU-hours" not in out.replace("no GPU-hours", "")
     assert plan(load_text(digits().to_yaml())).accelerator.name == "cpu"

@@ -104,3 +104,17 @@ def test_the_newest_metrics_are_shown(config: StudyConfig, store: Store) -> None
     assert (result.done, result.total) == (2, 3)
     assert result.last is not None
     assert (result.last.name, result.last.step) == ("fd_digits", 1000)
+
+
+def test_a_training_under_way_has_a_forecast_of_its_end(config: StudyConfig, store: Store) -> None:
+    write_losses(config, store, (780, 0.5))
+    points = [Entry("metrics", {"health/ratio_b": step**-0.1}, step).to_line() for step in range(20, 800, 20)]
+    store.write(
+        layout.journal(config, config.specs[0]), store.read(layout.journal(config, config.specs[0])) + b"".join(points)
+    )
+    assert stage(config, store, TRAIN).outlook == f"R_b {780**-0.1:.2f}, {1500**-0.1:.2f} forecast at 1500"
+
+
+def test_a_training_that_has_hardly_begun_has_no_forecast(config: StudyConfig, store: Store) -> None:
+    write_losses(config, store, (20, 0.9))
+    assert stage(config, store, TRAIN).outlook == ""
