@@ -16,9 +16,10 @@ def notes(config: StudyConfig) -> tuple[str, ...]:
     return (few, *seeds) if few else seeds
 
 
-def left_out(event: HealthEvent) -> str:
-    """A warning that a variant which a health check stopped is not judged."""
-    return f"Warning: the claims are judged without a variant that a health check stopped. {event.message}"
+def left_out(config: StudyConfig, event: HealthEvent) -> str:
+    """A warning that a run which a health check stopped is not judged."""
+    what = "variant" if len(config.train_seeds) == 1 else "run"
+    return f"Warning: the claims are judged without a {what} that a health check stopped. {event.message}"
 
 
 def few_images(config: StudyConfig) -> str:

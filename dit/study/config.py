@@ -7,6 +7,7 @@ Science decides the numbers, and it alone enters the hashes that bind records to
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
@@ -23,6 +24,7 @@ from dit.study.fields import (
     Precision,
     Section,
     Seed,
+    Seeds,
     Sha256,
     Slug,
     TypeName,
@@ -31,6 +33,7 @@ from dit.study.fields import (
 from dit.study.fit import FitConfig as FitConfig
 from dit.study.hashing import digest
 from dit.study.mistakes import as_value_error, first_line
+from dit.study.runs import Run, split_name
 from dit.study.variants import InputSpec, ModelSpec, resolve
 from dit.study.yaml_values import as_yaml
 
@@ -300,6 +303,8 @@ class StudyConfig(Section):
     dataset: DatasetConfig
     variants: tuple[str, ...] = Field(min_length=1)
     """Models to compare, such as `[mini-S/2, DiT-XL/2]`: a family, a size and a patch size (dit/study/variants.py)."""
+    seeds: Seeds = 1
+    """Training seeds of every variant: 3 means `train.seed` and the two after it. A variant with one seed is a run."""
     train: TrainConfig
     sampling: SamplingConfig = SamplingConfig()
     evaluation: EvaluationConfig
@@ -315,6 +320,8 @@ class StudyConfig(Section):
     """Health check -> off, warn or stop in place of what the check itself says. `finite` always stops. Changes no
     result; in no hash."""
 
+    LATER_KEYS: ClassVar[frozenset[str]] = frozenset({"seeds"})
+
     @field_validator("variants")
     @classmethod
     def _known_variants(cls, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -327,6 +334,8 @@ class StudyConfig(Section):
     def _fits_together(self) -> StudyConfig:
         for spec in self.specs:
             as_value_error(spec.tokens, self.dataset.inputs)
+        if max(self.train_seeds) >= 2**63:
+            raise ValueError(f"seeds={self.seeds} reaches beyond the largest seed; lower train.seed={self.train.seed}")
         late = [step for step in self.evaluation.at_steps if step > self.train.steps]
         if late:
             raise ValueError(f"evaluation.at_steps has {late[0]}, which train.steps={self.train.steps} never reaches")
@@ -360,6 +369,56 @@ class StudyConfig(Section):
             )
         return spec
 
+    @property
+    def train_seeds(self) -> tuple[int, ...]:
+        """The training seeds of every variant, in order."""
+        if isinstance(self.seeds, tuple):
+            return self.seeds
+        return tuple(range(self.train.seed, self.train.seed + self.seeds))
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """Every variant with every seed: variant by variant, in the study's order."""
+        own = self.train.seed
+        return tuple(Run(spec, seed, is_base=seed == own) for spec in self.specs for seed in self.train_seeds)
+
+    def runs_of(self, variant: str, seed: int | None = None) -> tuple[Run, ...]:
+        """The runs of a variant of this name or slug, or the one with this seed; also of a run's own name or slug.
+
+        Raises ConfigError when the study does not have the variant or the seed.
+        """
+        variant, named = split_name(variant)
+        seed = named if seed is None else seed
+        spec = self.spec(variant)
+        found = tuple(run for run in self.runs if run.spec == spec and seed in (None, run.seed))
+        if not found:
+            raise ConfigError(f"seed {seed}: is not in study {self.study}, which has {_listed(self.train_seeds)}")
+        return found
+
+    def run(self, variant: str, seed: int | None = None) -> Run:
+        """The one run of a name, slug, or variant and seed; without a seed that of `train.seed`, or the only one.
+
+        Raises ConfigError when the study does not have it, or has several seeds without `train.seed`.
+        """
+        found = self.runs_of(variant, seed)
+        base = [run for run in found if run.is_base]
+        if len(found) > 1 and not base:
+            raise ConfigError(f"{variant}: the study has the seeds {_listed(self.train_seeds)}; choose one with --seed")
+        return found[0] if len(found) == 1 else base[0]
+
+    def options(self, run: Run) -> list[str]:
+        """The options of a command that choose a run."""
+        seed = ["--seed", str(run.seed)] if len(self.train_seeds) > 1 else []
+        return ["--variant", run.spec.name, *seed]
+
+    def same_run(self, run: Run) -> Run:
+        """The run that has the same addresses in this study."""
+        return replace(run, seed=self.train.seed) if run.is_base else run
+
+    def recipe(self, run: Run) -> TrainConfig:
+        """The training recipe with the run's seed."""
+        return self.train.model_copy(update={"seed": run.seed})
+
     def fit_for(self, spec: ModelSpec) -> FitConfig:
         """`fit`, with what `fit_by_variant` replaces for this variant."""
         return FitConfig.model_validate({**self.fit.model_dump(), **self.fit_by_variant.get(spec.name, {})})
@@ -368,17 +427,18 @@ class StudyConfig(Section):
         """The hash in the name of the dataset's folder."""
         return digest(self.dataset.identity())
 
-    def training_hash(self, spec: ModelSpec) -> str:
-        """The hash that binds checkpoints to dataset, variant and recipe."""
-        return digest({"dataset": self.dataset_hash(), "variant": spec.name, "train": self.train.identity()})
+    def training_hash(self, run: Run) -> str:
+        """The hash that binds checkpoints to dataset, variant and recipe: that of a study with the run's seed alone."""
+        recipe = self.recipe(run).identity()
+        return digest({"dataset": self.dataset_hash(), "variant": run.spec.name, "train": recipe})
 
-    def sampling_hash(self, spec: ModelSpec) -> str:
+    def sampling_hash(self, run: Run) -> str:
         """The hash that binds a sample set to its checkpoint's training and the sampling protocol."""
-        return digest({"training": self.training_hash(spec), "sampling": self.sampling.hashed()})
+        return digest({"training": self.training_hash(run), "sampling": self.sampling.hashed()})
 
-    def evaluation_hash(self, spec: ModelSpec) -> str:
+    def evaluation_hash(self, run: Run) -> str:
         """The hash that binds a metric to its samples and the evaluation protocol."""
-        return digest({"sampling": self.sampling_hash(spec), "evaluation": self.evaluation.identity()})
+        return digest({"sampling": self.sampling_hash(run), "evaluation": self.evaluation.identity()})
 
     def identities(self) -> dict[str, dict[str, Any]]:
         """Section -> the values of it that enter hashes."""
@@ -390,9 +450,13 @@ class StudyConfig(Section):
         }
 
     def science_hash(self) -> str:
-        """The hash of dataset, recipe, sampling and evaluation: equal for all variants that may be compared."""
+        """The hash of dataset, recipe, sampling and evaluation: equal for all runs that may be compared."""
         return digest(self.identities() | {"dataset": self.dataset_hash()})
 
     def to_yaml(self) -> str:
         """The whole study with all defaults; `study_file.load_text` reads it back to an equal study."""
         return as_yaml(self.model_dump(mode="json"))
+
+
+def _listed(seeds: tuple[int, ...]) -> str:
+    return ", ".join(map(str, seeds))

@@ -325,6 +325,8 @@ class MetricsRecord(Record):
     config_hash: str
     science_hash: str
     dataset_content: str
+    train_seed: int = 0
+    """Seed of the training."""
     metric: str
     """Name of the primary metric, a key of `metrics`; lower is better."""
     metrics: dict[str, Estimate]

@@ -12,7 +12,7 @@ from kfp import dsl
 from dit.errors import one_line
 from dit.results.stages import PREPARE, REPORT, VARIANT_STAGES, PodKind, milestones
 from dit.study.config import StudyConfig
-from dit.study.variants import ModelSpec
+from dit.study.runs import Run
 from pipelines.definition import components, step_pods
 from pipelines.definition.component import IMAGE, component
 from pipelines.step import submitted
@@ -84,13 +84,13 @@ class _Steps:
         """
         merged = self._prepare_in_parts(common, asked)
         study = merged.outputs[components.STUDY_OUTPUT]
-        turns = self.config.cluster.variants_at_a_time or len(self.config.specs)
+        turns = self.config.cluster.variants_at_a_time or len(self.config.runs)
         last_jobs: list[dsl.PipelineTask] = []
         ends: list[dsl.PipelineTask] = []
-        for number, spec in enumerate(self.config.specs):
+        for number, run in enumerate(self.config.runs):
             # Once a variant's last job has ended, its GPUs are free.
             before = [last_jobs[number - turns]] if number >= turns else []
-            last_job, end = self._variant(spec, study, before)
+            last_job, end = self._variant(run, study, before)
             last_jobs.append(last_job)
             ends.append(end)
         self._report(study, ends)
@@ -103,7 +103,7 @@ class _Steps:
         elif part == REPORT.name:
             self._report(study, [])
         else:
-            self._whole(self.config.spec(part), study, [], Share())
+            self._whole(self.config.run(part), study, [], Share())
 
     def _prepare_in_parts(self, common: dict[str, Any], asked: dict[str, Any]) -> dsl.PipelineTask:
         """The dataset, made by so many pods at once and joined by one, which also writes the run's study."""
@@ -117,42 +117,42 @@ class _Steps:
         return self._step("merge", merged, "report").after(*made)
 
     def _variant(
-        self, spec: ModelSpec, study: Any, before: list[dsl.PipelineTask]
+        self, run: Run, study: Any, before: list[dsl.PipelineTask]
     ) -> tuple[dsl.PipelineTask, dsl.PipelineTask]:
         """The steps of one variant, one after the other; the last that starts a job, and the last.
 
         They are ordered by name: an artifact that a step takes makes the workflow larger by 5 kB.
         """
         parts = len(milestones(self.config))
-        checkpoints = parts * len(self.config.specs)
+        checkpoints = parts * len(self.config.runs)
         shares = (
             [Share(part, parts) for part in range(1, parts + 1)] if checkpoints <= SEPARATE_CHECKPOINTS else [Share()]
         )
         for share in shares:
             if checkpoints > SEPARATE_STAGES:
-                last_job = end = self._whole(spec, study, before, share)
+                last_job = end = self._whole(run, study, before, share)
             else:
-                last_job, end = self._stages(spec, study, before, share)
+                last_job, end = self._stages(run, study, before, share)
             before = [end]
         return last_job, end
 
     def _stages(
-        self, spec: ModelSpec, study: Any, before: list[dsl.PipelineTask], share: Share
+        self, run: Run, study: Any, before: list[dsl.PipelineTask], share: Share
     ) -> tuple[dsl.PipelineTask, dsl.PipelineTask]:
         """A step for each stage of a checkpoint; the last that starts a job, and the last."""
         tasks = []
         for stage in VARIANT_STAGES:
-            given = {"study": study, "variant": spec.slug, **vars(share)}
+            given = {"study": study, "variant": run.slug, **vars(share)}
             image = {"image": self.image} if stage.as_job else {}
             step = component(getattr(components, stage.name))(**given, **image)
-            tasks.append((stage, self._step(stage.step_name(spec) + _of(share), step, stage.pod).after(*before)))
+            tasks.append((stage, self._step(stage.step_name(run) + _of(share), step, stage.pod).after(*before)))
             before = [step]
         return [task for stage, task in tasks if stage.as_job][-1], tasks[-1][1]
 
-    def _whole(self, spec: ModelSpec, study: Any, before: list[dsl.PipelineTask], share: Share) -> dsl.PipelineTask:
+    def _whole(self, run: Run, study: Any, before: list[dsl.PipelineTask], share: Share) -> dsl.PipelineTask:
         """One step for all stages, of one checkpoint or of all."""
-        task = component(components.whole_variant)(study=study, variant=spec.slug, image=self.image, **vars(share))
-        return self._step(f"variant {spec.name}" + _of(share), task, "launch").after(*before)
+        task = component(components.whole_variant)(study=study, variant=run.slug, image=self.image, **vars(share))
+        return self._step(f"variant {run.name}" + _of(share), task, "launch").after(*before)
 
     def _report(self, study: Any, evaluated: list[dsl.PipelineTask]) -> None:
         self._step(REPORT.name, component(components.report)(study=study), REPORT.pod).after(*evaluated)

@@ -76,7 +76,7 @@ def _run_pipeline(config: StudyConfig, store: Store, image: str | None) -> None:
     log_path, left = _log_path(config, store), unfinished(work)
     machine = share(config.fit, len(left), available_cores(), has_gpu())
     say(
-        f"{config.study}: {len(left)} of {len(config.specs)} variants to do, {machine.workers} at a time;"
+        f"{config.study}: {len(left)} of {len(config.runs)} variants to do, {machine.workers} at a time;"
         f" results in {address(store, '')}, log in {log_path}"
     )
     clock = StudyClock(expected_seconds(work, left, has_gpu()), machine.workers, steps_before(config))
@@ -94,9 +94,9 @@ def _run_pipeline(config: StudyConfig, store: Store, image: str | None) -> None:
         try:
             with WorkerPool(machine.workers, Path(scratch), shown.take, lifeline.pull) as pool:
                 pool.run([WorkItem(text, store.url, "prepare", image=image)])
-                items = [WorkItem(text, store.url, spec.name, machine.threads, image) for spec in left]
+                items = [WorkItem(text, store.url, run.name, machine.threads, image) for run in left]
                 pool.run(items, lambda worker, item: not caught and _is_sick(config, store, shown, worker, item.part))
-                if len(unfinished(work)) < len(config.specs):
+                if len(unfinished(work)) < len(config.runs):
                     pool.run([WorkItem(text, store.url, "report", image=image)])
             if caught:
                 _end_by(caught[0])
@@ -111,7 +111,7 @@ def _run_pipeline(config: StudyConfig, store: Store, image: str | None) -> None:
 
 def _is_sick(config: StudyConfig, store: Store, shown: StudyLog, worker: int, variant: str) -> bool:
     """Whether a health check stopped a variant, which does not concern the others."""
-    if shown.exit_code(worker) != FinalError.exit_code or stopped_by(config, store, config.spec(variant)) is None:
+    if shown.exit_code(worker) != FinalError.exit_code or stopped_by(config, store, config.run(variant)) is None:
         return False
     shown.give_up(worker, variant)
     return True
