@@ -18,9 +18,7 @@ from dit.study.runs import Run
 from dit.tracking import Tracker
 
 
-def look_at_yardstick(
-    work: Work, run: Run, setup: EvaluationSetup, step: int, ranks: Ranks, tracker: Tracker
-) -> None:
+def look_at_yardstick(work: Work, run: Run, setup: EvaluationSetup, step: int, ranks: Ranks, tracker: Tracker) -> None:
     """Check extractor and reference with the dataset's images, where they are at hand.
 
     Raises UnhealthyError on all ranks when a check says stop.

@@ -147,9 +147,7 @@ def smooth(points: list[tuple[float, float]], share: float = SMOOTHED_SHARE) -> 
     return smoothed
 
 
-def _add_grid(
-    grids: dict[tuple[str, int, str], Grid], store: Store, config: StudyConfig, run: Run, step: int
-) -> None:
+def _add_grid(grids: dict[tuple[str, int, str], Grid], store: Store, config: StudyConfig, run: Run, step: int) -> None:
     key = layout.sample_grid(config, run, step)
     if store.exists(key):
         grids[run.name, step, layout.protocol(config.sampling)] = embed(store.read(key))

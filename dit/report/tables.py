@@ -104,7 +104,17 @@ def runs_csv(results: Results, evidence: Evidence) -> bytes:
     """
     names = _secondary(results)
     seed = ["seed"] if _has_seeds(results) else []
-    columns = ["study", "variant", *seed, "parameters", "gflops", "tokens", "step", "images_per_second", "train_seconds"]
+    columns = [
+        "study",
+        "variant",
+        *seed,
+        "parameters",
+        "gflops",
+        "tokens",
+        "step",
+        "images_per_second",
+        "train_seconds",
+    ]
     columns += ["metric", "value", "low", "high", "confidence", "num_samples"]
     columns += [f"{name}{suffix}" for name in names for suffix in ("", "_low", "_high")]
     columns += ["checkpoint", "samples", "metrics_record"]

@@ -5,6 +5,7 @@ A stage has outputs (see `outputs.py`), which `state.py` compares with a store.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -26,6 +27,7 @@ from dit.study.runs import Run
 
 PodKind = Literal["prepare", "launch", "evaluate", "report"]
 """Sections of `cluster.steps`."""
+_STEP = re.compile(r" step \d+$")
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,13 @@ class Stage:
         return self.at(work, run, step)
 
 
+def run_of_step(name: str) -> str:
+    """The run in a step's name, such as `mini-S/2 seed 1`; empty for a step of the whole study."""
+    return _STEP.sub("", name).partition(" ")[2]
+
+
 def variant_steps(config: StudyConfig) -> Iterator[tuple[Stage, int]]:
-    """What is done for a variant, in order, as (stage, training step).
+    """What is done for a run, in order, as (stage, training step).
 
     Each evaluated checkpoint is trained, sampled and evaluated before the training goes on.
     """
@@ -95,7 +102,7 @@ VARIANT_STAGES: tuple[Stage, ...] = tuple(stage for stage in STAGES if stage.per
 
 
 def step_names(config: StudyConfig) -> list[str]:
-    """Names of a study's steps, in order; stages that run per variant are listed variant by variant."""
+    """Names of a study's steps, in order; stages that run per variant are listed run by run."""
     first, last = STAGES.index(VARIANT_STAGES[0]), STAGES.index(VARIANT_STAGES[-1]) + 1
     each = [stage.step_name(run) for run in config.runs for stage in VARIANT_STAGES]
     return [*(stage.name for stage in STAGES[:first]), *each, *(stage.name for stage in STAGES[last:])]

@@ -1,7 +1,7 @@
 """A run: a variant that is trained with one seed. Torch-free.
 
-    run = config.run("mini-S/2", seed=1)
-    run.name  # "mini-S/2 seed 1"; the run of train.seed has its variant's name
+run = config.run("mini-S/2", seed=1)
+run.name  # "mini-S/2 seed 1"; the run of train.seed has its variant's name
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from dit.study.variants import VARIANTS, ModelSpec
+from dit.study.variants import VARIANTS, ModelSpec, resolve
 
 _SEED = re.compile(r"[ -]seed[ -](\d+)$")
 
@@ -38,6 +38,15 @@ def split_name(name: str) -> tuple[str, int | None]:
     """Variant and seed of a run's name or slug; without a seed in it, None."""
     found = _SEED.search(name)
     return (name[: found.start()], int(found[1])) if found else (name, None)
+
+
+def full_name(text: str) -> str:
+    """A run's name, from its name or slug.
+
+    Raises ConfigError for an unknown variant.
+    """
+    variant, seed = split_name(text)
+    return resolve(variant).name + ("" if seed is None else f" seed {seed}")
 
 
 def spec_of(name: str) -> ModelSpec | None:

@@ -142,7 +142,7 @@ class Tracker:
 def open_tracker(
     config: StudyConfig, store: Store, study_run: Run | None, *, enabled: bool = True
 ) -> Iterator[Tracker]:
-    """Start or continue the run of a variant, or of the study for None, while the body runs.
+    """Start or continue the MLflow run of a study's run, or of the study for None, while the body runs.
 
     The run ends FINISHED, FAILED with the error in one line, or KILLED if a signal ended the body. `enabled=False`, for
     all ranks but the first, logs nothing. With `tracking.kind: none` only the journal is written.
@@ -229,7 +229,9 @@ def _begin(config: StudyConfig, store: Store, study_run: Run | None) -> _Session
 def _open_journal(config: StudyConfig, store: Store, study_run: Run | None) -> tuple[Journal, StoreCopy]:
     run = run_folder(config, store, study_run)
     identity = config.training_hash(study_run) if study_run else config.study
-    header = {"study": config.study, "variant": study_run.name if study_run else None}
+    header: dict[str, object] = {"study": config.study, "variant": study_run.spec.name if study_run else None}
+    if study_run is not None and not study_run.is_base:
+        header["seed"] = study_run.seed
     copy = StoreCopy(store, run)
     close_dead_writers(run)
     journal = open_journal(run.journal, identity, header, copy.fetch())

@@ -105,4 +105,6 @@ def make_plan(work: Work, run: Run, until: int | None = None) -> TrainPlan:
     first, last = (missing[0], missing[-1]) if missing else (end, end)
     start = max((step for step in present if step <= first), default=0)
     ahead = tuple(step for step in present if start < step <= last)
-    return TrainPlan(work, run, config.fit_for(run.spec), content, start, last, present.get(start), record, ahead, until)
+    return TrainPlan(
+        work, run, config.fit_for(run.spec), content, start, last, present.get(start), record, ahead, until
+    )

@@ -156,6 +156,7 @@ def _train(plan: TrainPlan, ranks: Ranks, trainer: Trainer, tracker: Tracker, le
 
 def _log_parameters(plan: TrainPlan, tracker: Tracker) -> None:
     spec, inputs = plan.spec, plan.config.dataset.inputs
+    tracker.tags({"variant": spec.name, "seed": plan.run.seed})
     tracker.params(
         {
             "variant": spec.name,

@@ -1,4 +1,4 @@
-"""`dit study`: runs the pipeline under kfp.local, several variants at a time.
+"""`dit study`: runs the pipeline under kfp.local, several runs at a time.
 
 run("configs/digits.yaml", root="runs", overrides=["train.steps=400"])
 """
@@ -11,6 +11,8 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from types import FrameType
 
@@ -27,8 +29,8 @@ from dit.study import layout, study_file
 from dit.study.config import StudyConfig
 from dit.tracking import flush, reconcile, start_shipping
 from pipelines.local.display import StudyLog, open_log
-from pipelines.local.parallelism import available_cores, has_gpu, share
-from pipelines.local.time_left import StudyClock, expected_seconds, steps_before
+from pipelines.local.parallelism import available_cores, has_gpu, parts, share
+from pipelines.local.time_left import StudyClock, expected_seconds, run_seconds, steps_before
 from pipelines.local.workers import WorkerError, WorkerPool, WorkItem
 from pipelines.step import submitted
 from pipelines.step.parent_watch import ChildLifeline
@@ -40,9 +42,9 @@ def run(study: Path | str, root: str, overrides: list[str], image: str | None = 
     With an image, steps run in containers. An interrupt ends the running steps; the next run resumes from their last
     checkpoints.
 
-    A variant that a health check stops ends there. The others go on, and the report is made without it.
+    A run that a health check stops ends there. The others go on, and the report is made without it.
 
-    Raises UnhealthyError at the end when a check stopped a variant.
+    Raises UnhealthyError at the end when a check stopped a run.
     Raises DitError with the step's own message when a step fails for another reason.
     """
     config = study_file.load(study, overrides)
@@ -74,12 +76,16 @@ def _bring_up_to_date(work: Work) -> None:
 def _run_pipeline(config: StudyConfig, store: Store, image: str | None) -> None:
     work = Work(config, store)
     log_path, left = _log_path(config, store), unfinished(work)
-    machine = share(config.fit, len(left), available_cores(), has_gpu())
+    on_gpu, kind = has_gpu(), "variants" if len(config.train_seeds) == 1 else "runs"
+    machine = share(config.fit, len(left), available_cores(), on_gpu)
     say(
-        f"{config.study}: {len(left)} of {len(config.runs)} variants to do, {machine.workers} at a time;"
+        f"{config.study}: {len(left)} of {len(config.runs)} {kind} to do, {machine.workers} at a time;"
         f" results in {address(store, '')}, log in {log_path}"
     )
-    clock = StudyClock(expected_seconds(work, left, has_gpu()), machine.workers, steps_before(config))
+    steps = {run.slug: run_seconds(work, run, on_gpu) for run in left}
+    shares = parts({run: sum(seconds.values()) for run, seconds in steps.items()}, machine.workers)
+    expected = expected_seconds(work, [reduce(or_, (steps[run] for run in part)) for part in shares], on_gpu)
+    clock = StudyClock(expected, machine.workers, steps_before(config))
     total = len(STAGES) - len(VARIANT_STAGES) + len(list(variant_steps(config))) * len(left)
     with (
         open_log(log_path) as log,
@@ -94,8 +100,8 @@ def _run_pipeline(config: StudyConfig, store: Store, image: str | None) -> None:
         try:
             with WorkerPool(machine.workers, Path(scratch), shown.take, lifeline.pull) as pool:
                 pool.run([WorkItem(text, store.url, "prepare", image=image)])
-                items = [WorkItem(text, store.url, run.name, machine.threads, image) for run in left]
-                pool.run(items, lambda worker, item: not caught and _is_sick(config, store, shown, worker, item.part))
+                items = [WorkItem(text, store.url, ",".join(part), machine.threads, image) for part in shares]
+                pool.run(items, lambda worker, _: not caught and _is_sick(config, store, shown, worker))
                 if len(unfinished(work)) < len(config.runs):
                     pool.run([WorkItem(text, store.url, "report", image=image)])
             if caught:
@@ -109,11 +115,13 @@ def _run_pipeline(config: StudyConfig, store: Store, image: str | None) -> None:
             reconcile(config, store)
 
 
-def _is_sick(config: StudyConfig, store: Store, shown: StudyLog, worker: int, variant: str) -> bool:
-    """Whether a health check stopped a variant, which does not concern the others."""
-    if shown.exit_code(worker) != FinalError.exit_code or stopped_by(config, store, config.run(variant)) is None:
+def _is_sick(config: StudyConfig, store: Store, shown: StudyLog, worker: int) -> bool:
+    """Whether a health check stopped the run of a worker's last step, which does not concern the others."""
+    if shown.exit_code(worker) != FinalError.exit_code:
         return False
-    shown.give_up(worker, variant)
+    if stopped_by(config, store, config.run(shown.failed_run(worker))) is None:
+        return False
+    shown.give_up(worker)
     return True
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from dit.planning import stages
 from dit.planning.cost import FLOPS_PER_MAC, sampling_macs, training_macs
-from dit.results.stages import PREPARE, REPORT, SAMPLE, TRAIN, Stage, Work, milestones, variant_steps
+from dit.results.stages import PREPARE, REPORT, SAMPLE, TRAIN, Stage, Work, milestones, run_of_step, variant_steps
 from dit.results.state import is_complete
 from dit.study.config import StudyConfig
 from dit.study.runs import Run
@@ -20,18 +20,26 @@ _CPU_FLOPS, _GPU_FLOPS = 3e10, 6e13
 """Assumed rates. They decide only how much the starts of processes weigh: `StudyClock` measures the pace."""
 
 
-def expected_seconds(work: Work, variants: Sequence[Run], on_gpu: bool) -> dict[str, float]:
-    """Step -> seconds that it is expected to take, for the steps that a run of these variants has."""
+def run_seconds(work: Work, run: Run, on_gpu: bool) -> dict[str, float]:
+    """Step of a run -> seconds that it is expected to take, without the start of its process."""
+    config, rate, before = work.config, _GPU_FLOPS if on_gpu else _CPU_FLOPS, 0
+    expected = {}
+    for stage, step in variant_steps(config):
+        macs, more = _work(config, run, stage, step - before)
+        is_done = is_complete(stage, work, run, step)
+        expected[stage.step_name(run, step)] = 0.0 if is_done else FLOPS_PER_MAC * macs / rate + more
+        before = step
+    return expected
+
+
+def expected_seconds(work: Work, parts: Sequence[Mapping[str, float]], on_gpu: bool) -> dict[str, float]:
+    """Step -> seconds that it is expected to take. `parts` has the steps that a process does, from `run_seconds`."""
     config, rate = work.config, _GPU_FLOPS if on_gpu else _CPU_FLOPS
     encoding = FLOPS_PER_MAC * stages.encoding_macs(config, stages.image_count(config) or 0) / rate
     expected = {PREPARE.name: START_SECONDS + (0.0 if is_complete(PREPARE, work) else encoding)}
-    for run in variants:
-        start, before = START_SECONDS, 0  # one process does all steps of a variant
-        for stage, step in variant_steps(config):
-            macs, more = _work(config, run, stage, step - before)
-            left = 0.0 if is_complete(stage, work, run, step) else FLOPS_PER_MAC * macs / rate + more
-            expected[stage.step_name(run, step)] = start + left
-            start, before = 0.0, step
+    for part in parts:
+        first = next(iter(part))
+        expected |= {step: seconds + START_SECONDS * (step == first) for step, seconds in part.items()}
     return expected | {REPORT.name: START_SECONDS}
 
 
@@ -94,9 +102,9 @@ class StudyClock:
             self._spent += now - running.began
             self._covered += expected * (1 - (running.first_share or 0.0))
 
-    def drop(self, variant: str) -> None:
-        """The steps of a variant that ended early are not run."""
-        for step in [step for step in self._left if variant in step.split()]:
+    def drop(self, run: str) -> None:
+        """The steps of a run that ended early are not done."""
+        for step in [step for step in self._left if run_of_step(step) == run]:
             self._left.pop(step)
             self._running.pop(step, None)
 
