@@ -98,9 +98,9 @@ class Study:
     def losses(self) -> dict[str, float]:
         config, store = load(REPOSITORY / "configs/digits.yaml", OVERRIDES), open_store(self.root)
         return {
-            f"{spec.name} {point.step}": point.value
-            for spec in config.specs
-            for point in read_points(config, store, spec)
+            f"{study_run.name} {point.step}": point.value
+            for study_run in config.runs
+            for point in read_points(config, store, study_run)
             if point.key == "loss"
         }
 

@@ -38,13 +38,11 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 def events(store: Store, config: StudyConfig) -> list[HealthEvent]:
-    return [
-        event for event in read_events(store, layout.health(config, config.spec(VARIANT))) if event.check == "ranks"
-    ]
+    return [event for event in read_events(store, layout.health(config, config.run(VARIANT))) if event.check == "ranks"]
 
 
 def last_step(store: Store, config: StudyConfig) -> int:
-    return max((point.step for point in read_points(config, store, config.spec(VARIANT))), default=0)
+    return max((point.step for point in read_points(config, store, config.run(VARIANT))), default=0)
 
 
 @pytest.mark.slow
@@ -71,7 +69,7 @@ def test_rank_that_differs_is_named_before_the_first_step(
     for process in start_ranks(store, name, port, *SHORT, odd=(odd,), **environment):
         assert names in finish(process, FinalError.exit_code)
     assert last_step(store, config) == trained
-    assert list_checkpoints(store, config, config.spec(VARIANT)) == ([trained] if trained else [])
+    assert list_checkpoints(store, config, config.run(VARIANT)) == ([trained] if trained else [])
     [event] = events(store, config)
     assert (event.action, event.step) == ("stop", trained)
     assert names in event.message
@@ -97,7 +95,7 @@ def test_replica_that_drifts_stops_the_training_before_the_next_checkpoint(
     config = study("drift")
     for process in start_ranks(store, "drift", port, *SHORT, PYTHONPATH=patched(tmp_path, DRIFT)):
         assert "step 14: rank 1 has other values in ema.safetensors" in finish(process, FinalError.exit_code)
-    assert list_checkpoints(store, config, config.spec(VARIANT)) == [4, 7]
+    assert list_checkpoints(store, config, config.run(VARIANT)) == [4, 7]
     assert [(event.step, event.action) for event in events(store, config)] == [
         (7, "ok"),
         (14, "stop"),

@@ -58,7 +58,7 @@ def test_rank_that_does_not_get_on_is_named_and_the_training_resumes_with_the_sa
     stalled: int, hangs: bool, what: str, store: Store, expected: Losses, tmp_path: Path, port: int
 ) -> None:
     config = study(f"stalled-{stalled}-{hangs:d}")
-    spec = config.spec(VARIANT)
+    run = config.run(VARIANT)
     environment = {"PYTHONPATH": patched(tmp_path / "patch", IMPATIENT), "DIT_COLLECTIVE_TIMEOUT": "12"}
     hanging = {"HANGS_AT": str(HANGS_AT)} if hangs else {}
     ranks = start_ranks(store, config.study, port, environment=environment, **hanging)
@@ -73,11 +73,11 @@ def test_rank_that_does_not_get_on_is_named_and_the_training_resumes_with_the_sa
         for process in ranks:
             process.kill()
             process.communicate()
-    record = rank_progress(Work(config, store), spec)[stalled]
-    event = last_events(read_events(store, layout.health(config, spec)))["progress"]
+    record = rank_progress(Work(config, store), run)[stalled]
+    event = last_events(read_events(store, layout.health(config, run)))["progress"]
     assert (event.action, event.step) == ("warn", record.step)
     assert f"rank {stalled} on {record.host}: {what}" in event.message
-    saved = list_checkpoints(store, config, spec)
+    saved = list_checkpoints(store, config, run)
     assert 0 < saved[-1] < STEPS
     train.run(config, store, VARIANT)
     actual = losses(store, config, ("loss",))

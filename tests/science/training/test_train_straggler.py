@@ -37,7 +37,7 @@ def test_slow_rank_is_named_in_health_progress_and_metrics(
 ) -> None:
     store, config = open_store(tmp_path_factory.mktemp("straggler")), study("slow")
     prepare.run(config, store)
-    spec, work = config.spec(VARIANT), Work(config, store)
+    run, work = config.run(VARIANT), Work(config, store)
     settings = ("train.steps=100000", "fit.log_every=25", "fit.checkpoint_every=100000")
     ranks = start_ranks(store, "slow", port, *settings, environment={"PYTHONPATH": patched(tmp_path, SLOW_DEVICE)})
     try:
@@ -45,14 +45,14 @@ def test_slow_rank_is_named_in_health_progress_and_metrics(
         while not (
             warned := [
                 event
-                for event in read_events(work.store, layout.health(config, spec))
+                for event in read_events(work.store, layout.health(config, run))
                 if (event.check, event.action) == ("progress", "warn")
             ]
         ):
             assert all(process.poll() is None for process in ranks)
             assert time.monotonic() < deadline, "the slow rank is never named"
             time.sleep(0.2)
-        first, second = rank_progress(work, spec)
+        first, second = rank_progress(work, run)
     finally:
         for process in ranks:
             process.terminate()
@@ -67,5 +67,5 @@ def test_slow_rank_is_named_in_health_progress_and_metrics(
     assert second.own_seconds is not None
     assert second.own_seconds > 2 * first.own_seconds
     assert f"the others wait for rank 1 on {second.host}" in pace_line([first, second])
-    points = {(point.key, point.step): point.value for point in read_points(config, store, spec)}
+    points = {(point.key, point.step): point.value for point in read_points(config, store, run)}
     assert points["rank_seconds/1", 100] > 2 * points["rank_seconds/0", 100]
