@@ -44,7 +44,7 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class VariantPlan:
-    """The cost of a variant with all its seeds. Gflops and MACs count a multiply-accumulate as one, as the paper does."""
+    """The cost of a variant with all its seeds. Gflops and MACs count a multiply-accumulate as one, as in the paper."""
 
     variant: str
     parameters: int

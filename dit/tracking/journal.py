@@ -100,10 +100,8 @@ def is_file_name(value: object) -> bool:
 def _is_sound(kind: Kind, values: Mapping[str, Any], step: int | None) -> bool:
     """Whether a line has the values of its kind. Results may come from somebody else, who may have written anything."""
     if kind == "run":
-        named = [values.get("id"), values.get("hash"), values.get("variant") or ""]
-        return all(isinstance(name, str) and _NAME.fullmatch(name) for name in named) and _is_count(
-            values.get("seed", 0)
-        )
+        named = [values.get("id"), values.get("hash"), values.get("variant") or "", str(values.get("seed", ""))]
+        return all(isinstance(name, str) and _NAME.fullmatch(name) for name in named)
     if kind == "metrics":
         return step is not None and all(_is_number(value) for value in values.values())
     if kind in ("params", "tags"):

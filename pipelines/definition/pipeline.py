@@ -51,7 +51,7 @@ def build(config: StudyConfig, root: str, image: str = IMAGE) -> Any:
 
 
 def build_part(config: StudyConfig, root: str, part: str, image: str = IMAGE) -> Any:
-    """One part of the study as one machine runs it: prepare, report, or these runs, separated by commas, in turn.
+    """One part of the study as one machine runs it: prepare, report, or runs, separated by commas.
 
     The parts before it must be complete, and the study must be at `submitted.address`.
     """

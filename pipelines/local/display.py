@@ -138,7 +138,7 @@ class StudyLog:
         return run_of_step(self._steps.get(worker, _Step()).name)
 
     def give_up(self, worker: int) -> None:
-        """Show the error of a worker's step, which ends its run; the other runs go on."""
+        """Show the error of a worker's step, which ends its run; the others go on."""
         step = self._steps[worker]
         if step.bars is not None:
             step.bars.end()
@@ -146,7 +146,7 @@ class StudyLog:
             self._clock.drop(run_of_step(step.name))
         message = step.error.text if step.error is not None else step.name
         for on_terminal in (False, True):
-            self._print(f"✗ {message}; the other variants go on", on_terminal=on_terminal)
+            self._print(f"✗ {message}; the others go on", on_terminal=on_terminal)
         self._steps[worker] = _Step()
 
     def _note(self, worker: int, step: _Step, line: str) -> None:

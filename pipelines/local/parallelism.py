@@ -1,4 +1,4 @@
-"""How many runs this machine trains at a time, on how many threads each, and in which processes. Torch-free."""
+"""How many runs this machine trains at a time, and on how many threads each. Torch-free."""
 
 from __future__ import annotations
 
@@ -31,26 +31,6 @@ def share(fit: FitConfig, runs: int, cores: int, has_gpu: bool, environment: Map
     fitting = 1 if has_gpu else cores // (threads or 1)
     workers = max(1, min(fit.parallel_variants or fitting, runs))
     return Share(workers, None if threads or workers == 1 else max(1, cores // workers))
-
-
-def parts(seconds: Mapping[str, float], workers: int) -> list[tuple[str, ...]]:
-    """Runs in parts, the longest first; a process does a part, so that its start and imports are paid once for it.
-
-    `seconds` is the expected time of each run. A part takes at most 1 / (2 x workers) of what is left, so the last
-    parts are short, and the workers end at about the same time (guided self-scheduling, Polychronopoulos & Kuck 1987).
-    In a part the smallest run is first, so that the peak memory of a process is that of its newest run.
-    """
-    left, made = sum(seconds.values()), []
-    waiting = sorted(seconds, key=lambda run: seconds[run], reverse=True)
-    while waiting:
-        longest, part, taken = left / (2 * workers), [waiting[0]], seconds[waiting[0]]
-        for run in waiting[1:]:
-            if taken + seconds[run] > longest:
-                break
-            part, taken = [*part, run], taken + seconds[run]
-        made.append(tuple(reversed(part)))
-        waiting, left = waiting[len(part) :], left - taken
-    return made
 
 
 def available_cores() -> int:

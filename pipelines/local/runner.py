@@ -9,10 +9,8 @@ import importlib
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import reduce
-from operator import or_
 from pathlib import Path
 from types import FrameType
 
@@ -27,10 +25,11 @@ from dit.storage.base import local_errors
 from dit.storage.file import FileStore
 from dit.study import layout, study_file
 from dit.study.config import StudyConfig
+from dit.study.runs import Run
 from dit.tracking import flush, reconcile, start_shipping
 from pipelines.local.display import StudyLog, open_log
-from pipelines.local.parallelism import available_cores, has_gpu, parts, share
-from pipelines.local.time_left import StudyClock, expected_seconds, run_seconds, steps_before
+from pipelines.local.parallelism import available_cores, has_gpu, share
+from pipelines.local.time_left import StudyClock, expected_seconds, steps_before
 from pipelines.local.workers import WorkerError, WorkerPool, WorkItem
 from pipelines.step import submitted
 from pipelines.step.parent_watch import ChildLifeline
@@ -82,9 +81,8 @@ def _run_pipeline(config: StudyConfig, store: Store, image: str | None) -> None:
         f"{config.study}: {len(left)} of {len(config.runs)} {kind} to do, {machine.workers} at a time;"
         f" results in {address(store, '')}, log in {log_path}"
     )
-    steps = {run.slug: run_seconds(work, run, on_gpu) for run in left}
-    shares = parts({run: sum(seconds.values()) for run, seconds in steps.items()}, machine.workers)
-    expected = expected_seconds(work, [reduce(or_, (steps[run] for run in part)) for part in shares], on_gpu)
+    shares = _shares(left, machine.workers, one_each=on_gpu or image is not None)
+    expected = expected_seconds(work, left, len(shares), on_gpu)
     clock = StudyClock(expected, machine.workers, steps_before(config))
     total = len(STAGES) - len(VARIANT_STAGES) + len(list(variant_steps(config))) * len(left)
     with (
@@ -100,7 +98,7 @@ def _run_pipeline(config: StudyConfig, store: Store, image: str | None) -> None:
         try:
             with WorkerPool(machine.workers, Path(scratch), shown.take, lifeline.pull) as pool:
                 pool.run([WorkItem(text, store.url, "prepare", image=image)])
-                items = [WorkItem(text, store.url, ",".join(part), machine.threads, image) for part in shares]
+                items = [WorkItem(text, store.url, part, machine.threads, image) for part in shares]
                 pool.run(items, lambda worker, _: not caught and _is_sick(config, store, shown, worker))
                 if len(unfinished(work)) < len(config.runs):
                     pool.run([WorkItem(text, store.url, "report", image=image)])
@@ -113,6 +111,16 @@ def _run_pipeline(config: StudyConfig, store: Store, image: str | None) -> None:
         finally:
             # A killed step could not set the status of its MLflow run.
             reconcile(config, store)
+
+
+def _shares(left: Sequence[Run], workers: int, *, one_each: bool) -> list[str]:
+    """The parts of the pipeline that do these runs: all runs for each worker, whose process takes the next one left.
+
+    Starting a process and importing torch costs a CPU 4 s, which is as long as a small model trains. On a GPU and in
+    containers each run has a process of its own.
+    """
+    names = [run.slug for run in left]
+    return names if one_each else [",".join(names)] * workers
 
 
 def _is_sick(config: StudyConfig, store: Store, shown: StudyLog, worker: int) -> bool:

@@ -20,26 +20,18 @@ _CPU_FLOPS, _GPU_FLOPS = 3e10, 6e13
 """Assumed rates. They decide only how much the starts of processes weigh: `StudyClock` measures the pace."""
 
 
-def run_seconds(work: Work, run: Run, on_gpu: bool) -> dict[str, float]:
-    """Step of a run -> seconds that it is expected to take, without the start of its process."""
-    config, rate, before = work.config, _GPU_FLOPS if on_gpu else _CPU_FLOPS, 0
-    expected = {}
-    for stage, step in variant_steps(config):
-        macs, more = _work(config, run, stage, step - before)
-        is_done = is_complete(stage, work, run, step)
-        expected[stage.step_name(run, step)] = 0.0 if is_done else FLOPS_PER_MAC * macs / rate + more
-        before = step
-    return expected
-
-
-def expected_seconds(work: Work, parts: Sequence[Mapping[str, float]], on_gpu: bool) -> dict[str, float]:
-    """Step -> seconds that it is expected to take. `parts` has the steps that a process does, from `run_seconds`."""
+def expected_seconds(work: Work, runs: Sequence[Run], starts: int, on_gpu: bool) -> dict[str, float]:
+    """Step -> seconds that it is expected to take; so many of the runs also wait for the start of a process."""
     config, rate = work.config, _GPU_FLOPS if on_gpu else _CPU_FLOPS
     encoding = FLOPS_PER_MAC * stages.encoding_macs(config, stages.image_count(config) or 0) / rate
     expected = {PREPARE.name: START_SECONDS + (0.0 if is_complete(PREPARE, work) else encoding)}
-    for part in parts:
-        first = next(iter(part))
-        expected |= {step: seconds + START_SECONDS * (step == first) for step, seconds in part.items()}
+    for number, run in enumerate(runs):
+        start, before = START_SECONDS if number < starts else 0.0, 0
+        for stage, step in variant_steps(config):
+            macs, more = _work(config, run, stage, step - before)
+            left = 0.0 if is_complete(stage, work, run, step) else FLOPS_PER_MAC * macs / rate + more
+            expected[stage.step_name(run, step)] = start + left
+            start, before = 0.0, step
     return expected | {REPORT.name: START_SECONDS}
 
 

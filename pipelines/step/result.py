@@ -79,11 +79,13 @@ class StepResult:
 
     def metrics(self, metrics: MetricsArtifact, summary: Artifact) -> None:
         """Every checkpoint's primary metric as numbers, and all metrics as a table."""
+        if self.run is None:
+            return  # other processes did all runs
         found = [record for record in self.records if isinstance(record, MetricsRecord)]
         for record in found:
             metrics.log_metric(f"{record.metric}_step_{record.step}", record.metrics[record.metric].value)
-        Path(summary.path).write_text(artifacts.metrics_table(self._own_run.name, found), encoding="utf-8")
-        folder = layout.metrics_folder(self.config, self._own_run)
+        Path(summary.path).write_text(artifacts.metrics_table(self.run.name, found), encoding="utf-8")
+        folder = layout.metrics_folder(self.config, self.run)
         for artifact in (metrics, summary):
             self._place(artifact, folder)
 

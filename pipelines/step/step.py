@@ -29,6 +29,8 @@ from pipelines.step.result import StepResult
 from pipelines.step.share import Share
 from pipelines.step.submitted import StudyInputs
 
+CLAIMS = "DIT_CLAIMS"
+"""Variable with a folder in which a file has the name of each run that a process of this study has begun."""
 _TERMINATION_LOG = Path("/dev/termination-log")
 _TERMINATION_BYTES = 4096
 _PART_SECTIONS = ("dataset", "fit")
@@ -53,23 +55,39 @@ def run_variant(
 ) -> StepResult:
     """Run these stages of a run for the share's checkpoints, each checkpoint before the training goes on.
 
-    `variant` is the run's name or slug, or several that are separated by commas: these are done in turn, and one that a
-    health check stops ends alone. Returns the result of the last.
+    `variant` is the run's name or slug, or several that are separated by commas. Of these the process does one after
+    the other, without those that another process has claimed, and one that a health check stops ends alone. Returns the
+    result of the last.
 
     One process does all of it, so that imports are paid once. With an image, in a run of Kubeflow Pipelines, a job of
     many pods does each stage of each checkpoint. Errors and output are as in `run_step`.
     """
     title = stages[0] if len(stages) == 1 else "variant"
-    *others, last = variant.split(",")
-    config, store, root = _reported(_named(title, last), lambda: submitted.read(study), announced=False)
-    place = _Place(config, store, root, image)
-    for name in others:
+    names = variant.split(",")
+    config, store, root = _reported(_named(title, names[0]), lambda: submitted.read(study), announced=False)
+    place, result, stopped = _Place(config, store, root, image), StepResult(config, store, []), None
+    for name in names:
+        if len(names) > 1 and not _claims(name):
+            continue
         try:
-            _run(stages, place, name, share)
+            result, stopped = _run(stages, place, name, share), None
         except SystemExit as end:
-            if end.code != FinalError.exit_code or stopped_by(config, store, config.run(name)) is None:
+            sick = end.code == FinalError.exit_code and stopped_by(config, store, config.run(name)) is not None
+            if not sick or len(names) == 1:
                 raise
-    return _run(stages, place, last, share)
+            stopped = end
+    if stopped is not None:
+        raise stopped
+    return result
+
+
+def _claims(name: str) -> bool:
+    """Whether this process is the first of `dit study` to ask for a run."""
+    try:
+        os.close(os.open(Path(os.environ[CLAIMS]) / name, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)

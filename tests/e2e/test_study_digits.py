@@ -337,7 +337,7 @@ def test_a_variant_that_a_check_stops_ends_alone(tmp_path: Path) -> None:
     broke = "mini-B/2 broke before its first step: train.learning_rate=0.028 is too high for hidden size 40"
     assert code == FinalError.exit_code
     assert errors.splitlines()[-1].startswith(f"dit: {broke}")
-    assert "the other variants go on" in output
+    assert "the others go on" in output
     assert {name.split()[0] for name in study.values()} == {"mini-S/2"}
     assert broke in (study.root / "studies/digits/report/report.html").read_text()
     wait_for_end_in_mlflow(study)
