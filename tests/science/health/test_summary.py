@@ -79,6 +79,13 @@ def test_a_failure_that_stopped_the_work_comes_before_warnings_and_others_are_na
     assert headline(made).endswith("; also broken: mini-B/2 (start)")
 
 
+def test_with_several_seeds_the_headline_counts_runs() -> None:
+    made = [(name, found(check, OK, where=name)) for name in ("mini-S/2", "mini-S/2 seed 1") for check in CHECKS]
+    assert headline(made) == f"healthy: {len(CHECKS)} of {len(CHECKS)} checks in 2 runs"
+    broken = [*made, ("mini-S/2 seed 1", found("ema", SICK, where="mini-S/2 seed 1"))]
+    assert headline(broken).startswith("mini-S/2 seed 1 broke at step 20: ")
+
+
 def test_a_failed_dataset_is_not_a_variant() -> None:
     assert headline([("digits", found("data", SICK, 0, "digits"))]).startswith("digits broke in its preparation: ")
 
@@ -121,7 +128,7 @@ def test_a_reading_is_logged_as_a_metric_and_the_headline_as_a_tag(config: Study
     )
     run = config.runs[0]
     with open_tracker(config, store, run) as tracker, pytest.raises(UnhealthyError):
-        Watch(config, run, store, None, tracker).look("plan", 0, lambda: RecipeView(config, run))
+        Watch(config, run, store, None, tracker).look("plan", 0, lambda: RecipeView(config, run.spec))
     (stopped,) = read_events(store, layout.health(config, run))
     entries = list(parse(store.read(layout.journal(config, run))))
     assert [entry.values for entry in entries if entry.kind == "metrics"] == [{"health/recipe": stopped.value}]

@@ -148,6 +148,29 @@ def test_a_variant_that_a_check_stopped_is_left_out_by_name(
     } - {"DiT-L/2"}
 
 
+def test_each_seed_has_its_rows_and_one_that_a_check_stopped_is_left_out_alone(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = study("imagenet256", 1000, ("seeds=2", "variants=[DiT-B/2, DiT-L/2]"))
+    fill(store, config)
+    stop(config, store, config.run("DiT-L/2", 1))
+    report.run(config, store)
+    rows = csv.DictReader(io.StringIO(read(store, config, "runs.csv")))
+    runs = [("DiT-B/2", "0"), ("DiT-B/2", "1"), ("DiT-L/2", "0")]
+    assert list(dict.fromkeys((row["variant"], row["seed"]) for row in rows)) == runs
+    html = read(store, config, "report.html")
+    for text in ("DiT-L/2 seed 1 broke at step 5: no EMA", "3 of 4 runs", "training seeds 0, 1,", ">Seed</th>"):
+        assert text in html
+    assert "without a run that a health check stopped" in load_results(config, store).verdict.notes[0]
+    records = [record for _, record in load_results(config, store).rows()]
+    assert list(dict.fromkeys((record.variant, str(record.train_seed)) for record in records)) == runs
+    show_results(config, store)
+    assert "DiT-L/2 seed 1 broke at step 5: no EMA" in capsys.readouterr().out
+    store.delete(layout.metrics(config, config.run("DiT-B/2", 1), config.evaluation.at_steps[0]))
+    with pytest.raises(MissingError, match="run `dit evaluate STUDY --variant DiT-B/2 --seed 1 --step "):
+        report.run(config, store)
+
+
 def test_without_a_complete_variant_the_failure_is_named_instead_of_what_is_missing(
     config: StudyConfig, store: Store
 ) -> None:

@@ -165,6 +165,18 @@ def test_without_a_server_runs_stay_on_this_machine_with_one_message(
     assert [(point.step, point.value) for point in history] == [(10, 0.1), (20, 1 / 20)]
 
 
+def test_each_seed_has_a_run_of_its_own_that_can_be_grouped_by_variant(store: Store) -> None:
+    config = study_file.load(STUDY, ["seeds=2"])
+    for study_run in config.runs_of(config.variants[0]):
+        with open_tracker(config, store, study_run) as tracker:
+            tracker.metrics(10, {"loss": 0.1})
+    assert flush(config, store, timeout=PATIENCE_SECONDS)
+    client: Any = MlflowClient(tracking_uri=f"sqlite:///{local_root(store)}/mlflow.db")
+    (experiment,) = client.search_experiments(filter_string=f"name = '{config.study}'")
+    runs = client.search_runs([experiment.experiment_id], f"tags.`dit.variant` = '{config.variants[0]}'")
+    assert {run.info.run_name for run in runs} == {config.variants[0], f"{config.variants[0]} seed 1"}
+
+
 def test_journals_of_lost_machines_are_shipped_from_the_store(
     config: StudyConfig, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
