@@ -14,8 +14,8 @@ from dit.results.state import require
 from dit.storage import Store
 from dit.study.config import StudyConfig
 from dit.study.records import CheckpointMeta
+from dit.study.runs import Run
 from dit.study.study_file import load
-from dit.study.variants import ModelSpec
 from dit.tracking import read_points
 
 ROOT = Path(__file__).parents[1]
@@ -55,9 +55,9 @@ def study(name: str) -> StudyConfig:
     return load(ROOT / "configs" / "digits.yaml", [*OVERRIDES, f"study={name}"])
 
 
-def checkpoint_meta(config: StudyConfig, store: Store, spec: ModelSpec, step: int) -> CheckpointMeta:
+def checkpoint_meta(config: StudyConfig, store: Store, run: Run, step: int) -> CheckpointMeta:
     work = Work(config, store)
-    return require(work, checkpoint(work, spec, step))
+    return require(work, checkpoint(work, run, step))
 
 
 def start(
@@ -109,7 +109,7 @@ def finish(process: subprocess.Popen[str], code: int = 0) -> str:
 
 def losses(store: Store, config: StudyConfig, keys: Iterable[str]) -> Losses:
     """What is in the journal under these keys, by key and step."""
-    return {(p.key, p.step): p.value for p in read_points(config, store, config.spec(VARIANT)) if p.key in keys}
+    return {(p.key, p.step): p.value for p in read_points(config, store, config.run(VARIANT)) if p.key in keys}
 
 
 def random_step() -> int:

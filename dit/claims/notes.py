@@ -44,9 +44,10 @@ def _spread(spread: Spread) -> str:
     return f"a standard deviation between seeds of {math.sqrt(spread.seed_variance):.3f} in the log metric{freedom}"
 
 
-def left_out(event: HealthEvent) -> str:
-    """A warning that a variant which a health check stopped is not judged."""
-    return f"Warning: the claims are judged without a variant that a health check stopped. {event.message}"
+def left_out(config: StudyConfig, event: HealthEvent) -> str:
+    """A warning that a run which a health check stopped is not judged."""
+    what = "variant" if len(config.train_seeds) == 1 else "run"
+    return f"Warning: the claims are judged without a {what} that a health check stopped. {event.message}"
 
 
 def few_images(config: StudyConfig) -> str:

@@ -127,21 +127,25 @@ def _with_interval(numbers: dict[str, Any]) -> str:
 
 
 def _grids(results: Results, evidence: Evidence) -> list[tuple[int, list[GridView]]]:
-    """(step, previews of the dataset and of every variant and protocol) for every step with a preview."""
+    """(step, previews of the dataset, and of every run and protocol) for every step with a preview.
+
+    Of further seeds and other protocols only the judged step is shown: each preview adds to the page's size.
+    """
     keys = differing_keys(results)
-    measured = [(results.config, variant.spec, record) for variant, record in results.rows()]
-    measured += [(other.config, other.spec, other.record) for other in results.others]
+    measured = [(results.config, variant.run, record) for variant, record in results.rows()]
+    measured += [(other.config, other.run, other.record) for other in results.others]
+    first = {run.spec: run for run in reversed(results.config.runs)}
     views: dict[int, list[GridView]] = {}
-    for config, spec, record in measured:
+    for config, run, record in measured:
         own = config is results.config
-        if not own and record.step != results.verdict.step:
+        if not (own and run == first[run.spec]) and record.step != results.verdict.step:
             continue
         estimate = record.metrics[record.metric]
         protocol = f", {protocol_label(config.sampling, keys)}" if keys else ""
         caption = f"{metric_name(record.metric)} {format_number(estimate.value)}{protocol}"
-        grid = evidence.grids.get((spec.name, record.step, layout.protocol(config.sampling)))
-        alternative = f"Samples of {spec.name} at step {record.step:,}{protocol}: {_rows(results)}"
-        views.setdefault(record.step, []).append(GridView(spec.name, caption, alternative, grid))
+        grid = evidence.grids.get((run.name, record.step, layout.protocol(config.sampling)))
+        alternative = f"Samples of {run.name} at step {record.step:,}{protocol}: {_rows(results)}"
+        views.setdefault(record.step, []).append(GridView(run.name, caption, alternative, grid))
     real = GridView(
         "Real images", results.config.dataset.name, f"Images of the dataset: {_rows(results)}", evidence.real
     )
@@ -157,17 +161,19 @@ def _rows(results: Results) -> str:
 
 
 def _variants(results: Results) -> str:
-    count, all_of_them = len(results.variants), len(results.config.variants)
-    shown = f"{all_of_them} variants" if count == all_of_them else f"{count} of {all_of_them} variants"
+    count, all_of_them = len(results.variants), len(results.config.runs)
+    kind = "variants" if len(results.config.train_seeds) == 1 else "runs"
+    shown = f"{all_of_them} {kind}" if count == all_of_them else f"{count} of {all_of_them} {kind}"
     return f"{shown} on {results.config.dataset.name}"
 
 
 def _facts(results: Results) -> list[str]:
     """When, with which code and from which seeds the report was made."""
     config = results.config
+    seeds = ", ".join(map(str, config.train_seeds))
     return [
         _variants(results),
         f"judged at step {results.verdict.step:,} by {metric_name(results.verdict.metric)}, lower is better",
         f"written {datetime.now(UTC):%Y-%m-%d} by dit-scaling {code_version()}",
-        f"training seed {config.train.seed}, sampling seed {config.sampling.seed}",
+        f"training seed{'s' if len(config.train_seeds) > 1 else ''} {seeds}, sampling seed {config.sampling.seed}",
     ]

@@ -84,13 +84,15 @@ def _dataset(config: StudyConfig, record: MetricsRecord, evidence: Evidence) -> 
 
 
 def _training(config: StudyConfig) -> str:
-    train = config.train
+    train, several = config.train, len(config.train_seeds) > 1
+    seeds = f"seed{'s' * several} {', '.join(map(str, config.train_seeds))}"
+    each = " with the same seed" if several else ""
     decay = f"weight decay {train.weight_decay:g}" if train.weight_decay else "no weight decay"
     return (
         f"One recipe for all variants: {format_count(train.steps)} steps of batch {train.global_batch}, AdamW at"
         f" {train.learning_rate:g} (betas {train.betas[0]:g}, {train.betas[1]:g}; {decay}), EMA {train.ema_decay:g},"
-        f" labels dropped {train.label_drop:.0%}, {train.schedule} noise schedule, {train.precision}, seed"
-        f" {train.seed}. Every variant sees the same images, noise and timesteps at every step."
+        f" labels dropped {train.label_drop:.0%}, {train.schedule} noise schedule, {train.precision}, {seeds}."
+        f" Every variant sees the same images, noise and timesteps at every step{each}."
     )
 
 

@@ -41,7 +41,7 @@ def run(config: StudyConfig, store: Store) -> ReportRecord:
     pages = _pages(results, store)
     folder = layout.report(config)
     files = tuple(store.write(f"{folder}/{name}", data) for name, data in pages.items())
-    collect(config, store, [variant.spec for variant in results.variants])
+    collect(config, store, [variant.run for variant in results.variants])
     _track(config, store, results, pages)
     record = ReportRecord(study=config.study, config_hash=output.hash, files=files)
     write_record(store, layout.report_record(config), record)

@@ -74,10 +74,10 @@ class Previews:
             return
         try:
             png = self._picture()
-            self._plan.store.write(layout.preview(self._plan.config, self._plan.spec, step), png)
+            self._plan.store.write(layout.preview(self._plan.config, self._plan.run, step), png)
             self._tracker.image("previews", step, png)
         except (DitError, torch.OutOfMemoryError) as error:
-            say(f"{self._plan.spec.name}: step {step}: no preview: {one_line(error)}")
+            say(f"{self._plan.run.name}: step {step}: no preview: {one_line(error)}")
 
     def _picture(self) -> bytes:
         inputs, files = self._plan.config.dataset.inputs, self._trainer.files()

@@ -56,7 +56,7 @@ class TrainingWatch:
 
     def __init__(self, plan: TrainPlan, ranks: Ranks, trainer: Trainer, tracker: Tracker) -> None:
         self._plan, self._ranks, self._trainer, self._tracker = plan, ranks, trainer, tracker
-        self._watch = Watch(plan.config, plan.spec, plan.store, ranks, tracker if ranks.is_main else None)
+        self._watch = Watch(plan.config, plan.run, plan.store, ranks, tracker if ranks.is_main else None)
         self._schedule = SCHEDULES[plan.config.train.schedule]()
         self.bounds: Bounds | None = load_bounds(plan.work)
         # [T, 2]: bounds a and b at each step of the chain.
@@ -184,7 +184,7 @@ class TrainingWatch:
         self._watch.look("start", step, lambda: self._started(step, power / self._ranks.world_size))
 
     def _started(self, step: int, x0_power: float) -> StartView:
-        train, inputs, model = self._plan.config.train, self._plan.config.dataset.inputs, self._trainer.model
+        train, inputs, model = self._plan.recipe, self._plan.config.dataset.inputs, self._trainer.model
         shape = (inputs.channels, inputs.size, inputs.size)
         noise = normals(train.seed, Purpose.NOISE, 1, range(train.global_batch), shape)
         table = position_table(model.spec.hidden, inputs.size // model.spec.patch)

@@ -132,7 +132,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 def device(store: Store, config: StudyConfig) -> str:
-    record = read_record(store, layout.train_record(config, config.spec(VARIANT)), TrainRecord)
+    record = read_record(store, layout.train_record(config, config.run(VARIANT)), TrainRecord)
     assert record is not None
     return record.device
 

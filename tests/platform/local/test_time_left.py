@@ -64,7 +64,7 @@ def test_what_is_complete_is_expected_to_take_a_start_only(tmp_path: Path) -> No
     config = load(Path(__file__).parents[3] / "configs/digits.yaml", ["tracking.kind=none"])
     store = open_store(tmp_path)
     fill(store, config)
-    first, second = config.specs[:2]
+    first, second = config.runs[:2]
     store.delete(layout.variant(config, second))
     expected = expected_seconds(Work(config, store), [first, second], on_gpu=False)
     assert sum(seconds for step, seconds in expected.items() if first.name in step) == START_SECONDS

@@ -44,19 +44,19 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyConfig, Stor
 
 def test_pictures_are_drawn_early_and_at_each_evaluated_step(trained: tuple[StudyConfig, Store]) -> None:
     config, store = trained
-    spec = config.spec(VARIANT)
+    run = config.run(VARIANT)
     assert sorted(moments(config)) == STEPS
-    assert store.list(layout.previews(config, spec)) == [layout.preview(config, spec, step) for step in STEPS]
-    lines = map(json.loads, store.read(layout.journal(config, spec)).splitlines())
+    assert store.list(layout.previews(config, run)) == [layout.preview(config, run, step) for step in STEPS]
+    lines = map(json.loads, store.read(layout.journal(config, run)).splitlines())
     assert [line["step"] for line in lines if "previews" in json.dumps(line)] == STEPS
 
 
 def test_a_picture_shows_raw_and_ema_weights_from_the_same_noise(trained: tuple[StudyConfig, Store]) -> None:
     config, store = trained
-    spec = config.spec(VARIANT)
+    run = config.run(VARIANT)
 
     def halves(step: int) -> list[np.ndarray]:
-        with Image.open(io.BytesIO(store.read(layout.preview(config, spec, step)))) as image:
+        with Image.open(io.BytesIO(store.read(layout.preview(config, run, step)))) as image:
             assert image.width == grid.MARGIN + 8 * (grid.SMALLEST_TILE + grid.MARGIN)
             pixels = np.asarray(image, dtype=float)
         tile, row = grid.SMALLEST_TILE, grid.SMALLEST_TILE + grid.CAPTION + grid.MARGIN
@@ -76,13 +76,13 @@ def test_a_picture_shows_raw_and_ema_weights_from_the_same_noise(trained: tuple[
 
 def test_the_training_is_the_same_as_without_pictures(trained: tuple[StudyConfig, Store]) -> None:
     config, store = trained
-    spec = config.spec(VARIANT)
+    run = config.run(VARIANT)
     shards = ShardSet.open(store, config, show_progress=False)
     stream = TrainingStream(shards, config.train, rank=0, world_size=1, start_step=0, stop_step=100, prefetch=0)
     with session() as ranks:
-        trainer = Trainer(spec, config.dataset.inputs, config.train, config.fit_for(spec), ranks)
+        trainer = Trainer(run.spec, config.dataset.inputs, config.train, config.fit_for(run.spec), ranks)
         for batch in stream:
             trainer.step(batch)
     for name, tensors in trainer.files().items():
-        saved = load(store.read(f"{layout.checkpoint(config, spec, 100)}/{name}"))
+        saved = load(store.read(f"{layout.checkpoint(config, run, 100)}/{name}"))
         assert all(torch.equal(saved[key], tensor.cpu()) for key, tensor in tensors.items()), name

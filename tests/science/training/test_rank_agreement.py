@@ -40,13 +40,11 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 def events(store: Store, config: StudyConfig) -> list[HealthEvent]:
-    return [
-        event for event in read_events(store, layout.health(config, config.spec(VARIANT))) if event.check == "ranks"
-    ]
+    return [event for event in read_events(store, layout.health(config, config.run(VARIANT))) if event.check == "ranks"]
 
 
 def last_step(store: Store, config: StudyConfig) -> int:
-    return max((point.step for point in read_points(config, store, config.spec(VARIANT))), default=0)
+    return max((point.step for point in read_points(config, store, config.run(VARIANT))), default=0)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +57,7 @@ def last_step(store: Store, config: StudyConfig) -> int:
 )
 def test_ranks_share_the_keys_that_decide_collectives(odd: str, differing: dict[str, tuple[object, object]]) -> None:
     configs = study("any"), load(ROOT / "configs" / "digits.yaml", [*OVERRIDES, "study=any", odd])
-    ours, theirs = (study_facts(config, config.spec(VARIANT), "content") for config in configs)
+    ours, theirs = (study_facts(config, config.run(VARIANT), "content") for config in configs)
     assert {key: (ours[key], theirs[key]) for key in ours if ours[key] != theirs[key]} == differing
 
 
@@ -74,7 +72,7 @@ def test_rank_that_differs_is_named_before_the_first_step_of_a_resume(store: Sto
         assert names in errors
         assert "rank 1 has code version=0.1.0+abc, rank 0 has" in errors
     assert last_step(store, config) == trained
-    assert list_checkpoints(store, config, config.spec(VARIANT)) == [trained]
+    assert list_checkpoints(store, config, config.run(VARIANT)) == [trained]
     [event] = events(store, config)
     assert (event.action, event.step) == ("stop", trained)
     assert names in event.message
@@ -100,7 +98,7 @@ def test_replica_that_drifts_stops_the_training_before_the_next_checkpoint(
     config = study("drift")
     for process in start_ranks(store, "drift", port, *SHORT, PYTHONPATH=patched(tmp_path, DRIFT)):
         assert "step 14: rank 1 has other values in ema.safetensors" in finish(process, FinalError.exit_code)
-    assert list_checkpoints(store, config, config.spec(VARIANT)) == [4, 7]
+    assert list_checkpoints(store, config, config.run(VARIANT)) == [4, 7]
     assert [(event.step, event.action) for event in events(store, config)] == [
         (7, "ok"),
         (14, "stop"),

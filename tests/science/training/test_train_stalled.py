@@ -119,12 +119,12 @@ def test_rank_that_does_not_get_on_is_named_and_the_training_resumes_with_the_sa
     case: Case, store: Store, expected: Losses
 ) -> None:
     config = study(case.study)
-    spec = config.spec(VARIANT)
-    record = rank_progress(Work(config, store), spec)[case.stalled]
-    event = last_events(read_events(store, layout.health(config, spec)))["progress"]
+    run = config.run(VARIANT)
+    record = rank_progress(Work(config, store), run)[case.stalled]
+    event = last_events(read_events(store, layout.health(config, run)))["progress"]
     assert (event.action, event.step) == ("warn", record.step)
     assert f"rank {case.stalled} on {record.host}: {case.message}" in event.message
-    saved = list_checkpoints(store, config, spec)
+    saved = list_checkpoints(store, config, run)
     assert 0 < saved[-1] < STEPS
     train.run(config, store, VARIANT)
     actual = losses(store, config, ("loss",))

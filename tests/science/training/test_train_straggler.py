@@ -45,7 +45,7 @@ def test_slow_rank_is_named_in_health_progress_and_metrics(
 ) -> None:
     store, config = open_store(tmp_path_factory.mktemp("straggler")), study("slow")
     prepare.run(config, store)
-    spec, work = config.spec(VARIANT), Work(config, store)
+    run, work = config.run(VARIANT), Work(config, store)
     settings = ("train.steps=100000", "fit.log_every=5", "fit.checkpoint_every=100000")
     ranks = start_ranks(store, "slow", port, *settings, environment={"PYTHONPATH": patched(tmp_path, SLOW_DEVICE)})
 
@@ -57,15 +57,15 @@ def test_slow_rank_is_named_in_health_progress_and_metrics(
             time.sleep(0.2)
 
     def warnings() -> list[HealthEvent]:
-        events = read_events(work.store, layout.health(config, spec))
+        events = read_events(work.store, layout.health(config, run))
         return [event for event in events if (event.check, event.action) == ("progress", "warn")]
 
     try:
         until("the slow rank is never named", lambda: bool(warnings()))
         until(
-            "its pace is never shown", lambda: "the others wait for rank 1 on " in pace_line(rank_progress(work, spec))
+            "its pace is never shown", lambda: "the others wait for rank 1 on " in pace_line(rank_progress(work, run))
         )
-        first, second = rank_progress(work, spec)
+        first, second = rank_progress(work, run)
     finally:
         for process in ranks:
             process.terminate()
@@ -76,5 +76,5 @@ def test_slow_rank_is_named_in_health_progress_and_metrics(
     assert event.step >= STEPS
     assert (first.rank, second.rank, first.world_size) == (0, 1, 2)
     assert first.step > 0
-    points = {(point.key, point.step): point.value for point in read_points(config, store, spec)}
+    points = {(point.key, point.step): point.value for point in read_points(config, store, run)}
     assert points["rank_seconds/1", event.step] > 2 * points["rank_seconds/0", event.step]
