@@ -294,7 +294,7 @@ class WaitingStore(FileStore):
         self.collectives = 0
 
     def upload(self, path: Path, key: str) -> FileEntry:
-        until, end = self.collectives + 8, time.monotonic() + 60
+        until, end = self.collectives + 8, time.monotonic() + 500
         while self.collectives < until:
             if time.monotonic() > end:
                 raise StoreError(f"{key}: no collective during a slow upload")
