@@ -22,8 +22,8 @@ settings.load_profile("untimed")
 FOREIGN = ("AWS_", "DIT_", "MLFLOW_", "PET_", "TORCHELASTIC_")
 LAUNCHER = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 KEPT = {"DIT_TEST_SEED"}
-# Hides output that is not flushed.
-HIDING = {"PYTHONUNBUFFERED"}
+# What hides output that is not flushed, and the size of the caller's terminal.
+HIDING = {"PYTHONUNBUFFERED", "COLUMNS", "LINES"}
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -27,7 +27,7 @@ STUDY = Path(__file__).parents[1] / "configs" / "digits.yaml"
 # One variant for each test that shares a study, and one that the shared study starts with.
 VARIANTS = "variants=[mini-S/2, mini-B/2, mini-L/2, mini-XL/2, mini-S/4, mini-B/4, mini-L/4]"
 SHOWN = "mini-S/2"
-PATIENCE_SECONDS = 240.0
+PATIENCE_SECONDS = 500.0
 TRAINING = """
 import sys, time
 from dit.study import study_file

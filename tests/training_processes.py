@@ -48,6 +48,18 @@ def signalling(self, batch):
 trainer.Trainer.step = signalling
 """
 
+KILLED = """
+import os, signal
+from dit.storage import file
+write_before = file.FileStore.write
+def killed(self, key, data):
+    entry = write_before(self, key, data)
+    if key.endswith(os.environ["KILLED_AFTER"]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return entry
+file.FileStore.write = killed
+"""
+
 Losses = dict[tuple[str, int], float]
 
 
@@ -98,6 +110,11 @@ def patched(folder: Path, code: str) -> str:
     folder.mkdir(exist_ok=True)
     (folder / "sitecustomize.py").write_text(code)
     return os.pathsep.join([str(folder), str(ROOT)])
+
+
+def killed_after(folder: Path, name: str) -> dict[str, str]:
+    """Environment of a process that kills itself when it has written a record of this name."""
+    return {"PYTHONPATH": patched(folder, KILLED), "KILLED_AFTER": f"/{name}"}
 
 
 def finish(process: subprocess.Popen[str], code: int = 0) -> str:

@@ -41,7 +41,7 @@ build(load(study, overrides), root)(steps=20, samples=60, seed=3, overrides=["fi
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1000)
+@pytest.mark.timeout(3000)
 def test_the_pipeline_runs_the_study_with_the_parameters_of_its_submission(tmp_path: Path) -> None:
     study, root = "configs/digits.yaml", str(tmp_path / "runs")
     given = (*OVERRIDES, f"cluster.env={{DIT_CACHE: {tmp_path / 'cache'}}}")

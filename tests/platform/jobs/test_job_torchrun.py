@@ -101,7 +101,7 @@ def launched(program: Path, code: str, processes: int) -> subprocess.Popen[str]:
 
 @pytest.mark.slow
 def test_torchrun_exits_with_the_code_of_its_process(tmp_path: Path) -> None:
-    code = f"sys.exit({FINAL}) if os.environ['RANK'] == '1' else time.sleep(60)"
+    code = f"sys.exit({FINAL}) if os.environ['RANK'] == '1' else time.sleep(1000)"
     process = launched(tmp_path / "rank.py", code, 2)
     _, errors = process.communicate()
     assert process.returncode == FINAL, errors
@@ -110,7 +110,7 @@ def test_torchrun_exits_with_the_code_of_its_process(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_running_pod_ends_on_sigterm(tmp_path: Path) -> None:
-    with launched(tmp_path / "rank.py", "print('runs', flush=True); time.sleep(60)", 1) as process:
+    with launched(tmp_path / "rank.py", "print('runs', flush=True); time.sleep(1000)", 1) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "runs\n"
         process.send_signal(signal.SIGTERM)

@@ -256,7 +256,7 @@ def test_ctrl_c_is_one_line_and_130(tmp_path: Path) -> None:
     with open(fifo, "w"):  # returns when the command has opened it for reading
         time.sleep(0.1)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=240)
+        _, errors = process.communicate(timeout=500)
     assert process.returncode == 130
     assert re.fullmatch(r"dit: interrupted[^\n]+\n", errors)
 

@@ -13,7 +13,7 @@ from ports import reserved_port
 from dit.errors import ConfigError, PeerError
 from dit.runtime.distributed import environment_rank, environment_world_size, session
 
-TIMEOUT_SECONDS = 240
+TIMEOUT_SECONDS = 500
 SHORT = {"DIT_COLLECTIVE_TIMEOUT": "10"}
 
 # The time from here on is not that of the imports, which differs between processes of a busy machine.

@@ -15,7 +15,7 @@ from study_records import fill, study
 
 from dit.cli.commands import run
 from dit.data.sources import iter_source_images
-from dit.errors import ConfigError, DataError, InputError, MismatchError, MissingError
+from dit.errors import ConfigError, DataError, InputError, MismatchError
 from dit.metrics.inputs import INCEPTION_SHA256
 from dit.results.stages import Work
 from dit.results.state import unfinished
@@ -195,13 +195,6 @@ def test_metrics_of_another_decoder_are_refused(tmp_path: Path) -> None:
         evaluate.run(other, store, "DiT-B/2")
     with pytest.raises(MismatchError, match="decoded with decoder-of-the-test"):
         unfinished(Work(other, store))
-
-
-def test_a_missing_dataset_is_named(tmp_path: Path) -> None:
-    config, store = small_study(), open_store(tmp_path)
-    write_samples(store, config, np.zeros((560, 8, 8, 1), dtype=np.uint8))
-    with pytest.raises(MissingError, match=r"manifest\.json.*dit prepare"):
-        evaluate.run(config, store, VARIANT)
 
 
 def test_a_set_of_one_sample_is_refused(tmp_path: Path) -> None:

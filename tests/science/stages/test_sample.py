@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from PIL import Image
 from sample_fixtures import ROOT, STEP, VARIANT, small_study, write_checkpoint, write_samples
 from study_records import fill_dataset
 from torch import Tensor
+from training_processes import killed_after
 
 from dit.cli.commands import run
 from dit.codec.pixels import Pixels
@@ -134,18 +134,20 @@ def test_a_smaller_set_has_the_first_images_of_a_larger_one(tmp_path: Path, whol
     assert same(images_of(store, config), (images[:30], labels[:30]))
 
 
-def launch(store: Store, config: StudyConfig, folder: Path, *more: str, ranks: int = 1) -> subprocess.Popen[str]:
+def launch(
+    store: Store, config: StudyConfig, folder: Path, *more: str, ranks: int = 1, **environment: str
+) -> subprocess.Popen[str]:
     study = folder / "study.yaml"
     study.write_text(config.to_yaml())
     command = [sys.executable, "-m", "dit", "sample", str(study), "--variant", VARIANT, "--root", store.url, *more]
     if ranks > 1:
         command[1:3] = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m", "dit"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment}
+    return subprocess.Popen(command, env=os.environ | own, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def finish(process: subprocess.Popen[str]) -> str:
-    output, errors = process.communicate(timeout=240)
+    output, errors = process.communicate(timeout=500)
     assert process.returncode == 0, errors
     return output
 
@@ -163,16 +165,13 @@ def test_two_processes_draw_the_same_images(tmp_path: Path, whole: Whole) -> Non
 
 
 def test_a_killed_launch_keeps_its_parts_and_the_next_draws_the_rest(tmp_path: Path) -> None:
-    # Slow enough to be killed between two parts.
-    config = small_study("sampling.steps=100")
+    config = small_study()
     store = fresh(tmp_path / "root", config)
     folder = layout.samples(config, config.run(VARIANT), STEP)
     first = f"{folder}/{layout.sample_part_record(0)}"
-    process = launch(store, config, tmp_path)
-    while not store.exists(first) and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process = launch(store, config, tmp_path, **killed_after(tmp_path / "patch", layout.sample_part_record(0)))
+    _, errors = process.communicate()
+    assert process.returncode == -signal.SIGKILL, errors
     assert not is_sampled(store, config)
     before = {key: store.read(key) for key in store.list(folder) if key.endswith(".json")}
     assert first in before

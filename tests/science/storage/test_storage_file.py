@@ -35,7 +35,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 240
+    end = time.monotonic() + 500
     while not condition():
         assert time.monotonic() < end, "timeout"
         time.sleep(0.01)

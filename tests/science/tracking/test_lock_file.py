@@ -15,7 +15,7 @@ from dit.tracking.lock_file import LockFile, is_held
 def _holder(path: Path) -> subprocess.Popen[str]:
     code = (
         "import sys, time, pathlib; from dit.tracking.lock_file import LockFile\n"
-        "lock = LockFile.take(pathlib.Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
+        "lock = LockFile.take(pathlib.Path(sys.argv[1])); print('held', flush=True); time.sleep(1000)"
     )
     holder = python(code, path)
     assert holder.stdout is not None

@@ -6,7 +6,7 @@ import signal
 import time
 
 import pytest
-from training_processes import VARIANT, finish, start, study
+from training_processes import DEADLINE, VARIANT, finish, start, study
 
 from dit.checkpoints.read import list_checkpoints
 from dit.errors import FinalError
@@ -27,7 +27,7 @@ def test_second_training_is_refused_with_the_holder_and_goes_on_after_its_death(
     run = config.run(VARIANT)
     first = start(store, "twice", *ENDLESS)
     try:
-        deadline = time.monotonic() + 250
+        deadline = time.monotonic() + DEADLINE
         while 4 not in list_checkpoints(store, config, run):
             assert first.poll() is None
             assert time.monotonic() < deadline, "the first training never gets to its first checkpoint"
