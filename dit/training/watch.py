@@ -110,10 +110,11 @@ class TrainingWatch:
                 rows = self._trainer.window.read()
                 self._watch.look("losses", done, lambda: first_nonfinite(rows))
                 self._window(done, rows)
+                self._watch.send()
 
     def logged(self, step: int, rows: Sequence[StepLosses]) -> None:
         """See a window of steps that is complete and finite."""
-        self._watch.look("losses", step, lambda: None)
+        self._watch.look("losses", step, lambda: None, more=True)
         self._recent.extend(self._window(step, rows))
         self._timesteps.clear()
         self._watch.look("ema", step, lambda: self._shadow.view(step))
@@ -244,7 +245,7 @@ class TrainingWatch:
             deadline=deadline,
             stop_from=max(deadline, round(_BUDGET * config.train.steps)),
         )
-        self._watch.look("window", step, lambda: view)
+        self._watch.look("window", step, lambda: view, more=True)
         return errors
 
     def _ratios(self, errors: Sequence[Float64]) -> tuple[float, float] | None:
