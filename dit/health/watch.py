@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from dit.console import say
 from dit.errors import UnhealthyError
@@ -100,6 +100,10 @@ class Watch:
         # A warning is shown when it begins, not at every reading.
         if begins and found.action == "warn":
             say(f"warning: {found.message}")
+
+    def measured(self, step: int, values: Mapping[str, float]) -> None:
+        """Keep values that the tracker gets with the next readings."""
+        self._points.setdefault(step, {}).update(values)
 
     def send(self) -> None:
         """Give the tracker the values since the last time."""
