@@ -92,7 +92,7 @@ class Watch:
         self._last[found.check] = found
         if self._tracker is not None:
             if found.value is not None:
-                self._points.setdefault(found.step, {})[f"health/{found.check}"] = found.value
+                self.measured(found.step, {f"health/{found.check}": found.value})
             # Both calls read the journal, and a new value alone leaves the line as it is.
             if not self._tagged or before is None or (before.action, before.message) != (found.action, found.message):
                 self._tracker.tags({"health": headline([(self._where, event) for event in self._last.values()])})

@@ -55,7 +55,7 @@ class TrainingWatch:
     """
 
     def __init__(self, plan: TrainPlan, ranks: Ranks, trainer: Trainer, tracker: Tracker) -> None:
-        self._plan, self._ranks, self._trainer, self._tracker = plan, ranks, trainer, tracker
+        self._plan, self._ranks, self._trainer = plan, ranks, trainer
         self._watch = Watch(plan.config, plan.spec, plan.store, ranks, tracker if ranks.is_main else None)
         self._schedule = SCHEDULES[plan.config.train.schedule]()
         self.bounds: Bounds | None = load_bounds(plan.work)
