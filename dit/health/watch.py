@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from dit.console import say
 from dit.errors import UnhealthyError
@@ -39,13 +39,19 @@ class Watch:
         key = layout.health(config, run)
         self._log = HealthLog(store, key)
         self._last = last_events(read_events(store, key)) if tracker is not None else {}
+        self._tagged = False
+        self._points: dict[int, dict[str, float]] = {}
 
-    def look(self, moment: Moment, step: int, view: Callable[[], object]) -> None:
+    def look(self, moment: Moment, step: int, view: Callable[[], object], *, more: bool = False) -> None:
         """Run the moment's checks on what `view` returns; it is called on rank 0 only, and not if all are off.
+
+        With `more`, another look follows at once, and the tracker gets the readings of both together.
 
         Raises UnhealthyError on all ranks when a check says stop.
         """
         problem = self._judge(moment, step, view) if self._is_main else ""
+        if problem or not more:
+            self.send()
         if self._ranks is not None and self._ranks.maximum(int(bool(problem))):
             problem = self._ranks.broadcast(problem)
         if problem:
@@ -79,14 +85,29 @@ class Watch:
         """Keep a reading that was made elsewhere; only rank 0 does."""
         if self._is_main:
             self._keep(found)
+            self.send()
 
     def _keep(self, found: HealthEvent) -> None:
-        begins = self._log.add(found)
+        begins, before = self._log.add(found), self._last.get(found.check)
         self._last[found.check] = found
         if self._tracker is not None:
             if found.value is not None:
-                self._tracker.metrics(found.step, {f"health/{found.check}": found.value})
-            self._tracker.tags({"health": headline([(self._where, event) for event in self._last.values()])})
+                self.measured(found.step, {f"health/{found.check}": found.value})
+            # Both calls read the journal, and a new value alone leaves the line as it is.
+            if not self._tagged or before is None or (before.action, before.message) != (found.action, found.message):
+                self._tracker.tags({"health": headline([(self._where, event) for event in self._last.values()])})
+                self._tagged = True
         # A warning is shown when it begins, not at every reading.
         if begins and found.action == "warn":
             say(f"warning: {found.message}")
+
+    def measured(self, step: int, values: Mapping[str, float]) -> None:
+        """Keep values that the tracker gets with the next readings."""
+        self._points.setdefault(step, {}).update(values)
+
+    def send(self) -> None:
+        """Give the tracker the values since the last time."""
+        for step, values in self._points.items():
+            if self._tracker is not None:
+                self._tracker.metrics(step, values)
+        self._points.clear()

@@ -55,14 +55,14 @@ class TrainingWatch:
     """
 
     def __init__(self, plan: TrainPlan, ranks: Ranks, trainer: Trainer, tracker: Tracker) -> None:
-        self._plan, self._ranks, self._trainer, self._tracker = plan, ranks, trainer, tracker
+        self._plan, self._ranks, self._trainer = plan, ranks, trainer
         self._watch = Watch(plan.config, plan.run, plan.store, ranks, tracker if ranks.is_main else None)
         self._schedule = SCHEDULES[plan.config.train.schedule]()
         self.bounds: Bounds | None = load_bounds(plan.work)
         # [T, 2]: bounds a and b at each step of the chain.
         self._errors = np.stack([self._errors_of(rung) for rung in RUNGS[:2]], axis=1) if self.bounds else None
         self._first_mse, self._first_fed = 0.0, 0.0
-        self._timesteps: dict[int, np.ndarray[tuple[int], np.dtype[np.int64]]] = {}
+        self._timesteps: dict[int, Tensor] = {}
         self._recent: deque[Float64] = deque(maxlen=max(_RATIO_STEPS, -(-_RATIO_SAMPLES // self._batch)))
         self._feed = FeedSums(self.bounds, ranks) if self.bounds else None
         weights = dict(trainer.model.named_parameters())
@@ -89,7 +89,7 @@ class TrainingWatch:
         """See a rank's slice of a step's batch, before the step."""
         if self.bounds is None:
             return
-        self._timesteps[batch.step] = batch.t_N.numpy()
+        self._timesteps[batch.step] = batch.t_N
         if self._feed is not None and batch.positions_N is not None:
             self._feed.add(batch.x0_NCHW, batch.t_N, batch.noise_NCHW, batch.y_N, batch.positions_N)
 
@@ -109,10 +109,11 @@ class TrainingWatch:
             self._watch.look("noise", done, lambda: self._noise(done))
             if done <= 100:
                 self._window(done, self._losses(done))
+                self._watch.send()
 
     def logged(self, step: int, rows: Sequence[StepLosses]) -> None:
         """See a window of steps that is complete and finite."""
-        self._watch.look("losses", step, lambda: None)
+        self._watch.look("losses", step, lambda: None, more=True)
         self._recent.extend(self._window(step, rows))
         self._timesteps.clear()
         self._watch.look("ema", step, lambda: self._shadow.view(step))
@@ -230,13 +231,13 @@ class TrainingWatch:
         config, inputs = self._plan.config, self._plan.config.dataset.inputs
         errors: list[Float64] = []
         if self._errors is not None and rows and all(row.step in self._timesteps for row in rows):
-            t_steps = np.stack([self._timesteps[row.step] for row in rows])
+            t_steps = torch.stack([self._timesteps[row.step] for row in rows]).numpy()
             local = torch.from_numpy(self._errors[t_steps].sum(axis=1))
             limits = self._ranks.all_reduce_sum(local).numpy() / self._batch
             errors = [np.array([row.mse, *limit]) for row, limit in zip(rows, limits, strict=True)]
         ratios = self._ratios(errors)
         if ratios is not None:
-            self._tracker.metrics(step, dict(zip(RATIOS, ratios, strict=True)))
+            self._watch.measured(step, dict(zip(RATIOS, ratios, strict=True)))
         deadline = first_deadline(config, self._plan.spec)
         view = WindowView(
             step=step,
@@ -246,7 +247,7 @@ class TrainingWatch:
             deadline=deadline,
             stop_from=max(deadline, round(_BUDGET * config.train.steps)),
         )
-        self._watch.look("window", step, lambda: view)
+        self._watch.look("window", step, lambda: view, more=True)
         return errors
 
     def _ratios(self, errors: Sequence[Float64]) -> tuple[float, float] | None:

@@ -134,3 +134,23 @@ def test_a_reading_is_logged_as_a_metric_and_the_headline_as_a_tag(config: Study
     assert [entry.values for entry in entries if entry.kind == "metrics"] == [{"health/recipe": stopped.value}]
     (tags,) = [entry.values for entry in entries if entry.kind == "tags"]
     assert tags["health"].startswith("mini-S/2 broke before its first step: train.learning_rate=0.1 is too high")
+
+
+def test_readings_of_one_moment_are_one_call_and_an_unchanged_headline_is_not_repeated(
+    config: StudyConfig, store: Store
+) -> None:
+    config = config.model_copy(update={"tracking": load(DIGITS, ["tracking.kind=none"]).tracking})
+    spec = config.specs[0]
+    with open_tracker(config, store, spec) as tracker:
+        watch = Watch(config, spec, store, None, tracker)
+        for step in (10, 20):
+            watch.measured(step, {"R_a": 0.5})
+            watch.look("plan", step, lambda: RecipeView(config, spec), more=True)
+            watch.look("losses", step, lambda: None)
+    entries = list(parse(store.read(layout.journal(config, spec))))
+    metrics = [entry for entry in entries if entry.kind == "metrics"]
+    assert [(entry.step, set(entry.values)) for entry in metrics] == [
+        (step, {"R_a", "health/recipe"}) for step in (10, 20)
+    ]
+    # One for each check that is new; none for the second reading of either.
+    assert len([entry for entry in entries if entry.kind == "tags"]) == 2
