@@ -163,9 +163,9 @@ def _other_metrics(record: MetricsRecord) -> Facts:
 def _verdicts(record: MetricsRecord) -> str:
     return (
         "From intervals alone. Claims 1 and 2 compare pairs of variants by the ratio of their metrics. Runs are paired"
-        " by seed and by bootstrap draw. They are supported if in every pair the interval of the ratio is on the claimed"
-        " side of 1, and contradicted if in some pair it is on the other side, at a level divided by the number of"
-        " pairs. Claim 3 fits the log metric on log Gflops and on log parameters and compares their R²; the"
+        " by seed and by bootstrap draw. They are supported if in every pair the interval of the ratio is on the"
+        " claimed side of 1, and contradicted if in some pair it is on the other side, at a level divided by the number"
+        " of pairs. Claim 3 fits the log metric on log Gflops and on log parameters and compares their R²; the"
         f" {record.confidence:.0%} interval of the difference comes from {format_count(predictors.DRAWS)} joint draws"
         " of other seeds and other samples."
     )
