@@ -33,7 +33,7 @@ VARIANTS = ("mini-S/2", "mini-B/2", "mini-L/2", "mini-XL/2", "mini-XL/4")
 """Those of configs/digits.yaml, by patch and size."""
 SEEDS = (1, 2, 3, 5)
 GIVEN = "1, spread given"
-STUDIES, REPLICATES, CONFIDENCE = 1000, 100, 0.95
+STUDIES, REPLICATES, CONFIDENCE = 600, 100, 0.95
 _INPUTS = InputSpec(channels=1, size=8, classes=10)
 
 
