@@ -136,8 +136,8 @@ def _metric(config: StudyConfig, record: MetricsRecord) -> Facts:
             "Interval",
             f"{record.confidence:.0%}. Of a run: by bootstrap over the sampled images, {config.evaluation.resamples}"
             " resamples, centred on the value. Of a variant with several seeds, or with a given spread between seeds:"
-            " the mean over seeds of the log metric, plus and minus an interval as of Student's t. That adds the"
-            " variance between seeds, pooled over variants, and the variance of the paired bootstrap draws. A finite"
+            " the mean over seeds of the log metric, with the variance between seeds, pooled over variants, and the"
+            " variance of the paired bootstrap draws; the few degrees of freedom widen it as in Student's t. A finite"
             " number of images makes every Fréchet distance slightly too large, by about the same amount for all"
             " variants; the distance at infinite N is without this bias.",
         ),
