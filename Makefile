@@ -46,7 +46,7 @@ DIT := $(BIN)/python -m dit
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help study plan compile ui ui-cluster test test-gpu lint format reference bench doctor-cases gates replay
+.PHONY: help study plan compile ui ui-cluster test test-gpu lint format reference bench doctor-cases gates replay calibration
 .PHONY: build push image-size secrets deploy undeploy env constraints apt clean
 .PHONY: preflight submit status terminate clean-jobs test-containers test-cluster test-cluster-slow test-pipelines
 
@@ -102,6 +102,9 @@ gates: env ## Inject faults that the health checks must name, and train healthy 
 
 replay: env ## Replay the failed study on digits with four faults: what was seen, which check speaks, what it would have cost.
 	@OMP_NUM_THREADS=1 $(BIN)/python -m bench.replay
+
+calibration: env ## Simulate studies with known truth and print how often each verdict is wrong; writes a table.
+	@OMP_NUM_THREADS=1 $(BIN)/python -m bench.calibration --save
 
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' dit/__init__.py)
 REVISION = $(shell git describe --always --dirty --exclude '*' 2>/dev/null || echo unknown)

@@ -4,8 +4,9 @@
     runs.estimate("mini-S/2")                   # value and interval, in the metric's unit
     runs.ratio(better="mini-B/2", worse="mini-S/2", confidence=0.95)
 
-A run's log metric is modelled as variant + seed + (variant x seed) + sampling error (a two-way layout of one run per
-cell; Searle, Casella & McCulloch 1992, section 4.3). docs/verdicts.md has the formulas. Shapes: n runs, V variants,
+A run's log metric is modelled as variant + seed + (variant x seed) + sampling error: a two-way layout of one run per
+cell. An interval is that of Student's t where sampling has no noise, and else the generalised interval of a sum of an
+estimated and a known variance (Weerahandi 1993). docs/verdicts.md has the formulas. Shapes: n runs, V variants,
 B bootstrap replicates. Torch-free.
 """
 
@@ -14,11 +15,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
+from scipy.special import gammaincinv, ndtr, ndtri
 
 from dit.study.records import Estimate, MetricsRecord
 
@@ -26,6 +27,8 @@ Array = NDArray[np.float64]
 
 SMALLEST_SHARE = 0.01
 """Replicates below this share of the value are raised to it, because centred replicates can be negative."""
+_VALUES, _HALVINGS = 500, 24
+"""Precision of intervals: values of the unknown variance, and steps of the search for a quantile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,16 @@ class Spread:
     def seed_variance(self) -> float:
         """The variance between seeds alone; 0 if sampling noise explains all of it."""
         return max(0.0, self.observed - self.sampling)
+
+    @property
+    def seed_variances(self) -> Array:
+        """Equally probable values of the variance between seeds, given that the observed one is a chance value, [K].
+
+        Freedom x observed / true mean square has the chi-squared distribution.
+        """
+        if math.isinf(self.freedom):
+            return np.array([self.seed_variance])
+        return np.asarray(np.maximum(0.0, self.observed * _scales(self.freedom) - self.sampling))
 
 
 @dataclass(frozen=True)
@@ -185,16 +198,11 @@ class Runs:
         return Estimate(value=math.exp(centre), low=math.exp(centre - half), high=math.exp(centre + half))
 
     def _half_width(self, weights: Array, spread: Spread | None, confidence: float) -> float:
-        """Student's t times the standard error of a weighted sum of runs; Satterthwaite's degrees of freedom."""
-        share = float(weights @ weights)
-        sampling = float((weights @ self.deviations).var(ddof=1))
-        replicates = self.deviations.shape[1] - 1
-        variance, parts = sampling, sampling**2 / replicates
+        """Half of the interval of a weighted sum of runs, on the log scale."""
+        variances = np.full(1, (weights @ self.deviations).var(ddof=1))
         if spread is not None:
-            variance += spread.seed_variance * share
-            parts += (spread.observed * share) ** 2 / spread.freedom
-        freedom = variance**2 / parts if parts > 0 else math.inf
-        return float(stdtrit(freedom, (1 + confidence) / 2)) * math.sqrt(variance)
+            variances = variances + spread.seed_variances * float(weights @ weights)
+        return _mixture_quantile(np.sqrt(variances), (1 + confidence) / 2)
 
     def _squares(self, columns: Array) -> tuple[float, float, int]:
         """Sums of squares that `columns` [n, k] leave of values and of replicates (mean), and degrees of freedom."""
@@ -211,7 +219,7 @@ class Runs:
     def _crossed(self) -> bool:
         """Whether effects of variants and of seeds can be told apart."""
         needed = len(self.names) + self._seed_columns.shape[1] - 1
-        return self._seed_columns.shape[1] > 1 and int(np.linalg.matrix_rank(self._both_columns)) == needed
+        return bool(self._seed_columns.shape[1] > 1 and np.linalg.matrix_rank(self._both_columns) == needed)
 
     @cached_property
     def _variant_columns(self) -> Array:
@@ -224,6 +232,27 @@ class Runs:
     @cached_property
     def _both_columns(self) -> Array:
         return np.hstack([self._variant_columns, self._seed_columns])
+
+
+@cache
+def _scales(freedom: float) -> Array:
+    """Equally probable values of freedom / chi-squared, [K]."""
+    chances = (np.arange(_VALUES) + 0.5) / _VALUES
+    return np.asarray(freedom / (2 * gammaincinv(freedom / 2, chances)))
+
+
+def _mixture_quantile(deviations: Array, chance: float) -> float:
+    """The quantile of a normal variable whose standard deviation is any of these [K] with equal probability."""
+    low, high = (float(ndtri(chance) * end) for end in (deviations.min(), deviations.max()))
+    if deviations.min() <= 0:
+        deviations = np.maximum(deviations, np.finfo(np.float64).tiny)
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        if ndtr(middle / deviations).mean() < chance:
+            low = middle
+        else:
+            high = middle
+    return high
 
 
 def _indicators(labels: Sequence[object]) -> Array:

@@ -138,8 +138,8 @@ def _metric(config: StudyConfig, record: MetricsRecord) -> Facts:
             "Interval",
             f"{record.confidence:.0%}. Of a run: by bootstrap over the sampled images, {config.evaluation.resamples}"
             " resamples, centred on the value. Of a variant with several seeds, or with a given spread between seeds:"
-            " the mean over seeds of the log metric, plus and minus Student's t times its standard error. That adds the"
-            " variance between seeds, pooled over variants, and the variance of the paired bootstrap draws. A finite"
+            " the mean over seeds of the log metric, with the variance between seeds, pooled over variants, and the"
+            " variance of the paired bootstrap draws; the few degrees of freedom widen it as in Student's t. A finite"
             " number of images makes every Fréchet distance slightly too large, by about the same amount for all"
             " variants; the distance at infinite N is without this bias.",
         ),
@@ -165,9 +165,9 @@ def _other_metrics(record: MetricsRecord) -> Facts:
 def _verdicts(record: MetricsRecord) -> str:
     return (
         "From intervals alone. Claims 1 and 2 compare pairs of variants by the ratio of their metrics. Runs are paired"
-        " by seed and by bootstrap draw. They are supported if in every pair the interval of the ratio is on the claimed"
-        " side of 1, and contradicted if in some pair it is on the other side, at a level divided by the number of"
-        " pairs. Claim 3 fits the log metric on log Gflops and on log parameters and compares their R²; the"
+        " by seed and by bootstrap draw. They are supported if in every pair the interval of the ratio is on the"
+        " claimed side of 1, and contradicted if in some pair it is on the other side, at a level divided by the number"
+        " of pairs. Claim 3 fits the log metric on log Gflops and on log parameters and compares their R²; the"
         f" {record.confidence:.0%} interval of the difference comes from {format_count(predictors.DRAWS)} joint draws"
         " of other seeds and other samples."
     )

@@ -9,15 +9,19 @@ import re
 import struct
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from study_records import fill, metrics_record, preview, read, study, train_record
 
+from dit.claims.judged import estimates_by_step
 from dit.claims.results import load_results
+from dit.claims.verdicts import judge
 from dit.errors import MismatchError, MissingError, UnhealthyError
 from dit.health.log import add_event
-from dit.report.tables import result_table, show_results
+from dit.report.plots import GFLOPS, against
+from dit.report.tables import result_table, show_results, variant_table
 from dit.stages import report
 from dit.storage import Store, open_store, write_record
 from dit.study import layout
@@ -250,3 +254,38 @@ def test_the_terminal_shows_table_verdict_and_paths(
     assert len(rows) == 8
     for shown in (*columns, "DiT-XL/4", "400,000", "1,234", "SUPPORTED", "report.html", "runs.csv", "verdict.json"):
         assert shown in out
+
+
+def test_a_given_spread_widens_the_report_and_stands_beside_the_runs_own_intervals(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The records stay complete; only the report is made again."""
+    plain, given = study(), study(overrides=("evaluation.seed_spread=0.3",))
+    before = report.run(plain, store)
+    assert "supported for this seed</p>" in read(store, plain, "report.html")
+    assert report.run(given, store).config_hash != before.config_hash
+    html = read(store, given, "report.html")
+    assert "for this seed</p>" not in html
+    assert "Over seeds and samples" in html
+    assert "a standard deviation between seeds of 0.300 in the log metric was given (evaluation.seed_spread)" in html
+    show_results(given, store)
+    assert "Over seeds and samples, at step 400,000" in capsys.readouterr().out
+
+
+def test_runs_of_several_seeds_are_points_behind_the_mean_of_their_variant(config: StudyConfig, store: Store) -> None:
+    results = load_results(config, store)
+    single = against(results, GFLOPS)
+    again = [
+        replace(own, metrics=tuple(one.model_copy(update={"train_seed": 1}) for one in own.metrics))
+        for own in results.variants
+    ]
+    variants = (*results.variants, *again)
+    records = [record for own in variants for record in own.metrics]
+    several = replace(
+        results, variants=variants, verdict=judge("s", records), estimates=estimates_by_step(records, None)
+    )
+    chart = against(several, GFLOPS)
+    assert "Faint points are single runs" in chart.caption
+    assert chart.svg.count("<use") > single.svg.count("<use")
+    assert [row[0] for row in chart.values[1]] == [row[0] for row in single.values[1]]
+    assert variant_table(several)[1][0][:2] == ["DiT-B/2", 2]
