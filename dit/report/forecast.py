@@ -52,7 +52,7 @@ def _ratio_table(curves: Mapping[str, Points], ahead: int) -> tuple[str, Table] 
     records = {name: track_record(points) for name, points in curves.items()}
     if not any(records.values()):
         return None
-    columns = ["Variant", "R_b", f"Step {format_count(ahead)}", *(f"From {share:.0%}" for share in SHARES)]
+    columns = ["Variant", "R_b", f"Forecast for step {format_count(ahead)}", *(f"From {share:.0%}" for share in SHARES)]
     rows: list[list[Cell]] = []
     for name, points in curves.items():
         misses = {miss.share: f"{miss.error:+.1%}" for miss in records[name]}
@@ -77,7 +77,7 @@ def _metric_table(points: Mapping[str, Points], metric: str, steps: Sequence[int
     return (
         f"{metric}, from the evaluated checkpoints: there is a forecast only where those before the last forecast the"
         " last.",
-        (["Variant", metric, f"Step {format_count(ahead)}"], rows),
+        (["Variant", metric, f"Forecast for step {format_count(ahead)}"], rows),
     )
 
 
@@ -105,5 +105,5 @@ def _summary(records: Iterable[Sequence[Miss]]) -> str:
     for share in SHARES:
         errors = [abs(miss.error) for misses in rows for miss in misses if miss.share == share]
         if errors:
-            parts.append(f"from {share:.0%} {statistics.median(errors):.1%}, at most {max(errors):.1%}")
-    return f"Median miss {'; '.join(parts)}."
+            parts.append(f"{statistics.median(errors):.1%} from {share:.0%} (at most {max(errors):.1%})")
+    return f"Median miss: {', '.join(parts)}."

@@ -44,7 +44,7 @@ def test_a_power_law_is_forecast_and_a_kink_or_a_plateau_is_refused_by_name(tmp_
         late.model_copy(update={"metrics": {**late.metrics, "fid": estimate}}),
     )
     rows = forecast_rows(store, config)
-    assert rows["Variant"][0][1:] == ["Step 800,000", "From 25%", "From 50%", "From 75%"]
+    assert rows["Variant"][0][1:] == ["Forecast for step 800,000", "From 25%", "From 50%", "From 75%"]
     ratio, metric = rows[lawful.name]
     assert float(ratio[1]) == round(3 * 800_000**-0.15, 4)
     assert max(abs(float(cell.rstrip("%"))) for cell in ratio[2:]) < 0.2
