@@ -1,6 +1,6 @@
 # The image of all stages and the launcher: `make build`. Layers are ordered by how often they change: torch with CUDA is a
 # layer of its own, and the code is the last and smallest.
-ARG BASE_IMAGE=python:3.11-slim-bookworm
+ARG BASE_IMAGE=python:3.11-slim-bookworm@sha256:a36c24f9cbdf4fd0f52d67f0823eeac19c2028c637cecc392d97f980d4fec56b
 
 # Build tools; not part of the image.
 FROM ${BASE_IMAGE} AS tools

@@ -6,6 +6,8 @@ ROOT ?= $(or $(DIT_ROOT),runs)
 RUNNER ?= local
 # Overrides of the study, such as SET="train.steps=400 sampling.num_samples=200".
 SET ?=
+# Training seeds of every variant, in place of the study's: a number, or a list such as SEEDS="[0, 7]".
+SEEDS ?=
 # Arguments for pytest, such as TESTS=tests/science/training.
 TESTS ?=
 # Faults and healthy runs of `make gates`; unset, all.
@@ -19,7 +21,8 @@ IMAGE ?=
 REGISTRY ?=
 DOCKER ?= docker
 DOCKER_FLAGS ?=
-BASE_IMAGE ?= python:3.11-slim-bookworm
+# `docker buildx imagetools inspect python:3.11-slim-bookworm` prints the digest of the newest one.
+BASE_IMAGE ?= python:3.11-slim-bookworm@sha256:a36c24f9cbdf4fd0f52d67f0823eeac19c2028c637cecc392d97f980d4fec56b
 SYSTEM_PACKAGES ?= g++
 INDEX_URL ?= $(or $(PIP_INDEX_URL),https://pypi.org/simple)
 # Runs on a cluster: WAIT=1, CACHE=off, WATCH=1. RUN is the name of a new run, or the id of an existing one.
@@ -34,7 +37,7 @@ NETRC ?=
 unexport PYTHONDONTWRITEBYTECODE
 # A value as one word of the shell, such as a path with spaces.
 quoted = '$(subst ','\'',$(1))'
-OVERRIDES = $(foreach override,$(SET),--set $(call quoted,$(override)))
+OVERRIDES = $(foreach override,$(SET),--set $(call quoted,$(override))) $(if $(SEEDS),--set $(call quoted,seeds=$(SEEDS)))
 VENV := .venv
 STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
@@ -50,7 +53,7 @@ DIT := $(BIN)/python -m dit
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-study: env ## Run STUDY to its verdict, or resume it: minutes for the default, on two CPU cores.
+study: env ## Run STUDY to its verdict, or resume it: minutes for the default, on two CPU cores. SEEDS=3 trains three seeds.
 	@$(DIT) study $(call quoted,$(STUDY)) --root $(call quoted,$(ROOT)) --runner $(RUNNER) $(OVERRIDES)
 
 plan: env ## Print what STUDY costs, with PRICE per GPU-hour, and what it can decide. Writes nothing.

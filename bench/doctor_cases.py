@@ -54,8 +54,8 @@ def trained(root: Path, name: str, patch: Patch | None = None, steps: int = STEP
             raise SystemExit(f"{name}: the training failed")
     config, store = load(STUDY, overrides), open_store(root)
     subject = open_step(config, store, Claims(VARIANT, steps))
-    folder = layout.checkpoint(config, subject.spec, steps)
-    meta = require(work := Work(config, store), checkpoint(work, subject.spec, steps))
+    folder = layout.checkpoint(config, config.run(subject.spec.name), steps)
+    meta = require(work := Work(config, store), checkpoint(work, config.run(subject.spec.name), steps))
     return subject, {entry.name: load_file(store, folder, meta, entry.name) for entry in meta.files}
 
 

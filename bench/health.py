@@ -55,7 +55,7 @@ def measure(variant: str, checks: bool) -> dict[str, Any]:
         store = open_store(folder)
         prepare.run(config, store)
         start = time.process_time()
-        launch.execute(Work(config, store), config.spec(variant))
+        launch.execute(Work(config, store), config.run(variant))
         seconds = time.process_time() - start
     shares = {f"in {name}": f"{part / seconds:.2%}" for name, part in spent.items() if part}
     return {

@@ -19,8 +19,8 @@ import pytest
 
 from bench.gates.faults import Fault, fed, frozen_ema
 from bench.gates.sampling_faults import skipped_map, unloaded_weights
+from dit.claims.judged import primary
 from dit.claims.results import load_results
-from dit.claims.verdicts import primary
 from dit.cli.commands import run
 from dit.console import Cell, say, table
 from dit.console.formatting import format_hours, format_share
@@ -157,13 +157,13 @@ class Replay:
         shutil.rmtree(root, ignore_errors=True)
         shutil.copytree(self._folder / "healthy", root)
         config = self._config()
-        folder = root / layout.variant(config, config.specs[0])
+        folder = root / layout.variant(config, config.runs[0])
         if not trained:
             shutil.rmtree(folder)
             return root
         for part in ("samples", "metrics"):
             shutil.rmtree(folder / part)
-        (root / layout.health(config, config.specs[0])).unlink()
+        (root / layout.health(config, config.runs[0])).unlink()
         return root
 
     def _command(self, stage: str, root: Path, *settings: str, allowed: Iterable[int] = (0,)) -> int:
@@ -181,13 +181,13 @@ class Replay:
 
     def _events(self, root: Path) -> list[HealthEvent]:
         config = self._config()
-        return read_events(open_store(str(root)), layout.health(config, config.specs[0]))
+        return read_events(open_store(str(root)), layout.health(config, config.runs[0]))
 
     def _seen(self, root: Path) -> Seen:
         config, store = self._config(), open_store(str(root))
         (variant,) = load_results(config, store).variants
         work, record = Work(config, store), variant.metrics[-1]
-        drawn = require(work, samples(work, variant.spec, record.step))
+        drawn = require(work, samples(work, variant.run, record.step))
         return Seen(variant.train.final_loss, drawn.latent_std[0], primary(record).value, record.noise_floor)
 
 

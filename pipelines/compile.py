@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,11 +11,10 @@ from dit.errors import DitError, InputError, MissingError
 from dit.planning.cost import check_job_size
 from dit.study.config import StudyConfig
 from pipelines.definition.pipeline import build
+from pipelines.jobs.names import BY_DIGEST
 
 DIGEST = Path("build/image.digest")
 """The reference that `make push` wrote."""
-
-_BY_DIGEST = re.compile(r"^[^@\s]+@sha256:[0-9a-f]{64}$")
 
 
 def package_of(config: StudyConfig) -> Path:
@@ -35,7 +33,7 @@ def compile_study(config: StudyConfig, root: str, image: str, output: Path) -> P
     check_job_size(config)
     if not image:
         raise InputError("no image is given; run 'make build push REGISTRY=...' or give --image")
-    if not _BY_DIGEST.match(image):
+    if not BY_DIGEST.match(image):
         # The image's name is part of the key of kfp's cache and of a job's spec hash.
         raise InputError(f"image {image}: a tag may mean another image tomorrow; give NAME@sha256:..., as in {DIGEST}")
     # kfp reads the sources of all callers for each of hundreds of settings. A new thread has few callers.

@@ -75,10 +75,12 @@ def render(overlay: str, build: Path = BUILD, *, images: bool = True) -> list[Ma
 def deploy(overlay: str, force: bool = False, build: Path = BUILD) -> None:
     """Apply an overlay and wait until its deployments are ready.
 
+    Raises InputError when an image has no digest, except in overlay `kind`.
     Raises InputError when someone has changed fields since, with `kubectl edit` for example; `force` overwrites them.
     Raises DitError when a deployment does not become ready.
     """
     manifests = render(overlay, build)
+    _check_images(overlay, manifests)
     check_cluster()
     if namespaces := [manifest for manifest in manifests if manifest["kind"] == "Namespace"]:
         _apply(namespaces)
@@ -90,6 +92,17 @@ def deploy(overlay: str, force: bool = False, build: Path = BUILD) -> None:
             _say(f"waiting for {name}")
             rollout.wait(name, namespace)
     _say(f"deployed {overlay}: {len(manifests)} objects")
+
+
+def _check_images(overlay: str, manifests: list[Manifest]) -> None:
+    pods = [item["spec"]["template"]["spec"] for item in manifests if item["kind"] == "Deployment"]
+    containers = [one for pod in pods for one in [*pod.get("initContainers", []), *pod["containers"]]]
+    tagged = sorted({one["image"] for one in containers if not names.BY_DIGEST.match(one["image"])})
+    if tagged and not overlay.startswith(INVENTED):
+        raise InputError(
+            f"overlay {overlay}: image {tagged[0]}: a tag may mean another image tomorrow; give its digest below"
+            f" images: in k8s/overlays/{overlay}/kustomization.yaml"
+        )
 
 
 def undeploy(overlay: str, build: Path = BUILD) -> None:

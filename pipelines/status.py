@@ -22,7 +22,6 @@ from dit.storage.open import parse_address
 from dit.study import study_file
 from dit.study.config import StudyConfig
 from dit.study.records import HealthEvent
-from dit.study.variants import resolve
 from pipelines.cluster.client import ApiUnavailable, Cluster
 from pipelines.cluster.objects import Object
 from pipelines.cluster.store_access import study_store
@@ -165,7 +164,9 @@ def _jobs(config: StudyConfig, root: str, cluster: Cluster, view: _View) -> list
 def _job(config: StudyConfig, root: str, cluster: Cluster, kind: JobKind, job: Object, view: _View) -> JobView:
     labels = job["metadata"]["labels"]
     stage: JobStage = labels[names.STAGE]
-    spec = replace(job_spec(config, labels[names.VARIANT], stage, root, "its image"), name=job["metadata"]["name"])
+    seed = labels.get(names.SEED)
+    variant = labels[names.VARIANT] + (f"-seed-{seed}" if seed else "")
+    spec = replace(job_spec(config, variant, stage, root, "its image"), name=job["metadata"]["name"])
     snapshot = look(cluster, kind, spec)
     reason = explain(spec, kind, snapshot) if snapshot.job is not None else None
     if reason is not None:
@@ -173,7 +174,7 @@ def _job(config: StudyConfig, root: str, cluster: Cluster, kind: JobKind, job: O
     cause = cause_of(deaths(snapshot.pods))
     if cause is not None and snapshot.phase is not Phase.SUCCEEDED:
         view.remarks.append(f"pod {cause.pod} ended at {cause.finished:%Y-%m-%d %H:%M:%S} UTC: {cause.full}")
-    step = f"{stage} {resolve(labels[names.VARIANT]).name}"
+    step = f"{stage} {spec.run.name}"
     return JobView(step, kind.resource.kind, snapshot, spec.cluster.replicas)
 
 

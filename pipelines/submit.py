@@ -13,7 +13,7 @@ from dit.study.config import StudyConfig
 from pipelines.cluster.client import ApiUnavailable, Cluster
 from pipelines.cluster.retry import retry
 from pipelines.compile import compile_study, package_of
-from pipelines.jobs.names import LAUNCHER, RUNS_NAMESPACE
+from pipelines.jobs.names import RUNS_NAMESPACE, STEP
 from pipelines.preflight.check import preflight
 from pipelines.runs.api import Pipelines, PipelinesUnavailable, endpoint_of
 from pipelines.runs.model import SUCCEEDED, Run
@@ -50,7 +50,7 @@ def submit(config: StudyConfig, root: str, image: str, options: Submission) -> s
     pipelines = Pipelines(endpoint)
     experiment = pipelines.experiment(options.experiment, create=True)
     name = options.run or f"{config.study}-{datetime.now():%Y%m%d-%H%M%S}"
-    uid = pipelines.create(str(experiment), name, package, LAUNCHER, caching=options.caching)
+    uid = pipelines.create(str(experiment), name, package, STEP, caching=options.caching)
     say(f"run {uid} ({name}) in experiment {options.experiment}: {pipelines.url(uid)}")
     if options.wait:
         wait(pipelines, uid, config.cluster.patience.api, options.runs_namespace)

@@ -44,20 +44,20 @@ def small_study(*overrides: str) -> StudyConfig:
 
 def write_checkpoint(store: Store, config: StudyConfig, seed: int = 0, step: int = STEP, scale: float = 1.0) -> None:
     """A complete checkpoint of a model with random weights everywhere, so that its output depends on all inputs."""
-    spec = config.spec(VARIANT)
-    model = DiT(spec, config.dataset.inputs)
+    run = config.run(VARIANT)
+    model = DiT(run.spec, config.dataset.inputs)
     model.initialise(seed)
     random = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         if parameter.requires_grad:
             nn.init.normal_(parameter, std=0.05 * scale, generator=random)
-    folder = layout.checkpoint(config, spec, step)
+    folder = layout.checkpoint(config, run, step)
     data = save({name: tensor.contiguous() for name, tensor in model.state_dict().items()})
     meta = CheckpointMeta(
         study=config.study,
-        variant=spec.name,
+        variant=run.name,
         step=step,
-        config_hash=config.training_hash(spec),
+        config_hash=config.training_hash(run),
         dataset_content=Work(config, store).dataset_content or "0" * 12,
         precision="fp32",
         world_size=1,
@@ -72,7 +72,7 @@ def write_samples(
     store: Store, config: StudyConfig, images: np.ndarray[Any, np.dtype[np.uint8]], step: int = STEP
 ) -> SampleSetManifest:
     """A complete sample set that holds these images."""
-    sample_set = SampleSet(Work(config, store), config.spec(VARIANT), step)
+    sample_set = SampleSet(Work(config, store), config.run(VARIANT), step)
     labels = sample_labels(config.sampling, config.dataset.classes)
     for part in sample_set.parts:
         held = sample_set.indices(part)

@@ -28,6 +28,7 @@ from dit.study.records import (
     ShardRecord,
     TrainRecord,
 )
+from dit.study.runs import Run
 from dit.study.study_file import load_text
 from dit.study.variants import ModelSpec
 from dit.tracking import open_tracker
@@ -57,7 +58,7 @@ def study(dataset: str = "pictures", classes: int = 10, overrides: tuple[str, ..
     return load_text(STUDY.format(dataset=dataset, classes=classes), overrides)
 
 
-def write_rank_progress(store: Store, config: StudyConfig, spec: ModelSpec, seconds: Sequence[float]) -> None:
+def write_rank_progress(store: Store, config: StudyConfig, run: Run, seconds: Sequence[float]) -> None:
     """Of a training under way whose ranks need these seconds per step."""
     for rank, own in enumerate(seconds):
         record = RankProgress(
@@ -72,7 +73,7 @@ def write_rank_progress(store: Store, config: StudyConfig, spec: ModelSpec, seco
             own_seconds=own,
             step_seconds=max(seconds),
         )
-        write_record(store, layout.rank_progress(config, spec, rank), record)
+        write_record(store, layout.rank_progress(config, run, rank), record)
 
 
 def dataset_manifest(config: StudyConfig, files: Sequence[FileEntry] = ()) -> DatasetManifest:
@@ -120,16 +121,16 @@ def dataset_manifest(config: StudyConfig, files: Sequence[FileEntry] = ()) -> Da
     )
 
 
-def train_record(config: StudyConfig, spec: ModelSpec, **changes: Any) -> TrainRecord:
+def train_record(config: StudyConfig, run: Run, **changes: Any) -> TrainRecord:
     fields: dict[str, Any] = {
         "study": config.study,
-        "variant": spec.name,
+        "variant": run.spec.name,
         "steps": config.train.steps,
-        "config_hash": config.training_hash(spec),
+        "config_hash": config.training_hash(run),
         "science_hash": config.science_hash(),
         "dataset_content": CONTENT,
-        "parameters": spec.parameters(config.dataset.inputs),
-        "gflops": spec.gflops(config.dataset.inputs),
+        "parameters": run.spec.parameters(config.dataset.inputs),
+        "gflops": run.spec.gflops(config.dataset.inputs),
         "checkpoints": milestones(config),
         "final_loss": 0.15,
         "images_per_second": 1234.5,
@@ -141,12 +142,12 @@ def train_record(config: StudyConfig, spec: ModelSpec, **changes: Any) -> TrainR
     return TrainRecord.model_validate(fields | changes)
 
 
-def checkpoint_meta(config: StudyConfig, spec: ModelSpec, step: int, files: Sequence[FileEntry] = ()) -> CheckpointMeta:
+def checkpoint_meta(config: StudyConfig, run: Run, step: int, files: Sequence[FileEntry] = ()) -> CheckpointMeta:
     return CheckpointMeta(
         study=config.study,
-        variant=spec.name,
+        variant=run.spec.name,
         step=step,
-        config_hash=config.training_hash(spec),
+        config_hash=config.training_hash(run),
         dataset_content=CONTENT,
         precision="tf32",
         world_size=8,
@@ -159,16 +160,17 @@ def checkpoint_meta(config: StudyConfig, spec: ModelSpec, step: int, files: Sequ
     )
 
 
-def metrics_record(config: StudyConfig, spec: ModelSpec, step: int, **changes: Any) -> MetricsRecord:
-    model = paper().models.get(spec.name)
+def metrics_record(config: StudyConfig, run: Run | ModelSpec, step: int, **changes: Any) -> MetricsRecord:
+    run = run if isinstance(run, Run) else Run(run, config.train.seed)
+    model = paper().models.get(run.spec.name)
     value = (model.fid_400k if model else 10.0) * (400_000 / step) ** 0.5
     primary = config.evaluation.metric
     noise = np.random.default_rng(0).standard_normal(100)
     fields: dict[str, Any] = {
         "study": config.study,
-        "variant": spec.name,
+        "variant": run.spec.name,
         "step": step,
-        "config_hash": config.evaluation_hash(spec),
+        "config_hash": config.evaluation_hash(run),
         "science_hash": config.science_hash(),
         "dataset_content": CONTENT,
         "metric": primary,
@@ -186,8 +188,8 @@ def metrics_record(config: StudyConfig, spec: ModelSpec, step: int, **changes: A
         "reference_sha256": "4" * 64,
         "extractor_sha256": "5" * 64,
         "noise_floor": 309.0,
-        "parameters": spec.parameters(config.dataset.inputs),
-        "gflops": spec.gflops(config.dataset.inputs),
+        "parameters": run.spec.parameters(config.dataset.inputs),
+        "gflops": run.spec.gflops(config.dataset.inputs),
     }
     return MetricsRecord.model_validate(fields | changes)
 
@@ -202,12 +204,12 @@ def decoder(config: StudyConfig) -> str:
     return "pixels" if config.dataset.codec.kind == "pixels" else "decoder-of-the-test"
 
 
-def sample_set(config: StudyConfig, spec: ModelSpec, step: int, files: Sequence[FileEntry] = ()) -> SampleSetManifest:
+def sample_set(config: StudyConfig, run: Run, step: int, files: Sequence[FileEntry] = ()) -> SampleSetManifest:
     return SampleSetManifest(
         study=config.study,
-        variant=spec.name,
+        variant=run.spec.name,
         step=step,
-        config_hash=config.sampling_hash(spec),
+        config_hash=config.sampling_hash(run),
         checkpoint_sha256="6" * 64,
         num_samples=50_000,
         image_size=256,
@@ -223,21 +225,21 @@ def sample_set(config: StudyConfig, spec: ModelSpec, step: int, files: Sequence[
 def fill(store: Store, config: StudyConfig) -> None:
     """All records of the stages before the report, each with a file that it vouches for, and some losses."""
     fill_dataset(store, config)
-    for spec in config.specs:
-        write_record(store, layout.train_record(config, spec), train_record(config, spec))
-        with open_tracker(config, store, spec) as tracker:
+    for run in config.runs:
+        write_record(store, layout.train_record(config, run), train_record(config, run))
+        with open_tracker(config, store, run) as tracker:
             for step in range(100, 1000, 100):
                 tracker.metrics(step, {"loss": 1 / step, "grad_norm": 1.0})
         for step in milestones(config):
-            folder = layout.checkpoint(config, spec, step)
+            folder = layout.checkpoint(config, run, step)
             weights = store.write(f"{folder}/{layout.EMA_WEIGHTS}", b"weights")
-            write_record(store, f"{folder}/{layout.META}", checkpoint_meta(config, spec, step, [weights]))
+            write_record(store, f"{folder}/{layout.META}", checkpoint_meta(config, run, step, [weights]))
         for step in config.evaluation.at_steps:
-            write_record(store, layout.metrics(config, spec, step), metrics_record(config, spec, step))
-            folder = layout.samples(config, spec, step)
+            write_record(store, layout.metrics(config, run, step), metrics_record(config, run, step))
+            folder = layout.samples(config, run, step)
             part = store.write(f"{folder}/{layout.sample_part(0)}", b"samples")
-            grid = store.write(layout.sample_grid(config, spec, step), preview(100))
-            write_record(store, f"{folder}/{layout.MANIFEST}", sample_set(config, spec, step, [part, grid]))
+            grid = store.write(layout.sample_grid(config, run, step), preview(100))
+            write_record(store, f"{folder}/{layout.MANIFEST}", sample_set(config, run, step, [part, grid]))
 
 
 def fill_dataset(store: Store, config: StudyConfig, shard: bytes = SHARD) -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from dit.storage import Store
 from dit.study.config import StudyConfig
-from dit.study.variants import ModelSpec
+from dit.study.runs import Run
 from dit.tracking.lock_file import is_held
 from dit.tracking.paths import study_folder
 from dit.tracking.state import waiting
@@ -35,7 +35,7 @@ from dit.storage import open_store
 from dit.tracking import open_tracker
 study, root, variant, first, last, then = sys.argv[1:7]
 config = study_file.load(study, sys.argv[7:])
-with open_tracker(config, open_store(root), config.spec(variant)) as tracker:
+with open_tracker(config, open_store(root), config.run(variant)) as tracker:
     for step in range(int(first), int(last) + 1, 10):
         tracker.metrics(step, {"loss": 1 / step, "images_per_second": time.time()})
     print("logged", flush=True)
@@ -69,10 +69,10 @@ class Tracked:
 
 
 def train(
-    store: Store, spec: ModelSpec, first: int, last: int, *overrides: str, then: float = 0, wait: bool = True
+    store: Store, study_run: Run, first: int, last: int, *overrides: str, then: float = 0, wait: bool = True
 ) -> subprocess.Popen[str]:
     """A training in its own process, which has logged its points when this returns."""
-    command = [sys.executable, "-c", TRAINING, str(STUDY), store.url, spec.name]
+    command = [sys.executable, "-c", TRAINING, str(STUDY), store.url, study_run.name]
     command += [str(first), str(last), str(then), VARIANTS, *overrides]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None

@@ -6,8 +6,7 @@ import os
 import random
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from dit.results.stages import Work, checkpoint
@@ -15,8 +14,8 @@ from dit.results.state import require
 from dit.storage import Store
 from dit.study.config import StudyConfig
 from dit.study.records import CheckpointMeta
+from dit.study.runs import Run
 from dit.study.study_file import load
-from dit.study.variants import ModelSpec
 from dit.tracking import read_points
 
 ROOT = Path(__file__).parents[1]
@@ -29,9 +28,25 @@ OVERRIDES = (
     "fit.checkpoint_every=7",
     "fit.log_every=1",
     "fit.threads=1",
+    "sampling.steps=2",
+    "sampling.num_samples=4",
     "tracking.kind=none",
 )
 SEED = int(os.environ.get("DIT_TEST_SEED") or random.SystemRandom().randrange(1 << 30))
+
+DEADLINE = 500
+"""Seconds after which a process hangs; a machine that others share can be many times slower."""
+
+SIGNALS = """
+import os
+from dit.training import trainer
+step_before = trainer.Trainer.step
+def signalling(self, batch):
+    step_before(self, batch)
+    if os.environ.get("SIGNAL_AT") == str(self.steps_done):
+        os.kill(os.getpid(), int(os.environ["SIGNAL"]))
+trainer.Trainer.step = signalling
+"""
 
 Losses = dict[tuple[str, int], float]
 
@@ -40,9 +55,9 @@ def study(name: str) -> StudyConfig:
     return load(ROOT / "configs" / "digits.yaml", [*OVERRIDES, f"study={name}"])
 
 
-def checkpoint_meta(config: StudyConfig, store: Store, spec: ModelSpec, step: int) -> CheckpointMeta:
+def checkpoint_meta(config: StudyConfig, store: Store, run: Run, step: int) -> CheckpointMeta:
     work = Work(config, store)
-    return require(work, checkpoint(work, spec, step))
+    return require(work, checkpoint(work, run, step))
 
 
 def start(
@@ -87,21 +102,24 @@ def patched(folder: Path, code: str) -> str:
 
 def finish(process: subprocess.Popen[str], code: int = 0) -> str:
     """What it wrote to standard error."""
-    _, err = process.communicate(timeout=250)
+    _, err = process.communicate(timeout=DEADLINE)
     assert process.returncode == code, err
     return err
 
 
 def losses(store: Store, config: StudyConfig, keys: Iterable[str]) -> Losses:
     """What is in the journal under these keys, by key and step."""
-    return {(p.key, p.step): p.value for p in read_points(config, store, config.spec(VARIANT)) if p.key in keys}
+    return {(p.key, p.step): p.value for p in read_points(config, store, config.run(VARIANT)) if p.key in keys}
 
 
-def at_random_step(store: Store, config: StudyConfig, act: Callable[[], None]) -> None:
-    """Act once a step between 10 and half-way has been logged."""
-    step = random.Random(SEED).randint(10, STEPS // 2)
-    deadline = time.monotonic() + 250
-    while ("loss", step) not in losses(store, config, ("loss",)):
-        assert time.monotonic() < deadline, f"step {step} is never logged"
-        time.sleep(0.005)
-    act()
+def random_step() -> int:
+    """A step between 10 and half-way."""
+    return random.Random(SEED).randint(10, STEPS // 2)
+
+
+def signalled(folder: Path, number: int, step: int, code: str = "") -> dict[str, str]:
+    """Environment of a process that sends itself a signal after a step, however slow the machine; see `patched`.
+
+    Without SIGNAL_AT it sends none.
+    """
+    return {"PYTHONPATH": patched(folder, SIGNALS + code), "SIGNAL": str(int(number)), "SIGNAL_AT": str(step)}

@@ -179,8 +179,8 @@ class Runner:
         verb = "train" if case.stage == "resume" else case.stage
         codes = self._start(Launch(data, root, verb, settings, ranks=case.ranks, odd=case.odd, case=case.name))
         config = self._config(data, settings)
-        spec = None if case.stage == "prepare" else config.spec(VARIANT)
-        events = read_events(open_store(str(root)), layout.health(config, spec))
+        study_run = None if case.stage == "prepare" else config.run(VARIANT)
+        events = read_events(open_store(str(root)), layout.health(config, study_run))
         outcome = _judge(case, data, codes, [event for event in events if event.action != "ok"])
         shutil.rmtree(root / "datasets", ignore_errors=True)
         return outcome
@@ -197,7 +197,7 @@ class Runner:
             codes += self._start(Launch(run.data, root, "train", [*settings, *until], run.variant, ranks))
         codes += self._start(Launch(run.data, root, "sample", settings, run.variant))
         config = self._config(run.data, settings)
-        events = read_events(open_store(str(root)), layout.health(config, config.spec(run.variant)))
+        events = read_events(open_store(str(root)), layout.health(config, config.run(run.variant)))
         alarms = [f"{event.check} at step {event.step}: {event.message}" for event in events if event.action != "ok"]
         problem = "; ".join(alarms) or ("" if not any(codes) else f"exit codes {codes}, see {output}")
         lines = (output / "readings.jsonl").read_text().splitlines()

@@ -12,7 +12,7 @@ from dit.storage import Store, sha256_file
 from dit.study import layout
 from dit.study.config import StudyConfig
 from dit.study.records import CheckpointMeta
-from dit.study.variants import ModelSpec
+from dit.study.runs import Run
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 FILES = (layout.RAW_WEIGHTS, layout.EMA_WEIGHTS, layout.OPTIMIZER)
 
 
-def list_checkpoints(store: Store, config: StudyConfig, spec: ModelSpec) -> list[int]:
+def list_checkpoints(store: Store, config: StudyConfig, run: Run) -> list[int]:
     """Return the steps of a variant's complete checkpoints, ascending."""
-    return sorted(_steps(store, config, spec, complete=True))
+    return sorted(_steps(store, config, run, complete=True))
 
 
-def incomplete_checkpoints(store: Store, config: StudyConfig, spec: ModelSpec) -> list[int]:
+def incomplete_checkpoints(store: Store, config: StudyConfig, run: Run) -> list[int]:
     """Return the steps of incomplete checkpoints, which an interrupted upload or removal left, ascending."""
-    return sorted(_steps(store, config, spec, complete=False) - _steps(store, config, spec, complete=True))
+    return sorted(_steps(store, config, run, complete=False) - _steps(store, config, run, complete=True))
 
 
 def load_weights(
@@ -71,9 +71,9 @@ def load_file(store: Store, folder: str, meta: CheckpointMeta, name: str) -> dic
     return tensors
 
 
-def _steps(store: Store, config: StudyConfig, spec: ModelSpec, *, complete: bool) -> set[int]:
+def _steps(store: Store, config: StudyConfig, run: Run, *, complete: bool) -> set[int]:
     """Steps of the folders that hold a meta.json or, with `complete=False`, any file."""
-    prefix = layout.checkpoints(config, spec)
+    prefix = layout.checkpoints(config, run)
     steps = set()
     for key in store.list(prefix):
         folder, _, name = key.removeprefix(f"{prefix}/").partition("/")

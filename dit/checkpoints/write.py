@@ -20,7 +20,7 @@ from dit.storage import Store
 from dit.study import layout
 from dit.study.config import StudyConfig
 from dit.study.records import CheckpointMeta, FileEntry
-from dit.study.variants import ModelSpec
+from dit.study.runs import Run
 
 Files = Mapping[str, Mapping[str, Tensor]]
 """File name -> tensor name -> tensor."""
@@ -65,21 +65,21 @@ class CheckpointWriter:
         self,
         store: Store,
         config: StudyConfig,
-        spec: ModelSpec,
+        run: Run,
         retention: Retention,
         before_completion: Callable[[], None],
     ) -> None:
         """`before_completion` is called on the thread before meta.json is written."""
-        self._store, self._config, self._spec, self._retention = store, config, spec, retention
+        self._store, self._config, self._run, self._retention = store, config, run, retention
         self._before_completion = before_completion
         self._host = HostCopy()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
 
     def __enter__(self) -> CheckpointWriter:
-        self._store.sweep(layout.checkpoints(self._config, self._spec))
-        for step in incomplete_checkpoints(self._store, self._config, self._spec):
-            self._store.delete(layout.checkpoint(self._config, self._spec, step))
+        self._store.sweep(layout.checkpoints(self._config, self._run))
+        for step in incomplete_checkpoints(self._store, self._config, self._run):
+            self._store.delete(layout.checkpoint(self._config, self._run, step))
         return self
 
     def __exit__(
@@ -112,7 +112,7 @@ class CheckpointWriter:
             pending.result()
 
     def _write(self, files: Files, meta: CheckpointMeta) -> None:
-        folder = layout.checkpoint(self._config, self._spec, meta.step)
+        folder = layout.checkpoint(self._config, self._run, meta.step)
         self._store.delete(folder)
         entries = tuple(upload_tensors(self._store, tensors, f"{folder}/{name}") for name, tensors in files.items())
         complete = meta.model_copy(update={"files": entries})
@@ -121,9 +121,9 @@ class CheckpointWriter:
         self._retire(meta.step)
 
     def _retire(self, written: int) -> None:
-        present = list_checkpoints(self._store, self._config, self._spec)
+        present = list_checkpoints(self._store, self._config, self._run)
         for step in self._retention.retired(present, written):
-            self._store.delete(layout.checkpoint(self._config, self._spec, step))
+            self._store.delete(layout.checkpoint(self._config, self._run, step))
 
 
 def upload_tensors(store: Store, tensors: Mapping[str, Tensor], key: str) -> FileEntry:

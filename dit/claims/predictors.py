@@ -11,9 +11,7 @@ from numpy.typing import NDArray
 Vector = NDArray[np.float64]
 
 DRAWS = 4000
-"""Joint bootstrap draws."""
-SMALLEST_SHARE = 0.01
-"""Replicates below this share of the value are raised to it, because centred replicates can be negative."""
+"""Joint draws of all variants."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,40 +40,35 @@ class Comparison:
     """R² with log Gflops minus R² with log parameters: positive if Gflops leave the smaller residual error."""
     low: float
     high: float
+    rises: bool
+    """Whether the metric rises with Gflops, at a level divided by the two ways to contradict the claim."""
+    follows_parameters: bool
+    """Whether parameters leave the smaller residual error, at the same level."""
 
 
 def compare(
-    gflops: Sequence[float],
-    parameters: Sequence[float],
-    values: Sequence[float],
-    replicates: Sequence[Sequence[float]],
-    confidence: float,
+    gflops: Sequence[float], parameters: Sequence[float], logs: Vector, draws: NDArray[np.float64], confidence: float
 ) -> Comparison:
-    """Fit and compare. All sequences have one item per variant; `replicates` has each variant's bootstrap replicates.
+    """Fit and compare: `logs` [variants] are log metrics, `draws` [draws, variants] those of other seeds and samples.
 
-    `values` and both predictors must be positive.
+    Both predictors must be positive.
     """
-    # Joint bootstrap: each draw takes one replicate of every variant, independently, and fits both lines to them. The
-    # interval of the difference uses the same draws for both lines, because their errors are correlated.
+    # Both lines are fitted to the same draws, because their errors are correlated.
     log_gflops, log_parameters = np.log(np.asarray(gflops)), np.log(np.asarray(parameters))
-    point = np.log(np.asarray(values, dtype=np.float64))
-    draws = _draw(values, replicates)
-    tails = [(1 - confidence) / 2, (1 + confidence) / 2]
+    tail = (1 - confidence) / 2
+    tails = [tail, 1 - tail]
     differences = _r2(log_gflops, draws) - _r2(log_parameters, draws)
     low, high = np.quantile(differences, tails)
-    first, second = _fit(log_gflops, point, draws, tails), _fit(log_parameters, point, draws, tails)
-    return Comparison(first, second, first.r2 - second.r2, float(low), float(high))
-
-
-def _draw(values: Sequence[float], replicates: Sequence[Sequence[float]]) -> NDArray[np.float64]:
-    """Log replicates [DRAWS, variants], from a fixed seed, so that a verdict can be reproduced."""
-    generator = np.random.default_rng(0)
-    columns = [
-        generator.choice(np.maximum(np.asarray(own, dtype=np.float64), SMALLEST_SHARE * value), size=DRAWS)
-        for value, own in zip(values, replicates, strict=True)
-    ]
-    draws: NDArray[np.float64] = np.log(np.stack(columns, axis=1))
-    return draws
+    first, second = _fit(log_gflops, logs, draws, tails), _fit(log_parameters, logs, draws, tails)
+    return Comparison(
+        gflops=first,
+        parameters=second,
+        difference=first.r2 - second.r2,
+        low=float(low),
+        high=float(high),
+        rises=bool(np.quantile(_slope(log_gflops, draws), tail / 2) > 0),
+        follows_parameters=bool(first.r2 < second.r2 and np.quantile(differences, 1 - tail / 2) < 0),
+    )
 
 
 def _fit(x: Vector, y: Vector, draws: NDArray[np.float64], tails: list[float]) -> Fit:

@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dit.cli.options import STAGES, Overrides, Root, Step, Study, Variants, load_study, parse_labels, parse_part
+from dit.cli.options import STAGES, Overrides, Root, Seeds, Step, Study, Variants, load_study, parse_labels, parse_part
 from dit.cli.tools import tools
 from dit.errors import ConfigError, DitError, one_line
 
 if TYPE_CHECKING:
     from dit.storage import Store
     from dit.study.config import StudyConfig
+    from dit.study.runs import Run
 
 PLATFORM_COMMANDS = "dit.commands"
 """Group of entry points for the platform's commands, because `dit` does not import `pipelines`."""
@@ -100,6 +101,7 @@ def prepare(
 def train(
     study: Study,
     variants: Variants = None,
+    seeds: Seeds = None,
     until: Annotated[
         int | None,
         typer.Option("--until", min=1, metavar="STEP", help="Stop after this evaluated step. Unset: the last step."),
@@ -114,25 +116,27 @@ def train(
     \b
       dit train configs/digits.yaml --variant mini-S/2
       dit train configs/digits.yaml --until 500
+      dit train my.yaml --variant mini-S/2 --seed 1
       dit train configs/digits.yaml --set train.seed=1 --root /tmp/other
       torchrun --nproc-per-node 8 -m dit train configs/imagenet256.yaml
     """
     config, store = _open(study, overrides, root)
-    chosen = _variants(config, variants)
+    chosen = _runs(config, variants, seeds)
     from dit.report.tables import say_trained
     from dit.stages import train as stage
 
     is_first = os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1"
-    for variant in chosen:
-        record = stage.run_until(config, store, variant, until) if until else stage.run(config, store, variant)
+    for run in chosen:
+        record = stage.run_until(config, store, run.name, until) if until else stage.run(config, store, run.name)
         if is_first:
-            say_trained(record)
+            say_trained(run, record)
 
 
 @app.command(rich_help_panel=STAGES)
 def sample(
     study: Study,
     variants: Variants = None,
+    seeds: Seeds = None,
     step: Step = None,
     export_adm: Annotated[
         Path | None,
@@ -156,25 +160,27 @@ def sample(
       torchrun --nproc-per-node 8 -m dit sample configs/imagenet256.yaml
     """
     config, store = _open(study, overrides, root)
-    chosen = _variants(config, variants)
+    chosen = _runs(config, variants, seeds)
+    named = "one --variant" if len(config.train_seeds) == 1 else "one --variant, one --seed"
     if export_adm and (len(chosen) != 1 or step is None):
-        raise ConfigError("--export-adm writes one sample set; name it with one --variant and --step")
+        raise ConfigError(f"--export-adm writes one sample set; name it with {named} and --step")
     classes = parse_labels(labels) if labels is not None else None
     if classes is not None and (len(chosen) != 1 or step is None or export_adm):
-        raise ConfigError("--labels draws from one checkpoint; name it with one --variant and --step")
+        raise ConfigError(f"--labels draws from one checkpoint; name it with {named} and --step")
     from dit.stages import sample as stage
 
     if classes is not None and step is not None:
-        stage.draw_labels(config, store, chosen[0], step, classes)
+        stage.draw_labels(config, store, chosen[0].name, step, classes)
         return
-    for variant in chosen:
-        stage.run(config, store, variant, step, export_adm)
+    for run in chosen:
+        stage.run(config, store, run.name, step, export_adm)
 
 
 @app.command(rich_help_panel=STAGES)
 def evaluate(
     study: Study,
     variants: Variants = None,
+    seeds: Seeds = None,
     step: Step = None,
     overrides: Overrides = None,
     root: Root = "runs",
@@ -188,11 +194,11 @@ def evaluate(
       dit evaluate configs/digits.yaml --variant mini-XL/2 --step 1500
     """
     config, store = _open(study, overrides, root)
-    chosen = _variants(config, variants)
+    chosen = _runs(config, variants, seeds)
     from dit.stages import evaluate as stage
 
-    for variant in chosen:
-        stage.run(config, store, variant, step)
+    for run in chosen:
+        stage.run(config, store, run.name, step)
 
 
 @app.command(rich_help_panel=STAGES)
@@ -220,9 +226,13 @@ def _open(study: Path, overrides: list[str] | None, root: str) -> tuple[StudyCon
     return config, open_store(root)
 
 
-def _variants(config: StudyConfig, names: list[str] | None) -> list[str]:
-    """The named variants, or all. Raises ConfigError for one that the study does not have."""
-    return [config.spec(name).name for name in names] if names else list(config.variants)
+def _runs(config: StudyConfig, names: list[str] | None, seeds: list[int] | None) -> list[Run]:
+    """The runs of the named variants, or of all, with these seeds, or all.
+
+    Raises ConfigError for a variant or a seed that the study does not have.
+    """
+    chosen = [(name, seed) for name in names or config.variants for seed in seeds or (None,)]
+    return [run for name, seed in chosen for run in config.runs_of(name, seed)]
 
 
 @cache

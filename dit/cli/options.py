@@ -12,6 +12,7 @@ from dit.errors import ConfigError
 
 if TYPE_CHECKING:
     from dit.study.config import StudyConfig
+    from dit.study.runs import Run
 
 STAGES, STUDIES, CLUSTER, TOOLS = "Stages", "Whole studies", "Cluster", "Tools"
 
@@ -31,6 +32,13 @@ Variants = Annotated[
     list[str] | None,
     typer.Option("--variant", metavar="NAME", help="Only this variant. Repeatable. Unset: all, in order."),
 ]
+Seeds = Annotated[
+    list[int] | None,
+    typer.Option("--seed", min=0, metavar="N", help="Only this training seed. Repeatable. Unset: all of the study."),
+]
+Seed = Annotated[
+    int | None, typer.Option("--seed", min=0, metavar="N", help="Training seed, of a study that has several.")
+]
 Variant = Annotated[
     str | None,
     typer.Option(
@@ -49,6 +57,18 @@ def load_study(study: Path, overrides: list[str] | None) -> StudyConfig:
     from dit.study.study_file import load
 
     return load(study, overrides or [])
+
+
+def only_run(config: StudyConfig, variant: str, seed: int | None) -> Run:
+    """The run of a variant and seed.
+
+    Raises ConfigError when the study does not have it, or has several seeds and none is given.
+    """
+    runs = config.runs_of(variant, seed)
+    if len(runs) > 1:
+        seeds = ", ".join(str(run.seed) for run in runs)
+        raise ConfigError(f"{runs[0].spec.name} has several seeds, {seeds}; choose one, such as --seed {runs[0].seed}")
+    return runs[0]
 
 
 def parse_part(text: str) -> tuple[int, int]:

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from dit.cli.options import TOOLS, Overrides, Port, Root, Study, Variant, load_study
+from dit.cli.options import TOOLS, Overrides, Port, Root, Seed, Study, Variant, load_study, only_run
 from dit.console import say
+from dit.errors import ConfigError
 
 tools = typer.Typer()
 
@@ -126,6 +127,7 @@ def doctor(
         ),
     ],
     variant: Variant = None,
+    seed: Seed = None,
     step: Annotated[
         int | None, typer.Option("--step", min=1, help="The step that it claims; of a study file, the step to open.")
     ] = None,
@@ -158,7 +160,12 @@ def doctor(
     if is_study_file(checkpoint):
         from dit.storage import open_store
 
-        subject = open_step(load_study(Path(checkpoint), overrides), open_store(root), claims)
+        config = load_study(Path(checkpoint), overrides)
+        names = config.variants
+        if variant is None and len(names) > 1:
+            raise ConfigError(f"the study has {len(names)} variants; name one with --variant, such as {names[0]}")
+        run = only_run(config, variant or names[0], seed)
+        subject = open_step(config, open_store(root), run, claims)
     else:
         subject = open_subject(checkpoint, claims)
     diagnosis = examine(subject, open_bounds(dataset, subject, root), run_model=not file_only, latents=latents)
@@ -174,6 +181,7 @@ def import_checkpoint(
     ],
     study: Study,
     variant: Annotated[str, typer.Option("--variant", metavar="NAME", help="The model it holds.")] = "DiT-XL/2",
+    seed: Seed = None,
     step: Annotated[
         int | None, typer.Option("--step", min=1, help="Step of its training. Unset: the one that the file has.")
     ] = None,
@@ -192,4 +200,4 @@ def import_checkpoint(
     from dit.stages import import_checkpoint as stage
     from dit.storage import open_store
 
-    stage.run(config, open_store(root), checkpoint, variant, step)
+    stage.run(config, open_store(root), checkpoint, only_run(config, variant, seed).name, step)

@@ -127,6 +127,16 @@ def noise_of(target: Target, output: Tensor, x: Tensor, signal: Tensor, noise: T
     return x + signal * output if target == "noise - data" else output
 
 
+def noise_per_output(target: Target, signal_T: Float64, noise_T: Float64) -> Float64:
+    """Return how much the noise of `noise_of` changes with the output at every step, float64 [T].
+
+    It is 1 for noise. For x0 it exceeds 100 at the least noisy steps, where the noise cannot be read from an image.
+    """
+    if target == "noise":
+        return np.ones_like(signal_T)
+    return signal_T / noise_T if target == "x0" else signal_T
+
+
 def labels(one: Interpretation, y_N: Tensor, classes: int) -> Tensor:
     """Return the labels that the model is given."""
     return torch.remainder(y_N + one.label_shift, classes)

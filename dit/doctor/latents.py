@@ -24,6 +24,7 @@ from dit.doctor.interpretations import (
     Interpretation,
     labels,
     noise_of,
+    noise_per_output,
     reorder,
     signal_and_noise,
     timesteps,
@@ -49,7 +50,11 @@ _POSITION_ERROR = 1e-2
 
 @dataclass(frozen=True)
 class Errors:
-    """A model's squared noise errors under one interpretation, sample by sample, beside the dataset's bounds there."""
+    """A model's squared errors under one interpretation, sample by sample, beside the dataset's bounds there.
+
+    In units of what the model predicts under it: in units of noise, errors of an x0 at the least noisy steps would hide
+    all others.
+    """
 
     one: Interpretation
     t_N: Float64
@@ -94,6 +99,7 @@ class LatentProbe:
         t = self.t_N.numpy()
         power_T = np.square(signal_T * one.scale)
         bar_T = power_T / (power_T + np.square(noise_T))
+        unit_N = np.square(noise_per_output(one.target, signal_T, noise_T))[t]
         own = model.pos_embed.data
         model.pos_embed.data = _positions(model, one)
         try:
@@ -103,9 +109,9 @@ class LatentProbe:
         return Errors(
             one=one,
             t_N=t.astype(np.float64),
-            error_N=torch.cat(parts).double().numpy(),
-            bound_a_N=self._bounds.errors_T("a", bar_T)[t],
-            bound_b_N=self._bounds.errors_T("b", bar_T)[t],
+            error_N=torch.cat(parts).double().numpy() / unit_N,
+            bound_a_N=self._bounds.errors_T("a", bar_T)[t] / unit_N,
+            bound_b_N=self._bounds.errors_T("b", bar_T)[t] / unit_N,
         )
 
     def label_gains(self, model: Denoiser, one: Interpretation) -> Float64 | None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from dit.checkpoints.fit import fit_model
 from dit.checkpoints.foreign import Foreign, read_foreign
 from dit.checkpoints.read import load_file
-from dit.errors import ConfigError, MismatchError, MissingError
+from dit.errors import MismatchError, MissingError
 from dit.results.stages import Work, checkpoint
 from dit.results.state import require
 from dit.results.study_copy import kept_studies
@@ -20,6 +20,7 @@ from dit.storage.open import fetch_file
 from dit.study import layout
 from dit.study.config import StudyConfig
 from dit.study.records import CheckpointMeta
+from dit.study.runs import Run
 from dit.study.variants import InputSpec, ModelSpec
 
 PUBLISHED_DECAY = 0.9999
@@ -104,20 +105,15 @@ def open_subject(address: str, claims: Claims) -> Subject:
     return _of_folder(store, folder, meta, claims, config)
 
 
-def open_step(config: StudyConfig, store: Store, claims: Claims) -> Subject:
-    """Open a step of a study; without a step, the last that is evaluated.
+def open_step(config: StudyConfig, store: Store, run: Run, claims: Claims) -> Subject:
+    """Open a step of a study's run; without a step, the last that is evaluated.
 
-    Raises ConfigError when the study has several variants and none is named.
     Raises MissingError when the checkpoint is not complete.
     """
-    names = config.variants
-    if claims.variant is None and len(names) > 1:
-        raise ConfigError(f"the study has {len(names)} variants; name one with --variant, such as {names[0]}")
-    spec = config.spec(claims.variant or names[0])
     step = claims.step if claims.step is not None else config.evaluation.at_steps[-1]
     work = Work(config, store)
-    meta = require(work, checkpoint(work, spec, step))
-    return _of_folder(store, layout.checkpoint(config, spec, step), meta, Claims(spec.name, step, claims.decay), config)
+    meta, claims = require(work, checkpoint(work, run, step)), Claims(run.spec.name, step, claims.decay)
+    return _of_folder(store, layout.checkpoint(config, run, step), meta, claims, config)
 
 
 def _is_folder(address: str) -> bool:
@@ -132,7 +128,7 @@ def _study_of(store: Store, folder: str, meta: CheckpointMeta) -> StudyConfig | 
         (
             kept
             for kept in kept_studies(store, folder)
-            if meta.variant in kept.variants and kept.training_hash(kept.spec(meta.variant)) == meta.config_hash
+            if any(kept.training_hash(run) == meta.config_hash for run in kept.runs if run.spec.name == meta.variant)
         ),
         None,
     )

@@ -18,6 +18,8 @@ STEPS = 8
 """Steps whose batches are read."""
 LARGEST_Z = 5.0
 """Chance exceeds it once in 1.7 million normal numbers; a run makes fewer than 20."""
+_FEWEST = 32
+"""Samples, and images of the dataset, from which a mean is nearly normal and its error is known."""
 _LOW_MODES = 4
 _PERMUTATIONS = 64
 
@@ -66,11 +68,14 @@ def feed(view: FeedView) -> Reading:
         return Reading(
             None, bound, "stop", "latents are not finite", "", "prepare the dataset again: a shard of it is damaged"
         )
+    if min(len(view.labels_M), view.bounds.count) < _FEWEST:
+        # The spread of a few latents does not tell how far another few may be from them.
+        del scores["mean"], scores["power"]
     name = max(scores, key=lambda key: abs(scores[key]))
     if abs(scores[name]) < LARGEST_Z:
         return Reading(scores[name], bound)
     factor = _common_factor(view)
-    if abs(scores["power"]) >= LARGEST_Z and factor is not None:
+    if abs(scores.get("power", 0.0)) >= LARGEST_Z and factor is not None:
         return Reading(
             scores["power"],
             bound,

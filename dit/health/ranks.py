@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dit.runtime.distributed import Ranks
     from dit.storage import Store
     from dit.study.config import StudyConfig
-    from dit.study.variants import ModelSpec
+    from dit.study.runs import Run
 
 Facts = Mapping[str, Any]
 """What all ranks must share: name -> JSON value."""
@@ -48,15 +48,15 @@ _NAMED = 3
 """Differences that a message names."""
 
 
-def study_facts(config: StudyConfig, spec: ModelSpec, dataset_content: str | None) -> dict[str, Any]:
+def study_facts(config: StudyConfig, run: Run, dataset_content: str | None) -> dict[str, Any]:
     """Return every key of the study that all ranks must share, the dataset's content and the code version."""
     tree = config.model_dump(mode="json", exclude=_NO_PART_OF_THE_WORK)
-    tree["fit"] = config.fit_for(spec).model_dump(mode="json")
+    tree["fit"] = config.fit_for(run.spec).model_dump(mode="json")
     keys = {key: value for key, value in _flat(tree) if key not in _OF_THIS_MACHINE}
     return {
-        "variant": spec.name,
+        "variant": run.name,
         **keys,
-        "training hash": config.training_hash(spec),
+        "training hash": config.training_hash(run),
         "dataset content": dataset_content,
         "code version": code_version(),
     }
@@ -146,10 +146,10 @@ def ranks(view: RanksView) -> Reading:
     )
 
 
-def record_difference(store: Store, config: StudyConfig, spec: ModelSpec, step: int, error: RanksDifferError) -> None:
+def record_difference(store: Store, config: StudyConfig, run: Run, step: int, error: RanksDifferError) -> None:
     """Write the event of ranks that do not agree at the start, after `step` steps. Only rank 0 calls this."""
     event = HealthEvent(check="ranks", step=step, value=None, bound=_BOUND, action="stop", message=str(error))
-    add_event(store, layout.health(config, spec), event)
+    add_event(store, layout.health(config, run), event)
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

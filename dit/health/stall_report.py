@@ -10,7 +10,7 @@ from dit.storage import Store
 from dit.study import layout
 from dit.study.checks import CheckName
 from dit.study.config import StudyConfig
-from dit.study.variants import ModelSpec
+from dit.study.runs import Run
 from dit.tracking.live_run import tag_live_run
 
 CHECK: CheckName = "progress"
@@ -27,18 +27,18 @@ def stops(config: StudyConfig) -> bool:
     return config.health.get(CHECK) == "stop"
 
 
-def report(config: StudyConfig, store: Store, spec: ModelSpec, found: Stalled) -> str:
+def report(config: StudyConfig, store: Store, run: Run, found: Stalled) -> str:
     """Report the ranks for which the others wait; return the message.
 
     Raises StoreError when the store fails.
     """
     reading = PROGRESS.read(found)
     assert reading is not None
-    health = event(PROGRESS, reading, found.stall.step, spec.name, config.health.get(CHECK))
+    health = event(PROGRESS, reading, found.stall.step, run.name, config.health.get(CHECK))
     say(f"{health.action}: {health.message}")
-    key = layout.health(config, spec)
+    key = layout.health(config, run)
     last = next((old for old in reversed(read_events(store, key)) if old.check == CHECK), None)
     if last is None or (last.step, last.action, last.bound) != (health.step, health.action, health.bound):
         add_event(store, key, health)
-    tag_live_run(config, store, spec, {TAG: health.message})
+    tag_live_run(config, store, run, {TAG: health.message})
     return health.message

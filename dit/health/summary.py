@@ -12,7 +12,7 @@ from dit.study import layout
 from dit.study.checks import CheckName
 from dit.study.config import StudyConfig
 from dit.study.records import HealthEvent
-from dit.study.variants import VARIANTS, ModelSpec
+from dit.study.runs import Run, spec_of
 
 COLUMNS = ("of", "check", "step", "value", "bound", "result")
 CHECKS: tuple[str, ...] = get_args(CheckName)
@@ -26,18 +26,18 @@ _NAMED = 3
 """Most further failures that the headline names."""
 
 Readings = Sequence[tuple[str, HealthEvent]]
-"""(dataset or variant, last reading of one check)."""
+"""(dataset or run, last reading of one check)."""
 
 
 def readings(config: StudyConfig, store: Store) -> list[tuple[str, HealthEvent]]:
     """Return the last reading of every check that was made, the dataset's first, in the order of the log."""
-    places = [(config.dataset.name, None), *((spec.name, spec) for spec in config.specs)]
-    return [(name, event) for name, spec in places for event in _last(config, store, spec)]
+    places = [(config.dataset.name, None), *((run.name, run) for run in config.runs)]
+    return [(name, event) for name, run in places for event in _last(config, store, run)]
 
 
-def stopped_by(config: StudyConfig, store: Store, spec: ModelSpec) -> HealthEvent | None:
-    """Return the reading that stopped a variant; None if no check's last reading did."""
-    return next((event for event in _last(config, store, spec) if event.action == "stop"), None)
+def stopped_by(config: StudyConfig, store: Store, run: Run) -> HealthEvent | None:
+    """Return the reading that stopped a run; None if no check's last reading did."""
+    return next((event for event in _last(config, store, run) if event.action == "stop"), None)
 
 
 def rows(readings: Readings) -> list[list[str | float | None]]:
@@ -46,7 +46,7 @@ def rows(readings: Readings) -> list[list[str | float | None]]:
 
 
 def matrix(readings: Readings) -> tuple[list[str], list[list[str | float | None]]]:
-    """Return columns and rows: a row for each check, a column for the dataset and for each variant."""
+    """Return columns and rows: a row for each check, a column for the dataset and for each run."""
     places = list(dict.fromkeys(name for name, _ in readings))
     cells = {(name, event.check): _cell(event) for name, event in readings}
     return ["Check", *places], [[check, *(cells.get((name, check)) for name in places)] for check in _checks(readings)]
@@ -62,9 +62,10 @@ def headline(readings: Readings) -> str:
         return f"{name} broke {_when(name, event)}: {_reason(name, event)}{_also('broken', others)}"
     warned = [(name, event) for name, event in readings if event.action == "warn"]
     healthy = {event.check for _, event in readings} - {event.check for _, event in warned}
-    checks, variants = _checks(readings), {name for name, _ in readings} & VARIANTS.keys()
-    plural = "" if len(variants) == 1 else "s"
-    line = f"healthy: {len(healthy)} of {len(checks)} checks in {len(variants)} variant{plural}"
+    checks, runs = _checks(readings), {name for name, _ in readings if spec_of(name) is not None}
+    kind = "variant" if len({spec_of(name) for name in runs}) == len(runs) else "run"
+    plural = "" if len(runs) == 1 else "s"
+    line = f"healthy: {len(healthy)} of {len(checks)} checks in {len(runs)} {kind}{plural}"
     unread = [check for check in checks if check not in {event.check for _, event in readings}]
     if 0 < len(unread) <= _NAMED:
         line += f"; no reading of {', '.join(unread)}"
@@ -80,16 +81,16 @@ def messages(readings: Readings) -> list[str]:
     return [event.message for event in failed]
 
 
-def _last(config: StudyConfig, store: Store, spec: ModelSpec | None) -> list[HealthEvent]:
+def _last(config: StudyConfig, store: Store, run: Run | None) -> list[HealthEvent]:
     # A check that is off is no longer made: its last reading would stay for good.
     off = {check for check, action in config.health.items() if action == "off"}
-    events = last_events(read_events(store, layout.health(config, spec)))
+    events = last_events(read_events(store, layout.health(config, run)))
     return [event for event in events.values() if event.check not in off]
 
 
 def _checks(readings: Readings) -> list[str]:
     # A log of another version may have checks that are not in the table.
-    of_variant = bool(readings) and readings[0][0] in VARIANTS
+    of_variant = bool(readings) and spec_of(readings[0][0]) is not None
     listed = [check for check in CHECKS if not (of_variant and check in _OF_DATASET)]
     return [*listed, *dict.fromkeys(event.check for _, event in readings if event.check not in listed)]
 
@@ -99,7 +100,7 @@ def _cell(event: HealthEvent) -> str:
 
 
 def _when(name: str, event: HealthEvent) -> str:
-    if name not in VARIANTS:
+    if spec_of(name) is None:
         return "in its preparation"
     return f"at step {event.step}" if event.step else "before its first step"
 

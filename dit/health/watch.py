@@ -15,12 +15,12 @@ from dit.storage import Store
 from dit.study import layout
 from dit.study.config import StudyConfig
 from dit.study.records import HealthEvent
-from dit.study.variants import ModelSpec
+from dit.study.runs import Run
 from dit.tracking import Tracker
 
 
 class Watch:
-    """The checks of a variant, or with `spec` None of the dataset.
+    """The checks of a variant, or with `run` None of the dataset.
 
     All ranks call `look`; rank 0 reads the checks, and every rank learns the worst action.
     """
@@ -28,15 +28,15 @@ class Watch:
     def __init__(
         self,
         config: StudyConfig,
-        spec: ModelSpec | None,
+        run: Run | None,
         store: Store,
         ranks: Ranks | None = None,
         tracker: Tracker | None = None,
     ) -> None:
         self._config, self._ranks, self._tracker = config, ranks, tracker
-        self._where = spec.name if spec else config.dataset.name
+        self._where = run.name if run else config.dataset.name
         self._is_main = ranks is None or ranks.is_main
-        key = layout.health(config, spec)
+        key = layout.health(config, run)
         self._log = HealthLog(store, key)
         self._last = last_events(read_events(store, key)) if tracker is not None else {}
 

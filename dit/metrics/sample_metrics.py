@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pkgutil import resolve_name
 from typing import NamedTuple
 
@@ -16,9 +17,11 @@ import torch
 from torch import Tensor
 
 from dit.console import progress
-from dit.metrics.bootstrap import Counts, Replicates, centred, estimate, random_halves, replicate
+from dit.metrics.bootstrap import Counts, Replicates, centred, estimate, random_halves, replicate, resampled_counts
 from dit.metrics.extractors import Features
 from dit.metrics.frechet import FeatureSums, FrechetReference, FrechetResampler, Gaussian
+from dit.metrics.frechet_infinity import extrapolated
+from dit.metrics.kernel_distance import squared_mmd
 from dit.metrics.precision_recall import NEIGHBOURHOOD, Manifold
 from dit.metrics.reference import Reference
 from dit.metrics.table import METRICS
@@ -26,11 +29,20 @@ from dit.metrics.torch_fidelity_api import KEY_METRIC_ISC_MEAN, isc_features_to_
 from dit.study.config import EvaluationConfig
 from dit.study.records import Estimate
 
+EXTRAPOLATED_PER_DIMENSION = 4
+"""Fewest images per feature dimension for an extrapolation: with fewer the bias is not linear in 1 / N."""
 _SLOW_DIMENSIONS = 512
 _ISC_SPLITS, _ISC_SPLIT_IMAGES = 10, 10
 
 
-@dataclass(frozen=True, slots=True)
+class Measurement(NamedTuple):
+    """A metric's value and its bootstrap replicates, [resamples], centred on the value if the metric is biased."""
+
+    value: float
+    replicates: Replicates
+
+
+@dataclass(frozen=True)
 class SampleFeatures:
     """The inputs of a metric: features of one sample set, and the reference."""
 
@@ -51,16 +63,28 @@ class SampleFeatures:
             return None
         return real, generated
 
+    @cached_property
+    def frechet(self) -> Measurement:
+        """The Fréchet distance to the reference, which two metrics need."""
+        value = _distance(self.reference, self.generated_ND)
+        slow = self.generated_ND.shape[1] >= _SLOW_DIMENSIONS
+        with progress("intervals", self.resamples, "resamples", enabled=slow) as bar:
+
+            def statistic(counts: Counts) -> float:
+                distance = self.resampler.distance(torch.from_numpy(counts))
+                bar.advance()
+                return distance
+
+            return Measurement(value, centred(self.replicate(statistic), value))
+
+    @cached_property
+    def resampler(self) -> FrechetResampler:
+        """Distances of draws of the samples."""
+        return FrechetResampler(self.reference, self.generated_ND)
+
     def replicate(self, statistic: Callable[[Counts], float]) -> Replicates:
         """The statistic of every bootstrap draw of the samples, [resamples]."""
         return replicate(statistic, len(self.generated_ND), self.resamples)
-
-
-class Measurement(NamedTuple):
-    """A metric's value and its bootstrap replicates, [resamples], centred on the value if the metric is biased."""
-
-    value: float
-    replicates: Replicates
 
 
 class SampleMetrics:
@@ -107,17 +131,29 @@ class SampleMetrics:
 
 def frechet(samples: SampleFeatures) -> Measurement:
     """Fréchet distance to the reference (Heusel et al. 2017)."""
-    value = _distance(samples.reference, samples.generated_ND)
-    resampler = FrechetResampler(samples.reference, samples.generated_ND)
-    slow = samples.generated_ND.shape[1] >= _SLOW_DIMENSIONS
-    with progress("intervals", samples.resamples, "resamples", enabled=slow) as bar:
+    return samples.frechet
 
-        def statistic(counts: Counts) -> float:
-            distance = resampler.distance(torch.from_numpy(counts))
-            bar.advance()
-            return distance
 
-        return Measurement(value, centred(samples.replicate(statistic), value))
+def frechet_infinity(samples: SampleFeatures) -> Measurement | None:
+    """Fréchet distance extrapolated to infinitely many images (Chong & Forsyth 2020); None for few images."""
+    count, dimensions = samples.generated_ND.shape
+    if count < EXTRAPOLATED_PER_DIMENSION * dimensions:
+        return None
+    finite = samples.frechet
+    value, error = extrapolated(samples.resampler, count, finite.value)
+    # The images vary as in the distance itself; the choice of the subsets adds its own error.
+    noise = np.random.default_rng(0).standard_normal(len(finite.replicates))
+    return Measurement(value, centred(finite.replicates + error * noise, value))
+
+
+def kernel_distance(samples: SampleFeatures) -> Measurement | None:
+    """Kernel distance to real images, KID with Inception's features; None if the reference has none."""
+    real = samples.real_MD
+    if real is None or min(len(real), len(samples.generated_ND)) < 2:
+        return None
+    counts = np.stack(list(resampled_counts(len(samples.generated_ND), samples.resamples)), axis=1)
+    value, replicates = squared_mmd(samples.generated_ND, real, torch.from_numpy(counts))
+    return Measurement(value, centred(replicates, value))
 
 
 def inception_score(samples: SampleFeatures) -> Measurement:

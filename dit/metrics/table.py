@@ -33,6 +33,16 @@ METRICS: dict[str, Metric] = {
     for metric in (
         Metric("fid", "FID", True, f"{_FUNCTIONS}:frechet", "inception"),
         Metric("fd_digits", "Fréchet distance (digits)", True, f"{_FUNCTIONS}:frechet", "digits"),
+        Metric("fid_infinity", "FID at infinite N", True, f"{_FUNCTIONS}:frechet_infinity", "inception"),
+        Metric(
+            "fd_digits_infinity",
+            "Fréchet distance (digits) at infinite N",
+            True,
+            f"{_FUNCTIONS}:frechet_infinity",
+            "digits",
+        ),
+        Metric("kid", "KID", True, f"{_FUNCTIONS}:kernel_distance", "inception"),
+        Metric("kd_digits", "Kernel distance (digits)", True, f"{_FUNCTIONS}:kernel_distance", "digits"),
         Metric("isc", "Inception Score", False, f"{_FUNCTIONS}:inception_score", "inception"),
         Metric("label_accuracy", "Label accuracy", False, f"{_FUNCTIONS}:label_accuracy", "digits"),
         Metric("precision", "Precision", False, f"{_FUNCTIONS}:precision"),

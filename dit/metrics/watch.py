@@ -14,18 +14,16 @@ from dit.health.yardstick import IMAGES, YardstickView
 from dit.metrics.setup import EvaluationSetup
 from dit.results.stages import Work
 from dit.runtime.distributed import Ranks
-from dit.study.variants import ModelSpec
+from dit.study.runs import Run
 from dit.tracking import Tracker
 
 
-def look_at_yardstick(
-    work: Work, spec: ModelSpec, setup: EvaluationSetup, step: int, ranks: Ranks, tracker: Tracker
-) -> None:
+def look_at_yardstick(work: Work, run: Run, setup: EvaluationSetup, step: int, ranks: Ranks, tracker: Tracker) -> None:
     """Check extractor and reference with the dataset's images, where they are at hand.
 
     Raises UnhealthyError on all ranks when a check says stop.
     """
-    watch = Watch(work.config, spec, work.store, ranks, tracker if ranks.is_main else None)
+    watch = Watch(work.config, run, work.store, ranks, tracker if ranks.is_main else None)
     view = _measure(work, setup) if ranks.is_main and watch.is_on("evaluation") else None
     # Rank 0 alone works on the images, perhaps for longer than the timeout of a collective.
     ranks.barrier()

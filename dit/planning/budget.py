@@ -126,8 +126,13 @@ def _candidates(config: StudyConfig, prior: Prior) -> Iterator[tuple[int, int, C
             yield steps, seeds, cost_of(planned, seeds)
 
 
+def one_seed(config: StudyConfig) -> StudyConfig:
+    """The study with a single training of each variant."""
+    return config.model_copy(update={"seeds": 1})
+
+
 def _trained_for(config: StudyConfig, steps: int) -> StudyConfig:
-    return config.model_copy(
+    return one_seed(config).model_copy(
         update={
             "train": config.train.model_copy(update={"steps": steps}),
             "evaluation": config.evaluation.model_copy(update={"at_steps": (steps,)}),

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dit.console import Cell, say, table
 from dit.console.formatting import format_count, format_disk, format_hours
 from dit.planning.accelerators import CPU, machine
-from dit.planning.budget import SURE, Cheapest, Cost, Decision, cheapest, cost_of, decisions
+from dit.planning.budget import SURE, Cheapest, Cost, Decision, cheapest, cost_of, decisions, one_seed
 from dit.planning.budget_notes import budget_notes, metric_label, shown_range
 from dit.planning.claims import PlannedClaim, planned_claims
 from dit.planning.cost import plan
@@ -35,7 +35,7 @@ def show_budget(config: StudyConfig, prior: Prior | str) -> None:
         return
     step = config.train.steps
     if prior.known_at(step, config.variants):
-        seeds = SEEDS if prior.seeds else SEEDS[:1]
+        seeds = sorted({*(SEEDS if prior.seeds else SEEDS[:1]), len(config.train_seeds)})
         table(*expected_table(config, prior), f"Expected {metric_label(config)}")
         say()
         title = f"Probability that {format_count(step)} steps support a claim, and the cost"
@@ -59,7 +59,7 @@ def expected_table(config: StudyConfig, prior: Prior) -> Table:
 
 def decision_table(config: StudyConfig, rows: Sequence[Decision], seeds: Sequence[int]) -> Table:
     """Columns and rows: the probability of each claim for each number of seeds, and what these cost."""
-    planned = plan(config)
+    planned = plan(one_seed(config))
     costs = [cost_of(planned, count) for count in seeds]
     columns = ["Claim", *(f"{count} seed{'s' * (count > 1)}" for count in seeds)]
     return columns, [*(_decision_row(row, len(seeds)) for row in rows), *_cost_rows(config, costs)]

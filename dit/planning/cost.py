@@ -44,7 +44,7 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class VariantPlan:
-    """The cost of one variant. Gflops and MACs count a multiply-accumulate as one, as the paper does."""
+    """The cost of a variant with all its seeds. Gflops and MACs count a multiply-accumulate as one, as in the paper."""
 
     variant: str
     parameters: int
@@ -232,9 +232,10 @@ def _variant(config: StudyConfig, spec: ModelSpec, device: Accelerator, share: i
     compiled = fit.compile == "on" or (fit.compile == "auto" and device.name != CPU)
     needed = memory(spec, inputs, train.precision, fit, micro_batch, compiled=compiled)
     gflops = spec.gflops(inputs)
-    training = training_macs(gflops, train.global_batch, train.steps)
+    seeds = len(config.train_seeds)
+    training = seeds * training_macs(gflops, train.global_batch, train.steps)
     sample_set = sampling_macs(gflops, sampling.num_samples, sampling.steps, sampling.cfg_scale)
-    sets = len(config.evaluation.at_steps)
+    sets = seeds * len(config.evaluation.at_steps)
     decoding = sets * stages.decoding_macs(config)
     features = sets * stages.feature_macs(config, sampling.num_samples)
     # On a CPU every core evaluates a variant of its own; on GPUs the first process computes the intervals.

@@ -30,13 +30,16 @@ def plan_notes(
             f" their peak: {device.peak / TERA:g} TFLOP/s in {config.train.precision} for training,"
             f" {sampling_peak / TERA:g} in {config.sampling.precision} for sampling."
         ]
-    checkpoints = len(config.evaluation.at_steps)
+    checkpoints, seeds = len(config.evaluation.at_steps), len(config.train_seeds)
+    each = "variant" if seeds == 1 else "training"
     notes += [
         "Gflops count a multiply-accumulate as one, as the paper does; FLOPs count it as two.",
-        f"Sampling, decoding and evaluation are for {checkpoints} checkpoint{'s' * (checkpoints > 1)} per variant, of"
+        f"Sampling, decoding and evaluation are for {checkpoints} checkpoint{'s' * (checkpoints > 1)} per {each}, of"
         f" {format_count(config.sampling.num_samples)} images each. Reading images, starting processes and waiting for"
         " the store are not included.",
     ]
+    if seeds > 1:
+        notes.append(f"Compute, time and disk of a variant are those of its {seeds} trainings, one per seed.")
     if stages.image_count(config) is None:
         million = stages.encoding_macs(config, 1_000_000)
         took = format_hours(wall_hours(config, million, stages.codec_precision(config)))

@@ -84,10 +84,10 @@ def disk(config: StudyConfig) -> Disk:
     images = image_count(config)
     kept = len({*config.evaluation.at_steps, config.train.steps}) + fit.keep_checkpoints
     channels = 3 if isinstance(dataset.codec, VaeCodec) else inputs.channels
-    sets = len(config.specs) * len(config.evaluation.at_steps)
+    sets = len(config.runs) * len(config.evaluation.at_steps)
     return Disk(
         shards=images * (sample_bytes + SHARD_OVERHEAD) if images else None,
-        checkpoints=sum(kept * STATE_BYTES * spec.parameters(inputs) for spec in config.specs),
+        checkpoints=sum(kept * STATE_BYTES * run.spec.parameters(inputs) for run in config.runs),
         samples=sets * config.sampling.num_samples * channels * dataset.image_size**2,
     )
 

@@ -15,11 +15,11 @@ from dit.report.tables import Table
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """One stage over all variants. None is unknown: the store has no record of it."""
+    """One stage over all runs. None is unknown: the store has no record of it."""
 
     stage: str
     hours: float | None
-    """Sum of wall hours, one variant after another."""
+    """Sum of wall hours, one run after another."""
     device_hours: float | None
     """The same, times the processes that shared the work."""
     flops: float
@@ -61,7 +61,7 @@ def _sampling(results: Results, evidence: Evidence) -> Cost:
         + stages.decoding_macs(results.config)
         for _, record in rows
     )
-    sets = [evidence.samples.get((variant.spec.name, record.step)) for variant, record in rows]
+    sets = [evidence.samples.get((variant.run.name, record.step)) for variant, record in rows]
     devices = None if None in sets else sum(each.seconds for each in sets if each is not None) / 3600
     # A set's record has the sum over its processes; their number is known only where everything ran in one.
     alone = all(variant.train.world_size == 1 for variant in results.variants)

@@ -18,7 +18,7 @@ from dit.storage import Store
 from dit.study import layout
 from dit.study.config import StudyConfig
 from dit.study.records import CheckpointMeta, DatasetManifest, HealthEvent, SampleSetManifest
-from dit.study.variants import ModelSpec
+from dit.study.runs import Run
 from dit.tracking import Point, read_points
 
 LARGEST_GRID_BYTES = 400_000
@@ -49,20 +49,20 @@ class Evidence:
     """The report's inputs besides metrics. Parts that the store no longer has are left out."""
 
     grids: dict[tuple[str, int, str], Grid]
-    """(variant, step, sampling protocol) -> preview."""
+    """(run, step, sampling protocol) -> preview."""
     real: Grid | None
     """Preview of the dataset's images."""
     losses: dict[str, list[tuple[float, float]]]
-    """Variant -> points (step, training loss), thinned and smoothed."""
+    """Run -> points (step, training loss), thinned and smoothed."""
     samples: dict[tuple[str, int], SampleSetManifest]
     dataset: DatasetManifest | None
     checkpoints: dict[tuple[str, int], CheckpointMeta]
     health: list[tuple[str, HealthEvent]] = field(default_factory=list)
-    """(dataset or variant, last reading) of every check."""
+    """(dataset or run, last reading) of every check."""
     ratios: dict[str, dict[str, list[tuple[float, float]]]] = field(default_factory=dict)
-    """One of `RATIOS` -> variant -> points (step, ratio); a ratio without points is left out."""
+    """One of `RATIOS` -> run -> points (step, ratio); a ratio without points is left out."""
     previews: dict[str, list[tuple[int, Grid]]] = field(default_factory=dict)
-    """Variant -> (step, picture that the training drew), in order."""
+    """Run -> (step, picture that the training drew), in order."""
 
     @property
     def code_versions(self) -> list[str]:
@@ -75,18 +75,20 @@ def load_evidence(results: Results, store: Store) -> Evidence:
     config, work = results.config, Work(results.config, store)
     grids: dict[tuple[str, int, str], Grid] = {}
     sets, metas = {}, {}
+    first = {run.spec: run for run in reversed(config.runs)}
     for variant, record in results.rows():
-        point = variant.spec.name, record.step
-        _add_grid(grids, store, config, variant.spec, record.step)
-        if manifest := read_output(work, samples(work, variant.spec, record.step)):
+        point = variant.run.name, record.step
+        # Of further seeds and other protocols only the judged step is shown: each preview adds to the page's size.
+        if variant.run == first[variant.spec] or record.step == results.verdict.step:
+            _add_grid(grids, store, config, variant.run, record.step)
+        if manifest := read_output(work, samples(work, variant.run, record.step)):
             sets[point] = manifest
-        if meta := read_output(work, checkpoint(work, variant.spec, record.step)):
+        if meta := read_output(work, checkpoint(work, variant.run, record.step)):
             metas[point] = meta
     for other in results.others:
-        # Of other protocols only the judged step is shown: each preview adds to the page's size.
         if other.record.step == results.verdict.step:
-            _add_grid(grids, store, other.config, other.spec, other.record.step)
-    points = {spec.name: read_points(config, store, spec) for spec in config.specs}
+            _add_grid(grids, store, other.config, other.run, other.record.step)
+    points = {run.name: read_points(config, store, run) for run in config.runs}
     ratios = {key: _curves(points, key) for key in RATIOS}
     real = layout.real_grid(config)
     return Evidence(
@@ -98,7 +100,7 @@ def load_evidence(results: Results, store: Store) -> Evidence:
         checkpoints=metas,
         health=readings(config, store),
         ratios={key: curves for key, curves in ratios.items() if curves},
-        previews={spec.name: strip for spec in config.specs if (strip := _strip(config, store, spec))},
+        previews={run.name: strip for run in config.runs if (strip := _strip(config, store, run))},
     )
 
 
@@ -145,16 +147,14 @@ def smooth(points: list[tuple[float, float]], share: float = SMOOTHED_SHARE) -> 
     return smoothed
 
 
-def _add_grid(
-    grids: dict[tuple[str, int, str], Grid], store: Store, config: StudyConfig, spec: ModelSpec, step: int
-) -> None:
-    key = layout.sample_grid(config, spec, step)
+def _add_grid(grids: dict[tuple[str, int, str], Grid], store: Store, config: StudyConfig, run: Run, step: int) -> None:
+    key = layout.sample_grid(config, run, step)
     if store.exists(key):
-        grids[spec.name, step, layout.protocol(config.sampling)] = embed(store.read(key))
+        grids[run.name, step, layout.protocol(config.sampling)] = embed(store.read(key))
 
 
 def _curves(points: Mapping[str, Sequence[Point]], key: str) -> dict[str, list[tuple[float, float]]]:
-    """A metric's finite values by variant, thinned; a variant without any is left out."""
+    """A metric's finite values by run, thinned; a run without any is left out."""
     curves = {
         name: sorted((point.step, point.value) for point in row if point.key == key and math.isfinite(point.value))
         for name, row in points.items()
@@ -162,9 +162,9 @@ def _curves(points: Mapping[str, Sequence[Point]], key: str) -> dict[str, list[t
     return {name: thin(curve) for name, curve in curves.items() if curve}
 
 
-def _strip(config: StudyConfig, store: Store, spec: ModelSpec) -> list[tuple[int, Grid]]:
+def _strip(config: StudyConfig, store: Store, run: Run) -> list[tuple[int, Grid]]:
     strip = []
-    for key in store.list(layout.previews(config, spec)):
+    for key in store.list(layout.previews(config, run)):
         step = layout.step_number(key.rpartition("/")[2].removesuffix(".png"))
         # A training that was extended has drawn at shares of its earlier length, too.
         if step is not None and step <= config.train.steps:

@@ -14,18 +14,19 @@ from dit.report.labels import Label, place_right
 from dit.report.style import Chart, dash, short_name, size_hue
 from dit.report.svg import chart_axes, colour, log_axis, step_axis, to_svg
 from dit.report.tables import Table
+from dit.study.runs import split_name
 from dit.study.variants import VARIANTS
 
 SETTLED = 0.1
 """Share of the training after which losses are in the chart's range: the fall before it would flatten the rest."""
 Curves = Mapping[str, Sequence[tuple[float, float]]]
-"""Variant -> points (step, value)."""
+"""Run -> points (step, value)."""
 _LINES = "Colours are model sizes; a solid line is patch 2, a dashed one patch 4, a dotted one patch 8."
 _KNOWS = {RATIOS[0]: "each channel's variance", RATIOS[1]: "the variance of each spatial frequency"}
 
 
 def training_losses(curves: Curves) -> Chart:
-    """Training loss over steps, a line per variant; the range of the y axis is that after the first fall."""
+    """Training loss over steps, a line per run; the range of the y axis is that after the first fall."""
     figure, axes = chart_axes("Training steps", "Loss (mse + vb)")
     last = _last(curves)
     settled = [value for curve in curves.values() for step, value in curve if step >= SETTLED * last]
@@ -66,24 +67,31 @@ def _last(curves: Curves) -> float:
 
 
 def _draw(axes: Axes, curves: Curves) -> None:
-    """Draw a labelled line per variant."""
-    ends: list[Label] = []
+    """Draw a line per run, thinner where a variant has several, and label each variant's first."""
+    specs = {name: VARIANTS[split_name(name)[0]] for name in curves}
+    ends: dict[str, Label] = {}
     for name, curve in curves.items():
-        spec = VARIANTS[name]
-        axes.plot(*zip(*curve, strict=True), color=size_hue(spec), linestyle=dash(spec), linewidth=1.5)
-        ends.append(Label(short_name(spec), curve[-1], size_hue(spec)))
-    place_right(axes, ends)
+        spec = specs[name]
+        width = 1.5 if list(specs.values()).count(spec) == 1 else 0.8
+        axes.plot(*zip(*curve, strict=True), color=size_hue(spec), linestyle=dash(spec), linewidth=width)
+        ends.setdefault(spec.name, Label(short_name(spec), curve[-1], size_hue(spec)))
+    place_right(axes, list(ends.values()))
+
+
+def _kind(curves: Curves) -> str:
+    """What a line is: a variant, or one of its runs."""
+    return "variant" if all(split_name(name)[1] is None for name in curves) else "run"
 
 
 def _description(curves: Curves) -> str:
     ends = "; ".join(f"{name} {format_number(curve[-1][1])}" for name, curve in curves.items())
-    return f"A line per variant. At the end: {ends}."
+    return f"A line per {_kind(curves)}. At the end: {ends}."
 
 
 def _values(curves: Curves, marks: Sequence[float]) -> Table:
-    """Columns and rows: each variant's values at the points nearest to these steps."""
+    """Columns and rows: each line's values at the points nearest to these steps."""
     rows: list[list[Cell]] = [
         [name, *(min(curve, key=lambda point: abs(point[0] - mark))[1] for mark in marks)]
         for name, curve in curves.items()
     ]
-    return ["Variant", *(f"Step {format_count(round(mark))}" for mark in marks)], rows
+    return [_kind(curves).title(), *(f"Step {format_count(round(mark))}" for mark in marks)], rows

@@ -12,7 +12,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from dit.claims.metric_names import metric_name
+from dit.claims.metric_names import interval, metric_name
 from dit.claims.results import Results
 from dit.console import Cell, cell_text
 from dit.console.formatting import format_number
@@ -23,11 +23,19 @@ from dit.report.forecast import forecasts
 from dit.report.loss_chart import loss_ratios, training_losses
 from dit.report.plots import GFLOPS, PARAMETERS, against, over_steps
 from dit.report.provenance import provenance, terms
-from dit.report.tables import Table, differing_keys, protocol_label, protocol_table, result_table, training_table
+from dit.report.tables import (
+    Table,
+    differing_keys,
+    protocol_label,
+    protocol_table,
+    result_table,
+    training_table,
+    variant_table,
+)
 from dit.sampling.grid import MAX_CLASS_ROWS
 from dit.study import layout
 from dit.study.paper import paper
-from dit.study.records import Claim
+from dit.study.records import Claim, Estimate
 from dit.study.version import code_version
 
 TEMPLATE = "report.html.j2"
@@ -70,6 +78,7 @@ def render(results: Results, evidence: Evidence) -> bytes:
         charts=charts,
         grids=_grids(results, evidence),
         previews=evidence.previews,
+        variant_table=variant_table(results) if results.over_seeds else None,
         results_table=result_table(results, others=True),
         protocol_table=protocol_table(results) if results.others else None,
         training_table=training_table(results),
@@ -100,34 +109,43 @@ def claim_table(claim: Claim) -> Table | None:
         ]
         return ["Fit of the distance on", "log Gflops", "log parameters"], rows
     if pairs := numbers.get("pairs"):
-        labels = {"as claimed": "apart, as claimed", "overlap": "overlap", "reversed": "apart, reversed"}
-        return ["Should be better", "Should be worse", "Intervals"], [
-            [_with_interval(pair["better"]), _with_interval(pair["worse"]), labels[pair["outcome"]]] for pair in pairs
+        labels = {"as claimed": "as claimed", "undecided": "not clear", "reversed": "reversed"}
+        return ["Should be better", "Should be worse", "Ratio, worse to better", "Order"], [
+            [*(_with_interval(pair[side]) for side in ("better", "worse")), _ratio(pair), labels[pair["outcome"]]]
+            for pair in pairs
         ]
     return None
 
 
+def _ratio(pair: dict[str, Any]) -> str | None:
+    return interval(Estimate.model_validate(pair["ratio"])) if pair["ratio"] else None
+
+
 def _with_interval(numbers: dict[str, Any]) -> str:
-    value, low, high = (format_number(numbers[key]) for key in ("value", "low", "high"))
-    return f"{numbers['variant']} {value} [{low}, {high}]"
+    own = Estimate(value=numbers["value"], low=numbers["low"], high=numbers["high"])
+    return f"{numbers['variant']} {interval(own)}"
 
 
 def _grids(results: Results, evidence: Evidence) -> list[tuple[int, list[GridView]]]:
-    """(step, previews of the dataset and of every variant and protocol) for every step with a preview."""
+    """(step, previews of the dataset, and of every run and protocol) for every step with a preview.
+
+    Of further seeds and other protocols only the judged step is shown: each preview adds to the page's size.
+    """
     keys = differing_keys(results)
-    measured = [(results.config, variant.spec, record) for variant, record in results.rows()]
-    measured += [(other.config, other.spec, other.record) for other in results.others]
+    measured = [(results.config, variant.run, record) for variant, record in results.rows()]
+    measured += [(other.config, other.run, other.record) for other in results.others]
+    first = {run.spec: run for run in reversed(results.config.runs)}
     views: dict[int, list[GridView]] = {}
-    for config, spec, record in measured:
+    for config, run, record in measured:
         own = config is results.config
-        if not own and record.step != results.verdict.step:
+        if not (own and run == first[run.spec]) and record.step != results.verdict.step:
             continue
         estimate = record.metrics[record.metric]
         protocol = f", {protocol_label(config.sampling, keys)}" if keys else ""
         caption = f"{metric_name(record.metric)} {format_number(estimate.value)}{protocol}"
-        grid = evidence.grids.get((spec.name, record.step, layout.protocol(config.sampling)))
-        alternative = f"Samples of {spec.name} at step {record.step:,}{protocol}: {_rows(results)}"
-        views.setdefault(record.step, []).append(GridView(spec.name, caption, alternative, grid))
+        grid = evidence.grids.get((run.name, record.step, layout.protocol(config.sampling)))
+        alternative = f"Samples of {run.name} at step {record.step:,}{protocol}: {_rows(results)}"
+        views.setdefault(record.step, []).append(GridView(run.name, caption, alternative, grid))
     real = GridView(
         "Real images", results.config.dataset.name, f"Images of the dataset: {_rows(results)}", evidence.real
     )
@@ -143,17 +161,19 @@ def _rows(results: Results) -> str:
 
 
 def _variants(results: Results) -> str:
-    count, all_of_them = len(results.variants), len(results.config.variants)
-    shown = f"{all_of_them} variants" if count == all_of_them else f"{count} of {all_of_them} variants"
+    count, all_of_them = len(results.variants), len(results.config.runs)
+    kind = "variants" if len(results.config.train_seeds) == 1 else "runs"
+    shown = f"{all_of_them} {kind}" if count == all_of_them else f"{count} of {all_of_them} {kind}"
     return f"{shown} on {results.config.dataset.name}"
 
 
 def _facts(results: Results) -> list[str]:
     """When, with which code and from which seeds the report was made."""
     config = results.config
+    seeds = ", ".join(map(str, config.train_seeds))
     return [
         _variants(results),
         f"judged at step {results.verdict.step:,} by {metric_name(results.verdict.metric)}, lower is better",
         f"written {datetime.now(UTC):%Y-%m-%d} by dit-scaling {code_version()}",
-        f"training seed {config.train.seed}, sampling seed {config.sampling.seed}",
+        f"training seed{'s' if len(config.train_seeds) > 1 else ''} {seeds}, sampling seed {config.sampling.seed}",
     ]

@@ -14,9 +14,9 @@ from typing import Literal
 
 from matplotlib.axes import Axes
 
+from dit.claims.judged import primary
 from dit.claims.metric_names import interval, metric_name
 from dit.claims.results import Results
-from dit.claims.verdicts import primary
 from dit.console import Cell
 from dit.console.formatting import format_count
 from dit.report.axes import Range, padded
@@ -25,8 +25,8 @@ from dit.report.style import Chart, hue, marker, short_name
 from dit.report.svg import FONT, FRAME, LEGEND_ROW, chart_axes, colour, log_axis, to_svg
 from dit.report.tables import Table
 from dit.study.paper import on_imagenet, paper
-from dit.study.records import Estimate
-from dit.study.variants import VARIANTS, ModelSpec
+from dit.study.records import Estimate, MetricsRecord
+from dit.study.variants import VARIANTS, ModelSpec, resolve
 
 PAPER_STEP = 400_000
 LEGEND_COLUMNS = 3
@@ -69,15 +69,17 @@ def against(results: Results, predictor: Predictor) -> Chart:
     metric = metric_name(results.verdict.metric)
     figure, axes = chart_axes(predictor.title, metric)
     points = [
-        ChartPoint(variant.spec, float(getattr(record, predictor.field)), primary(record))
-        for variant, record in results.last()
+        ChartPoint(resolve(name), float(getattr(record, predictor.field)), results.estimates[name, record.step])
+        for name, record in {record.variant: record for _, record in results.last()}.items()
     ]
+    runs = [(float(getattr(record, predictor.field)), record) for _, record in results.last()]
     published = _published(results, predictor)
     x_range = padded([*(point.x for point in points), *published.values()], 0.08, 0.14)
     fids = [paper().models[name].fid_400k for name in published]
     log_axis(axes, "x", x_range)
-    log_axis(axes, "y", _y_range([point.estimate for point in points], fids))
+    log_axis(axes, "y", _y_range([point.estimate for point in points], [*fids, *(primary(r).value for _, r in runs)]))
     lines = [point.bar for point in points]
+    _runs_behind(axes, runs)
     for patch, row in _by_patch(points).items():
         lines.append(_line(axes, row, f"patch {patch}"))
     fit = results.verdict.claims[2].numbers.get(predictor.field)
@@ -107,18 +109,21 @@ def over_steps(results: Results) -> Chart:
     log_axis(axes, "x", padded(steps, 0.05, 0.16), [float(step) for step in steps])
     values = [value for curve in curves.values() for value in curve.values()]
     log_axis(axes, "y", _y_range([primary(record) for _, record in results.rows()], values))
-    ends = []
-    for variant in results.variants:
-        points = [ChartPoint(variant.spec, float(record.step), primary(record)) for record in variant.metrics]
+    _runs_behind(axes, [(float(record.step), record) for _, record in results.rows()])
+    by_variant: dict[str, list[ChartPoint]] = defaultdict(list)
+    for (name, step), estimate in sorted(results.estimates.items(), key=lambda item: item[0][1]):
+        by_variant[name].append(ChartPoint(resolve(name), float(step), estimate))
+    ordered = {record.variant: by_variant[record.variant] for _, record in results.rows()}
+    for points in ordered.values():
         _line(axes, points, "")
-        ends.append(points[-1])
+    ends = [points[-1] for points in ordered.values()]
     for name, curve in curves.items():
         _open_line(axes, [name] * len(curve), list(curve), list(curve.values()), f"paper, {name}")
     if curves:
         _legend(axes)
     place_right(axes, [_label(point) for point in ends])
     rows: list[list[Cell]] = [
-        [variant.spec.name, *(interval(primary(record)) for record in variant.metrics)] for variant in results.variants
+        [name, *(interval(point.estimate) for point in points)] for name, points in ordered.items()
     ]
     beside = " Open markers are the paper's curves; their evaluator gives values about 6 % lower." if curves else ""
     last = "; ".join(f"{point.spec.name} {interval(point.estimate)}" for point in ends)
@@ -137,7 +142,8 @@ def _against_caption(results: Results, predictor: Predictor, has_fit: bool, has_
         return f"The same points. One size at several patches has nearly equal parameters, but different values.{fit}"
     beside = f" Open markers are the paper's values at {format_count(PAPER_STEP)} steps." if has_paper else ""
     step = format_count(results.verdict.step)
-    return f"At step {step}. Bars are the intervals in the table below. Markers are model sizes.{fit}{beside}"
+    runs = " Faint points are single runs." if any(len(own.seeds) > 1 for own in results.verdict.variants) else ""
+    return f"At step {step}. Bars are the intervals in the table below. Markers are model sizes.{runs}{fit}{beside}"
 
 
 def _against_values(points: Sequence[ChartPoint], predictor: Predictor, metric: str) -> Table:
@@ -187,6 +193,19 @@ def _line(axes: Axes, points: Sequence[ChartPoint], name: str) -> list[tuple[flo
             label="_",
         )
     return list(zip(x, y, strict=True))
+
+
+def _runs_behind(axes: Axes, runs: Iterable[tuple[float, MetricsRecord]]) -> None:
+    """Draw a faint point for each run of a variant that has several, behind the variant's mean."""
+    rows: dict[tuple[str, float], list[float]] = defaultdict(list)
+    for x, record in runs:
+        rows[record.variant, x].append(primary(record).value)
+    for (name, x), values in rows.items():
+        if len(values) > 1:
+            own = hue(resolve(name))
+            axes.plot(
+                [x] * len(values), values, color=own, marker="o", markersize=3, linestyle="", alpha=0.35, label="_"
+            )
 
 
 def _legend(axes: Axes) -> None:

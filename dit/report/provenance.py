@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dit.claims import predictors
+from dit.claims.judged import NOISE_SHARE
 from dit.claims.metric_names import metric_name
 from dit.claims.results import Results
-from dit.claims.verdicts import NOISE_SHARE
 from dit.console.formatting import format_count, format_number
 from dit.metrics.table import METRICS
 from dit.report.evidence import Evidence
@@ -38,7 +38,7 @@ def provenance(results: Results, evidence: Evidence) -> Facts:
         ("Samples", _samples(config, record)),
         *_metric(config, record),
         ("Verdicts", _verdicts(record)),
-        ("What the intervals leave out", " ".join(results.verdict.notes)),
+        ("What the intervals cover", " ".join(results.verdict.notes)),
         ("Program", _program(results, evidence)),
     ]
     if on_imagenet(results.config):
@@ -84,13 +84,15 @@ def _dataset(config: StudyConfig, record: MetricsRecord, evidence: Evidence) -> 
 
 
 def _training(config: StudyConfig) -> str:
-    train = config.train
+    train, several = config.train, len(config.train_seeds) > 1
+    seeds = f"seed{'s' * several} {', '.join(map(str, config.train_seeds))}"
+    each = " with the same seed" if several else ""
     decay = f"weight decay {train.weight_decay:g}" if train.weight_decay else "no weight decay"
     return (
         f"One recipe for all variants: {format_count(train.steps)} steps of batch {train.global_batch}, AdamW at"
         f" {train.learning_rate:g} (betas {train.betas[0]:g}, {train.betas[1]:g}; {decay}), EMA {train.ema_decay:g},"
-        f" labels dropped {train.label_drop:.0%}, {train.schedule} noise schedule, {train.precision}, seed"
-        f" {train.seed}. Every variant sees the same images, noise and timesteps at every step."
+        f" labels dropped {train.label_drop:.0%}, {train.schedule} noise schedule, {train.precision}, {seeds}."
+        f" Every variant sees the same images, noise and timesteps at every step{each}."
     )
 
 
@@ -134,9 +136,12 @@ def _metric(config: StudyConfig, record: MetricsRecord) -> Facts:
         *_other_metrics(record),
         (
             "Interval",
-            f"{record.confidence:.0%}, by bootstrap over the sampled images: {config.evaluation.resamples} resamples,"
-            " centred on the value. A finite number of images makes every Fréchet distance slightly too large, by about"
-            " the same amount for all variants.",
+            f"{record.confidence:.0%}. Of a run: by bootstrap over the sampled images, {config.evaluation.resamples}"
+            " resamples, centred on the value. Of a variant with several seeds, or with a given spread between seeds:"
+            " the mean over seeds of the log metric, plus and minus Student's t times its standard error. That adds the"
+            " variance between seeds, pooled over variants, and the variance of the paired bootstrap draws. A finite"
+            " number of images makes every Fréchet distance slightly too large, by about the same amount for all"
+            " variants; the distance at infinite N is without this bias.",
         ),
         (
             "Noise floor",
@@ -159,11 +164,12 @@ def _other_metrics(record: MetricsRecord) -> Facts:
 
 def _verdicts(record: MetricsRecord) -> str:
     return (
-        "From intervals alone. Claims 1 and 2 are supported if in every pair the interval of the model that should be"
-        " better lies entirely below the other, and contradicted if in some pair it lies entirely above. Claim 3 fits"
-        " the log metric on log Gflops and on log parameters and compares their R²; the"
-        f" {record.confidence:.0%} interval of the difference comes from"
-        f" {format_count(predictors.DRAWS)} joint draws from the variants' bootstrap replicates."
+        "From intervals alone. Claims 1 and 2 compare pairs of variants by the ratio of their metrics. Runs are paired"
+        " by seed and by bootstrap draw. They are supported if in every pair the interval of the ratio is on the claimed"
+        " side of 1, and contradicted if in some pair it is on the other side, at a level divided by the number of"
+        " pairs. Claim 3 fits the log metric on log Gflops and on log parameters and compares their R²; the"
+        f" {record.confidence:.0%} interval of the difference comes from {format_count(predictors.DRAWS)} joint draws"
+        " of other seeds and other samples."
     )
 
 

@@ -26,7 +26,7 @@ from dit.study.records import (
     SampleSetManifest,
     TrainRecord,
 )
-from dit.study.variants import ModelSpec
+from dit.study.runs import Run
 from dit.study.yaml_values import as_yaml
 
 
@@ -52,7 +52,7 @@ class Work:
 
 
 def dataset(work: Work) -> Output[DatasetManifest]:
-    """The dataset's manifest, with all shards and their indices. They may be removed once every variant is trained."""
+    """The dataset's manifest, with all shards and their indices. They may be removed once every run is trained."""
     folder = layout.dataset(work.config)
 
     def files(manifest: DatasetManifest) -> Iterable[FileSize]:
@@ -68,7 +68,7 @@ def dataset(work: Work) -> Output[DatasetManifest]:
         lacking="the dataset is not prepared",
         command="dit prepare STUDY",
         files=files,
-        needed_by=lambda: (output for spec in work.config.specs for output in training_outputs(work, spec)),
+        needed_by=lambda: (output for run in work.config.runs for output in training_outputs(work, run)),
     )
 
 
@@ -82,36 +82,36 @@ def bounds(work: Work) -> Output[BoundsRecord]:
         lacking="the dataset is not measured",
         command="dit prepare STUDY",
         files=lambda record: _listed(layout.dataset(work.config), (record.file,)),
-        needed_by=lambda: (output for spec in work.config.specs for output in training_outputs(work, spec)),
+        needed_by=lambda: (output for run in work.config.runs for output in training_outputs(work, run)),
         record_stays=False,
         made_from=lambda: (dataset(work),),
         replaceable=True,
     )
 
 
-def checkpoint(work: Work, spec: ModelSpec, step: int) -> Output[CheckpointMeta]:
+def checkpoint(work: Work, run: Run, step: int) -> Output[CheckpointMeta]:
     """A checkpoint's meta.json, with its weights and optimizer state."""
-    config, folder = work.config, layout.checkpoint(work.config, spec, step)
+    config, folder = work.config, layout.checkpoint(work.config, run, step)
 
     def differs(meta: CheckpointMeta) -> str | None:
-        if (meta.study, meta.variant) != (config.study, spec.name):
+        if (meta.study, meta.variant) != (config.study, run.spec.name):
             return (
-                f"is a checkpoint of {meta.variant} in study {meta.study}, not of {spec.name} in {config.study};"
+                f"is a checkpoint of {meta.variant} in study {meta.study}, not of {run.spec.name} in {config.study};"
                 " remove it or choose another root"
             )
         return _other_shards("trained on", meta.dataset_content, work)
 
     def complete_steps() -> str:
-        return f"complete are: {', '.join(map(str, list_checkpoints(work.store, config, spec))) or 'none'}"
+        return f"complete are: {', '.join(map(str, list_checkpoints(work.store, config, run))) or 'none'}"
 
     return Output(
         key=f"{folder}/{layout.META}",
         type=CheckpointMeta,
-        hash=config.training_hash(spec),
-        hash_of=lambda study: study.training_hash(spec),
+        hash=config.training_hash(run),
+        hash_of=lambda study: study.training_hash(study.same_run(run)),
         sections="dataset or train",
-        lacking=f"{spec.name} has no complete checkpoint at step {step}",
-        command=f"dit train STUDY --variant {spec.name}",
+        lacking=f"{run.name} has no complete checkpoint at step {step}",
+        command=f"dit train STUDY {_options(work, run)}",
         files=lambda meta: _listed(folder, meta.files),
         differs=differs,
         detail=complete_steps,
@@ -119,7 +119,7 @@ def checkpoint(work: Work, spec: ModelSpec, step: int) -> Output[CheckpointMeta]
     )
 
 
-def training(work: Work, spec: ModelSpec) -> Output[TrainRecord]:
+def training(work: Work, run: Run) -> Output[TrainRecord]:
     """The record of a training that reached the last step and keeps every evaluated checkpoint."""
     config = work.config
 
@@ -131,42 +131,42 @@ def training(work: Work, spec: ModelSpec) -> Output[TrainRecord]:
         return f"its checkpoint at step {dropped[0]} was not kept" if dropped else None
 
     return Output(
-        key=layout.train_record(config, spec),
+        key=layout.train_record(config, run),
         type=TrainRecord,
-        hash=config.training_hash(spec),
-        hash_of=lambda study: study.training_hash(spec),
+        hash=config.training_hash(run),
+        hash_of=lambda study: study.training_hash(study.same_run(run)),
         sections="dataset or train",
-        lacking=f"{spec.name} is not trained to its end",
-        command=f"dit train STUDY --variant {spec.name}",
+        lacking=f"{run.name} is not trained to its end",
+        command=f"dit train STUDY {_options(work, run)}",
         differs=lambda record: _other_shards("trained on", record.dataset_content, work),
         falls_short=falls_short,
         made_from=lambda: (dataset(work),),
     )
 
 
-def samples(work: Work, spec: ModelSpec, step: int) -> Output[SampleSetManifest]:
+def samples(work: Work, run: Run, step: int) -> Output[SampleSetManifest]:
     """The manifest of a sample set, with its parts and preview. All may be removed once the set is evaluated."""
-    folder, evaluated = layout.samples(work.config, spec, step), metrics(work, spec, step)
+    folder, evaluated = layout.samples(work.config, run, step), metrics(work, run, step)
     places = work.store.place(folder), work.store.place(evaluated.key)
     remedy = f"remove {places[0]}, and {places[1]} if there, to draw these samples again"
 
     return Output(
         key=f"{folder}/{layout.MANIFEST}",
         type=SampleSetManifest,
-        hash=work.config.sampling_hash(spec),
-        hash_of=lambda study: study.sampling_hash(spec),
+        hash=work.config.sampling_hash(run),
+        hash_of=lambda study: study.sampling_hash(study.same_run(run)),
         sections="dataset, train or sampling",
-        lacking=f"{spec.name} at step {step} is not sampled",
-        command=f"dit sample STUDY --variant {spec.name} --step {step}",
+        lacking=f"{run.name} at step {step} is not sampled",
+        command=f"dit sample STUDY {_options(work, run)} --step {step}",
         files=lambda manifest: _listed(folder, manifest.files),
         differs=lambda manifest: decoder_differs(manifest.decoder, work.decoder, remedy),
         needed_by=lambda: (evaluated,),
-        made_from=lambda: (checkpoint(work, spec, step),),
+        made_from=lambda: (checkpoint(work, run, step),),
         record_stays=False,
     )
 
 
-def metrics(work: Work, spec: ModelSpec, step: int) -> Output[MetricsRecord]:
+def metrics(work: Work, run: Run, step: int) -> Output[MetricsRecord]:
     """The record of a checkpoint's evaluation."""
 
     def differs(record: MetricsRecord) -> str | None:
@@ -176,16 +176,16 @@ def metrics(work: Work, spec: ModelSpec, step: int) -> Output[MetricsRecord]:
         )
 
     return Output(
-        key=layout.metrics(work.config, spec, step),
+        key=layout.metrics(work.config, run, step),
         type=MetricsRecord,
-        hash=work.config.evaluation_hash(spec),
-        hash_of=lambda study: study.evaluation_hash(spec),
+        hash=work.config.evaluation_hash(run),
+        hash_of=lambda study: study.evaluation_hash(study.same_run(run)),
         sections="dataset, train, sampling or evaluation",
-        lacking=f"{spec.name} at step {step} is not evaluated",
-        command=f"dit evaluate STUDY --variant {spec.name} --step {step}",
+        lacking=f"{run.name} at step {step} is not evaluated",
+        command=f"dit evaluate STUDY {_options(work, run)} --step {step}",
         differs=differs,
         falls_short=lambda record: None if record.metric in record.metrics else f"it has no {record.metric}",
-        made_from=lambda: (samples(work, spec, step),),
+        made_from=lambda: (samples(work, run, step),),
     )
 
 
@@ -213,15 +213,15 @@ def report_hash(work: Work) -> str:
 
     config = work.config
     others = [digest(result.record.to_json().decode()) for result in other_results(config, work.store)]
-    places = [(spec, step) for spec in config.specs for step in config.evaluation.at_steps]
+    places = [(run, step) for run in config.runs for step in config.evaluation.at_steps]
     return digest(
         {
             "program": __version__,
             "study": as_yaml(config.hashed(exclude={"health"})),
-            "trained": [content(training(work, spec)) for spec in config.specs],
-            "metrics": [content(metrics(work, spec, step)) for spec, step in places],
-            "samples": [content(samples(work, spec, step)) for spec, step in places],
-            "checkpoints": [content(checkpoint(work, spec, step)) for spec, step in places],
+            "trained": [content(training(work, run)) for run in config.runs],
+            "metrics": [content(metrics(work, run, step)) for run, step in places],
+            "samples": [content(samples(work, run, step)) for run, step in places],
+            "checkpoints": [content(checkpoint(work, run, step)) for run, step in places],
             **({"others": others} if others else {}),
         }
     )
@@ -232,17 +232,21 @@ def milestones(config: StudyConfig) -> tuple[int, ...]:
     return tuple(sorted({*config.evaluation.at_steps, config.train.steps}))
 
 
-def training_outputs(work: Work, spec: ModelSpec | None) -> Sequence[Output[Any]]:
+def training_outputs(work: Work, run: Run | None) -> Sequence[Output[Any]]:
     """The record and the kept checkpoints of a whole training."""
-    assert spec is not None
-    return trained_to(work, spec, work.config.train.steps)
+    assert run is not None
+    return trained_to(work, run, work.config.train.steps)
 
 
-def trained_to(work: Work, spec: ModelSpec, step: int) -> Sequence[Output[Any]]:
+def trained_to(work: Work, run: Run, step: int) -> Sequence[Output[Any]]:
     """What a training leaves up to one of its kept steps."""
-    kept = tuple(checkpoint(work, spec, number) for number in milestones(work.config) if number <= step)
+    kept = tuple(checkpoint(work, run, number) for number in milestones(work.config) if number <= step)
     # The record is written after the last step.
-    return kept if step < work.config.train.steps else (training(work, spec), *kept)
+    return kept if step < work.config.train.steps else (training(work, run), *kept)
+
+
+def _options(work: Work, run: Run) -> str:
+    return " ".join(work.config.options(run))
 
 
 def _listed(folder: str, files: Iterable[FileEntry]) -> Iterable[FileSize]:

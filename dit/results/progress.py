@@ -16,7 +16,7 @@ from dit.results.state import StageState, stage_state
 from dit.storage import read_record
 from dit.study import layout
 from dit.study.records import DatasetManifest, MetricsRecord, RankProgress, SampleSetManifest, TrainRecord
-from dit.study.variants import ModelSpec
+from dit.study.runs import Run
 from dit.tracking import read_points
 
 LOSS = "loss"
@@ -57,12 +57,12 @@ class StageProgress:
         return self.done >= self.total
 
 
-def rank_progress(work: Work, spec: ModelSpec) -> tuple[RankProgress, ...]:
+def rank_progress(work: Work, run: Run) -> tuple[RankProgress, ...]:
     """The records of a training's ranks, in order; empty if there is none, or if it has ended.
 
     Raises MismatchError or DataError as `Record.from_json`.
     """
-    keys = work.store.list(layout.ranks_progress(work.config, spec))
+    keys = work.store.list(layout.ranks_progress(work.config, run))
     records = (read_record(work.store, key, RankProgress) for key in keys)
     return tuple(record for record in records if record is not None)
 
@@ -88,16 +88,16 @@ def progress(work: Work) -> list[StageProgress]:
     Raises MismatchError when a record has another configuration, DataError when a record is damaged.
     """
     rows = [_prepared(work)]
-    for spec in work.config.specs:
-        rows += _with_stop(work, spec, [_trained(work, spec), _sampled(work, spec), _evaluated(work, spec)])
+    for run in work.config.runs:
+        rows += _with_stop(work, run, [_trained(work, run), _sampled(work, run), _evaluated(work, run)])
     state = stage_state(REPORT, work)
     return [*rows, StageProgress(REPORT.name, state.done, 1, REPORT.unit)]
 
 
-def _with_stop(work: Work, spec: ModelSpec, rows: list[StageProgress]) -> list[StageProgress]:
+def _with_stop(work: Work, run: Run, rows: list[StageProgress]) -> list[StageProgress]:
     """The rows of a variant's stages; the first that is not complete has the check that stopped it."""
     left = next((place for place, row in enumerate(rows) if not row.complete), None)
-    event = None if left is None else stopped_by(work.config, work.store, spec)
+    event = None if left is None else stopped_by(work.config, work.store, run)
     if left is not None and event is not None:
         rows[left] = replace(rows[left], stopped=f"stopped by {event.check} at step {event.step}")
     return rows
@@ -112,23 +112,23 @@ def _prepared(work: Work) -> StageProgress:
     return StageProgress(PREPARE.name, shards, shards if state.complete else shards + 1, PREPARE.unit)
 
 
-def _trained(work: Work, spec: ModelSpec) -> StageProgress:
+def _trained(work: Work, run: Run) -> StageProgress:
     """Steps done: the last one that is checkpointed or has a logged loss."""
-    name, total, state = TRAIN.step_name(spec), work.config.train.steps, stage_state(TRAIN, work, spec)
+    name, total, state = TRAIN.step_name(run), work.config.train.steps, stage_state(TRAIN, work, run)
     for record in state.records:
         if isinstance(record, TrainRecord) and state.complete:
             return StageProgress(
                 name, total, total, TRAIN.unit, Measured(LOSS, record.steps, record.final_loss), record.train_seconds
             )
-    points = read_points(work.config, work.store, spec)
+    points = read_points(work.config, work.store, run)
     losses = [point for point in points if point.key == LOSS]
     newest = max(losses, key=lambda point: (point.step, point.time), default=None)
-    saved = list_checkpoints(work.store, work.config, spec)
+    saved = list_checkpoints(work.store, work.config, run)
     # A training without a record is not complete, even if its last step is logged.
     done = min(max([0, *saved, newest.step if newest else 0]), total - 1)
     shown = Measured(LOSS, newest.step, newest.value) if newest else None
     outlook = outlook_line([(point.step, point.value) for point in points if point.key == RATIOS[1]], total)
-    return StageProgress(name, done, total, TRAIN.unit, shown, ranks=rank_progress(work, spec), outlook=outlook)
+    return StageProgress(name, done, total, TRAIN.unit, shown, ranks=rank_progress(work, run), outlook=outlook)
 
 
 def outlook_line(ratios: Points, last: int) -> str:
@@ -138,21 +138,21 @@ def outlook_line(ratios: Points, last: int) -> str:
     return f"R_b {points[-1][1]:.2f}, {made.value:.2f} forecast at {last}" if made.value is not None else ""
 
 
-def _sampled(work: Work, spec: ModelSpec) -> StageProgress:
-    state = stage_state(SAMPLE, work, spec)
+def _sampled(work: Work, run: Run) -> StageProgress:
+    state = stage_state(SAMPLE, work, run)
     seconds = sum(record.seconds for record in state.records if isinstance(record, SampleSetManifest))
-    return _counted(SAMPLE, spec, state, seconds=seconds if state.complete and seconds else None)
+    return _counted(SAMPLE, run, state, seconds=seconds if state.complete and seconds else None)
 
 
-def _evaluated(work: Work, spec: ModelSpec) -> StageProgress:
-    state = stage_state(EVALUATE, work, spec)
+def _evaluated(work: Work, run: Run) -> StageProgress:
+    state = stage_state(EVALUATE, work, run)
     measured = [record for record in state.records if isinstance(record, MetricsRecord)]
     last = measured[-1] if measured else None
     shown = Measured(last.metric, last.step, last.metrics[last.metric].value) if last else None
-    return _counted(EVALUATE, spec, state, last=shown)
+    return _counted(EVALUATE, run, state, last=shown)
 
 
 def _counted(
-    stage: Stage, spec: ModelSpec, state: StageState, *, last: Measured | None = None, seconds: float | None = None
+    stage: Stage, run: Run, state: StageState, *, last: Measured | None = None, seconds: float | None = None
 ) -> StageProgress:
-    return StageProgress(stage.step_name(spec), state.done, len(state.findings), stage.unit, last, seconds)
+    return StageProgress(stage.step_name(run), state.done, len(state.findings), stage.unit, last, seconds)

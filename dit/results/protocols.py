@@ -15,7 +15,7 @@ from dit.storage import Store, read_record
 from dit.study import layout
 from dit.study.config import SamplingConfig, StudyConfig
 from dit.study.records import MetricsRecord
-from dit.study.variants import ModelSpec
+from dit.study.runs import Run
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class OtherResult:
     """A checkpoint's metrics under another sampling protocol; `config` is the study with that protocol."""
 
     config: StudyConfig
-    spec: ModelSpec
+    run: Run
     record: MetricsRecord
 
 
@@ -37,19 +37,19 @@ def other_results(config: StudyConfig, store: Store) -> list[OtherResult]:
     own = f"_{layout.protocol(config.sampling)}.json"
     return [
         result
-        for spec in config.specs
-        for key in sorted(store.list(layout.metrics_folder(config, spec)))
-        if not key.endswith(own) and (result := _read(config, store, spec, key)) is not None
+        for run in config.runs
+        for key in sorted(store.list(layout.metrics_folder(config, run)))
+        if not key.endswith(own) and (result := _read(config, store, run, key)) is not None
     ]
 
 
-def _read(config: StudyConfig, store: Store, spec: ModelSpec, key: str) -> OtherResult | None:
+def _read(config: StudyConfig, store: Store, run: Run, key: str) -> OtherResult | None:
     record = read_record(store, key, MetricsRecord)
     try:
         sampling = SamplingConfig.model_validate(record.sampling if record else None)
     except ValidationError:
         return None  # keys of another version of dit, whose hash would differ as well
     other = config.model_copy(update={"sampling": sampling})
-    if record is None or record.config_hash != other.evaluation_hash(spec):
+    if record is None or record.config_hash != other.evaluation_hash(run):
         return None
-    return OtherResult(other, spec, record)
+    return OtherResult(other, run, record)

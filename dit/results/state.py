@@ -18,7 +18,7 @@ from dit.results.study_copy import differences
 from dit.runtime.distributed import environment_rank
 from dit.storage import Store, read_record
 from dit.study.records import CheckpointMeta, Record
-from dit.study.variants import ModelSpec
+from dit.study.runs import Run
 
 
 @dataclass(frozen=True)
@@ -118,13 +118,13 @@ def require(work: Work, output: Output[RecordT], *, files: bool = True) -> Recor
     return finding.record
 
 
-def require_stage(stage: Stage, work: Work, spec: ModelSpec | None = None, step: int | None = None) -> list[Record]:
+def require_stage(stage: Stage, work: Work, run: Run | None = None, step: int | None = None) -> list[Record]:
     """The records of a complete stage, or of as much of it as training step `step` needs.
 
     Raises MissingError, which names the first incomplete output and the command that makes it, and the errors of
     `look`.
     """
-    state = stage_state(stage, work, spec, step)
+    state = stage_state(stage, work, run, step)
     for finding in state.findings:
         if not finding.complete:
             raise MissingError(missing_line(work, finding))
@@ -141,26 +141,26 @@ def missing_line(work: Work, finding: Finding[Any]) -> str:
     return f"{work.store.place(output.key)}: {output.lacking}{reason}; run `{output.command}`"
 
 
-def stage_state(stage: Stage, work: Work, spec: ModelSpec | None = None, step: int | None = None) -> StageState:
+def stage_state(stage: Stage, work: Work, run: Run | None = None, step: int | None = None) -> StageState:
     """How far a stage is, for one variant if it runs per variant; raises as `look`."""
-    return StageState(tuple(look(work, output) for output in stage.required(work, spec, step)))
+    return StageState(tuple(look(work, output) for output in stage.required(work, run, step)))
 
 
-def is_complete(stage: Stage, work: Work, spec: ModelSpec | None = None, step: int | None = None) -> bool:
+def is_complete(stage: Stage, work: Work, run: Run | None = None, step: int | None = None) -> bool:
     """Whether all outputs of a stage are complete, or those that training step `step` needs; raises as `look`."""
-    return all(look(work, output).complete for output in stage.required(work, spec, step))
+    return all(look(work, output).complete for output in stage.required(work, run, step))
 
 
-def say_complete(stage: Stage, spec: ModelSpec | None = None, step: int | None = None) -> None:
+def say_complete(stage: Stage, run: Run | None = None, step: int | None = None) -> None:
     """Print that a stage has nothing to do; of several ranks, the first does."""
     if environment_rank() == 0:
-        say(f"{stage.step_name(spec, step)}: complete, nothing to do")
+        say(f"{stage.step_name(run, step)}: complete, nothing to do")
 
 
-def unfinished(work: Work) -> list[ModelSpec]:
-    """Variants with an incomplete stage, the most expensive first; raises as `look`."""
-    left = [spec for spec in work.config.specs if not all(is_complete(stage, work, spec) for stage in VARIANT_STAGES)]
-    return sorted(left, key=lambda spec: spec.macs(work.config.dataset.inputs), reverse=True)
+def unfinished(work: Work) -> list[Run]:
+    """Runs with an incomplete stage, the most expensive first; raises as `look`."""
+    left = [run for run in work.config.runs if not all(is_complete(stage, work, run) for stage in VARIANT_STAGES)]
+    return sorted(left, key=lambda run: run.spec.macs(work.config.dataset.inputs), reverse=True)
 
 
 def study_is_complete(work: Work) -> bool:
@@ -168,10 +168,10 @@ def study_is_complete(work: Work) -> bool:
     return look(work, dataset(work)).complete and not unfinished(work)
 
 
-def whole_checkpoints(work: Work, spec: ModelSpec) -> dict[int, CheckpointMeta]:
+def whole_checkpoints(work: Work, run: Run) -> dict[int, CheckpointMeta]:
     """A variant's complete checkpoints by step, in order; raises as `look`."""
-    steps = list_checkpoints(work.store, work.config, spec)
-    findings = {step: look(work, checkpoint(work, spec, step)) for step in steps}
+    steps = list_checkpoints(work.store, work.config, run)
+    findings = {step: look(work, checkpoint(work, run, step)) for step in steps}
     return {
         step: finding.record for step, finding in findings.items() if finding.complete and finding.record is not None
     }

@@ -5,11 +5,12 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import resource
 import shutil
 import sys
 import sysconfig
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -29,6 +30,8 @@ _TOP_PAD_BYTES = 64 << 20
 
 # The relative error of a 512-term product is 1e-7 to 1e-6 in float32, and 1e-3 if the operands are rounded to bf16.
 _FP32_ERROR = 1e-5
+_PEAK_RESET = Path("/proc/self/clear_refs")
+"""Writing 5 makes the peak memory of the process its present memory (proc(5))."""
 _PROBE_SIDE = 512
 
 
@@ -56,12 +59,23 @@ def _forget_earlier_stage() -> None:
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = True
     gc.collect()
+    with suppress(OSError):
+        _PEAK_RESET.write_text("5")
     # Else all compiled models of a process count against one limit, after which dynamo compiles no more.
     if (dynamo := sys.modules.get("torch._dynamo")) is not None:
         dynamo.reset()
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
+
+
+def peak_process_bytes() -> int:
+    """The most bytes of memory that this process has had since `tune_process`, or without procfs since its start."""
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
 
 
 def matmul_precision(precision: Precision, device: torch.device) -> None:

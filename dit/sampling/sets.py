@@ -23,7 +23,7 @@ from dit.storage import Store, read_record, sha256_file, write_record
 from dit.study import layout
 from dit.study.config import StudyConfig
 from dit.study.records import FileEntry, SamplePartRecord, SampleSetManifest
-from dit.study.variants import ModelSpec
+from dit.study.runs import Run
 
 PART_IMAGES = 250
 
@@ -46,7 +46,7 @@ class SampleSet:
     """The samples of one checkpoint: their keys in the store, and the origin that they must have."""
 
     work: Work
-    spec: ModelSpec
+    run: Run
     step: int
 
     @property
@@ -62,17 +62,17 @@ class SampleSet:
     @property
     def output(self) -> Output[SampleSetManifest]:
         """The manifest that marks the set complete."""
-        return samples(self.work, self.spec, self.step)
+        return samples(self.work, self.run, self.step)
 
     @property
     def folder(self) -> str:
         """Key of the set's folder."""
-        return layout.samples(self.config, self.spec, self.step)
+        return layout.samples(self.config, self.run, self.step)
 
     @property
     def config_hash(self) -> str:
         """The configuration hash that every part and the manifest must have."""
-        return self.config.sampling_hash(self.spec)
+        return self.config.sampling_hash(self.run)
 
     @property
     def parts(self) -> range:
@@ -143,7 +143,7 @@ class SampleSet:
         square = np.sum([record.latent_square_sum for record in records], axis=0) / values
         manifest = SampleSetManifest(
             study=self.config.study,
-            variant=self.spec.name,
+            variant=self.run.spec.name,
             step=self.step,
             config_hash=self.config_hash,
             checkpoint_sha256=records[0].checkpoint_sha256,

@@ -20,16 +20,16 @@ from dit.runtime.distributed import Ranks
 from dit.sampling.generate import Generator
 from dit.sampling.wiener import draw_wiener
 from dit.study.records import CheckpointMeta
-from dit.study.variants import ModelSpec
+from dit.study.runs import Run
 from dit.tracking import Tracker
 
 
 class SamplingWatch:
     """The checks of a variant's sampling; without the dataset's bounds there are none. All ranks call every method."""
 
-    def __init__(self, work: Work, spec: ModelSpec, ranks: Ranks, tracker: Tracker) -> None:
+    def __init__(self, work: Work, run: Run, ranks: Ranks, tracker: Tracker) -> None:
         self._config, self._ranks = work.config, ranks
-        self._watch = Watch(work.config, spec, work.store, ranks, tracker if ranks.is_main else None)
+        self._watch = Watch(work.config, run, work.store, ranks, tracker if ranks.is_main else None)
         self._bounds = load_bounds(work)
         self._schedule = SCHEDULES[work.config.train.schedule]()
 

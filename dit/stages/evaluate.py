@@ -22,7 +22,7 @@ from dit.storage import Store, write_record
 from dit.study import layout
 from dit.study.config import StudyConfig
 from dit.study.records import Estimate, MetricsRecord, SampleSetManifest
-from dit.study.variants import ModelSpec
+from dit.study.runs import Run
 
 if TYPE_CHECKING:
     from dit.metrics.extractors import Features
@@ -38,14 +38,14 @@ def run(config: StudyConfig, store: Store, variant: str, step: int | None = None
     another configuration, decoder or source, ConfigError for a set of one sample, InputError for a reference file that
     is not valid, DataError when another file is damaged.
     """
-    spec, work = config.spec(variant), Work(config, store)
+    run, work = config.run(variant), Work(config, store)
     steps = config.evaluation.at_steps if step is None else (step,)
-    pending = [number for number in steps if not look(work, metrics_of(work, spec, number)).complete]
+    pending = [number for number in steps if not look(work, metrics_of(work, run, number)).complete]
     if pending:
-        _evaluate(work, spec, pending)
+        _evaluate(work, run, pending)
     else:
-        say_complete(EVALUATE, spec)
-    return [require(work, metrics_of(work, spec, number)) for number in steps]
+        say_complete(EVALUATE, run)
+    return [require(work, metrics_of(work, run, number)) for number in steps]
 
 
 def check_files(config: StudyConfig, store: Store) -> None:
@@ -56,9 +56,9 @@ def check_files(config: StudyConfig, store: Store) -> None:
     find_evaluation_files(config, store)
 
 
-def _evaluate(work: Work, spec: ModelSpec, steps: list[int]) -> None:
+def _evaluate(work: Work, run: Run, steps: list[int]) -> None:
     config, store = work.config, work.store
-    sets = [SampleSet(work, spec, step) for step in steps]
+    sets = [SampleSet(work, run, step) for step in steps]
     manifests = [require(work, sample_set.output) for sample_set in sets]
     if config.sampling.num_samples < 2:
         raise ConfigError("sampling.num_samples=1: a distance between distributions needs two samples or more")
@@ -76,11 +76,11 @@ def _evaluate(work: Work, spec: ModelSpec, steps: list[int]) -> None:
 
     inputs = find_inputs(work)
     labels = sample_labels(config.sampling, config.dataset.classes)
-    tune_process(config.fit_for(spec).threads)
-    with session() as ranks, open_tracker(config, store, spec, enabled=ranks.is_main) as tracker:
-        agree(ranks, {**study_facts(config, spec, work.dataset_content), "sets": [one.step for one in sets]})
+    tune_process(config.fit_for(run.spec).threads)
+    with session() as ranks, open_tracker(config, store, run, enabled=ranks.is_main) as tracker:
+        agree(ranks, {**study_facts(config, run, work.dataset_content), "sets": [one.step for one in sets]})
         setup = open_setup(ReferenceFolder(config, store, ranks), inputs, manifests[0].decoder)
-        look_at_yardstick(work, spec, setup, steps[0], ranks, tracker)
+        look_at_yardstick(work, run, setup, steps[0], ranks, tracker)
         for sample_set, manifest in zip(sets, manifests, strict=True):
             began = time.perf_counter()
             features = _features(sample_set, manifest, setup, ranks)
@@ -89,24 +89,24 @@ def _evaluate(work: Work, spec: ModelSpec, steps: list[int]) -> None:
                 record = _record(sample_set, manifest, setup, metrics, replicates)
                 spent = {"seconds": time.perf_counter() - began, "processes": ranks.world_size}
                 record = record.model_copy(update=spent)
-                _log(record, config, tracker)
-                write_record(store, layout.metrics(config, spec, sample_set.step), record)
+                _log(run.name, record, config, tracker)
+                write_record(store, layout.metrics(config, run, sample_set.step), record)
             ranks.barrier()
 
 
 def _features(sample_set: SampleSet, manifest: SampleSetManifest, setup: EvaluationSetup, ranks: Ranks) -> Features:
     from dit.metrics.extractors import extract
 
-    config, spec = sample_set.config, sample_set.spec
+    config, run = sample_set.config, sample_set.run
     mine = sample_set.parts[ranks.rank :: ranks.world_size]
     images = sum(len(sample_set.indices(part)) for part in mine)
-    with progress(f"features {spec.name} step {sample_set.step}", images, "images", enabled=ranks.is_main) as bar:
+    with progress(f"features {run.name} step {sample_set.step}", images, "images", enabled=ranks.is_main) as bar:
 
         def shares() -> Iterator[tuple[int, Images]]:
             for part in mine:
                 yield part * PART_IMAGES, sample_set.read_part(manifest.files[part])[0]
 
-        batch = config.fit_for(spec).feature_batch
+        batch = config.fit_for(run.spec).feature_batch
         return extract(setup.extractor, shares(), manifest.num_samples, ranks, batch, bar)
 
 
@@ -117,12 +117,13 @@ def _record(
     metrics: dict[str, Estimate],
     replicates: Iterable[float],
 ) -> MetricsRecord:
-    config, spec = sample_set.config, sample_set.spec
+    config, run = sample_set.config, sample_set.run
     return MetricsRecord(
         study=config.study,
-        variant=spec.name,
+        variant=run.spec.name,
+        train_seed=run.seed,
         step=sample_set.step,
-        config_hash=config.evaluation_hash(spec),
+        config_hash=config.evaluation_hash(run),
         science_hash=config.science_hash(),
         dataset_content=setup.dataset_content,
         metric=config.evaluation.metric,
@@ -137,17 +138,17 @@ def _record(
         reference_sha256=setup.reference.source_sha256,
         extractor_sha256=setup.extractor.sha256,
         noise_floor=setup.noise_floor,
-        parameters=spec.parameters(config.dataset.inputs),
-        gflops=spec.gflops(config.dataset.inputs),
+        parameters=run.spec.parameters(config.dataset.inputs),
+        gflops=run.spec.gflops(config.dataset.inputs),
     )
 
 
-def _log(record: MetricsRecord, config: StudyConfig, tracker: Tracker) -> None:
+def _log(name: str, record: MetricsRecord, config: StudyConfig, tracker: Tracker) -> None:
     # The tracker keeps the first value of a name and step, so `layout.metric` puts the protocol into the name.
     points: dict[str, float] = {}
-    for name, metric in record.metrics.items():
-        points |= {name: metric.value, f"{name}_low": metric.low, f"{name}_high": metric.high}
-    tracker.metrics(record.step, {layout.metric(config, name): value for name, value in points.items()})
+    for key, metric in record.metrics.items():
+        points |= {key: metric.value, f"{key}_low": metric.low, f"{key}_high": metric.high}
+    tracker.metrics(record.step, {layout.metric(config, key): value for key, value in points.items()})
     shown = record.metrics[record.metric]
     low, high = format_number(shown.low), format_number(shown.high)
-    say(f"{record.variant} step {record.step}: {record.metric} {format_number(shown.value)} [{low}, {high}]")
+    say(f"{name} step {record.step}: {record.metric} {format_number(shown.value)} [{low}, {high}]")

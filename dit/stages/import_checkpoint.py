@@ -23,7 +23,7 @@ from dit.storage.open import fetch_file
 from dit.study import layout
 from dit.study.config import StudyConfig
 from dit.study.records import CheckpointMeta, Origin, TrainRecord
-from dit.study.variants import ModelSpec
+from dit.study.runs import Run
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,12 +43,12 @@ def run(config: StudyConfig, store: Store, source: str, variant: str, step: int 
     from dit.checkpoints.fit import fit_model
     from dit.checkpoints.foreign import read_foreign
 
-    spec, work, path = config.spec(variant), Work(config, store), fetch_file(source)
+    run, work, path = config.run(variant), Work(config, store), fetch_file(source)
     found = read_foreign(path)
     number = step if step is not None else found.step
     if number is None:
         raise ConfigError(f"{source}: does not have the step of its training; give --step")
-    _, inputs = fit_model(source, found.weights, variant)
+    _, inputs = fit_model(source, found.weights, run.spec.name)
     if inputs != config.dataset.inputs:
         wanted = config.dataset.inputs
         raise MismatchError(
@@ -61,27 +61,27 @@ def run(config: StudyConfig, store: Store, source: str, variant: str, step: int 
     )
     store.check_writable()
     keep_study(config, store)
-    with leased(store, layout.lease(config, spec), f"the training of {spec.name}"):
-        meta = _existing(work, spec, number, origin) or _write(work, spec, number, found, origin)
-        _record_training(work, spec)
+    with leased(store, layout.lease(config, run), f"the training of {run.name}"):
+        meta = _existing(work, run, number, origin) or _write(work, run, number, found, origin)
+        _record_training(work, run)
     return meta
 
 
-def _existing(work: Work, spec: ModelSpec, step: int, origin: Origin) -> CheckpointMeta | None:
-    finding = look(work, checkpoint(work, spec, step))
+def _existing(work: Work, run: Run, step: int, origin: Origin) -> CheckpointMeta | None:
+    finding = look(work, checkpoint(work, run, step))
     if finding.record is None or not finding.complete:
         return None
     if finding.record.origin is None or finding.record.origin.sha256 != origin.sha256:
         where = work.store.place(finding.output.key)
         raise MismatchError(f"{where}: step {step} has another checkpoint; give another --step or study name")
-    say(f"{spec.name} step {step}: imported before, nothing to do")
+    say(f"{run.name} step {step}: imported before, nothing to do")
     return finding.record
 
 
-def _write(work: Work, spec: ModelSpec, step: int, found: Foreign, origin: Origin) -> CheckpointMeta:
+def _write(work: Work, run: Run, step: int, found: Foreign, origin: Origin) -> CheckpointMeta:
     from dit.checkpoints.write import upload_tensors
 
-    config, store, folder = work.config, work.store, layout.checkpoint(work.config, spec, step)
+    config, store, folder = work.config, work.store, layout.checkpoint(work.config, run, step)
     parts = {layout.RAW_WEIGHTS: found.raw, layout.EMA_WEIGHTS: found.ema, layout.OPTIMIZER: found.optimizer}
     store.delete(folder)
     entries = tuple(
@@ -89,9 +89,9 @@ def _write(work: Work, spec: ModelSpec, step: int, found: Foreign, origin: Origi
     )
     meta = CheckpointMeta(
         study=config.study,
-        variant=spec.name,
+        variant=run.spec.name,
         step=step,
-        config_hash=config.training_hash(spec),
+        config_hash=config.training_hash(run),
         dataset_content="",
         precision="",
         world_size=0,
@@ -103,9 +103,9 @@ def _write(work: Work, spec: ModelSpec, step: int, found: Foreign, origin: Origi
     write_record(store, f"{folder}/{layout.META}", meta)
     for note in origin.notes:
         say(f"{origin.address}: {note}")
-    say(f"{spec.name} step {step}: imported {', '.join(entry.name for entry in entries)} to {store.place(folder)}")
+    say(f"{run.name} step {step}: imported {', '.join(entry.name for entry in entries)} to {store.place(folder)}")
     if found.ema is None:
-        say(f"{spec.name} step {step}: it has no EMA; sample it with --set sampling.weights=raw")
+        say(f"{run.name} step {step}: it has no EMA; sample it with --set sampling.weights=raw")
     return meta
 
 
@@ -113,22 +113,22 @@ def _float32(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.float().contiguous() for name, tensor in tensors.items()}
 
 
-def _record_training(work: Work, spec: ModelSpec) -> None:
+def _record_training(work: Work, run: Run) -> None:
     """Record the training as complete once all its checkpoints are imported, as the report expects."""
     config, store = work.config, work.store
-    present = [step for step in milestones(config) if step in list_checkpoints(store, config, spec)]
-    metas = [look(work, checkpoint(work, spec, step)).record for step in present]
+    present = [step for step in milestones(config) if step in list_checkpoints(store, config, run)]
+    metas = [look(work, checkpoint(work, run, step)).record for step in present]
     if len(present) < len(milestones(config)) or any(meta is None or meta.origin is None for meta in metas):
         return
     record = TrainRecord(
         study=config.study,
-        variant=spec.name,
+        variant=run.spec.name,
         steps=present[-1],
-        config_hash=config.training_hash(spec),
+        config_hash=config.training_hash(run),
         science_hash=config.science_hash(),
         dataset_content="",
-        parameters=spec.parameters(config.dataset.inputs),
-        gflops=spec.gflops(config.dataset.inputs),
+        parameters=run.spec.parameters(config.dataset.inputs),
+        gflops=run.spec.gflops(config.dataset.inputs),
         checkpoints=tuple(present),
         final_loss=math.nan,
         images_per_second=0.0,
@@ -138,7 +138,7 @@ def _record_training(work: Work, spec: ModelSpec) -> None:
         world_size=1,
         imported=True,
     )
-    write_record(store, layout.train_record(config, spec), record)
+    write_record(store, layout.train_record(config, run), record)
 
 
 def _require_finite(source: str | Path, found: Foreign) -> None:

@@ -41,7 +41,7 @@ def run(config: StudyConfig, store: Store) -> ReportRecord:
     pages = _pages(results, store)
     folder = layout.report(config)
     files = tuple(store.write(f"{folder}/{name}", data) for name, data in pages.items())
-    collect(config, store, [variant.spec for variant in results.variants])
+    collect(config, store, [variant.run for variant in results.variants])
     _track(config, store, results, pages)
     record = ReportRecord(study=config.study, config_hash=output.hash, files=files)
     write_record(store, layout.report_record(config), record)
@@ -62,7 +62,7 @@ def _pages(results: Results, store: Store) -> dict[str, bytes]:
 
 def _track(config: StudyConfig, store: Store, results: Results, pages: dict[str, bytes]) -> None:
     with open_tracker(config, store, None) as tracker:
-        tracker.tags({f"claim_{claim.number}": claim.verdict for claim in results.verdict.claims})
+        tracker.tags({f"claim_{claim.number}": claim.reading for claim in results.verdict.claims})
         tracker.tags({"health": headline(readings(config, store))})
         for name, data in pages.items():
             tracker.artifact(name, data)

@@ -27,7 +27,7 @@ from dit.storage import Store
 from dit.study import layout
 from dit.study.config import StudyConfig
 from dit.study.records import CheckpointMeta, SamplePartRecord, SampleSetManifest
-from dit.study.variants import ModelSpec
+from dit.study.runs import Run
 
 if TYPE_CHECKING:
     from dit.runtime.distributed import Ranks
@@ -50,8 +50,8 @@ def run(
     if export:
         # Before hours of sampling, not after them.
         check_target(export)
-    spec, work = config.spec(variant), Work(config, store)
-    sets = [SampleSet(work, spec, number) for number in (config.evaluation.at_steps if step is None else (step,))]
+    run, work = config.run(variant), Work(config, store)
+    sets = [SampleSet(work, run, number) for number in (config.evaluation.at_steps if step is None else (step,))]
     findings = [look(work, sample_set.output) for sample_set in sets]
     # A set without files is complete once it is evaluated, but an export needs the files.
     pending = [
@@ -60,12 +60,12 @@ def run(
         if not finding.complete or (export and not finding.files)
     ]
     if pending:
-        metas = [require(work, checkpoint(work, spec, sample_set.step)) for sample_set in pending]
+        metas = [require(work, checkpoint(work, run, sample_set.step)) for sample_set in pending]
         store.check_writable()
         keep_study(config, store)
-        _draw_sets(work, spec, list(zip(pending, metas, strict=True)))
+        _draw_sets(work, run, list(zip(pending, metas, strict=True)))
     else:
-        say_complete(SAMPLE, spec)
+        say_complete(SAMPLE, run)
     if export:
         export_adm(config, store, variant, sets[0].step, export)
     return [finding.record for finding in (look(work, sample_set.output) for sample_set in sets) if finding.record]
@@ -76,11 +76,11 @@ def export_adm(config: StudyConfig, store: Store, variant: str, step: int, path:
 
     Raises MissingError when the set is not complete, MismatchError when it has another configuration or decoder.
     """
-    work, spec = Work(config, store), config.spec(variant)
-    sample_set = SampleSet(work, spec, step)
+    work, run = Work(config, store), config.run(variant)
+    sample_set = SampleSet(work, run, step)
     manifest = require(work, sample_set.output, files=True)
     write_npz(path, sample_set.read(manifest), manifest.num_samples, manifest.image_size)
-    say(f"{path}: {manifest.num_samples} images of {spec.name} at step {step}")
+    say(f"{path}: {manifest.num_samples} images of {run.name} at step {step}")
 
 
 def draw_labels(config: StudyConfig, store: Store, variant: str, step: int, labels: Sequence[int]) -> str:
@@ -102,22 +102,22 @@ def draw_labels(config: StudyConfig, store: Store, variant: str, step: int, labe
     from dit.sampling import grid
     from dit.sampling.generate import Generator, trained
 
-    spec, work = config.spec(variant), Work(config, store)
-    meta, fit = require(work, checkpoint(work, spec, step)), config.fit_for(spec)
+    run, work = config.run(variant), Work(config, store)
+    meta, fit = require(work, checkpoint(work, run, step)), config.fit_for(run.spec)
     tune_process(fit.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     codec = open_codec(config.dataset, device, decoding=True, batch=fit.decode_batch)
-    weights, _ = load_weights(store, layout.checkpoint(config, spec, step), meta, config.sampling.weights)
-    generator = Generator(config, trained(config, spec, weights, device), codec, device, fit.sample_batch)
+    weights, _ = load_weights(store, layout.checkpoint(config, run, step), meta, config.sampling.weights)
+    generator = Generator(config, trained(config, run.spec, weights, device), codec, device, fit.sample_batch)
     generator.labels = np.asarray(labels, dtype=np.int64)
-    with progress(f"sample {spec.name} step {step}", len(labels), "images") as bar:
+    with progress(f"sample {run.name} step {step}", len(labels), "images") as bar:
         images = generator.draw(range(len(labels)), bar).images
     names = _class_names(work)
     tiles = [(image, names[label]) for image, label in zip(images, labels, strict=True)]
     rows = [tiles[first : first + grid.COLUMNS] for first in range(0, len(tiles), grid.COLUMNS)]
-    key = layout.labels_grid(config, spec, step, labels)
+    key = layout.labels_grid(config, run, step, labels)
     store.write(key, grid.render(rows))
-    say(f"{spec.name} step {step}: {len(labels)} samples, {store.place(key)}")
+    say(f"{run.name} step {step}: {len(labels)} samples, {store.place(key)}")
     return key
 
 
@@ -126,7 +126,7 @@ def _class_names(work: Work) -> Sequence[str]:
     return manifest.class_names if manifest else [str(label) for label in range(work.config.dataset.classes)]
 
 
-def _draw_sets(work: Work, spec: ModelSpec, sets: Sequence[tuple[SampleSet, CheckpointMeta]]) -> None:
+def _draw_sets(work: Work, run: Run, sets: Sequence[tuple[SampleSet, CheckpointMeta]]) -> None:
     from dit.checkpoints.read import load_weights
     from dit.codec.open import open_codec
     from dit.health.ranks import agree, study_facts
@@ -136,21 +136,21 @@ def _draw_sets(work: Work, spec: ModelSpec, sets: Sequence[tuple[SampleSet, Chec
     from dit.sampling.watch import SamplingWatch
     from dit.tracking import open_tracker
 
-    config, store, fit = work.config, work.store, work.config.fit_for(spec)
+    config, store, fit = work.config, work.store, work.config.fit_for(run.spec)
     tune_process(fit.threads)
-    with session() as ranks, open_tracker(config, store, spec, enabled=ranks.is_main) as tracker:
-        agree(ranks, {**study_facts(config, spec, work.dataset_content), "sets": [one.step for one, _ in sets]})
+    with session() as ranks, open_tracker(config, store, run, enabled=ranks.is_main) as tracker:
+        agree(ranks, {**study_facts(config, run, work.dataset_content), "sets": [one.step for one, _ in sets]})
         compiled = compiles(fit, ranks)
         # Before the model, because the decoder's weights may be missing.
         codec = open_codec(config.dataset, ranks.device, decoding=True, batch=fit.decode_batch)
-        watch = SamplingWatch(work, spec, ranks, tracker)
+        watch = SamplingWatch(work, run, ranks, tracker)
         watch.begin(sets[0][0].step)
         for sample_set, meta in sets:
-            folder = layout.checkpoint(config, spec, sample_set.step)
+            folder = layout.checkpoint(config, run, sample_set.step)
             weights, sha256 = load_weights(store, folder, meta, config.sampling.weights)
-            denoise = trained(config, spec, weights, ranks.device, compiled=compiled)
+            denoise = trained(config, run.spec, weights, ranks.device, compiled=compiled)
             # A compiled model is made for whole batches; the few samples of a check do not need it.
-            watch.look(meta, weights, trained(config, spec, weights, ranks.device) if compiled else denoise)
+            watch.look(meta, weights, trained(config, run.spec, weights, ranks.device) if compiled else denoise)
             generator = Generator(config, denoise, codec, ranks.device, fit.sample_batch)
             _draw_parts(sample_set, generator, sha256, ranks)
             ranks.barrier()
@@ -166,11 +166,11 @@ def _draw_parts(sample_set: SampleSet, generator: Generator, sha256: str, ranks:
     mine = [part for part in sample_set.parts if part not in finished][ranks.rank :: ranks.world_size]
     todo = sum(len(sample_set.indices(part)) for part in mine)
     done = sum(len(sample_set.indices(part)) for part in finished) // ranks.world_size
-    title = f"sample {sample_set.spec.name} step {sample_set.step}"
+    title = f"sample {sample_set.run.name} step {sample_set.step}"
     if ranks.world_size > 1:
         title += f" (process 1 of {ranks.world_size})"
     # A batch larger than a part spans several parts. Noise and labels depend on the sample alone, so images stay equal.
-    size = max(1, sample_set.config.fit_for(sample_set.spec).sample_batch // PART_IMAGES)
+    size = max(1, sample_set.config.fit_for(sample_set.run.spec).sample_batch // PART_IMAGES)
     with progress(title, done + todo, "images", done, enabled=ranks.is_main) as bar:
         for group in (mine[start : start + size] for start in range(0, len(mine), size)):
             indices = [index for part in group for index in sample_set.indices(part)]
@@ -187,15 +187,15 @@ def _draw_parts(sample_set: SampleSet, generator: Generator, sha256: str, ranks:
 
 def _finish(sample_set: SampleSet, sha256: str, tracker: Tracker) -> None:
     """Write preview and manifest of a set whose parts are all complete."""
-    config, store, spec, step = sample_set.config, sample_set.store, sample_set.spec, sample_set.step
+    config, store, run, step = sample_set.config, sample_set.store, sample_set.run, sample_set.step
     records = sample_set.all_parts(sha256)
     png = _preview(sample_set, records)
-    entry = store.write(layout.sample_grid(config, spec, step), png)
+    entry = store.write(layout.sample_grid(config, run, step), png)
     sample_set.write_manifest(records, [entry])
     tracker.image("samples", step, png)
     images, seconds = config.sampling.num_samples, sum(record.seconds for record in records)
     rate = format_rate(images / seconds, "images")
-    say(f"{spec.name} step {step}: {images} samples, {rate}, {store.place(layout.sample_grid(config, spec, step))}")
+    say(f"{run.name} step {step}: {images} samples, {rate}, {store.place(layout.sample_grid(config, run, step))}")
 
 
 def _preview(sample_set: SampleSet, records: Sequence[SamplePartRecord]) -> bytes:

@@ -10,7 +10,7 @@ from dit.runtime.distributed import environment_world_size
 from dit.storage import Store
 from dit.study.config import StudyConfig
 from dit.study.records import CheckpointMeta, TrainRecord
-from dit.study.variants import ModelSpec
+from dit.study.runs import Run
 from dit.training.plan import make_plan, require_equal_shares
 
 
@@ -27,9 +27,9 @@ def run(config: StudyConfig, store: Store, variant: str) -> TrainRecord:
 
         train.run(load(Path("configs/digits.yaml")), open_store("runs"), "mini-S/2")
     """
-    spec, work = config.spec(variant), Work(config, store)
-    _train(work, spec, None)
-    return require(work, training(work, spec))
+    run, work = config.run(variant), Work(config, store)
+    _train(work, run, None)
+    return require(work, training(work, run))
 
 
 def run_until(config: StudyConfig, store: Store, variant: str, step: int) -> CheckpointMeta:
@@ -39,21 +39,21 @@ def run_until(config: StudyConfig, store: Store, variant: str, step: int) -> Che
 
     Raises ConfigError when no checkpoint of that step is kept. Raises the errors of `run`.
     """
-    spec, work, steps = config.spec(variant), Work(config, store), milestones(config)
+    run, work, steps = config.run(variant), Work(config, store), milestones(config)
     if step not in steps:
         raise ConfigError(f"--until {step}: is not an evaluated step; give one of {', '.join(map(str, steps))}")
-    _train(work, spec, step)
-    return require(work, checkpoint(work, spec, step))
+    _train(work, run, step)
+    return require(work, checkpoint(work, run, step))
 
 
-def _train(work: Work, spec: ModelSpec, until: int | None) -> None:
+def _train(work: Work, run: Run, until: int | None) -> None:
     require_equal_shares(work.config)
     if environment_world_size() == 1:
-        if is_complete(TRAIN, work, spec, until):
-            say_complete(TRAIN, spec, until)
+        if is_complete(TRAIN, work, run, until):
+            say_complete(TRAIN, run, until)
             return
-        make_plan(work, spec, until)
+        make_plan(work, run, until)
     keep_study(work.config, work.store)
     from dit.training.run import execute
 
-    execute(work, spec, until)
+    execute(work, run, until)

@@ -10,10 +10,14 @@ from dit.errors import DitError
 
 
 class Periodic:
-    """Calls `action` every `seconds` on a thread, until `stop`. An error is printed once until a call succeeds."""
+    """Calls `action` every `seconds` on a thread, until `stop`. An error is printed once until a call succeeds.
 
-    def __init__(self, name: str, seconds: float, action: Callable[[], None]) -> None:
+    The first call comes after `seconds`, or with `at_once` immediately.
+    """
+
+    def __init__(self, name: str, seconds: float, action: Callable[[], None], *, at_once: bool = False) -> None:
         self._name, self._seconds, self._action = name, seconds, action
+        self._wait = 0.0 if at_once else seconds
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
@@ -25,7 +29,8 @@ class Periodic:
 
     def _run(self) -> None:
         failed = False
-        while not self._ended.wait(self._seconds):
+        while not self._ended.wait(self._wait):
+            self._wait = self._seconds
             try:
                 self._action()
                 failed = False

@@ -144,8 +144,8 @@ class StepsConfig(Section):
     parts: Positive = 1
     """Pods that share the preparation."""
     variants_at_a_time: Positive | None = None
-    """Variants that run at the same time; unset, all of them with `queue`, else one. Without a queue, jobs start pod
-    by pod, and two jobs could each hold some of the GPUs that the other needs."""
+    """Runs (a variant with a seed) that are worked on at the same time; unset, all of them with `queue`, else one.
+    Without a queue, jobs start pod by pod, and two jobs could each hold some of the GPUs that the other needs."""
     retries: Natural = 3
     """Retries for a step whose pod was deleted (a node drain, for example) or lost with its node. A step that exits
     with an error is not retried. Argo also counts a pod that its node stopped (memory or disk pressure, shutdown) as an
@@ -261,7 +261,7 @@ class ClusterConfig(Section):
 
     @property
     def variants_at_a_time(self) -> int | None:
-        """How many variants run at the same time; None is all."""
+        """How many runs are worked on at the same time; None is all."""
         return self.steps.variants_at_a_time or (None if self.queue else 1)
 
     @property

@@ -7,6 +7,7 @@ Science decides the numbers, and it alone enters the hashes that bind records to
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
@@ -15,6 +16,12 @@ from dit.errors import ConfigError
 from dit.study.addresses import tracking_address
 from dit.study.checks import Checks
 from dit.study.cluster import ClusterConfig
+from dit.study.dataset import DatasetConfig as DatasetConfig
+from dit.study.dataset import DigitsSource as DigitsSource
+from dit.study.dataset import FolderSource as FolderSource
+from dit.study.dataset import PixelCodec as PixelCodec
+from dit.study.dataset import TarSource as TarSource
+from dit.study.dataset import VaeCodec as VaeCodec
 from dit.study.fields import (
     Address,
     FeaturePrecision,
@@ -23,6 +30,7 @@ from dit.study.fields import (
     Precision,
     Section,
     Seed,
+    Seeds,
     Sha256,
     Slug,
     TypeName,
@@ -31,100 +39,12 @@ from dit.study.fields import (
 from dit.study.fit import FitConfig as FitConfig
 from dit.study.hashing import digest
 from dit.study.mistakes import as_value_error, first_line
-from dit.study.variants import InputSpec, ModelSpec, resolve
+from dit.study.runs import Run, split_name
+from dit.study.variants import ModelSpec, resolve
 from dit.study.yaml_values import as_yaml
 
 DIFFUSION_STEPS = 1000
 """T, the length of the training chain (Peebles & Xie 2023, section 4), with every noise schedule."""
-
-
-class DigitsSource(Section):
-    """scikit-learn's 1,797 handwritten digits of 8x8 pixels, which are part of the library."""
-
-    kind: Literal["digits"]
-
-
-class FolderSource(Section):
-    """A folder with one folder of images per class, like ImageNet's training set."""
-
-    kind: Literal["folder"]
-    path: Address
-    """Local path of the folder that holds the class folders."""
-
-
-class TarSource(Section):
-    """Tar files of images. A member's class is its folder, or without a folder the name of its tar file."""
-
-    kind: Literal["tar"]
-    path: Address
-    """A local path or glob of tar files, or the store address of a folder of them."""
-
-
-class PixelCodec(Section):
-    """No autoencoder: the model denoises the pixels themselves, scaled to [-1, 1]."""
-
-    kind: Literal["pixels"]
-    channels: Literal[1, 3] = 3
-    """1 for greyscale, 3 for RGB."""
-
-
-class VaeCodec(Section):
-    """A diffusers AutoencoderKL (Rombach et al. 2022): 8x8 pixels become one latent position of 4 channels."""
-
-    kind: Literal["vae"]
-    weights: Address
-    """Local path or store address of a folder that `AutoencoderKL.save_pretrained` wrote."""
-    decoder: Address | None = None
-    """Another autoencoder to decode with; unset, the encoder's own. ft-EMA and ft-MSE share their encoder. In no hash:
-    samples and metrics record the SHA-256 of the decoder's weights, and those of another decoder are refused."""
-    scale_factor: float = Field(default=0.18215, gt=0)
-    """Factor on the latents, so that their variance is about 1."""
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    """Precision in which images are encoded and decoded."""
-
-
-class DatasetConfig(Section):
-    """Which images, and how they become shards. The dataset's identity is its name, not the path of its files."""
-
-    name: Slug
-    """Name of the dataset: studies with equal `dataset` sections share its shards."""
-    source: Annotated[DigitsSource | FolderSource | TarSource, Field(discriminator="kind")]
-    codec: Annotated[PixelCodec | VaeCodec, Field(discriminator="kind")]
-    image_size: Positive
-    """Side of the square image after ADM's centre crop, in pixels."""
-    classes: Positive
-    """Number of classes; the source must have as many."""
-    mirror: bool = True
-    """Train on each image and on its mirror image."""
-    samples_per_shard: Positive = 4096
-    """Images per shard, a tar file."""
-    shuffle_seed: Seed = 0
-    """Seed of the order in which images enter the shards, so that every shard mixes classes."""
-    max_corrupt_fraction: Fraction = 0.0
-    """Preparation fails when a larger share of the images cannot be read."""
-
-    @property
-    def inputs(self) -> InputSpec:
-        """Shape of one latent and the number of classes."""
-        if isinstance(self.codec, VaeCodec):
-            return InputSpec(channels=4, size=self.image_size // 8, classes=self.classes)
-        return InputSpec(channels=self.codec.channels, size=self.image_size, classes=self.classes)
-
-    @model_validator(mode="after")
-    def _sizes_fit(self) -> DatasetConfig:
-        if isinstance(self.codec, VaeCodec) and self.image_size % 8:
-            raise ValueError(f"image_size={self.image_size} is not divisible by 8, which the autoencoder needs")
-        if isinstance(self.source, DigitsSource) and (
-            self.image_size != 8 or self.classes != 10 or self.codec != PixelCodec(kind="pixels", channels=1)
-        ):
-            raise ValueError("the digits are image_size=8, classes=10, codec={kind: pixels, channels: 1}")
-        return self
-
-    def identity(self) -> dict[str, Any]:
-        """The values that decide the shards' content: all but paths, the decoder and `max_corrupt_fraction`."""
-        codec = self.codec.hashed(exclude={"weights", "decoder"})
-        own = self.hashed(exclude={"source", "codec", "max_corrupt_fraction"})
-        return {**own, "source": {"kind": self.source.kind}, "codec": codec}
 
 
 class TrainConfig(Section):
@@ -230,6 +150,13 @@ class EvaluationConfig(Section):
     """Bootstrap resamples per interval; at least 2 / (1 - confidence), so that one lies beyond each end."""
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
     """Share of bootstrap values inside an interval."""
+    seed_spread: float | None = Field(default=None, gt=0)
+    """Standard deviation between training seeds of the natural log of the Fréchet distance, from a publication or an
+    earlier study: it widens the intervals of a study with one seed. In no hash of metrics."""
+    seed_spread_degrees_of_freedom: Positive | None = None
+    """Of `seed_spread`: runs behind it minus variants behind it. Unset, the spread counts as known exactly."""
+
+    LATER_KEYS: ClassVar[frozenset[str]] = frozenset({"seed_spread", "seed_spread_degrees_of_freedom"})
 
     @property
     def metric(self) -> str:
@@ -252,9 +179,15 @@ class EvaluationConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _freedom_of_a_spread(self) -> EvaluationConfig:
+        if self.seed_spread_degrees_of_freedom is not None and self.seed_spread is None:
+            raise ValueError("seed_spread_degrees_of_freedom is given without seed_spread; give both")
+        return self
+
     def identity(self) -> dict[str, Any]:
         """The values that decide a metric, given the samples."""
-        own = self.hashed(exclude={"at_steps", "extractor_weights", "reference"})
+        own = self.hashed(exclude={"at_steps", "extractor_weights", "reference", *self.LATER_KEYS})
         return {**own, "reference": {"kind": self.reference.kind}}
 
 
@@ -302,6 +235,8 @@ class StudyConfig(Section):
     dataset: DatasetConfig
     variants: tuple[str, ...] = Field(min_length=1)
     """Models to compare, such as `[mini-S/2, DiT-XL/2]`: a family, a size and a patch size (dit/study/variants.py)."""
+    seeds: Seeds = 1
+    """Training seeds of every variant: 3 means `train.seed` and the two after it. A variant with one seed is a run."""
     train: TrainConfig
     sampling: SamplingConfig = SamplingConfig()
     evaluation: EvaluationConfig
@@ -317,6 +252,8 @@ class StudyConfig(Section):
     """Health check -> off, warn or stop in place of what the check itself says. `finite` always stops. Changes no
     result; in no hash."""
 
+    LATER_KEYS: ClassVar[frozenset[str]] = frozenset({"seeds"})
+
     @field_validator("variants")
     @classmethod
     def _known_variants(cls, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -329,6 +266,8 @@ class StudyConfig(Section):
     def _fits_together(self) -> StudyConfig:
         for spec in self.specs:
             as_value_error(spec.tokens, self.dataset.inputs)
+        if max(self.train_seeds) >= 2**63:
+            raise ValueError(f"seeds={self.seeds} reaches beyond the largest seed; lower train.seed={self.train.seed}")
         late = [step for step in self.evaluation.at_steps if step > self.train.steps]
         if late:
             raise ValueError(f"evaluation.at_steps has {late[0]}, which train.steps={self.train.steps} never reaches")
@@ -362,6 +301,56 @@ class StudyConfig(Section):
             )
         return spec
 
+    @property
+    def train_seeds(self) -> tuple[int, ...]:
+        """The training seeds of every variant, in order."""
+        if isinstance(self.seeds, tuple):
+            return self.seeds
+        return tuple(range(self.train.seed, self.train.seed + self.seeds))
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """Every variant with every seed: variant by variant, in the study's order."""
+        own = self.train.seed
+        return tuple(Run(spec, seed, is_base=seed == own) for spec in self.specs for seed in self.train_seeds)
+
+    def runs_of(self, variant: str, seed: int | None = None) -> tuple[Run, ...]:
+        """The runs of a variant of this name or slug, or the one with this seed; also of a run's own name or slug.
+
+        Raises ConfigError when the study does not have the variant or the seed.
+        """
+        variant, named = split_name(variant)
+        seed = named if seed is None else seed
+        spec = self.spec(variant)
+        found = tuple(run for run in self.runs if run.spec == spec and seed in (None, run.seed))
+        if not found:
+            raise ConfigError(f"seed {seed}: is not in study {self.study}, which has {_listed(self.train_seeds)}")
+        return found
+
+    def run(self, variant: str, seed: int | None = None) -> Run:
+        """The one run of a name, slug, or variant and seed; without a seed that of `train.seed`, or the only one.
+
+        Raises ConfigError when the study does not have it, or has several seeds without `train.seed`.
+        """
+        found = self.runs_of(variant, seed)
+        base = [run for run in found if run.is_base]
+        if len(found) > 1 and not base:
+            raise ConfigError(f"{variant}: the study has the seeds {_listed(self.train_seeds)}; choose one with --seed")
+        return found[0] if len(found) == 1 else base[0]
+
+    def options(self, run: Run) -> list[str]:
+        """The options of a command that choose a run."""
+        seed = ["--seed", str(run.seed)] if len(self.train_seeds) > 1 else []
+        return ["--variant", run.spec.name, *seed]
+
+    def same_run(self, run: Run) -> Run:
+        """The run that has the same addresses in this study."""
+        return replace(run, seed=self.train.seed) if run.is_base else run
+
+    def recipe(self, run: Run) -> TrainConfig:
+        """The training recipe with the run's seed."""
+        return self.train.model_copy(update={"seed": run.seed})
+
     def fit_for(self, spec: ModelSpec) -> FitConfig:
         """`fit`, with what `fit_by_variant` replaces for this variant."""
         return FitConfig.model_validate({**self.fit.model_dump(), **self.fit_by_variant.get(spec.name, {})})
@@ -370,17 +359,18 @@ class StudyConfig(Section):
         """The hash in the name of the dataset's folder."""
         return digest(self.dataset.identity())
 
-    def training_hash(self, spec: ModelSpec) -> str:
-        """The hash that binds checkpoints to dataset, variant and recipe."""
-        return digest({"dataset": self.dataset_hash(), "variant": spec.name, "train": self.train.identity()})
+    def training_hash(self, run: Run) -> str:
+        """The hash that binds checkpoints to dataset, variant and recipe: that of a study with the run's seed alone."""
+        recipe = self.recipe(run).identity()
+        return digest({"dataset": self.dataset_hash(), "variant": run.spec.name, "train": recipe})
 
-    def sampling_hash(self, spec: ModelSpec) -> str:
+    def sampling_hash(self, run: Run) -> str:
         """The hash that binds a sample set to its checkpoint's training and the sampling protocol."""
-        return digest({"training": self.training_hash(spec), "sampling": self.sampling.hashed()})
+        return digest({"training": self.training_hash(run), "sampling": self.sampling.hashed()})
 
-    def evaluation_hash(self, spec: ModelSpec) -> str:
+    def evaluation_hash(self, run: Run) -> str:
         """The hash that binds a metric to its samples and the evaluation protocol."""
-        return digest({"sampling": self.sampling_hash(spec), "evaluation": self.evaluation.identity()})
+        return digest({"sampling": self.sampling_hash(run), "evaluation": self.evaluation.identity()})
 
     def identities(self) -> dict[str, dict[str, Any]]:
         """Section -> the values of it that enter hashes."""
@@ -392,9 +382,13 @@ class StudyConfig(Section):
         }
 
     def science_hash(self) -> str:
-        """The hash of dataset, recipe, sampling and evaluation: equal for all variants that may be compared."""
+        """The hash of dataset, recipe, sampling and evaluation: equal for all runs that may be compared."""
         return digest(self.identities() | {"dataset": self.dataset_hash()})
 
     def to_yaml(self) -> str:
         """The whole study with all defaults; `study_file.load_text` reads it back to an equal study."""
         return as_yaml(self.model_dump(mode="json"))
+
+
+def _listed(seeds: tuple[int, ...]) -> str:
+    return ", ".join(map(str, seeds))

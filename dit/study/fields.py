@@ -69,6 +69,20 @@ def _no_boolean(value: object) -> object:
     return value
 
 
+def _number_or_list(seeds: object) -> object:
+    """A number of seeds, or a list of different ones; raises ValueError for anything else."""
+    entries: list[Any] = list(seeds) if isinstance(seeds, list | tuple) else [seeds]
+    if any(type(entry) is not int for entry in entries):
+        raise ValueError("must be a number of seeds, such as 3, or a list, such as [0, 1, 2]")
+    if isinstance(seeds, int):
+        if seeds < 1:
+            raise ValueError("must be 1 or more")
+        return seeds
+    if not entries or len(set(entries)) < len(entries) or min(entries) < 0 or max(entries) >= 2**63:
+        raise ValueError(f"{entries} must have one or more different numbers from 0, below 2^63")
+    return tuple(entries)
+
+
 def on_or_off(value: object) -> object:
     """`on` or `off` for the words and values that YAML has for them; any other value as it is."""
     return _SWITCHES.get(str(value).casefold(), value) if isinstance(value, bool | str) else value
@@ -100,6 +114,10 @@ Positive = Annotated[Whole, Field(gt=0)]
 Natural = Annotated[Whole, Field(ge=0)]
 Seed = Annotated[Whole, Field(ge=0, lt=2**63)]
 """A seed that both numpy and torch accept."""
+Seeds = Annotated[
+    int | tuple[int, ...], BeforeValidator(_number_or_list), TypeName("number, or list of whole numbers from 0")
+]
+"""How many seeds, or which."""
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Precision = Literal["fp32", "tf32", "bf16"]
 """Precision of a model's matrix products."""

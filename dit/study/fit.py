@@ -25,8 +25,8 @@ class FitConfig(Section):
     threads: Positive | None = None
     """CPU threads per process for torch; unset, torch's own choice."""
     parallel_variants: Positive | None = None
-    """Variants that `dit study` works on at a time; unset, one per core, or one if there is a GPU. Each uses its share
-    of the threads, and the memory of a whole model."""
+    """Runs (a variant with a seed) that `dit study` works on at a time; unset, one per core, or one if there is a GPU.
+    Each uses its share of the threads, and the memory of a whole model."""
     checkpoint_every: Positive = 5000
     """Steps between checkpoints that are written only for resuming. Evaluated steps are always written."""
     keep_checkpoints: Positive = 2

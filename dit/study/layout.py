@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from dit.study.config import SamplingConfig, StudyConfig
 from dit.study.hashing import digest
-from dit.study.variants import ModelSpec
+from dit.study.runs import Run
 
 META = "meta.json"
 MANIFEST = "manifest.json"
@@ -73,69 +73,69 @@ def submitted(config: StudyConfig, text_hash: str) -> str:
     return f"{study(config)}/submitted/{text_hash}.yaml"
 
 
-def variant(config: StudyConfig, spec: ModelSpec | None) -> str:
-    """Folder of one variant's results; of the study's if `spec` is None."""
-    return f"{study(config)}/{spec.slug}" if spec else study(config)
+def variant(config: StudyConfig, run: Run | None) -> str:
+    """Folder of one variant's results; of the study's if `run` is None."""
+    return f"{study(config)}/{run.slug}" if run else study(config)
 
 
-def checkpoints(config: StudyConfig, spec: ModelSpec) -> str:
+def checkpoints(config: StudyConfig, run: Run) -> str:
     """Folder of a variant's checkpoints."""
-    return f"{variant(config, spec)}/checkpoints"
+    return f"{variant(config, run)}/checkpoints"
 
 
-def checkpoint(config: StudyConfig, spec: ModelSpec, number: int) -> str:
+def checkpoint(config: StudyConfig, run: Run, number: int) -> str:
     """Folder of one checkpoint."""
-    return f"{checkpoints(config, spec)}/{step(number)}"
+    return f"{checkpoints(config, run)}/{step(number)}"
 
 
-def train_record(config: StudyConfig, spec: ModelSpec) -> str:
+def train_record(config: StudyConfig, run: Run) -> str:
     """Completion mark of a variant's training."""
-    return f"{variant(config, spec)}/train.json"
+    return f"{variant(config, run)}/train.json"
 
 
-def health(config: StudyConfig, spec: ModelSpec | None) -> str:
+def health(config: StudyConfig, run: Run | None) -> str:
     """Health checks of a variant, or with None of the dataset, one JSON line each."""
-    return f"{variant(config, spec) if spec else dataset(config)}/health.jsonl"
+    return f"{variant(config, run) if run else dataset(config)}/health.jsonl"
 
 
-def previews(config: StudyConfig, spec: ModelSpec) -> str:
+def previews(config: StudyConfig, run: Run) -> str:
     """Folder of the pictures that a variant's training draws."""
-    return f"{variant(config, spec)}/previews"
+    return f"{variant(config, run)}/previews"
 
 
-def preview(config: StudyConfig, spec: ModelSpec, number: int) -> str:
+def preview(config: StudyConfig, run: Run, number: int) -> str:
     """A picture of samples after one training step."""
-    return f"{previews(config, spec)}/{step(number)}.png"
+    return f"{previews(config, run)}/{step(number)}.png"
 
 
-def ranks_progress(config: StudyConfig, spec: ModelSpec) -> str:
+def ranks_progress(config: StudyConfig, run: Run) -> str:
     """Folder of the records of how far each rank of a training is; gone when the training has ended."""
-    return f"{variant(config, spec)}/progress"
+    return f"{variant(config, run)}/progress"
 
 
-def rank_progress(config: StudyConfig, spec: ModelSpec, rank: int) -> str:
+def rank_progress(config: StudyConfig, run: Run, rank: int) -> str:
     """How far one rank is."""
-    return f"{ranks_progress(config, spec)}/rank-{rank:05d}.json"
+    return f"{ranks_progress(config, run)}/rank-{rank:05d}.json"
 
 
-def lease(config: StudyConfig, spec: ModelSpec) -> str:
+def lease(config: StudyConfig, run: Run) -> str:
     """Who trains a variant now; gone when the training has ended."""
-    return f"{variant(config, spec)}/lease.json"
+    return f"{variant(config, run)}/lease.json"
 
 
-def tracking_run(config: StudyConfig, spec: ModelSpec | None) -> str:
+def tracking_run(config: StudyConfig, run: Run | None) -> str:
     """The MLflow run of a variant, or with None of the study."""
-    return f"{variant(config, spec)}/{TRACKING_RUN}"
+    return f"{variant(config, run)}/{TRACKING_RUN}"
 
 
-def journal(config: StudyConfig, spec: ModelSpec | None) -> str:
+def journal(config: StudyConfig, run: Run | None) -> str:
     """Every metric point of a variant, or with None of the study, sent to a tracking server or not."""
-    return f"{variant(config, spec)}/{JOURNAL}"
+    return f"{variant(config, run)}/{JOURNAL}"
 
 
-def tracking_state(config: StudyConfig, spec: ModelSpec | None) -> str:
+def tracking_state(config: StudyConfig, run: Run | None) -> str:
     """Folder of the tracker's state, beside the journal."""
-    return f"{variant(config, spec)}/{TRACKING_STATE}"
+    return f"{variant(config, run)}/{TRACKING_STATE}"
 
 
 def protocol(sampling: SamplingConfig) -> str:
@@ -170,9 +170,9 @@ def metric(config: StudyConfig, name: str) -> str:
     return f"{protocol(config.sampling)}{''.join(text for is_shown, text in settings if is_shown)}/{name}"
 
 
-def samples(config: StudyConfig, spec: ModelSpec, number: int) -> str:
+def samples(config: StudyConfig, run: Run, number: int) -> str:
     """Folder of a checkpoint's sample set."""
-    return f"{variant(config, spec)}/samples/{step(number)}/{protocol(config.sampling)}"
+    return f"{variant(config, run)}/samples/{step(number)}/{protocol(config.sampling)}"
 
 
 def sample_part(index: int) -> str:
@@ -185,25 +185,25 @@ def sample_part_record(index: int) -> str:
     return f"part-{index:05d}.json"
 
 
-def sample_grid(config: StudyConfig, spec: ModelSpec, number: int) -> str:
+def sample_grid(config: StudyConfig, run: Run, number: int) -> str:
     """Preview image of a sample set."""
-    return f"{samples(config, spec, number)}/grid.png"
+    return f"{samples(config, run, number)}/grid.png"
 
 
-def labels_grid(config: StudyConfig, spec: ModelSpec, number: int, labels: Sequence[int]) -> str:
+def labels_grid(config: StudyConfig, run: Run, number: int, labels: Sequence[int]) -> str:
     """Picture of samples of chosen classes, which is no part of the sample set."""
     name = "-".join(map(str, labels))
-    return f"{samples(config, spec, number)}/labels-{name if len(name) <= _LONGEST_NAME else digest(list(labels))}.png"
+    return f"{samples(config, run, number)}/labels-{name if len(name) <= _LONGEST_NAME else digest(list(labels))}.png"
 
 
-def metrics(config: StudyConfig, spec: ModelSpec, number: int) -> str:
+def metrics(config: StudyConfig, run: Run, number: int) -> str:
     """Completion mark of a checkpoint's evaluation; the protocol is part of its name."""
-    return f"{metrics_folder(config, spec)}/{step(number)}_{protocol(config.sampling)}.json"
+    return f"{metrics_folder(config, run)}/{step(number)}_{protocol(config.sampling)}.json"
 
 
-def metrics_folder(config: StudyConfig, spec: ModelSpec) -> str:
+def metrics_folder(config: StudyConfig, run: Run) -> str:
     """Folder of a variant's evaluations, of all checkpoints and protocols."""
-    return f"{variant(config, spec)}/metrics"
+    return f"{variant(config, run)}/metrics"
 
 
 def bounds(config: StudyConfig) -> str:

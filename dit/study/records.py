@@ -325,11 +325,14 @@ class MetricsRecord(Record):
     config_hash: str
     science_hash: str
     dataset_content: str
+    train_seed: int = 0
+    """Seed of the training."""
     metric: str
     """Name of the primary metric, a key of `metrics`; lower is better."""
     metrics: dict[str, Estimate]
     replicates: tuple[float, ...]
-    """Bootstrap replicates of the primary metric, centred on its value; claim 3 draws from them."""
+    """Bootstrap replicates of the primary metric, centred on its value. Replicate b is from the same draw of image
+    numbers in every record with as many images."""
     confidence: float
     num_samples: int
     sampling: dict[str, Any]
@@ -394,6 +397,21 @@ class Claim(FrozenModel):
     verdict: ClaimVerdict
     reason: str
     numbers: dict[str, Any]
+    qualifier: str = ""
+    """`for this seed` if a decided verdict does not cover the noise of training; else empty."""
+
+    @property
+    def reading(self) -> str:
+        """The verdict as people read it, such as `supported for this seed`."""
+        return f"{self.verdict} {self.qualifier}".strip()
+
+
+class VariantEstimate(Estimate):
+    """A variant's primary metric over its seeds at the judged step."""
+
+    variant: str
+    seeds: tuple[int, ...]
+    """Training seeds of the runs behind it."""
 
 
 class Verdict(Record):
@@ -404,8 +422,10 @@ class Verdict(Record):
     metric: str
     claims: tuple[Claim, ...]
     science_hash: str
+    variants: tuple[VariantEstimate, ...] = ()
+    """Empty in verdicts of earlier versions."""
     notes: tuple[str, ...] = ()
-    """Warnings, and the uncertainty that the intervals do not include."""
+    """Warnings, and which noise the intervals cover."""
     headline: str = ""
     """What a reader must know before the claims, such as that no model is better than noise; usually empty."""
 

@@ -51,8 +51,8 @@ class Point(NamedTuple):
 class Entry:
     """One line. The keys of `values` depend on the kind.
 
-    run: id, hash, study, variant (the first line); study: see `target.study_facts`; metrics, params, tags: the names of
-    the values; artifact, image: name, sha256; status: status, writer, and error if there was one.
+    run: id, hash, study, variant, a seed other than train.seed (the first line); study: see `target.study_facts`;
+    metrics, params, tags: the names of the values; artifact, image: name, sha256; status: status, writer, error if any.
     """
 
     kind: Kind
@@ -100,7 +100,7 @@ def is_file_name(value: object) -> bool:
 def _is_sound(kind: Kind, values: Mapping[str, Any], step: int | None) -> bool:
     """Whether a line has the values of its kind. Results may come from somebody else, who may have written anything."""
     if kind == "run":
-        named = [values.get("id"), values.get("hash"), values.get("variant") or ""]
+        named = [values.get("id"), values.get("hash"), values.get("variant") or "", str(values.get("seed", ""))]
         return all(isinstance(name, str) and _NAME.fullmatch(name) for name in named)
     if kind == "metrics":
         return step is not None and all(_is_number(value) for value in values.values())

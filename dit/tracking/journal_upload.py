@@ -131,7 +131,10 @@ class JournalUpload:
                 identity = {**study, _ROOT_TAG: root}
         run_id = client.find_run(identity)
         if run_id is None:
-            run_id = client.create_run(header["variant"] or self._target.study, identity, tags)
+            seed = f" seed {header['seed']}" if "seed" in header else ""
+            run_id = client.create_run(
+                f"{header['variant']}{seed}" if header["variant"] else self._target.study, identity, tags
+            )
         else:
             self._compare(client, run_id)
         self._state.journals[header["id"]] = Shipped(run_id=run_id)

@@ -20,7 +20,7 @@ from dit.errors import one_line
 from dit.storage import Store, read_record
 from dit.study import layout
 from dit.study.config import StudyConfig
-from dit.study.variants import ModelSpec
+from dit.study.runs import Run
 from dit.tracking.state import TrackingRun
 from dit.tracking.target import Target, resolve_target
 
@@ -28,14 +28,14 @@ SECONDS = 60.0
 """Time for the import of MLflow and the server's answer."""
 
 
-def tag_live_run(config: StudyConfig, store: Store, spec: ModelSpec, tags: Mapping[str, str]) -> None:
+def tag_live_run(config: StudyConfig, store: Store, study_run: Run, tags: Mapping[str, str]) -> None:
     """Set tags on a variant's run; without a run, or with `tracking.kind: none`, nothing happens.
 
     Takes at most a minute. A server that does not answer is reported, not raised.
 
     Raises StoreError when the store fails.
     """
-    run = read_record(store, layout.tracking_run(config, spec), TrackingRun)
+    run = read_record(store, layout.tracking_run(config, study_run), TrackingRun)
     if config.tracking.kind != "mlflow" or run is None:
         return
     request = {"target": asdict(resolve_target(config, store)), "run_id": run.run_id, "tags": dict(tags)}
@@ -49,7 +49,7 @@ def tag_live_run(config: StudyConfig, store: Store, spec: ModelSpec, tags: Mappi
     except subprocess.TimeoutExpired:
         problem = f"no answer within {SECONDS:g} s"
     if problem:
-        say(f"tracking: the run of {spec.name} was not tagged: {problem}")
+        say(f"tracking: the run of {study_run.name} was not tagged: {problem}")
 
 
 def _tag(request: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ from dit.storage import Store, cache_dir
 from dit.storage.file import FileStore
 from dit.study import layout
 from dit.study.config import StudyConfig
-from dit.study.variants import ModelSpec
+from dit.study.runs import Run
 from dit.tracking.lock_file import is_held
 
 JOURNALS = "metrics*.jsonl"
@@ -120,6 +120,6 @@ def study_folder(config: StudyConfig, store: Store) -> StudyFolder:
     return StudyFolder(local_root(store) / layout.study(config))
 
 
-def run_folder(config: StudyConfig, store: Store, spec: ModelSpec | None) -> RunFolder:
+def run_folder(config: StudyConfig, store: Store, study_run: Run | None) -> RunFolder:
     """The folder of a variant's journal, or of the study's for None."""
-    return RunFolder((local_root(store) / layout.journal(config, spec)).parent)
+    return RunFolder((local_root(store) / layout.journal(config, study_run)).parent)

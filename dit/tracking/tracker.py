@@ -16,7 +16,7 @@ from dit.errors import DitError, StoppedError, StoreError, one_line
 from dit.storage import Store
 from dit.storage.base import local_errors, place_file
 from dit.study.config import StudyConfig
-from dit.study.variants import ModelSpec
+from dit.study.runs import Run
 from dit.tracking.journal import (
     Entry,
     Journal,
@@ -140,9 +140,9 @@ class Tracker:
 
 @contextmanager
 def open_tracker(
-    config: StudyConfig, store: Store, spec: ModelSpec | None, *, enabled: bool = True
+    config: StudyConfig, store: Store, study_run: Run | None, *, enabled: bool = True
 ) -> Iterator[Tracker]:
-    """Start or continue the run of a variant, or of the study for None, while the body runs.
+    """Start or continue the MLflow run of a study's run, or of the study for None, while the body runs.
 
     The run ends FINISHED, FAILED with the error in one line, or KILLED if a signal ended the body. `enabled=False`, for
     all ranks but the first, logs nothing. With `tracking.kind: none` only the journal is written.
@@ -153,7 +153,7 @@ def open_tracker(
     if not enabled:
         yield Tracker()
         return
-    session = _begin(config, store, spec)
+    session = _begin(config, store, study_run)
     try:
         yield Tracker(session)
     except BaseException as problem:
@@ -164,12 +164,12 @@ def open_tracker(
     _end(session, "FINISHED")
 
 
-def read_points(config: StudyConfig, store: Store, spec: ModelSpec | None) -> list[Point]:
+def read_points(config: StudyConfig, store: Store, study_run: Run | None) -> list[Point]:
     """Every metric point of a variant, or of the study for None, in the order of logging; empty without a journal.
 
     With a remote store, points of this machine, which may be newer than the store's copy, come first.
     """
-    run = run_folder(config, store, spec)
+    run = run_folder(config, store, study_run)
     own = run.journal.read_bytes() if run.journal.exists() else b""
     copy = StoreCopy(store, run).fetch()
     if copy is not None:
@@ -183,41 +183,41 @@ def read_points(config: StudyConfig, store: Store, spec: ModelSpec | None) -> li
     return list(first.values())
 
 
-def collect(config: StudyConfig, store: Store, complete: Iterable[ModelSpec]) -> None:
+def collect(config: StudyConfig, store: Store, complete: Iterable[Run]) -> None:
     """Fetch the journals of complete variants from a remote store, and ship what their machines did not ship.
 
     Their runs end FINISHED.
     """
-    for spec in complete if config.tracking.kind == "mlflow" else ():
-        if StoreCopy(store, run_folder(config, store, spec)).is_needed:
-            with open_tracker(config, store, spec):
+    for study_run in complete if config.tracking.kind == "mlflow" else ():
+        if StoreCopy(store, run_folder(config, store, study_run)).is_needed:
+            with open_tracker(config, store, study_run):
                 pass
 
 
-def end_failed(config: StudyConfig, store: Store, spec: ModelSpec, error: DitError) -> None:
+def end_failed(config: StudyConfig, store: Store, study_run: Run, error: DitError) -> None:
     """End a variant's run FAILED with this error if its machines are gone, and ship what they did not ship.
 
     Does nothing if the store has no journal of the variant. Waits for the server up to a timeout.
 
     Raises StoreError when the disk or the store fails.
     """
-    if config.tracking.kind == "none" or not StoreCopy(store, run_folder(config, store, spec)).fetch():
+    if config.tracking.kind == "none" or not StoreCopy(store, run_folder(config, store, study_run)).fetch():
         return
-    with suppress(type(error)), open_tracker(config, store, spec):
+    with suppress(type(error)), open_tracker(config, store, study_run):
         raise error
     flush(config, store)
 
 
-def _begin(config: StudyConfig, store: Store, spec: ModelSpec | None) -> _Session:
+def _begin(config: StudyConfig, store: Store, study_run: Run | None) -> _Session:
     target = resolve_target(config, store) if config.tracking.kind == "mlflow" else None
-    run = run_folder(config, store, spec)
+    run = run_folder(config, store, study_run)
     with local_errors(run.path):
         writer = LockFile.new(run.writers)
         try:
-            if spec is not None:
+            if study_run is not None:
                 # The parent run of all variants may not exist yet.
                 _open_journal(config, store, None)[0].close()
-            journal, copy = _open_journal(config, store, spec)
+            journal, copy = _open_journal(config, store, study_run)
             shipping = Shipping(study_folder(config, store), run, target) if target else None
             journal.append(status_entry("RUNNING", writer))
             return _Session(run, writer, journal, copy, shipping)
@@ -226,14 +226,16 @@ def _begin(config: StudyConfig, store: Store, spec: ModelSpec | None) -> _Sessio
             raise
 
 
-def _open_journal(config: StudyConfig, store: Store, spec: ModelSpec | None) -> tuple[Journal, StoreCopy]:
-    run = run_folder(config, store, spec)
-    identity = config.training_hash(spec) if spec else config.study
-    header = {"study": config.study, "variant": spec.name if spec else None}
+def _open_journal(config: StudyConfig, store: Store, study_run: Run | None) -> tuple[Journal, StoreCopy]:
+    run = run_folder(config, store, study_run)
+    identity = config.training_hash(study_run) if study_run else config.study
+    header: dict[str, object] = {"study": config.study, "variant": study_run.spec.name if study_run else None}
+    if study_run is not None and not study_run.is_base:
+        header["seed"] = study_run.seed
     copy = StoreCopy(store, run)
     close_dead_writers(run)
     journal = open_journal(run.journal, identity, header, copy.fetch())
-    if spec is None and logged_facts(study_folder(config, store)) != (facts := study_facts(config)):
+    if study_run is None and logged_facts(study_folder(config, store)) != (facts := study_facts(config)):
         journal.append(Entry("study", facts))
     copy.push(journal, _SYNC_SECONDS)
     return journal, copy

@@ -43,7 +43,7 @@ class Heartbeat:
 
     def __init__(self, plan: TrainPlan, ranks: Ranks) -> None:
         self._plan = plan
-        self._store, self._key = plan.store, layout.rank_progress(plan.config, plan.spec, ranks.rank)
+        self._store, self._key = plan.store, layout.rank_progress(plan.config, plan.run, ranks.rank)
         now = time.time()
         self._record = RankProgress(
             rank=ranks.rank,
@@ -60,7 +60,8 @@ class Heartbeat:
         self._periodic: Periodic | None = None
 
     def __enter__(self) -> Heartbeat:
-        self._periodic = Periodic("progress", SECONDS, self.beat)
+        # At once: a rank that freezes before its first record could not be named.
+        self._periodic = Periodic("progress", SECONDS, self.beat, at_once=True)
         return self
 
     def __exit__(
@@ -101,7 +102,7 @@ class Heartbeat:
             self._observe(now)
 
     def _observe(self, now: float) -> None:
-        is_new = self._observer.look(rank_progress(self._plan.work, self._plan.spec), now)
+        is_new = self._observer.look(rank_progress(self._plan.work, self._plan.run), now)
         stall = self._observer.stall
         if stall is None or not is_new:
             return
@@ -109,7 +110,7 @@ class Heartbeat:
         if self._record.rank == int(frozen):
             wait = format_duration(self._patience)
             consequence = f"the other ranks end when they have waited {wait}; then run the same command to resume"
-            report(self._plan.config, self._store, self._plan.spec, Stalled(stall, time.time(), consequence))
+            report(self._plan.config, self._store, self._plan.run, Stalled(stall, time.time(), consequence))
 
     @property
     def _patience(self) -> float:
@@ -121,7 +122,7 @@ class Heartbeat:
         if waited < self._patience:
             return
         say(
-            f"dit: {self._plan.spec.name}: rank {record.rank} has not got on since step {record.step} for"
+            f"dit: {self._plan.run.name}: rank {record.rank} has not got on since step {record.step} for"
             f" {format_duration(waited)}; it ends, so that the training can be resumed from its last checkpoint"
         )
         sys.stdout.flush()

@@ -127,7 +127,7 @@ class TrainingLoop:
             study=plan.config.study,
             variant=plan.spec.name,
             step=step,
-            config_hash=plan.config.training_hash(plan.spec),
+            config_hash=plan.config.training_hash(plan.run),
             dataset_content=plan.dataset_content,
             precision=computed_in(plan.config.train.precision, self.ranks.device),
             world_size=self.ranks.world_size,
@@ -149,10 +149,10 @@ class TrainingLoop:
             return
         self._settle()
         plan = self.plan
-        good = [step for step in list_checkpoints(plan.store, plan.config, plan.spec) if step < bad.step]
-        last = f"is {layout.checkpoint(plan.config, plan.spec, good[-1])}" if good else "does not exist"
+        good = [step for step in list_checkpoints(plan.store, plan.config, plan.run) if step < bad.step]
+        last = f"is {layout.checkpoint(plan.config, plan.run, good[-1])}" if good else "does not exist"
         message = (
-            f"{plan.spec.name}: step {bad.step}: {bad.term} is not finite; the last good checkpoint {last};"
+            f"{plan.run.name}: step {bad.step}: {bad.term} is not finite; the last good checkpoint {last};"
             " check the data and train.precision, or lower train.learning_rate under another study name"
         )
         self._watch.record(bad.event(message))
@@ -161,7 +161,7 @@ class TrainingLoop:
     def _stop(self, step: int, signal_number: int) -> None:
         self._settle()
         raise StoppedError(
-            f"{self.plan.spec.name}: stopped by a signal at step {step}, whose checkpoint is written;"
+            f"{self.plan.run.name}: stopped by a signal at step {step}, whose checkpoint is written;"
             " run the same command to resume from it",
             signal_number,
         )

@@ -10,17 +10,18 @@ from dit.results.stages import Work, dataset, milestones, training
 from dit.results.state import read_output, require, whole_checkpoints
 from dit.runtime.distributed import environment_rank, environment_world_size
 from dit.storage import Store
-from dit.study.config import FitConfig, StudyConfig
+from dit.study.config import FitConfig, StudyConfig, TrainConfig
 from dit.study.records import CheckpointMeta, TrainRecord
+from dit.study.runs import Run
 from dit.study.variants import ModelSpec
 
 
 @dataclass(frozen=True)
 class TrainPlan:
-    """Steps `start_step` + 1 to `stop_step` of one variant; `resume` is the checkpoint at `start_step`, None at 0."""
+    """Steps `start_step` + 1 to `stop_step` of one run; `resume` is the checkpoint at `start_step`, None at 0."""
 
     work: Work
-    spec: ModelSpec
+    run: Run
     fit: FitConfig
     dataset_content: str
     start_step: int
@@ -37,6 +38,16 @@ class TrainPlan:
     def config(self) -> StudyConfig:
         """The study."""
         return self.work.config
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The architecture."""
+        return self.run.spec
+
+    @property
+    def recipe(self) -> TrainConfig:
+        """The training recipe, with the run's seed."""
+        return self.config.recipe(self.run)
 
     @property
     def store(self) -> Store:
@@ -68,7 +79,7 @@ def require_equal_shares(config: StudyConfig) -> None:
         )
 
 
-def make_plan(work: Work, spec: ModelSpec, until: int | None = None) -> TrainPlan:
+def make_plan(work: Work, run: Run, until: int | None = None) -> TrainPlan:
     """Check the inputs without loading torch, and return where to start and stop, at the latest after step `until`.
 
     Training starts at the newest checkpoint before the first missing milestone. Missing means that the store lacks the
@@ -78,15 +89,15 @@ def make_plan(work: Work, spec: ModelSpec, until: int | None = None) -> TrainPla
     other shards or imported, InputError when the store is not writable.
     """
     config, store = work.config, work.store
-    record = read_output(work, training(work, spec))
+    record = read_output(work, training(work, run))
     content = require(work, dataset(work)).content_hash()
     if environment_rank() == 0:
         store.check_writable()
-    present = whole_checkpoints(work, spec)
+    present = whole_checkpoints(work, run)
     imported = [step for step, meta in present.items() if meta.origin is not None]
     if imported:
         raise MismatchError(
-            f"{spec.name} at step {imported[0]} is imported, and a training does not go on from another program's"
+            f"{run.name} at step {imported[0]} is imported, and a training does not go on from another program's"
             " checkpoint; import the missing steps, or train under another study name"
         )
     end = until or config.train.steps
@@ -94,4 +105,6 @@ def make_plan(work: Work, spec: ModelSpec, until: int | None = None) -> TrainPla
     first, last = (missing[0], missing[-1]) if missing else (end, end)
     start = max((step for step in present if step <= first), default=0)
     ahead = tuple(step for step in present if start < step <= last)
-    return TrainPlan(work, spec, config.fit_for(spec), content, start, last, present.get(start), record, ahead, until)
+    return TrainPlan(
+        work, run, config.fit_for(run.spec), content, start, last, present.get(start), record, ahead, until
+    )

@@ -35,6 +35,7 @@ from dit.training.trainer import Trainer
 SHARES = (0.01, 0.02, 0.05, 0.10)
 """Shares of a run after which a picture is drawn, besides the evaluated steps."""
 SAMPLES = 16
+"""Samples in a picture; no more than the study draws."""
 # Without noise between its steps, DDIM needs few of them (Song et al. 2021, table 1).
 _STEPS = 20
 _DECODED_AT_ONCE = 4
@@ -63,7 +64,7 @@ class Previews:
                 "sampler": "ddim",
                 "eta": 0.0,
                 "steps": min(_STEPS, plan.config.sampling.steps),
-                "num_samples": SAMPLES,
+                "num_samples": min(SAMPLES, plan.config.sampling.num_samples),
             }
         )
 
@@ -73,10 +74,10 @@ class Previews:
             return
         try:
             png = self._picture()
-            self._plan.store.write(layout.preview(self._plan.config, self._plan.spec, step), png)
+            self._plan.store.write(layout.preview(self._plan.config, self._plan.run, step), png)
             self._tracker.image("previews", step, png)
         except (DitError, torch.OutOfMemoryError) as error:
-            say(f"{self._plan.spec.name}: step {step}: no preview: {one_line(error)}")
+            say(f"{self._plan.run.name}: step {step}: no preview: {one_line(error)}")
 
     def _picture(self) -> bytes:
         inputs, files = self._plan.config.dataset.inputs, self._trainer.files()
@@ -88,7 +89,7 @@ class Previews:
             latents_NCHW = self._latents(files[file], torch.from_numpy(labels))
             images = _decode(codec, latents_NCHW)
             tiles = [(image, f"{kind} {names[label]}") for image, label in zip(images, labels, strict=True)]
-            rows += [tiles[start : start + grid.COLUMNS] for start in range(0, SAMPLES, grid.COLUMNS)]
+            rows += [tiles[start : start + grid.COLUMNS] for start in range(0, len(tiles), grid.COLUMNS)]
         return grid.render(rows)
 
     def _latents(self, weights: Mapping[str, Tensor], labels_N: Tensor) -> Tensor:
@@ -105,7 +106,7 @@ class Previews:
             return output.float()
 
         schedule = SCHEDULES[plan.config.train.schedule]()
-        with NoiseStream(self._sampling, range(SAMPLES), inputs, device) as noise:
+        with NoiseStream(self._sampling, range(len(labels_N)), inputs, device) as noise:
             latents_NCHW = sample(denoise, schedule, noise, labels_N, self._sampling, inputs.classes)
         if not bool(torch.isfinite(latents_NCHW).all()):
             raise DataError("its latents are not finite")

@@ -22,7 +22,7 @@ from dit.storage.lease import Lease, leased
 from dit.study import layout
 from dit.study.fields import Precision
 from dit.study.records import TrainRecord
-from dit.study.variants import ModelSpec
+from dit.study.runs import Run
 from dit.study.version import code_version
 from dit.tracking import Tracker, open_tracker
 from dit.training.heartbeat import Heartbeat
@@ -34,70 +34,70 @@ from dit.training.trainer import Trainer
 from dit.training.watch import TrainingWatch
 
 
-def execute(work: Work, spec: ModelSpec, until: int | None = None) -> None:
+def execute(work: Work, run: Run, until: int | None = None) -> None:
     """Train a variant's missing steps up to `until` on all ranks. The record is written after the last step.
 
     Raises RanksDifferError when the ranks do not do the same work, MissingError when they do not share a store.
     Raises LeaseError when another process trains the variant in this store.
     Raises the errors of `make_plan` and of `TrainingLoop.run`.
     """
-    tune_process(work.config.fit_for(spec).threads)
+    tune_process(work.config.fit_for(run.spec).threads)
     with session() as ranks:
         if ranks.world_size > 1:
             # Each rank reads the store by itself, so they must agree on the study before they ask what is complete.
-            _agree(work, spec, ranks)
-            if is_complete(TRAIN, work, spec, until):
+            _agree(work, run, ranks)
+            if is_complete(TRAIN, work, run, until):
                 return
-            make_plan(work, spec, until)
-        with _leased(work, spec, ranks) as lease:
+            make_plan(work, run, until)
+        with _leased(work, run, ranks) as lease:
             # Not the plan from before: until the lease was free, another process may have trained on.
             ranks.barrier()
-            plan = make_plan(work, spec, until)
+            plan = make_plan(work, run, until)
             _check_agreement(plan, ranks)
             _execute(plan, ranks, lease)
 
 
-def _leased(work: Work, spec: ModelSpec, ranks: Ranks) -> AbstractContextManager[Lease | None]:
+def _leased(work: Work, run: Run, ranks: Ranks) -> AbstractContextManager[Lease | None]:
     """The lease of the variant's training, which rank 0 holds."""
     if not ranks.is_main:
         return nullcontext()
-    return leased(work.store, layout.lease(work.config, spec), f"the training of {spec.name}")
+    return leased(work.store, layout.lease(work.config, run), f"the training of {run.name}")
 
 
 def _execute(plan: TrainPlan, ranks: Ranks, lease: Lease | None) -> None:
     if ranks.is_main:
         _report_precision(plan.config.train.precision, ranks.device)
-    trainer = Trainer(plan.spec, plan.config.dataset.inputs, plan.config.train, plan.fit, ranks)
+    trainer = Trainer(plan.spec, plan.config.dataset.inputs, plan.recipe, plan.fit, ranks)
     if plan.resume is not None:
         _restore(plan, trainer)
-    progress_records = layout.ranks_progress(plan.config, plan.spec)
+    progress_records = layout.ranks_progress(plan.config, plan.run)
     if ranks.is_main:
         # Of an earlier launch, which may have had more ranks. No rank writes its own before the next collective.
         plan.store.delete(progress_records)
     ranks.barrier()
-    with open_tracker(plan.config, plan.store, plan.spec, enabled=ranks.is_main) as tracker:
+    with open_tracker(plan.config, plan.store, plan.run, enabled=ranks.is_main) as tracker:
         _train(plan, ranks, trainer, tracker, lease)
         ranks.barrier()
         if ranks.is_main:
             if plan.reaches_end:
                 record = _record(plan, ranks, tracker)
-                write_record(plan.store, layout.train_record(plan.config, plan.spec), record)
+                write_record(plan.store, layout.train_record(plan.config, plan.run), record)
             plan.store.delete(progress_records)
     # Every rank reads the record next.
     ranks.barrier()
 
 
-def _agree(work: Work, spec: ModelSpec, ranks: Ranks) -> None:
+def _agree(work: Work, run: Run, ranks: Ranks) -> None:
     computing = {
         "computed precision": computed_in(work.config.train.precision, ranks.device),
         "torch": torch.__version__,
     }
     try:
-        agree(ranks, study_facts(work.config, spec, work.dataset_content) | computing)
+        agree(ranks, study_facts(work.config, run, work.dataset_content) | computing)
     except RanksDifferError as error:
         if ranks.is_main:
-            reached = max(list_checkpoints(work.store, work.config, spec), default=0)
-            record_difference(work.store, work.config, spec, reached, error)
+            reached = max(list_checkpoints(work.store, work.config, run), default=0)
+            record_difference(work.store, work.config, run, reached, error)
         raise
 
 
@@ -118,13 +118,13 @@ def _report_precision(asked: Precision, device: torch.device) -> None:
 
 def _restore(plan: TrainPlan, trainer: Trainer) -> None:
     assert plan.resume is not None
-    folder = layout.checkpoint(plan.config, plan.spec, plan.start_step)
+    folder = layout.checkpoint(plan.config, plan.run, plan.start_step)
     files = {name: load_file(plan.store, folder, plan.resume, name) for name in FILES}
     trainer.load(plan.start_step, plan.store.place(folder), files)
 
 
 def _train(plan: TrainPlan, ranks: Ranks, trainer: Trainer, tracker: Tracker, lease: Lease | None) -> None:
-    config, spec, start, stop = plan.config, plan.spec, plan.start_step, plan.stop_step
+    config, run, start, stop = plan.config, plan.run, plan.start_step, plan.stop_step
     _log_parameters(plan, tracker)
     if start == stop:
         return
@@ -133,7 +133,7 @@ def _train(plan: TrainPlan, ranks: Ranks, trainer: Trainer, tracker: Tracker, le
         watch.begin()
         stream = TrainingStream(
             ShardSet.open(plan.store, config, show_progress=ranks.is_main),
-            config.train,
+            plan.recipe,
             rank=ranks.rank,
             world_size=ranks.world_size,
             start_step=start,
@@ -142,11 +142,11 @@ def _train(plan: TrainPlan, ranks: Ranks, trainer: Trainer, tracker: Tracker, le
         )
         # The journal is stored before each checkpoint is complete, because a resume does not log the steps before it
         # again.
-        writer = CheckpointWriter(plan.store, config, spec, plan.retention, tracker.sync) if ranks.is_main else None
+        writer = CheckpointWriter(plan.store, config, run, plan.retention, tracker.sync) if ranks.is_main else None
         with (
             closing(stream),
             writer if writer is not None else nullcontext(),
-            progress(f"train {spec.name}", stop, "step", start, enabled=ranks.is_main) as bar,
+            progress(f"train {run.name}", stop, "step", start, enabled=ranks.is_main) as bar,
             StopRequest() as stop_request,
         ):
             telemetry = Telemetry(plan, ranks, tracker)
@@ -155,7 +155,8 @@ def _train(plan: TrainPlan, ranks: Ranks, trainer: Trainer, tracker: Tracker, le
 
 
 def _log_parameters(plan: TrainPlan, tracker: Tracker) -> None:
-    spec, config, inputs = plan.spec, plan.config, plan.config.dataset.inputs
+    spec, inputs = plan.spec, plan.config.dataset.inputs
+    tracker.tags({"variant": spec.name, "seed": plan.run.seed})
     tracker.params(
         {
             "variant": spec.name,
@@ -163,7 +164,7 @@ def _log_parameters(plan: TrainPlan, tracker: Tracker) -> None:
             "hidden": spec.hidden,
             "heads": spec.heads,
             "patch": spec.patch,
-            **{f"recipe.{key}": value for key, value in config.train.identity().items()},
+            **{f"recipe.{key}": value for key, value in plan.recipe.identity().items()},
             "dataset": plan.dataset_content,
             "code_version": code_version(),
         }
@@ -173,22 +174,22 @@ def _log_parameters(plan: TrainPlan, tracker: Tracker) -> None:
 
 def _record(plan: TrainPlan, ranks: Ranks, tracker: Tracker) -> TrainRecord:
     """Return the record of the checkpoints in the store, which may go further than this launch did."""
-    config, spec, before = plan.config, plan.spec, plan.record
-    present = list_checkpoints(plan.store, config, spec)
+    config, run, before = plan.config, plan.run, plan.record
+    present = list_checkpoints(plan.store, config, run)
     checkpoints = tuple(step for step in plan.milestones if step in present)
     if before is not None and before.steps >= config.train.steps:
         # The training had ended before; this launch only made removed checkpoints again.
         return before.model_copy(update={"checkpoints": checkpoints})
-    inputs, last = config.dataset.inputs, require(plan.work, checkpoint(plan.work, spec, config.train.steps))
+    inputs, last = config.dataset.inputs, require(plan.work, checkpoint(plan.work, run, config.train.steps))
     return TrainRecord(
         study=config.study,
-        variant=spec.name,
+        variant=run.spec.name,
         steps=last.step,
-        config_hash=config.training_hash(spec),
+        config_hash=config.training_hash(run),
         science_hash=config.science_hash(),
         dataset_content=plan.dataset_content,
-        parameters=spec.parameters(inputs),
-        gflops=spec.gflops(inputs),
+        parameters=run.spec.parameters(inputs),
+        gflops=run.spec.gflops(inputs),
         checkpoints=checkpoints,
         final_loss=last.loss,
         images_per_second=last.images_per_second,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import resource
 import statistics
 import time
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from dit.health.steps import StepLosses
-from dit.runtime.device import peak_flops
+from dit.runtime.device import peak_flops, peak_process_bytes
 from dit.runtime.distributed import Ranks
 from dit.tracking import Tracker
 from dit.training.plan import TrainPlan
@@ -92,4 +91,4 @@ def peak_memory_bytes(device: torch.device) -> int:
     """Return the peak bytes of tensors on the GPU, or of the whole process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+    return peak_process_bytes()

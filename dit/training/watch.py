@@ -56,7 +56,7 @@ class TrainingWatch:
 
     def __init__(self, plan: TrainPlan, ranks: Ranks, trainer: Trainer, tracker: Tracker) -> None:
         self._plan, self._ranks, self._trainer, self._tracker = plan, ranks, trainer, tracker
-        self._watch = Watch(plan.config, plan.spec, plan.store, ranks, tracker if ranks.is_main else None)
+        self._watch = Watch(plan.config, plan.run, plan.store, ranks, tracker if ranks.is_main else None)
         self._schedule = SCHEDULES[plan.config.train.schedule]()
         self.bounds: Bounds | None = load_bounds(plan.work)
         # [T, 2]: bounds a and b at each step of the chain.
@@ -103,13 +103,12 @@ class TrainingWatch:
         if self._feed is not None and since == min(FEED_STEPS, self._plan.config.train.steps):
             self._fed_enough(done)
         if since == _FIRST_EMA:
+            self._losses(done)
             self._watch.look("ema", done, lambda: self._shadow.view(done))
         if _is_round(done) and done >= 10:
             self._watch.look("noise", done, lambda: self._noise(done))
             if done <= 100:
-                rows = self._trainer.window.read()
-                self._watch.look("losses", done, lambda: first_nonfinite(rows))
-                self._window(done, rows)
+                self._window(done, self._losses(done))
 
     def logged(self, step: int, rows: Sequence[StepLosses]) -> None:
         """See a window of steps that is complete and finite."""
@@ -170,19 +169,22 @@ class TrainingWatch:
         assert self.bounds is not None
         return self.bounds.errors_T(rung, self._schedule.alphas_cumprod)
 
+    def _losses(self, step: int) -> Sequence[StepLosses]:
+        """See whether the window so far is finite, before another check takes a value that is not for its own fault."""
+        rows = self._trainer.window.read()
+        self._watch.look("losses", step, lambda: first_nonfinite(rows))
+        return rows
+
     def _start(self, step: int) -> None:
         if step == 1:
-            rows = self._trainer.window.read()
-            self._first_mse = rows[0].mse
-            # Before the check of the start, which would take a value that is not finite for a wrong loss.
-            self._watch.look("losses", step, lambda: first_nonfinite(rows))
+            self._first_mse = self._losses(step)[0].mse
         feed = self._feed
         sums = torch.tensor([feed.x0_power, feed.first_samples] if feed else [0.0, 0.0], dtype=torch.float64)
         power, self._first_fed = (float(value) for value in self._ranks.all_reduce_sum(sums))
         self._watch.look("start", step, lambda: self._started(step, power / self._ranks.world_size))
 
     def _started(self, step: int, x0_power: float) -> StartView:
-        train, inputs, model = self._plan.config.train, self._plan.config.dataset.inputs, self._trainer.model
+        train, inputs, model = self._plan.recipe, self._plan.config.dataset.inputs, self._trainer.model
         shape = (inputs.channels, inputs.size, inputs.size)
         noise = normals(train.seed, Purpose.NOISE, 1, range(train.global_batch), shape)
         table = position_table(model.spec.hidden, inputs.size // model.spec.patch)

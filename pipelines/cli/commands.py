@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from dit.cli.options import CLUSTER, STUDIES, Overrides, Root, Study, load_study
+from dit.cli.options import CLUSTER, STUDIES, Overrides, Root, Seed, Study, load_study, only_run
 from dit.console import say
 from dit.errors import ConfigError, StoppedError
 from pipelines.cli.services import services
@@ -57,7 +57,7 @@ def run_study(
         typer.Option("--image", metavar="NAME", help="Image of the containers. Unset: the one of `make build`."),
     ] = None,
 ) -> None:
-    """Run the whole study on this machine, all stages of all variants, and print the verdict.
+    """Run the whole study on this machine, all stages of all variants and seeds, and print the verdict.
 
     [bold]Examples[/]
 
@@ -209,6 +209,7 @@ def launch(
     variant: Variant,
     root: PodRoot,
     image: JobImage,
+    seed: Seed = None,
     stage: StageName = "train",
     overrides: Overrides = None,
 ) -> None:
@@ -225,7 +226,7 @@ def launch(
     from pipelines.jobs.spec import job_spec
 
     with _when_interrupted("the job continues; run the same command to adopt it"):
-        run(config, job_spec(config, variant, stage, root, image), Cluster.connect())
+        run(config, job_spec(config, only_run(config, variant, seed).name, stage, root, image), Cluster.connect())
 
 
 @commands.command(rich_help_panel=CLUSTER)
@@ -234,6 +235,7 @@ def render(
     variant: Variant,
     root: PodRoot,
     image: JobImage,
+    seed: Seed = None,
     stage: StageName = "train",
     overrides: Overrides = None,
 ) -> None:
@@ -250,7 +252,7 @@ def render(
     from pipelines.jobs.registry import render_job
     from pipelines.jobs.spec import job_spec
 
-    rendered = render_job(job_spec(config, variant, stage, root, image))
+    rendered = render_job(job_spec(config, only_run(config, variant, seed).name, stage, root, image))
     documents = [*(manifest for _, manifest in rendered.companions), rendered.job]
     say(yaml.safe_dump_all(documents, sort_keys=False).rstrip())
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import urllib3
 from kubernetes import client as k8s
 from kubernetes import config as k8s_config
+from kubernetes.config.incluster_config import InClusterConfigLoader
 
 from dit.errors import DitError, InputError, one_line
 from pipelines.cluster.objects import Object, Resource
@@ -23,7 +24,9 @@ UNAUTHORIZED, FORBIDDEN, NOT_FOUND, CONFLICT = 401, 403, 404, 409
 _TIMEOUT = (5, 30)
 _LOG_TIMEOUT = (5, 300)
 _CONNECTIONS = 64
-_NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+_OWN_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+LAUNCHER_ACCOUNT = Path("/var/run/secrets/dit-scaling/launcher")
+"""Folder in which a step that starts jobs has the token of the launcher's account; its pod's own may not start jobs."""
 T = TypeVar("T")
 
 
@@ -54,12 +57,15 @@ class Cluster:
     def connect(cls) -> Cluster:
         """The cluster and namespace that this pod runs in; outside a pod, those of KUBECONFIG.
 
+        A pod is the account whose token is in `LAUNCHER_ACCOUNT`, or else its own.
+
         Raises InputError when there is neither.
         """
         try:
-            if "KUBERNETES_SERVICE_HOST" in os.environ and _NAMESPACE_FILE.is_file():
-                k8s_config.load_incluster_config()
-                own = _NAMESPACE_FILE.read_text().strip()
+            if "KUBERNETES_SERVICE_HOST" in os.environ and (_OWN_ACCOUNT / "namespace").is_file():
+                account = LAUNCHER_ACCOUNT if (LAUNCHER_ACCOUNT / "token").is_file() else _OWN_ACCOUNT
+                InClusterConfigLoader(str(account / "token"), str(account / "ca.crt")).load_and_set()
+                own = (_OWN_ACCOUNT / "namespace").read_text().strip()
             else:
                 # Read now: the client read the variable when it was imported.
                 file = os.environ.get("KUBECONFIG") or None

@@ -1,4 +1,4 @@
-"""A study as one pipeline, unrolled per variant when it is compiled: ParallelFor would drop retries.
+"""A study as one pipeline, unrolled per run when it is compiled: ParallelFor would drop retries.
 
 kfp reads annotations as objects, so this module does without postponed ones.
 """
@@ -12,24 +12,24 @@ from kfp import dsl
 from dit.errors import one_line
 from dit.results.stages import PREPARE, REPORT, VARIANT_STAGES, PodKind, milestones
 from dit.study.config import StudyConfig
-from dit.study.variants import ModelSpec
+from dit.study.runs import Run
 from pipelines.definition import components, step_pods
 from pipelines.definition.component import IMAGE, component
 from pipelines.step import submitted
 from pipelines.step.share import Share
 
 SEPARATE_STAGES, SEPARATE_CHECKPOINTS = 5, 12
-"""With at most `SEPARATE_STAGES` checkpoints, those of all variants, each stage of each is a step. With at most
-`SEPARATE_CHECKPOINTS`, each checkpoint is one. With more, each variant is one: the run would otherwise be too large for
-the server of Kubeflow Pipelines (see `pipelines.runs.workflow`)."""
+"""With at most `SEPARATE_STAGES` checkpoints, those of all runs, each stage of each is a step. With at most
+`SEPARATE_CHECKPOINTS`, each checkpoint is one. With more, each run of a variant is one: the workflow would otherwise be
+too large for the server of Kubeflow Pipelines (see `pipelines.runs.workflow`)."""
 
 
 def build(config: StudyConfig, root: str, image: str = IMAGE) -> Any:
-    """The pipeline of this study: prepare; for each variant train, sample and evaluate each checkpoint; report.
+    """The pipeline of this study: prepare; for each run train, sample and evaluate each checkpoint; report.
 
     Its parameters may be changed when a run is submitted: `root` (store address), `steps` (of training), `cfg`
     (guidance scale), `samples` (images of a sample set), `seed` (of training), and `overrides` (as the command line's
-    --set). The study, its variants and the image are fixed here.
+    --set). The study, its variants, their seeds and the image are fixed here.
     """
     # kfp puts it, as it is, on one line of a comment in the compiled file. Braces could be a template.
     description = one_line(config.description).replace("{", "(").replace("}", ")")
@@ -51,7 +51,7 @@ def build(config: StudyConfig, root: str, image: str = IMAGE) -> Any:
 
 
 def build_part(config: StudyConfig, root: str, part: str, image: str = IMAGE) -> Any:
-    """One part of the study as one machine runs it: prepare, report, or the steps of the variant of this name.
+    """One part of the study as one machine runs it: prepare, report, or runs, separated by commas.
 
     The parts before it must be complete, and the study must be at `submitted.address`.
     """
@@ -78,19 +78,19 @@ class _Steps:
     """Whether the machines of a cluster share the work."""
 
     def all(self, common: dict[str, Any], asked: dict[str, Any]) -> None:
-        """The whole study; so many variants at a time as `cluster:` says, in the study's order.
+        """The whole study; so many runs at a time as `cluster:` says, in the study's order.
 
         `common` is what the preparation takes of the run's parameters, `asked` the rest, which `merge` takes, too.
         """
         merged = self._prepare_in_parts(common, asked)
         study = merged.outputs[components.STUDY_OUTPUT]
-        turns = self.config.cluster.variants_at_a_time or len(self.config.specs)
+        turns = self.config.cluster.variants_at_a_time or len(self.config.runs)
         last_jobs: list[dsl.PipelineTask] = []
         ends: list[dsl.PipelineTask] = []
-        for number, spec in enumerate(self.config.specs):
-            # Once a variant's last job has ended, its GPUs are free.
+        for number, run in enumerate(self.config.runs):
+            # Once a run's last job has ended, its GPUs are free.
             before = [last_jobs[number - turns]] if number >= turns else []
-            last_job, end = self._variant(spec, study, before)
+            last_job, end = self._variant(run, study, before)
             last_jobs.append(last_job)
             ends.append(end)
         self._report(study, ends)
@@ -103,7 +103,7 @@ class _Steps:
         elif part == REPORT.name:
             self._report(study, [])
         else:
-            self._whole(self.config.spec(part), study, [], Share())
+            self._whole(part, part, study, [], Share())
 
     def _prepare_in_parts(self, common: dict[str, Any], asked: dict[str, Any]) -> dsl.PipelineTask:
         """The dataset, made by so many pods at once and joined by one, which also writes the run's study."""
@@ -117,42 +117,44 @@ class _Steps:
         return self._step("merge", merged, "report").after(*made)
 
     def _variant(
-        self, spec: ModelSpec, study: Any, before: list[dsl.PipelineTask]
+        self, run: Run, study: Any, before: list[dsl.PipelineTask]
     ) -> tuple[dsl.PipelineTask, dsl.PipelineTask]:
-        """The steps of one variant, one after the other; the last that starts a job, and the last.
+        """The steps of one run, one after the other; the last that starts a job, and the last.
 
         They are ordered by name: an artifact that a step takes makes the workflow larger by 5 kB.
         """
         parts = len(milestones(self.config))
-        checkpoints = parts * len(self.config.specs)
+        checkpoints = parts * len(self.config.runs)
         shares = (
             [Share(part, parts) for part in range(1, parts + 1)] if checkpoints <= SEPARATE_CHECKPOINTS else [Share()]
         )
         for share in shares:
             if checkpoints > SEPARATE_STAGES:
-                last_job = end = self._whole(spec, study, before, share)
+                last_job = end = self._whole(run.slug, run.name, study, before, share)
             else:
-                last_job, end = self._stages(spec, study, before, share)
+                last_job, end = self._stages(run, study, before, share)
             before = [end]
         return last_job, end
 
     def _stages(
-        self, spec: ModelSpec, study: Any, before: list[dsl.PipelineTask], share: Share
+        self, run: Run, study: Any, before: list[dsl.PipelineTask], share: Share
     ) -> tuple[dsl.PipelineTask, dsl.PipelineTask]:
         """A step for each stage of a checkpoint; the last that starts a job, and the last."""
         tasks = []
         for stage in VARIANT_STAGES:
-            given = {"study": study, "variant": spec.slug, **vars(share)}
+            given = {"study": study, "variant": run.slug, **vars(share)}
             image = {"image": self.image} if stage.as_job else {}
             step = component(getattr(components, stage.name))(**given, **image)
-            tasks.append((stage, self._step(stage.step_name(spec) + _of(share), step, stage.pod).after(*before)))
+            tasks.append((stage, self._step(stage.step_name(run) + _of(share), step, stage.pod).after(*before)))
             before = [step]
         return [task for stage, task in tasks if stage.as_job][-1], tasks[-1][1]
 
-    def _whole(self, spec: ModelSpec, study: Any, before: list[dsl.PipelineTask], share: Share) -> dsl.PipelineTask:
+    def _whole(
+        self, runs: str, name: str, study: Any, before: list[dsl.PipelineTask], share: Share
+    ) -> dsl.PipelineTask:
         """One step for all stages, of one checkpoint or of all."""
-        task = component(components.whole_variant)(study=study, variant=spec.slug, image=self.image, **vars(share))
-        return self._step(f"variant {spec.name}" + _of(share), task, "launch").after(*before)
+        task = component(components.whole_variant)(study=study, variant=runs, image=self.image, **vars(share))
+        return self._step(f"variant {name}" + _of(share), task, "launch").after(*before)
 
     def _report(self, study: Any, evaluated: list[dsl.PipelineTask]) -> None:
         self._step(REPORT.name, component(components.report)(study=study), REPORT.pod).after(*evaluated)

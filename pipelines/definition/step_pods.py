@@ -10,7 +10,9 @@ from kfp import kubernetes
 
 from dit.results.stages import PodKind
 from dit.study.cluster import PRODUCT_LABEL, ClusterConfig, StepConfig, quantity
+from pipelines.cluster.client import LAUNCHER_ACCOUNT
 from pipelines.cluster.store_access import SECRETS, holds_s3_keys
+from pipelines.jobs.names import LAUNCHER_TOKEN
 
 _SCRATCH = "/tmp"
 # Argo measures this from the first attempt. After it, no retry starts and a running attempt is killed.
@@ -24,6 +26,8 @@ def set_pod_settings(task: Any, kind: PodKind, cluster: ClusterConfig) -> None:
     _variables(task, step, cluster)
     if kind == "launch":
         _mount_secrets(task, cluster)
+        # All pods of a run have one account, so steps that decode images or samples cannot have another one.
+        kubernetes.use_secret_as_volume(task, LAUNCHER_TOKEN, str(LAUNCHER_ACCOUNT), optional=True)
     if step.gpus:
         _nodes(task, cluster)
     if cluster.image_pull_secrets:

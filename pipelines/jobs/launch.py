@@ -86,7 +86,7 @@ def _records(config: StudyConfig, spec: JobSpec, cluster: Cluster) -> list[Recor
         # A forwarded port does not last as long as a job: the store is opened for each look.
         with study_store(cluster, config.cluster, spec.root) as store:
             # The job itself compares the decoder: hashing its weights would cost more than all else a launcher reads.
-            return require_stage(stage, Work(config, store, compare_decoder=False), spec.variant, spec.step)
+            return require_stage(stage, Work(config, store, compare_decoder=False), spec.run, spec.step)
 
     return waited_for(read, config.cluster)
 
@@ -97,7 +97,7 @@ def _track(config: StudyConfig, spec: JobSpec, cluster: Cluster, error: JobFaile
         # A pod that still runs may be writing the status itself.
         _until_pods_end(spec, cluster, _PODS_END_SECONDS)
         with study_store(cluster, config.cluster, spec.root) as store, study_tracker(cluster, config):
-            end_failed(config, store, spec.variant, error)
+            end_failed(config, store, spec.run, error)
     except DitError as problem:
         say(f"tracking: {problem}")
 

@@ -53,14 +53,15 @@ def of_launcher(cluster: ClusterConfig) -> tuple[Right, ...]:
     return tuple(rights)
 
 
+def of_launching_steps(namespace: str) -> tuple[Right, ...]:
+    """Permissions of the launcher's account in the namespace of the run: to find the step's own pod."""
+    return (Right(namespace, "", "pods", "list"),)
+
+
 def of_steps(namespace: str) -> tuple[Right, ...]:
-    """Permissions of a pipeline step in the namespace of the run: to find its own pod, and to report to Argo."""
+    """Permissions of the account of all steps in the namespace of the run: to report to Argo."""
     reported = "workflowtaskresults"
-    return (
-        Right(namespace, "", "pods", "list"),
-        Right(namespace, "argoproj.io", reported, "create"),
-        Right(namespace, "argoproj.io", reported, "patch"),
-    )
+    return (Right(namespace, "argoproj.io", reported, "create"), Right(namespace, "argoproj.io", reported, "patch"))
 
 
 def allowed(cluster: Cluster, right: Right, account: Account | None) -> bool:

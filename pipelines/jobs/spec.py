@@ -13,7 +13,7 @@ from dit.planning.cost import check_job_size
 from dit.results.stages import TRAIN
 from dit.study.cluster import ClusterConfig
 from dit.study.config import StudyConfig
-from dit.study.variants import ModelSpec
+from dit.study.runs import Run
 from pipelines.jobs import names
 from pipelines.jobs.names import JobStage
 
@@ -50,14 +50,16 @@ def workflows_of(manifest: Mapping[str, Any]) -> tuple[Workflow, ...]:
 
 @dataclass(frozen=True)
 class JobSpec:
-    """One stage of one variant, run by several pods together."""
+    """One stage of one run, done by several pods together."""
 
     name: str
     namespace: str
     image: str
     stage: JobStage
     study: str
-    variant: ModelSpec
+    run: Run
+    run_options: tuple[str, ...]
+    """The options of `dit` that choose the run."""
     study_file: str
     """The study as YAML with overrides applied, without the sections that only the launcher needs."""
     root: str
@@ -75,7 +77,7 @@ class JobSpec:
         launcher = ["-m", "pipelines.jobs.torchrun", "-m", "dit"]
         option = "--until" if self.stage == TRAIN.name else "--step"
         only = [option, str(self.step)] if self.step is not None else []
-        return [*launcher, self.stage, STUDY_PATH, "--variant", self.variant.name, *only, "--root", self.root]
+        return [*launcher, self.stage, STUDY_PATH, *self.run_options, *only, "--root", self.root]
 
     @property
     def labels(self) -> dict[str, str]:
@@ -83,7 +85,8 @@ class JobSpec:
         return {
             names.APP: names.DOMAIN,
             names.STUDY: self.study,
-            names.VARIANT: self.variant.slug,
+            names.VARIANT: self.run.spec.slug,
+            **({} if self.run.is_base else {names.SEED: str(self.run.seed)}),
             names.STAGE: self.stage,
             names.JOB: self.name,
         }
@@ -91,9 +94,9 @@ class JobSpec:
     @property
     def job_labels(self) -> dict[str, str]:
         """Labels of the job itself."""
-        run = {names.RUN: self.run_id} if self.run_id else {}
+        pipeline_run = {names.RUN: self.run_id} if self.run_id else {}
         queue = {"kueue.x-k8s.io/queue-name": self.cluster.queue} if self.cluster.queue else {}
-        return {**self.labels, names.COMPONENT: "job", names.ROOT: names.root_label(self.root), **run, **queue}
+        return {**self.labels, names.COMPONENT: "job", names.ROOT: names.root_label(self.root), **pipeline_run, **queue}
 
     def without_run(self) -> JobSpec:
         """The spec without the pipeline run that submitted it."""
@@ -103,12 +106,12 @@ class JobSpec:
 def job_spec(
     config: StudyConfig, variant: str, stage: JobStage, root: str, image: str, step: int | None = None
 ) -> JobSpec:
-    """The job of one stage of one variant, for one checkpoint or all.
+    """The job of one stage of the run of this name or slug, for one checkpoint or all.
 
     Raises ConfigError when the global batch is not divisible by the number of processes, or the study is too long.
     Raises InputError when pods cannot reach the root.
     """
-    spec, cluster = config.spec(variant), _evaluating(config.cluster) if stage == "evaluate" else config.cluster
+    own, cluster = config.run(variant), _evaluating(config.cluster) if stage == "evaluate" else config.cluster
     if not root.startswith("s3://"):
         raise InputError(f"root {root}: pods cannot reach a folder of this machine; give s3://bucket/prefix")
     if stage == "train":
@@ -122,12 +125,13 @@ def job_spec(
             " shorten description"
         )
     return JobSpec(
-        name=names.job_name(config.study, spec, stage),
+        name=names.job_name(config.study, own, stage),
         namespace=cluster.namespace,
         image=image,
         stage=stage,
         study=config.study,
-        variant=spec,
+        run=own,
+        run_options=tuple(config.options(own)),
         study_file=study_file,
         root=root,
         cluster=cluster,

@@ -64,7 +64,7 @@ class StallWatch:
 
     def _look(self, now: float) -> str:
         with study_store(self._cluster, self._config.cluster, self._spec.root) as store:
-            records = rank_progress(Work(self._config, store, compare_decoder=False), self._spec.variant)
+            records = rank_progress(Work(self._config, store, compare_decoder=False), self._spec.run)
             known = self.has_found
             is_new, stall = self._observer.look(records, now), self._observer.stall
             if known and (stall is None or is_new):
@@ -75,7 +75,7 @@ class StallWatch:
                 return self._never_began(now)
             if is_new:
                 with study_tracker(self._cluster, self._config):
-                    report(self._config, store, self._spec.variant, Stalled(stall, time.time(), self._consequence))
+                    report(self._config, store, self._spec.run, Stalled(stall, time.time(), self._consequence))
         waited = self._observer.waited(now)
         if waited < max(self._spec.cluster.patience.stall, stall.limit):
             return ""

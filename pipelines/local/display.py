@@ -16,7 +16,7 @@ from dit.console import Progress, console, progress
 from dit.console.formatting import format_duration
 from dit.console.streams import user_terminal
 from dit.errors import DitError, FinalError, InputError, printable
-from dit.results.stages import TRAIN
+from dit.results.stages import TRAIN, run_of_step
 from pipelines.cluster.pod_reason import killed_by
 from pipelines.local.time_left import StudyClock
 from pipelines.step.events import Event, from_line
@@ -133,16 +133,20 @@ class StudyLog:
         error = self._steps.get(worker, _Step()).error
         return error.code if error is not None else 0
 
-    def give_up(self, worker: int, variant: str) -> None:
-        """Show the error of a worker's step, which ends its variant; the other variants go on."""
+    def failed_run(self, worker: int) -> str:
+        """Name of the run whose step a worker does."""
+        return run_of_step(self._steps.get(worker, _Step()).name)
+
+    def give_up(self, worker: int) -> None:
+        """Show the error of a worker's step, which ends its run; the others go on."""
         step = self._steps[worker]
         if step.bars is not None:
             step.bars.end()
         if self._clock is not None:
-            self._clock.drop(variant)
+            self._clock.drop(run_of_step(step.name))
         message = step.error.text if step.error is not None else step.name
         for on_terminal in (False, True):
-            self._print(f"✗ {message}; the other variants go on", on_terminal=on_terminal)
+            self._print(f"✗ {message}; the others go on", on_terminal=on_terminal)
         self._steps[worker] = _Step()
 
     def _note(self, worker: int, step: _Step, line: str) -> None:
@@ -156,6 +160,8 @@ class StudyLog:
 
     def _show(self, worker: int, step: _Step, event: Event) -> None:
         if event.kind == "begin":
+            if step.error is not None:
+                self.give_up(worker)
             self._begun += 1
             bars = _Row(self._bars, event.text) if self._bars else _PlainBars(event.text)
             self._steps[worker] = _Step(event.text, time.monotonic(), bars=bars)
@@ -245,5 +251,5 @@ class _PlainBars:
 
 def _named(description: str, step: str) -> str:
     # With the step's name: several steps run at the same time.
-    variant = (step.split()[1:] or [step])[0]
-    return description if variant in description else f"{step}: {description}"
+    run = run_of_step(step) or step
+    return description if run in description else f"{step}: {description}"

@@ -1,4 +1,4 @@
-"""How many variants this machine trains at a time, and on how many threads each. Torch-free."""
+"""How many runs this machine trains at a time, and on how many threads each. Torch-free."""
 
 from __future__ import annotations
 
@@ -20,10 +20,8 @@ class Share:
     threads: int | None
 
 
-def share(
-    fit: FitConfig, variants: int, cores: int, has_gpu: bool, environment: Mapping[str, str] = os.environ
-) -> Share:
-    """How the `variants` that are not complete share this machine.
+def share(fit: FitConfig, runs: int, cores: int, has_gpu: bool, environment: Mapping[str, str] = os.environ) -> Share:
+    """How the `runs` that are not complete share this machine.
 
     `fit.parallel_variants` sets the number of workers. Without it there is one worker if the machine has a GPU, because
     a stage uses all GPUs, and otherwise one per core: a model that is small enough for a CPU gains little from a second
@@ -31,7 +29,7 @@ def share(
     """
     threads = fit.threads or _set_threads(environment)
     fitting = 1 if has_gpu else cores // (threads or 1)
-    workers = max(1, min(fit.parallel_variants or fitting, variants))
+    workers = max(1, min(fit.parallel_variants or fitting, runs))
     return Share(workers, None if threads or workers == 1 else max(1, cores // workers))
 
 

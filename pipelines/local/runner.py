@@ -1,4 +1,4 @@
-"""`dit study`: runs the pipeline under kfp.local, several variants at a time.
+"""`dit study`: runs the pipeline under kfp.local, several runs at a time.
 
 run("configs/digits.yaml", root="runs", overrides=["train.steps=400"])
 """
@@ -9,7 +9,7 @@ import importlib
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -25,6 +25,7 @@ from dit.storage.base import local_errors
 from dit.storage.file import FileStore
 from dit.study import layout, study_file
 from dit.study.config import StudyConfig
+from dit.study.runs import Run
 from dit.tracking import flush, reconcile, start_shipping
 from pipelines.local.display import StudyLog, open_log
 from pipelines.local.parallelism import available_cores, has_gpu, share
@@ -40,9 +41,9 @@ def run(study: Path | str, root: str, overrides: list[str], image: str | None = 
     With an image, steps run in containers. An interrupt ends the running steps; the next run resumes from their last
     checkpoints.
 
-    A variant that a health check stops ends there. The others go on, and the report is made without it.
+    A run that a health check stops ends there. The others go on, and the report is made without it.
 
-    Raises UnhealthyError at the end when a check stopped a variant.
+    Raises UnhealthyError at the end when a check stopped a run.
     Raises DitError with the step's own message when a step fails for another reason.
     """
     config = study_file.load(study, overrides)
@@ -74,12 +75,15 @@ def _bring_up_to_date(work: Work) -> None:
 def _run_pipeline(config: StudyConfig, store: Store, image: str | None) -> None:
     work = Work(config, store)
     log_path, left = _log_path(config, store), unfinished(work)
-    machine = share(config.fit, len(left), available_cores(), has_gpu())
+    on_gpu, kind = has_gpu(), "variants" if len(config.train_seeds) == 1 else "runs"
+    machine = share(config.fit, len(left), available_cores(), on_gpu)
     say(
-        f"{config.study}: {len(left)} of {len(config.specs)} variants to do, {machine.workers} at a time;"
+        f"{config.study}: {len(left)} of {len(config.runs)} {kind} to do, {machine.workers} at a time;"
         f" results in {address(store, '')}, log in {log_path}"
     )
-    clock = StudyClock(expected_seconds(work, left, has_gpu()), machine.workers, steps_before(config))
+    shares = _shares(left, machine.workers, one_each=on_gpu or image is not None)
+    expected = expected_seconds(work, left, len(shares), on_gpu)
+    clock = StudyClock(expected, machine.workers, steps_before(config))
     total = len(STAGES) - len(VARIANT_STAGES) + len(list(variant_steps(config))) * len(left)
     with (
         open_log(log_path) as log,
@@ -94,9 +98,9 @@ def _run_pipeline(config: StudyConfig, store: Store, image: str | None) -> None:
         try:
             with WorkerPool(machine.workers, Path(scratch), shown.take, lifeline.pull) as pool:
                 pool.run([WorkItem(text, store.url, "prepare", image=image)])
-                items = [WorkItem(text, store.url, spec.name, machine.threads, image) for spec in left]
-                pool.run(items, lambda worker, item: not caught and _is_sick(config, store, shown, worker, item.part))
-                if len(unfinished(work)) < len(config.specs):
+                items = [WorkItem(text, store.url, part, machine.threads, image) for part in shares]
+                pool.run(items, lambda worker, _: not caught and _is_sick(config, store, shown, worker))
+                if len(unfinished(work)) < len(config.runs):
                     pool.run([WorkItem(text, store.url, "report", image=image)])
             if caught:
                 _end_by(caught[0])
@@ -109,11 +113,23 @@ def _run_pipeline(config: StudyConfig, store: Store, image: str | None) -> None:
             reconcile(config, store)
 
 
-def _is_sick(config: StudyConfig, store: Store, shown: StudyLog, worker: int, variant: str) -> bool:
-    """Whether a health check stopped a variant, which does not concern the others."""
-    if shown.exit_code(worker) != FinalError.exit_code or stopped_by(config, store, config.spec(variant)) is None:
+def _shares(left: Sequence[Run], workers: int, *, one_each: bool) -> list[str]:
+    """The parts of the pipeline that do these runs: all runs for each worker, whose process takes the next one left.
+
+    Starting a process and importing torch costs a CPU 4 s, which is as long as a small model trains. On a GPU and in
+    containers each run has a process of its own.
+    """
+    names = [run.slug for run in left]
+    return names if one_each else [",".join(names)] * workers
+
+
+def _is_sick(config: StudyConfig, store: Store, shown: StudyLog, worker: int) -> bool:
+    """Whether a health check stopped the run of a worker's last step, which does not concern the others."""
+    if shown.exit_code(worker) != FinalError.exit_code:
         return False
-    shown.give_up(worker, variant)
+    if stopped_by(config, store, config.run(shown.failed_run(worker))) is None:
+        return False
+    shown.give_up(worker)
     return True
 
 

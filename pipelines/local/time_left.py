@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from dit.planning import stages
 from dit.planning.cost import FLOPS_PER_MAC, sampling_macs, training_macs
-from dit.results.stages import PREPARE, REPORT, SAMPLE, TRAIN, Stage, Work, milestones, variant_steps
+from dit.results.stages import PREPARE, REPORT, SAMPLE, TRAIN, Stage, Work, milestones, run_of_step, variant_steps
 from dit.results.state import is_complete
 from dit.study.config import StudyConfig
-from dit.study.variants import ModelSpec
+from dit.study.runs import Run
 
 START_SECONDS = 4.0
 """Time of a step that computes nothing: a process starts and imports its libraries."""
@@ -20,24 +20,24 @@ _CPU_FLOPS, _GPU_FLOPS = 3e10, 6e13
 """Assumed rates. They decide only how much the starts of processes weigh: `StudyClock` measures the pace."""
 
 
-def expected_seconds(work: Work, variants: Sequence[ModelSpec], on_gpu: bool) -> dict[str, float]:
-    """Step -> seconds that it is expected to take, for the steps that a run of these variants has."""
+def expected_seconds(work: Work, runs: Sequence[Run], starts: int, on_gpu: bool) -> dict[str, float]:
+    """Step -> seconds that it is expected to take; so many of the runs also wait for the start of a process."""
     config, rate = work.config, _GPU_FLOPS if on_gpu else _CPU_FLOPS
     encoding = FLOPS_PER_MAC * stages.encoding_macs(config, stages.image_count(config) or 0) / rate
     expected = {PREPARE.name: START_SECONDS + (0.0 if is_complete(PREPARE, work) else encoding)}
-    for spec in variants:
-        start, before = START_SECONDS, 0  # one process does all steps of a variant
+    for number, run in enumerate(runs):
+        start, before = START_SECONDS if number < starts else 0.0, 0
         for stage, step in variant_steps(config):
-            macs, more = _work(config, spec, stage, step - before)
-            left = 0.0 if is_complete(stage, work, spec, step) else FLOPS_PER_MAC * macs / rate + more
-            expected[stage.step_name(spec, step)] = start + left
+            macs, more = _work(config, run, stage, step - before)
+            left = 0.0 if is_complete(stage, work, run, step) else FLOPS_PER_MAC * macs / rate + more
+            expected[stage.step_name(run, step)] = start + left
             start, before = 0.0, step
     return expected | {REPORT.name: START_SECONDS}
 
 
-def _work(config: StudyConfig, spec: ModelSpec, stage: Stage, steps: int) -> tuple[float, float]:
+def _work(config: StudyConfig, run: Run, stage: Stage, steps: int) -> tuple[float, float]:
     """Multiply-accumulates of a stage for one checkpoint, `steps` after the one before, and its other seconds."""
-    sampling, gflops = config.sampling, spec.gflops(config.dataset.inputs)
+    sampling, gflops = config.sampling, run.spec.gflops(config.dataset.inputs)
     if stage is TRAIN:
         return training_macs(gflops, config.train.global_batch, steps), 0.0
     if stage is SAMPLE:
@@ -50,7 +50,7 @@ def steps_before(config: StudyConfig) -> dict[str, float]:
     """Training step of the pipeline -> share of its bar, which counts from step 0, that earlier ones do."""
     steps = milestones(config)
     pairs = list(zip((0, *steps), steps, strict=False))
-    return {TRAIN.step_name(spec, step): before / step for spec in config.specs for before, step in pairs}
+    return {TRAIN.step_name(run, step): before / step for run in config.runs for before, step in pairs}
 
 
 @dataclass
@@ -94,9 +94,9 @@ class StudyClock:
             self._spent += now - running.began
             self._covered += expected * (1 - (running.first_share or 0.0))
 
-    def drop(self, variant: str) -> None:
-        """The steps of a variant that ended early are not run."""
-        for step in [step for step in self._left if variant in step.split()]:
+    def drop(self, run: str) -> None:
+        """The steps of a run that ended early are not done."""
+        for step in [step for step in self._left if run_of_step(step) == run]:
             self._left.pop(step)
             self._running.pop(step, None)
 

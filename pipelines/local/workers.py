@@ -18,6 +18,7 @@ from dit.console.streams import LineBuffer
 from dit.errors import DitError
 from dit.storage.base import local_errors
 from pipelines.step.events import from_line
+from pipelines.step.step import CLAIMS
 
 Take = Callable[[int, str], None]
 """Receives a worker's number and a line of its output."""
@@ -144,7 +145,7 @@ class _Worker:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 pass_fds=(take,),
-                env=os.environ | {"TMPDIR": str(folder)},
+                env=os.environ | {"TMPDIR": str(folder), CLAIMS: str(folder.parent)},
             )
         except OSError as error:
             raise DitError(

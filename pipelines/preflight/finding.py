@@ -8,7 +8,7 @@ from enum import Enum
 
 from dit.study.config import StudyConfig
 from pipelines.cluster.client import Cluster
-from pipelines.jobs.names import LAUNCHER
+from pipelines.jobs.names import LAUNCHER, STEP
 from pipelines.jobs.permissions import Account
 
 
@@ -59,6 +59,11 @@ class Site:
     def account(self) -> Account:
         """Service account of the launcher."""
         return Account(self.runs if self.endpoint else self.namespace, LAUNCHER)
+
+    @property
+    def step_account(self) -> Account:
+        """Service account of the pods of pipeline steps."""
+        return Account(self.runs, STEP)
 
 
 Check = Callable[[Site], Iterator[Finding]]

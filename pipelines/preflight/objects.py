@@ -8,7 +8,7 @@ from dit.errors import MissingError
 from pipelines.cluster.client import FORBIDDEN, ApiRefused
 from pipelines.cluster.pod_environment import data_of, see
 from pipelines.jobs import names
-from pipelines.jobs.names import REAPER, RUNS_NAMESPACE
+from pipelines.jobs.names import LAUNCHER_TOKEN, REAPER, RUNS_NAMESPACE
 from pipelines.jobs.registry import KINDS
 from pipelines.preflight.finding import Finding, Site, failed, ok, unknown
 
@@ -51,10 +51,12 @@ def accounts(site: Site) -> Iterator[Finding]:
     worker = site.config.cluster.service_account
     own = f"/api/v1/namespaces/{site.namespace}/serviceaccounts/{worker}"
     yield _there(site, f"service account {site.namespace}/{worker}", own, _DEPLOY)
-    account = site.account
-    steps = f"/api/v1/namespaces/{account.namespace}/serviceaccounts/{account.name}"
-    remedy = _DEPLOY_RUNS if account.namespace != site.namespace else _DEPLOY
-    yield _there(site, f"service account {account.namespace}/{account.name}", steps, remedy)
+    remedy = _DEPLOY_RUNS if site.account.namespace != site.namespace else _DEPLOY
+    for account in [site.account, *([site.step_account] if site.endpoint else [])]:
+        path = f"/api/v1/namespaces/{account.namespace}/serviceaccounts/{account.name}"
+        yield _there(site, f"service account {account.namespace}/{account.name}", path, remedy)
+    if site.endpoint:
+        yield _keys(site, "secret", site.runs, LAUNCHER_TOKEN, ("token", "ca.crt"), _DEPLOY_RUNS)
 
 
 def settings(site: Site) -> Iterator[Finding]:

@@ -27,8 +27,8 @@ def page(grids: Sequence[tuple[str, bytes]]) -> str:
     return f'<!doctype html>\n<meta charset="utf-8">\n<style>{style}</style>\n{body}\n'
 
 
-def metrics_table(records: Sequence[MetricsRecord]) -> str:
-    """A variant's metrics as a Markdown table, a row for each checkpoint."""
+def metrics_table(run: str, records: Sequence[MetricsRecord]) -> str:
+    """A run's metrics as a Markdown table, a row for each checkpoint."""
     first = records[0]
     names = [first.metric, *sorted({name for record in records for name in record.metrics} - {first.metric})]
     rows = [
@@ -39,7 +39,7 @@ def metrics_table(records: Sequence[MetricsRecord]) -> str:
         for record in records
     ]
     note = f"{format_count(first.num_samples)} images a checkpoint; intervals of {first.confidence:.0%}."
-    return f"## {first.variant}\n\n{_table(['Step', *map(metric_name, names)], rows)}\n{note}\n"
+    return f"## {run}\n\n{_table(['Step', *map(metric_name, names)], rows)}\n{note}\n"
 
 
 def verdict_text(config: StudyConfig, store: Store) -> str:
@@ -49,7 +49,7 @@ def verdict_text(config: StudyConfig, store: Store) -> str:
 
     results = load_results(config, store)
     claims = [
-        f"{claim.number}. **{claim.verdict}** {claim.statement}  \n   {claim.reason}\n"
+        f"{claim.number}. **{claim.reading}** {claim.statement}  \n   {claim.reason}\n"
         for claim in results.verdict.claims
     ]
     columns, rows = result_table(results, others=True)

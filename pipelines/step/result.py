@@ -11,7 +11,7 @@ from dit.storage import Store
 from dit.study import layout
 from dit.study.config import StudyConfig
 from dit.study.records import CheckpointMeta, DatasetManifest, MetricsRecord, Record, SampleSetManifest
-from dit.study.variants import resolve
+from dit.study.runs import Run
 from pipelines.step import artifacts
 
 
@@ -36,6 +36,8 @@ class StepResult:
     config: StudyConfig
     store: Store
     records: list[Record]
+    run: Run | None = None
+    """The run that the records belong to; None for a stage of the whole study."""
 
     def dataset(self, artifact: Artifact) -> None:
         """The dataset's manifest."""
@@ -53,16 +55,15 @@ class StepResult:
         """The last checkpoint's record."""
         for record in self.records:
             if isinstance(record, CheckpointMeta):
-                spec = resolve(record.variant)
-                self._save(artifact, layout.checkpoint(self.config, spec, record.step), record)
-                artifact.metadata |= {"variant": spec.name, "steps": record.step, "loss": record.loss}
+                self._save(artifact, layout.checkpoint(self.config, self._own_run, record.step), record)
+                artifact.metadata |= {"variant": self._own_run.name, "steps": record.step, "loss": record.loss}
 
     def samples(self, sets: Artifact, grids: Artifact) -> None:
         """The last sample set's manifest, and previews of all."""
         self.grids(grids)
         for record in self.records:
             if isinstance(record, SampleSetManifest):
-                self._save(sets, self._samples_of(record), record)
+                self._save(sets, self._samples, record)
 
     def grids(self, grids: Artifact) -> None:
         """Previews of all sample sets."""
@@ -70,20 +71,21 @@ class StepResult:
         grids.metadata["store"], shown = self.store.url, []
         for record in self.records:
             if isinstance(record, SampleSetManifest):
-                self._place(grids, self._samples_of(record))
-                spec = resolve(record.variant)
-                key = layout.sample_grid(self.config, spec, record.step)
+                self._place(grids, self._samples)
+                key = layout.sample_grid(self.config, self._own_run, record.step)
                 if self.store.exists(key):
-                    shown.append((f"{spec.name}, step {record.step:,}", self.store.read(key)))
+                    shown.append((f"{self._own_run.name}, step {record.step:,}", self.store.read(key)))
         Path(grids.path).write_text(artifacts.page(shown), encoding="utf-8")
 
     def metrics(self, metrics: MetricsArtifact, summary: Artifact) -> None:
         """Every checkpoint's primary metric as numbers, and all metrics as a table."""
+        if self.run is None:
+            return  # other processes did all runs
         found = [record for record in self.records if isinstance(record, MetricsRecord)]
         for record in found:
             metrics.log_metric(f"{record.metric}_step_{record.step}", record.metrics[record.metric].value)
-        Path(summary.path).write_text(artifacts.metrics_table(found), encoding="utf-8")
-        folder = f"{layout.variant(self.config, resolve(found[-1].variant))}/metrics"
+        Path(summary.path).write_text(artifacts.metrics_table(self.run.name, found), encoding="utf-8")
+        folder = layout.metrics_folder(self.config, self.run)
         for artifact in (metrics, summary):
             self._place(artifact, folder)
 
@@ -95,8 +97,14 @@ class StepResult:
         for artifact in (page, verdict):
             self._place(artifact, folder)
 
-    def _samples_of(self, record: SampleSetManifest) -> str:
-        return f"{layout.variant(self.config, resolve(record.variant))}/samples"
+    @property
+    def _own_run(self) -> Run:
+        assert self.run is not None
+        return self.run
+
+    @property
+    def _samples(self) -> str:
+        return f"{layout.variant(self.config, self._own_run)}/samples"
 
     def _save(self, artifact: Artifact, key: str, record: Record) -> None:
         """Keep a record in the artifact."""

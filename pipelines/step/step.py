@@ -8,18 +8,20 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from dit.errors import DitError, MissingError, StoreError, TransientStoreError, one_line
+from dit.errors import DitError, FinalError, MissingError, StoreError, TransientStoreError, one_line
+from dit.health.summary import stopped_by
 from dit.results.stages import TRAIN
 from dit.storage import Store, cache_dir
 from dit.storage.base import exclusive
 from dit.study import study_file
 from dit.study.config import StudyConfig
 from dit.study.records import Record
-from dit.study.variants import resolve
+from dit.study.runs import full_name
 from pipelines.jobs.names import KFP_POD, JobStage
 from pipelines.step import events, parent_watch, submitted
 from pipelines.step.child import run_in_child
@@ -27,6 +29,8 @@ from pipelines.step.result import StepResult
 from pipelines.step.share import Share
 from pipelines.step.submitted import StudyInputs
 
+CLAIMS = "DIT_CLAIMS"
+"""Variable with a folder in which a file has the name of each run that a process of this study has begun."""
 _TERMINATION_LOG = Path("/dev/termination-log")
 _TERMINATION_BYTES = 4096
 _PART_SECTIONS = ("dataset", "fit")
@@ -49,21 +53,63 @@ def run_step(stage: str, study: str) -> StepResult:
 def run_variant(
     stages: Sequence[JobStage], study: str, variant: str, share: Share, image: str | None = None
 ) -> StepResult:
-    """Run these stages of a variant for the share's checkpoints, each checkpoint before the training goes on.
+    """Run these stages of a run for the share's checkpoints, each checkpoint before the training goes on.
+
+    `variant` is the run's name or slug, or several that are separated by commas. Of these the process does one after
+    the other, without those that another process has claimed, and one that a health check stops ends alone. Returns the
+    result of the last.
 
     One process does all of it, so that imports are paid once. With an image, in a run of Kubeflow Pipelines, a job of
     many pods does each stage of each checkpoint. Errors and output are as in `run_step`.
     """
     title = stages[0] if len(stages) == 1 else "variant"
-    config, store, root = _reported(_named(title, variant), lambda: submitted.read(study), announced=False)
+    names = variant.split(",")
+    config, store, root = _reported(_named(title, names[0]), lambda: submitted.read(study), announced=False)
+    place, result, stopped = _Place(config, store, root, image), StepResult(config, store, []), None
+    for name in names:
+        if len(names) > 1 and not _claims(name):
+            continue
+        try:
+            result, stopped = _run(stages, place, name, share), None
+        except SystemExit as end:
+            sick = end.code == FinalError.exit_code and stopped_by(config, store, config.run(name)) is not None
+            if not sick or len(names) == 1:
+                raise
+            stopped = end
+    if stopped is not None:
+        raise stopped
+    return result
+
+
+def _claims(name: str) -> bool:
+    """Whether this process is the first of `dit study` to ask for a run."""
+    try:
+        os.close(os.open(Path(os.environ[CLAIMS]) / name, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a step works."""
+
+    config: StudyConfig
+    store: Store
+    root: str
+    image: str | None
+
+
+def _run(stages: Sequence[JobStage], place: _Place, name: str, share: Share) -> StepResult:
+    config, store, image = place.config, place.store, place.image
     records: list[Record] = []
     for stage, step in share.steps(config, stages):
         if image is None or KFP_POD not in os.environ:
-            work = partial(_stage, stage.name, config, store, variant, step)
+            work = partial(_stage, stage.name, config, store, name, step)
         else:
-            work = partial(_job, stage.name, config, store, variant, step, root=root, image=image)
-        records += _reported(_named(stage.name, variant, step), work).records
-    return StepResult(config, store, records)
+            work = partial(_job, stage.name, config, store, name, step, root=place.root, image=image)
+        records += _reported(_named(stage.name, name, step), work).records
+    return StepResult(config, store, records, config.run(name))
 
 
 def _job(
@@ -116,7 +162,7 @@ def run_merge(inputs: StudyInputs, root: str) -> tuple[str, StepResult]:
 
 
 def _named(stage: str, variant: str, step: int | None = None) -> str:
-    name = f"{stage} {resolve(variant).name}"
+    name = f"{stage} {full_name(variant)}"
     return name if step is None else f"{name} step {step}"
 
 
@@ -171,6 +217,6 @@ def _stage(
 
 
 def _alone(what: str) -> AbstractContextManager[None]:
-    """Run one step of a variant at a time: the last step of a killed run may still be writing its checkpoint."""
+    """Do one step of a variant's run at a time: the last step of a killed run may still be writing its checkpoint."""
     path = cache_dir() / "locks" / hashlib.sha256(what.encode()).hexdigest()[:16]
     return exclusive(path, "another run works on this; waiting for its step to end")

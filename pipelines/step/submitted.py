@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import TypeVar
 
-from dit.errors import MismatchError, MissingError, StoreError
+from dit.errors import ConfigError, MismatchError, MissingError, StoreError
 from dit.results.study_copy import keep_study, key_of
 from dit.storage import Store, open_store
 from dit.study import layout, study_file
@@ -44,7 +44,7 @@ class StudyInputs:
     def resolve(self, where: str = "study") -> StudyConfig:
         """The study of the run; `where` names it in errors.
 
-        Raises ConfigError where the text or an override is not valid.
+        Raises ConfigError where the text or an override is not valid, or changes the seeds of a compiled study.
         """
         own = study_file.load_text(self.text, where=where)
         asked = {
@@ -54,7 +54,13 @@ class StudyInputs:
             "train.seed": (self.seed, own.train.seed),
         }
         changed = [f"{key}={value}" for key, (value, default) in asked.items() if value not in (None, default)]
-        return study_file.load_text(self.text, [*changed, *self.overrides], where)
+        study = study_file.load_text(self.text, [*changed, *self.overrides], where)
+        if {run.slug for run in own.runs} != {run.slug for run in study.runs} and own.variants == study.variants:
+            raise ConfigError(
+                f"{where}: the pipeline has steps for the seeds {', '.join(map(str, own.train_seeds))}, not for"
+                f" {', '.join(map(str, study.train_seeds))}; compile the study with these seeds"
+            )
+        return study
 
 
 def address(config: StudyConfig, root: str) -> str:

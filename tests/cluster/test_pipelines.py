@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from kube import find, get, until
+from kube import NAMESPACE, Refused, find, get, kubectl, until
+from rights import ACCOUNTS, documented, granted
 from studies import STUDY_FILE, Site, Study
 from workflows import pipelines_namespace
 
@@ -39,6 +40,8 @@ SMALL = (
 )
 WHOLE = ("cluster.replicas=2", "cluster.steps.parts=2", f"dataset.name=digits-in-parts-{os.getpid()}")
 SHORT = ("train.steps=20", "evaluation.at_steps=[20]")
+# Without the check of the recipe, which would refuse it before the first step.
+DIVERGES = ("train.learning_rate=1e30", "health.recipe=off")
 ENDLESS = ("train.steps=100000", "evaluation.at_steps=[100000]", "fit.checkpoint_every=100")
 FIVE = (
     "variants=[mini-S/2, mini-S/4, mini-B/4, mini-B/8, mini-S/8]",
@@ -131,7 +134,7 @@ class UnderWay:
 @pytest.fixture(scope="module")
 def under_way(submitter: Submitter, tmp_path_factory: pytest.TempPathFactory) -> UnderWay:
     whole = submitter.study("whole", *WHOLE)
-    failing = submitter.study("failing", "train.learning_rate=1e30", *SHORT)
+    failing = submitter.study("failing", *DIVERGES, *SHORT)
     endless = submitter.study("endless", *ENDLESS)
     changed, package = submitter.study("changed", *SHORT), tmp_path_factory.mktemp("kfp") / "dit.yaml"
     submissions = [submitter.submit(study, "--wait") for study in (whole, failing)]
@@ -160,7 +163,7 @@ def later(submitter: Submitter, under_way: UnderWay) -> Later:
     check_succeeded(submitter, changed, submitter.run(changed), 20)
     submitter.by_kfp("submit", under_way.package, 40)
     five = submitter.study("five", *SHORT, *FIVE)
-    large = submitter.study("large", "train.learning_rate=1e30", *SHORT, LARGE)
+    large = submitter.study("large", *DIVERGES, *SHORT, LARGE)
     submissions = [submitter.submit(study, "--wait") for study in (five, large)]
     return Later(submitter.run(changed), five, submissions[0], large, submissions[1])
 
@@ -212,6 +215,42 @@ def test_a_study_is_submitted_and_succeeds(submitter: Submitter, under_way: Unde
     assert set(states(run).values()) == {SUCCEEDED}, states(run)
     study.check_losses()
     assert b"mini-S/2" in study.site.store.read(f"{layout.report(study.config)}/{layout.REPORT_PAGE}")
+
+
+def test_steps_are_restricted_and_only_those_that_start_jobs_may_start_jobs(
+    submitter: Submitter, under_way: UnderWay
+) -> None:
+    run = submitter.ended(submitter.run(under_way.whole))
+    pods = [
+        pod
+        for pod in find("pods", f"{KFP_RUN}={run.uid}", "kubeflow")
+        if ".executor" in pod["metadata"]["annotations"][NODE]
+    ]
+    assert pods
+    launching = set()
+    for pod in pods:
+        spec, name = pod["spec"], title_of(run, pod)
+        assert spec["serviceAccountName"] == names.STEP
+        (main,) = (container for container in spec["containers"] if container["name"] == "main")
+        context = {**spec.get("securityContext", {}), **main["securityContext"]}
+        assert context["runAsNonRoot"] is True, name
+        assert context["allowPrivilegeEscalation"] is False, name
+        assert context["capabilities"] == {"drop": ["ALL"]}, name
+        assert context["seccompProfile"] == {"type": "RuntimeDefault"}, name
+        secrets = {volume["secret"]["secretName"] for volume in spec["volumes"] if "secret" in volume}
+        launching |= {name} if names.LAUNCHER_TOKEN in secrets else set()
+    assert launching == {"train mini-S/2", "sample mini-S/2"}
+
+
+def test_the_account_of_steps_has_the_documented_permissions_and_none_for_jobs(submitter: Submitter) -> None:  # noqa: ARG001
+    rows = {account: permissions for namespace, account, permissions in ACCOUNTS if namespace == "kubeflow"}
+    assert rows.keys() == {names.STEP, names.LAUNCHER}
+    for account, permissions in rows.items():
+        assert granted("kubeflow", account) == documented(permissions)
+    asked = ("auth", "can-i", "create", PYTORCHJOB, "-n", NAMESPACE)
+    assert kubectl(*asked, "--as", f"system:serviceaccount:kubeflow:{names.LAUNCHER}").strip() == "yes"
+    with pytest.raises(Refused):
+        kubectl(*asked, "--as", f"system:serviceaccount:kubeflow:{names.STEP}")
 
 
 def test_a_failed_step_has_a_reason(submitter: Submitter, under_way: UnderWay) -> None:

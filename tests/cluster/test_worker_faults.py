@@ -62,7 +62,7 @@ def job_deleted(study: Study) -> Ended:
     launcher = study.launch()
     at_random_moment_after(study, 20)
     delete(PYTORCHJOB, study.job())
-    return launcher.end(60)
+    return launcher.end(300)
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,7 @@ def test_a_training_outlives_a_killed_torchrun_or_a_deleted_worker(disturbed: di
 
 
 # All processes of the pod, torchrun too, or the worker alone.
+@pytest.mark.long
 @pytest.mark.parametrize("text", ["", "-u -m dit train"], ids=["pod", "worker"])
 def test_a_frozen_worker_is_named_and_its_job_resumes_from_the_checkpoint(text: str, site: Site, hand: Hand) -> None:
     settings = ("cluster.replicas=2", "cluster.patience.stall=300", "cluster.pod.grace_seconds=20")

@@ -15,8 +15,8 @@ import pytest
 from dataset_fixtures import flip_bit
 
 from dit.errors import FinalError, InputError
-from dit.study.study_file import load
-from pipelines.local.docker import LOCAL_IMAGE, find_image, use_containers
+from dit.study import layout
+from pipelines.local.docker import LOCAL_IMAGE, find_image, run_container
 
 REPOSITORY = Path(__file__).parents[2]
 OVERRIDES = (
@@ -72,17 +72,10 @@ def wait_until(condition: Callable[[], object]) -> None:
         time.sleep(0.1)
 
 
-def test_a_failing_step_fails_every_time(engine: Any, image: str, tmp_path: Path) -> None:
-    from kfp.local import config, docker_task_handler, status
-
-    use_containers(load(REPOSITORY / "configs/digits.yaml"), str(tmp_path / "runs"), str(tmp_path / "kfp"))
-    runner = config.LocalExecutionConfig.instance.runner
-    handler = docker_task_handler.DockerTaskHandler(image, ["sh", "-c", "exit 3"], str(tmp_path / "kfp"), runner)
-    # kfp prepares this setting for each task; here there is no task.
-    runner.container_run_args.pop("environment")
-    assert [handler.run() for _ in range(50)] == [status.Status.FAILURE] * 50
-    well = docker_task_handler.DockerTaskHandler(image, ["sh", "-c", "exit 0"], str(tmp_path / "kfp"), runner)
-    assert well.run() == status.Status.SUCCESS
+def test_a_container_has_its_exit_code_every_time(engine: Any, image: str, tmp_path: Path) -> None:
+    volumes = {str(tmp_path / "kfp"): {"bind": "/kfp", "mode": "rw"}}
+    codes = [3] * 20 + [0]
+    assert [run_container(engine, image, ["-c", f"exit {code}"], volumes, entrypoint="sh") for code in codes] == codes
     assert engine.containers.list(all=True, filters={"volume": str(tmp_path / "kfp")}) == []
 
 
@@ -101,22 +94,24 @@ def test_a_study_ends_with_its_report_and_a_failed_step_has_a_reason(image: str,
     code, _, errors = run(root, image)
     assert code == FinalError.exit_code
     assert [line for line in errors.splitlines() if line.startswith("dit: ")] == errors.splitlines()[-1:]
-    assert errors.splitlines()[-1].startswith("dit: evaluate mini-S/2: ")
+    assert errors.splitlines()[-1].startswith("dit: evaluate mini-S/2 step 20: ")
 
 
 def test_containers_end_with_a_killed_parent_and_write_a_checkpoint(engine: Any, image: str, tmp_path: Path) -> None:
     root = tmp_path / "runs"
-    checkpoints = root / "studies/digits/mini-s-2/checkpoints"
-    endless = ("train.steps=1000000", "evaluation.at_steps=[5]", "fit.checkpoint_every=1000000")
+    variant = root / "studies/digits/mini-s-2"
+    endless = (
+        "train.steps=1000000",
+        "evaluation.at_steps=[1000000]",
+        "fit.checkpoint_every=1000000",
+        "fit.log_every=5",
+    )
     process = start(root, image, *endless)
-    wait_until(lambda: any(checkpoints.glob("*/meta.json")) or process.poll() is not None)
-    time.sleep(1)
+    wait_until(lambda: (variant / layout.JOURNAL).exists() or process.poll() is not None)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     wait_until(lambda: not engine.containers.list(all=True, filters={"volume": str(root)}, ignore_removed=True))
-    steps = sorted(path.parent.name for path in checkpoints.glob("*/meta.json"))
-    assert steps[0] == "step-00000005"
-    assert len(steps) == 2
+    assert len(list(variant.glob("checkpoints/*/meta.json"))) == 1
 
 
 def test_without_the_image_the_next_command_is_named(engine: Any, tmp_path: Path) -> None:  # noqa: ARG001

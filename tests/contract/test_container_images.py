@@ -95,11 +95,22 @@ def test_an_image_runs_as_a_numeric_user_and_keeps_no_secret(file: str) -> None:
     final = text.rpartition("\nFROM ")[2]
     assert re.findall(r"^USER (.*)$", final, re.MULTILINE) == ["65532:65532"]
     assert re.search(r'^ENTRYPOINT \["', final, re.MULTILINE)
-    assert re.search(r"^ARG BASE_IMAGE=\S+:[^\s:]+$", text, re.MULTILINE)
+    base = re.findall(r"^ARG BASE_IMAGE=(\S+:\S+@sha256:[0-9a-f]{64})$", text, re.MULTILINE)
+    assert re.findall(r"^BASE_IMAGE \?= (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE) == base
     assert not re.search(r"^(ENV|COPY).*(ca\.crt|netrc|INDEX_URL)", text, re.MULTILINE)
     labels = set(re.findall(r"org\.opencontainers\.image\.(\w+)=", final))
     assert labels == {"title", "description", "version", "revision"}
     assert all(line.count("--require-hashes") for line in final.splitlines() if "-r /requirements.txt" in line)
+
+
+@pytest.mark.parametrize("file", [".ci/setup", *DOCKERFILES])
+def test_uv_is_installed_by_hash(file: str) -> None:
+    assert {name for name, _ in locked(".ci/tools.txt")} >= {"uv"}
+    assert all(locked(".ci/tools.txt").values())
+    text = (ROOT / file).read_text().replace("\\\n", "")
+    installs = [line for line in text.splitlines() if re.search(r"\bpip install\b", line) and "uv" not in line]
+    assert installs
+    assert all("--require-hashes" in line and "tools.txt" in line for line in installs)
 
 
 @pytest.mark.parametrize("setting", ["INDEX_URL", "PIP_INDEX_URL"])

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
-from training_processes import SEED, STEPS, VARIANT, Losses, at_random_step, finish, losses, start, study
+from training_processes import SEED, STEPS, VARIANT, Losses, finish, losses, random_step, signalled, start, study
 
 from dit.checkpoints.write import HostCopy
 from dit.data.loader import StepBatch
@@ -131,7 +132,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 def device(store: Store, config: StudyConfig) -> str:
-    record = read_record(store, layout.train_record(config, config.spec(VARIANT)), TrainRecord)
+    record = read_record(store, layout.train_record(config, config.run(VARIANT)), TrainRecord)
     assert record is not None
     return record.device
 
@@ -145,11 +146,9 @@ def on_cpu(store: Store) -> Losses:
     return losses(store, config, LOSS)
 
 
-def test_killed_training_resumes(store: Store, on_cpu: Losses) -> None:
+def test_killed_training_resumes(store: Store, on_cpu: Losses, tmp_path: Path) -> None:
     config = study("killed")
-    process = start(store, config.study)
-    at_random_step(store, config, process.kill)
-    finish(process, -signal.SIGKILL)
+    finish(start(store, config.study, **signalled(tmp_path, signal.SIGKILL, random_step())), -signal.SIGKILL)
     assert max(step for _, step in losses(store, config, LOSS)) < STEPS
     finish(start(store, config.study))
     assert losses(store, config, LOSS) == pytest.approx(on_cpu, rel=1e-4), f"DIT_TEST_SEED={SEED}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -281,6 +282,22 @@ def test_a_deployment_without_pods_has_a_reason(
     assert error.endswith(
         "no pod was created: exceeded quota: pods; kubectl describe deployment -n dit-scaling-services mlflow"
     )
+
+
+def test_an_image_by_tag_is_refused_except_on_one_machine(
+    state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in ("k8s", "mlflow"):
+        shutil.copytree(deploy.ROOT / folder, tmp_path / folder)
+    overlay = tmp_path / "k8s" / "overlays" / "mine"
+    shutil.copytree(overlay.with_name("kind"), overlay)
+    monkeypatch.setattr(deploy, "ROOT", tmp_path)
+    assert "image ghcr.io/versity/versitygw:v1.8.0: a tag may mean" in refused(state, capsys, "deploy", "mine")
+    # Without an entry of its own, an overlay has the digest of the component.
+    file = overlay / "kustomization.yaml"
+    file.write_text("\n".join(line for line in file.read_text().splitlines() if "versitygw" not in line))
+    assert "missing secret" in refused(state, capsys, "deploy", "mine")
+    assert not [entry for entry in read(state) if entry["kind"] == "Deployment"]
 
 
 def test_secrets_of_existing_services_are_not_random(state: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -201,6 +201,20 @@ def test_what_decides_the_shards_is_the_key_of_a_parts_cache(digits: Compiled) -
     assert digits.given("prepare 2/2") == digits.given("prepare 1/2") | {"part": 2}
 
 
+def test_each_seed_of_a_variant_has_steps_of_its_own_which_take_turns() -> None:
+    compiled = Compiled("digits", *SHORT, "seeds=2")
+    trained, other = "train mini-S/2", "train mini-S/2 seed 1"
+    assert [compiled.given(name)["variant"] for name in (trained, other)] == ["mini-s-2", "mini-s-2-seed-1"]
+    assert compiled.waits_for(other) == {"merge", "sample mini-S/2"}
+    assert compiled.waits_for("report") == {"evaluate mini-S/2", "evaluate mini-S/2 seed 1"}
+
+
+def test_checkpoints_of_all_seeds_count_for_the_size_of_a_run() -> None:
+    titles = [Compiled("digits", *SHORT, f"seeds={seeds}").names() for seeds in (5, 6)]
+    assert ["train mini-S/2 seed 4" in names for names in titles] == [True, False]
+    assert "variant mini-S/2 seed 5" in titles[1]
+
+
 @pytest.mark.parametrize(
     ("override", "turns"),
     [("cluster.replicas=8", 1), ("cluster.queue=gpus", 9), ("cluster.steps.variants_at_a_time=2", 2)],

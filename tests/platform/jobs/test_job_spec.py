@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dit.errors import ConfigError, InputError
+from dit.study.runs import Run
 from dit.study.study_file import load, load_text
 from dit.study.variants import VARIANTS, resolve
 from pipelines.jobs import names
@@ -27,22 +28,42 @@ def spec(*overrides: str, variant: str = "DiT-XL/2", study: str = "imagenet256")
 
 
 def test_a_job_name_has_study_variant_and_stage() -> None:
-    assert names.job_name("imagenet256", resolve("DiT-XL/4"), "train") == "dit-imagenet256-dit-xl-4"
-    assert names.job_name("digits", resolve("mini-S/2"), "sample") == "dit-digits-mini-s-2-sample"
+    assert names.job_name("imagenet256", Run(resolve("DiT-XL/4"), 0), "train") == "dit-imagenet256-dit-xl-4"
+    assert names.job_name("digits", Run(resolve("mini-S/2"), 0), "sample") == "dit-digits-mini-s-2-sample"
+    seed = Run(resolve("mini-S/2"), 1, is_base=False)
+    assert names.job_name("digits", seed, "sample") == "dit-digits-mini-s-2-seed-1-sample"
 
 
-@given(study=STUDIES, variant=st.sampled_from(sorted(VARIANTS)), stage=st.sampled_from(["train", "sample", "evaluate"]))
+def test_a_job_of_another_seed_has_it_in_its_labels_and_passes_it_to_its_pods() -> None:
+    config = load(CONFIGS / "digits.yaml", ["seeds=2"])
+    base, other = (
+        job_spec(config, name, "train", "s3://bucket/dit", IMAGE) for name in ("mini-S/2", "mini-s-2-seed-1")
+    )
+    assert names.SEED not in base.labels
+    assert (other.labels[names.VARIANT], other.labels[names.SEED]) == ("mini-s-2", "1")
+    for job, seed in ((base, "0"), (other, "1")):
+        words = job.arguments
+        assert words[words.index("--variant") :][:4] == ["--variant", "mini-S/2", "--seed", seed]
+
+
+@given(
+    study=STUDIES,
+    variant=st.sampled_from(sorted(VARIANTS)),
+    stage=st.sampled_from(["train", "sample", "evaluate"]),
+    seed=st.none() | st.integers(0, 2**63 - 1),
+)
 def test_every_job_name_is_a_dns_label_short_enough_for_pod_names(
-    study: str, variant: str, stage: names.JobStage
+    study: str, variant: str, stage: names.JobStage, seed: int | None
 ) -> None:
-    name = names.job_name(study, resolve(variant), stage)
+    name = names.job_name(study, Run(resolve(variant), seed or 0, is_base=seed is None), stage)
     assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name)
     assert len(f"{name}-node-0-511-x7k2p") <= 63
-    assert re.sub("-(sample|evaluate)$", "", name).endswith(resolve(variant).slug)
+    assert re.sub("(-seed-[0-9a-f]+)?(-(sample|evaluate))?$", "", name).endswith(resolve(variant).slug)
+    assert seed is None or seed > 999_999 or f"-seed-{seed}" in name
 
 
 def test_long_studies_that_begin_alike_have_different_names() -> None:
-    first, second = (names.job_name(f"{'a' * 39}{end}", resolve("mini-XL/2"), "sample") for end in "xy")
+    first, second = (names.job_name(f"{'a' * 39}{end}", Run(resolve("mini-XL/2"), 0), "sample") for end in "xy")
     assert first != second
     assert len(first) == len(second) == names.MAX_LENGTH
 
@@ -84,8 +105,8 @@ def test_only_a_workflow_of_the_same_namespace_owns_the_job() -> None:
 def test_pods_get_the_study_with_its_overrides() -> None:
     given = load_text(spec("train.steps=500000").study_file)
     assert given.train.steps == 500_000
-    assert given.training_hash(resolve("DiT-XL/2")) == load(CONFIGS / "imagenet256.yaml").training_hash(
-        resolve("DiT-XL/2")
+    assert given.training_hash(given.run("DiT-XL/2")) == load(CONFIGS / "imagenet256.yaml").training_hash(
+        given.run("DiT-XL/2")
     )
 
 

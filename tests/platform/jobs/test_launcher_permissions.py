@@ -28,8 +28,8 @@ def grants(role: dict[str, Any], right: Right) -> bool:
     )
 
 
-def role(manifests: list[dict[str, Any]]) -> dict[str, Any]:
-    return next(item for item in manifests if item["kind"] == "Role" and item["metadata"]["name"] == names.LAUNCHER)
+def role(manifests: list[dict[str, Any]], name: str = names.LAUNCHER) -> dict[str, Any]:
+    return next(item for item in manifests if item["kind"] == "Role" and item["metadata"]["name"] == name)
 
 
 def granted_by(role: dict[str, Any]) -> set[str]:
@@ -59,11 +59,12 @@ def test_the_reapers_role_has_exactly_the_permissions_it_needs() -> None:
 
 
 def test_the_role_of_steps_has_the_permissions_they_need() -> None:
-    granted = role(documents("overlays", "pipelines", "runs", "launcher.yaml"))
-    assert [str(right) for right in permissions.of_steps("kubeflow") if not grants(granted, right)] == []
+    manifests = documents("overlays", "pipelines", "runs", "launcher.yaml")
+    for name, needed in ((names.STEP, permissions.of_steps), (names.LAUNCHER, permissions.of_launching_steps)):
+        assert [str(right) for right in needed("kubeflow") if not grants(role(manifests, name), right)] == []
 
 
-def test_steps_of_either_account_may_start_jobs() -> None:
+def test_the_account_of_steps_may_not_start_jobs() -> None:
     """`kfp run create` cannot set an account and uses the one of Kubeflow Pipelines."""
     (binding,) = documents("overlays", "pipelines", "jobs", "launcher.yaml")
     subjects = {(item["namespace"], item["name"]) for item in binding["subjects"]}

@@ -119,6 +119,8 @@ def place(
             RUNS: {},
             f"{JOBS}/serviceaccounts/dit-worker": {},
             f"{RUNS}/serviceaccounts/dit-launcher": {},
+            f"{RUNS}/serviceaccounts/dit-step": {},
+            f"{RUNS}/secrets/dit-launcher-token": encoded(**{"token": "t", "ca.crt": "c"}),
             REAPER: {"status": {"availableReplicas": 1}},
             "/api/v1/nodes": {"items": [node("one")]},
             "/apis/scheduling.k8s.io/v1/priorityclasses/dit-scaling-training": {},
@@ -142,7 +144,9 @@ def test_a_study_that_can_run_passes(place: Place) -> None:
 def test_permissions_are_checked_for_the_account_of_the_steps(place: Place) -> None:
     assert place.check() == 0
     reviewed = place.kubernetes.reviewed
-    assert {item["user"] for item in reviewed} == {"system:serviceaccount:kubeflow:dit-launcher"}
+    assert {item["user"].rpartition(":")[2] for item in reviewed} == {"dit-launcher", "dit-step"}
+    of_step = {item["resourceAttributes"]["resource"] for item in reviewed if item["user"].endswith("dit-step")}
+    assert of_step == {"workflowtaskresults"}
     assert "system:serviceaccounts:kubeflow" in reviewed[0]["groups"]
     asked = {(item["resourceAttributes"]["verb"], item["resourceAttributes"]["resource"]) for item in reviewed}
     assert {("create", "pytorchjobs"), ("delete", "pytorchjobs"), ("list", "events")} <= asked
@@ -178,6 +182,8 @@ def deny(right: str) -> Break:
         (change(JOBS), "namespace dit-scaling", "dit deploy kind"),
         (change(f"{JOBS}/serviceaccounts/dit-worker"), "service account dit-scaling/dit-worker", "dit deploy"),
         (change(f"{RUNS}/serviceaccounts/dit-launcher"), "service account kubeflow/dit-launcher", "dit deploy pipel"),
+        (change(f"{RUNS}/serviceaccounts/dit-step"), "service account kubeflow/dit-step", "dit deploy pipel"),
+        (change(f"{RUNS}/secrets/dit-launcher-token"), "secret kubeflow/dit-launcher-token", "dit deploy pipel"),
         (change(f"{RUNS}/secrets/dit-s3"), "secret kubeflow/dit-s3", "dit deploy pipelines"),
         (
             change(f"{JOBS}/secrets/dit-mlflow", encoded(MLFLOW_TRACKING_USERNAME="admin")),
@@ -187,8 +193,8 @@ def deny(right: str) -> Break:
         (change(REAPER), "reaper", "dit deploy"),
         (change(REAPER, {"status": {}}), "reaper", "is not available; kubectl describe deployment"),
         (change("/api/v1/nodes", {"items": [node("one", gpus=7)]}), "GPUs", "room for 7 pods"),
-        (deny("create pytorchjobs"), "rights in dit-scaling", "create pytorchjobs"),
-        (deny("patch workflowtaskresults"), "rights in kubeflow", "dit deploy pipel"),
+        (deny("create pytorchjobs"), "rights of dit-launcher in dit-scaling", "create pytorchjobs"),
+        (deny("patch workflowtaskresults"), "rights of dit-step in kubeflow", "dit deploy pipel"),
         (lambda place: setattr(place.mlflow, "name", "mlflow:5000"), "MLflow", "MLFLOW_SERVER_ALLOWED_HOSTS"),
         (change(f"{JOBS}/secrets/dit-mlflow", OTHER_PASSWORD), "MLflow", "answers 401"),
         (change(QUEUE), "queue dit-scaling", "there is no LocalQueue"),
@@ -368,10 +374,10 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.usefixtures("elsewhere")
-def test_a_study_is_submitted_under_the_launchers_account(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_study_is_submitted_under_the_account_of_steps(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     assert submit(place, "--experiment", "mine", "--run", "first", "--set", "train.steps=100", "--wait") == 0
     (sent,) = place.pipelines.created
-    assert (sent["display_name"], sent["service_account"]) == ("first", "dit-launcher")
+    assert (sent["display_name"], sent["service_account"]) == ("first", "dit-step")
     assert place.pipelines.experiments == ["mine"]
     spec = sent["pipeline_spec"]["pipeline_spec"]
     assert spec["root"]["inputDefinitions"]["parameters"]["steps"]["defaultValue"] == 100

@@ -106,9 +106,9 @@ def place(
 ) -> Iterator[str]:
     """All three servers; yields the endpoint of the pipelines."""
     losses = [Entry("run", {"id": "r", "name": "n", "hash": "h", "tags": {}}), Entry("metrics", {"loss": 0.5}, 120)]
-    key = layout.journal(config, config.specs[0])
+    key = layout.journal(config, config.runs[0])
     open_store(ROOT).write(key, b"".join(line.to_line() for line in losses))
-    write_rank_progress(open_store(ROOT), config, config.specs[0], [0.1, 0.3])
+    write_rank_progress(open_store(ROOT), config, config.runs[0], [0.1, 0.3])
     kubernetes.objects |= settings_objects(s3_proxy.url)
     # The caller has no S3 settings.
     for name in ("AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
@@ -215,7 +215,7 @@ def test_a_study_of_this_machine_is_shown_from_its_folder(
 ) -> None:
     monkeypatch.setenv("KFP_ENDPOINT", "http://127.0.0.1:9")
     folder = tmp_path / "runs"
-    open_store(folder).write(f"{layout.checkpoint(config, config.specs[1], 400)}/{layout.META}", b"{}")
+    open_store(folder).write(f"{layout.checkpoint(config, config.runs[1], 400)}/{layout.META}", b"{}")
     show(root=str(folder))
     text = capsys.readouterr().out
     assert "400/1,500 steps" in row(text, "train mini-B/2")
@@ -229,7 +229,7 @@ def test_a_variant_that_a_check_stopped_has_its_step_its_cause_and_all_readings(
     message = "mini-S/2: the EMA never changes (ema: 9, must be at most 1 rounding error); update it"
     reason = {"cause": "the EMA never changes", "advice": "update it"}
     event = HealthEvent(check="ema", step=5, value=9.0, bound="1", action="stop", message=message, **reason)
-    add_event(open_store(str(tmp_path)), layout.health(config, config.specs[0]), event)
+    add_event(open_store(str(tmp_path)), layout.health(config, config.runs[0]), event)
     show("variants=[mini-S/2, mini-B/2]", root=str(tmp_path))
     text = capsys.readouterr().out
     assert row(text, "train mini-S/2").startswith("train mini-S/2 stopped by ema at step 5")

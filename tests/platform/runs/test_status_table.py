@@ -72,6 +72,21 @@ def test_each_checkpoint_of_a_variant_has_its_row() -> None:
     assert result[f"{TRAIN} 2/2"]["done"] == "900/1,500 steps (60 %)"
 
 
+def test_each_seed_of_a_variant_has_its_rows() -> None:
+    order = step_names(load(Path(__file__).parents[3] / "configs" / "digits.yaml", ["variants=[mini-S/2]", "seeds=2"]))
+    own, other = "variant mini-S/2", "variant mini-S/2 seed 1"
+    titles = {"b": f"{other} 1/2", "c": f"{other} 2/2", "a": own}
+    stages = [
+        StageProgress("train mini-S/2 seed 1", 60, 1500, "steps"),
+        StageProgress("train mini-S/2", 9, 1500, "steps"),
+    ]
+    result = {str(row[0]): row for row in rows(order, stages, [], replace(run(), titles=titles), NOW)}
+    each = [f"{stage} mini-S/2" for stage in ("train", "sample", "evaluate")]
+    assert list(result) == [own, *each, f"{other} 1/2", f"{other} 2/2", *(f"{name} seed 1" for name in each)]
+    done = [result[name][COLUMNS.index("done")] for name in ("train mini-S/2", "train mini-S/2 seed 1")]
+    assert done == ["9/1,500 steps (0 %)", "60/1,500 steps (4 %)"]
+
+
 def test_steps_have_the_order_of_the_study() -> None:
     order = ["prepare 1/2", "prepare 2/2", "prepare 10/2", "merge", TRAIN, "train mini-B/2", "report"]
     assert list(table([], [], run())) == order

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from dit.errors import ConfigError
 from dit.storage import Store, open_store
 from dit.study.study_file import load, load_text
 from pipelines.definition.pipeline import dataset_only
@@ -56,6 +57,14 @@ def test_changed_parameters_become_overrides_and_overrides_win() -> None:
     assert (config.train.steps, config.evaluation.at_steps) == (700, (500, 700))
     assert (config.sampling.cfg_scale, config.sampling.num_samples, config.sampling.steps) == (1.5, 100, 5)
     assert config.train.seed == 4
+
+
+@pytest.mark.parametrize("changed", [{"seed": 1}, {"overrides": ["seeds=3"]}])
+def test_a_run_cannot_change_the_seeds_that_its_pipeline_has_steps_for(changed: dict[str, Any]) -> None:
+    two = load_text(STUDY, ["seeds=2"]).to_yaml()
+    assert StudyInputs(two, seed=0).resolve().train_seeds == (0, 1)
+    with pytest.raises(ConfigError, match="the pipeline has steps for the seeds 0, 1, not for .*; compile the study"):
+        StudyInputs(two, **changed).resolve()
 
 
 def test_the_last_checkpoint_that_a_person_names_is_kept() -> None:

@@ -27,8 +27,8 @@ from dit.storage.file import FileStore
 from dit.study import layout
 from dit.study.config import StudyConfig
 from dit.study.records import CheckpointMeta, FileEntry
+from dit.study.runs import Run
 from dit.study.study_file import load
-from dit.study.variants import ModelSpec
 
 STUDY = Path(__file__).parents[3] / "configs" / "digits.yaml"
 VARIANT = "mini-S/2"
@@ -39,17 +39,17 @@ def study(*overrides: str) -> StudyConfig:
 
 
 def weights_of(
-    config: StudyConfig, store: Store, spec: ModelSpec, step: int, kind: Literal["ema", "raw"]
+    config: StudyConfig, store: Store, run: Run, step: int, kind: Literal["ema", "raw"]
 ) -> tuple[dict[str, Tensor], str]:
-    meta = checkpoint_meta(config, store, spec, step)
-    return load_weights(store, layout.checkpoint(config, spec, step), meta, kind)
+    meta = checkpoint_meta(config, store, run, step)
+    return load_weights(store, layout.checkpoint(config, run, step), meta, kind)
 
 
 def writer(
     store: Store, config: StudyConfig, stop_step: int = 60, before_completion: Callable[[], None] = lambda: None
 ) -> CheckpointWriter:
     retention = Retention(config.fit.keep_checkpoints, milestones(config), stop_step)
-    return CheckpointWriter(store, config, config.spec(VARIANT), retention, before_completion)
+    return CheckpointWriter(store, config, config.run(VARIANT), retention, before_completion)
 
 
 def tensors(value: float) -> dict[str, dict[str, Tensor]]:
@@ -60,7 +60,7 @@ def tensors(value: float) -> dict[str, dict[str, Tensor]]:
 
 
 def meta(config: StudyConfig, step: int) -> CheckpointMeta:
-    return study_records.checkpoint_meta(config, config.spec(VARIANT), step)
+    return study_records.checkpoint_meta(config, config.run(VARIANT), step)
 
 
 def write(store: Store, config: StudyConfig, *steps: int) -> None:
@@ -71,13 +71,13 @@ def write(store: Store, config: StudyConfig, *steps: int) -> None:
 
 def test_round_trip_keeps_every_bit_and_names_the_weights(tmp_path: Path) -> None:
     store, config = open_store(tmp_path), study()
-    spec = config.spec(VARIANT)
+    run = config.run(VARIANT)
     write(store, config, 20)
-    raw, raw_hash = weights_of(config, store, spec, 20, "raw")
-    ema, ema_hash = weights_of(config, store, spec, 20, "ema")
+    raw, raw_hash = weights_of(config, store, run, 20, "raw")
+    ema, ema_hash = weights_of(config, store, run, 20, "ema")
     assert torch.equal(raw["weight"], torch.full((3, 2), 20.0))
     assert torch.equal(ema["weight"], torch.full((3, 2), 21.0))
-    written = {entry.name: entry.sha256 for entry in checkpoint_meta(config, store, spec, 20).files}
+    written = {entry.name: entry.sha256 for entry in checkpoint_meta(config, store, run, 20).files}
     assert (written[layout.RAW_WEIGHTS], written[layout.EMA_WEIGHTS]) == (raw_hash, ema_hash)
 
 
@@ -87,7 +87,7 @@ def test_save_writes_the_values_at_the_time_of_the_call(tmp_path: Path) -> None:
     with writer(store, config) as opened:
         opened.save(live, meta(config, 20))
         live[layout.RAW_WEIGHTS]["weight"].fill_(-1)
-    raw, _ = weights_of(config, store, config.spec(VARIANT), 20, "raw")
+    raw, _ = weights_of(config, store, config.run(VARIANT), 20, "raw")
     assert torch.equal(raw["weight"], torch.ones(3, 2))
 
 
@@ -103,12 +103,12 @@ def test_before_completion_is_called_before_meta_json_is_written(tmp_path: Path)
 def test_newest_and_milestones_are_kept(tmp_path: Path) -> None:
     store, config = open_store(tmp_path), study()
     write(store, config, 10, 20, 30, 40, 50, 60)
-    assert list_checkpoints(store, config, config.spec(VARIANT)) == [20, 40, 50, 60]
+    assert list_checkpoints(store, config, config.run(VARIANT)) == [20, 40, 50, 60]
 
 
 def test_checkpoints_beyond_stop_step_do_not_displace_earlier_ones(tmp_path: Path) -> None:
     store, config = open_store(tmp_path), study()
-    spec = config.spec(VARIANT)
+    run = config.run(VARIANT)
     write(store, config, 10, 20, 30, 40, 50, 60)
     earlier = study("evaluation.at_steps=[17, 20]")
     kept = []
@@ -116,7 +116,7 @@ def test_checkpoints_beyond_stop_step_do_not_displace_earlier_ones(tmp_path: Pat
         for step in (5, 10, 15, 17):
             opened.save(tensors(step), meta(earlier, step))
             opened.wait()
-            kept.append(list_checkpoints(store, earlier, spec))
+            kept.append(list_checkpoints(store, earlier, run))
     assert kept == [
         [5, 20, 40, 50, 60],
         [5, 10, 20, 40, 50, 60],
@@ -136,24 +136,24 @@ class Interrupted(FileStore):
 
 def test_interrupted_upload_is_incomplete_and_is_removed(tmp_path: Path) -> None:
     store, config = open_store(tmp_path), study()
-    spec = config.spec(VARIANT)
+    run = config.run(VARIANT)
     write(store, config, 10)
     with pytest.raises(StoreError, match="went away"):
         write(Interrupted(tmp_path), config, 20)
-    folder = layout.checkpoint(config, spec, 20)
+    folder = layout.checkpoint(config, run, 20)
     assert store.list(folder)
-    assert list_checkpoints(store, config, spec) == [10]
+    assert list_checkpoints(store, config, run) == [10]
     work = Work(config, store)
-    assert look(work, checkpoint(work, spec, 20)).problem == "complete are: 10"
+    assert look(work, checkpoint(work, run, 20)).problem == "complete are: 10"
     write(store, config, 30)
     assert not store.list(folder)
-    assert list_checkpoints(store, config, spec) == [10, 30]
+    assert list_checkpoints(store, config, run) == [10, 30]
 
 
 def test_partial_files_of_a_killed_upload_are_removed(tmp_path: Path) -> None:
     store, config = open_store(tmp_path), study()
     left, living = (
-        tmp_path / layout.checkpoint(config, config.spec(VARIANT), step) / f".{layout.RAW_WEIGHTS}.0123.partial"
+        tmp_path / layout.checkpoint(config, config.run(VARIANT), step) / f".{layout.RAW_WEIGHTS}.0123.partial"
         for step in (20, 30)
     )
     for path in (left, living):
@@ -197,17 +197,17 @@ def test_save_does_not_wait_for_the_store(tmp_path: Path) -> None:
         assert opened.poll()
         assert store.list() == []
         store.go.set()
-    assert list_checkpoints(store, config, config.spec(VARIANT)) == [20]
+    assert list_checkpoints(store, config, config.run(VARIANT)) == [20]
 
 
 def test_altered_file_is_refused_by_name(tmp_path: Path) -> None:
     store, config = open_store(tmp_path), study()
-    spec = config.spec(VARIANT)
+    run = config.run(VARIANT)
     write(store, config, 20)
-    flip_bit(tmp_path / layout.checkpoint(config, spec, 20) / layout.EMA_WEIGHTS)
+    flip_bit(tmp_path / layout.checkpoint(config, run, 20) / layout.EMA_WEIGHTS)
     with pytest.raises(DataError, match=r"step-00000020/ema\.safetensors: .*remove .* to resume"):
-        weights_of(config, store, spec, 20, "ema")
-    weights_of(config, store, spec, 20, "raw")
+        weights_of(config, store, run, 20, "ema")
+    weights_of(config, store, run, 20, "raw")
 
 
 def test_host_copy_reuses_its_buffers() -> None:
@@ -223,7 +223,7 @@ def test_missing_scratch_folder_is_a_store_error(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "absent"))
     with pytest.raises(StoreError, match="TMPDIR"):
         write(open_store(tmp_path), config, 20)
-    assert list_checkpoints(open_store(tmp_path), config, config.spec(VARIANT)) == []
+    assert list_checkpoints(open_store(tmp_path), config, config.run(VARIANT)) == []
 
 
 def test_copy_allocates_nothing_after_reserve(monkeypatch: pytest.MonkeyPatch) -> None:

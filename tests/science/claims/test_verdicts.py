@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from study_records import metrics_record, study
 
+from dit.claims.judged import NOISE_SHARE
 from dit.claims.notes import notes
-from dit.claims.verdicts import NOISE_SHARE, judge
+from dit.claims.verdicts import judge
 from dit.errors import MismatchError, MissingError
 from dit.study.config import StudyConfig
 from dit.study.paper import paper
@@ -30,7 +31,7 @@ def base(variant: str) -> MetricsRecord:
 
 def record(variant: str, value: float, spread: float = 0.01) -> MetricsRecord:
     """A metric with an interval of +-2 spreads (relative) and normal replicates of that spread."""
-    noise = np.random.default_rng(len(variant)).standard_normal(200)
+    noise = np.random.default_rng([*variant.encode()]).standard_normal(200)
     return base(variant).model_copy(
         update={
             "metrics": {"fid": Estimate(value=value, low=value * (1 - 2 * spread), high=value * (1 + 2 * spread))},

@@ -77,6 +77,25 @@ def test_a_variant_that_the_study_does_not_have_is_refused(
     assert named in refused([command, DIGITS, "--variant", variant], capsys)
 
 
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["sample", DIGITS, "--seed", "4"], "seed 4: is not in study digits, which has 0, 1"),
+        (["import", "a.pt", DIGITS, "--variant", "mini-S/2"], "mini-S/2 has several seeds, 0, 1; choose one, such as"),
+        (["doctor", DIGITS, "--variant", "mini-S/2"], "mini-S/2 has several seeds, 0, 1; choose one, such as --seed 0"),
+        (
+            ["sample", DIGITS, "--variant", "mini-S/2", "--step", "500", "--labels", "1"],
+            "one --variant, one --seed and",
+        ),
+        (["train", DIGITS, "--variant", "mini-S/2", "--seed", "1"], "run `dit prepare STUDY`"),
+    ],
+)
+def test_a_seed_is_chosen_by_its_option(
+    words: list[str], named: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert named in refused([*words, "--set", "seeds=2", "--root", str(tmp_path)], capsys)
+
+
 @pytest.mark.parametrize("part", ["0/0", "0/4", "5/4", "1/0", "-1/4", "1", "a/b", "1/4/2", "", "1.5/2", "1/2\n"])
 def test_a_part_that_is_not_valid_is_refused(part: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "such as --part 3/16" in refused(["prepare", DIGITS, "--part", part], capsys)

@@ -91,7 +91,7 @@ def test_examples_name_keys_variants_and_steps_of_shipped_studies() -> None:
             name, *words = shlex.split(line)
             given = {option: [v for o, v in itertools.pairwise(words) if o == option] for option in words}
             config = load(ROOT / name, given.get("--set", []))
-            assert {config.spec(variant).name for variant in given.get("--variant", [])} <= {*config.variants}, place
+            assert {config.run(variant).name for variant in given.get("--variant", [])} <= {*config.variants}, place
             steps = {int(step) for step in given.get("--step", [])}
             assert steps <= {*config.evaluation.at_steps}, f"{place}: {line}"
             counted += len(given)

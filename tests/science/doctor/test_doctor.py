@@ -89,7 +89,9 @@ def test_what_a_published_file_was_trained_with_is_named(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["EMA updated every 5th step", "t / 1000 in training", "one class trained"])
+@pytest.mark.parametrize(
+    "name", ["EMA updated every 5th step", "t / 1000 in training", "one class trained", "x0 as target"]
+)
 def test_a_faulty_training_is_named(name: str, healthy: Trained, tmp_path: Path) -> None:
     root, *_ = healthy
     case = next(case for case in CASES if case.name == name)
@@ -122,7 +124,7 @@ def test_a_folder_is_opened_with_its_studys_recipe_and_data_and_a_copy_without(
     healthy: Trained, s3_store: S3Store, tmp_path: Path
 ) -> None:
     root, known, _ = healthy
-    folder = root / layout.checkpoint(known.config, known.spec, STEPS) if known.config else root
+    folder = root / layout.checkpoint(known.config, known.config.run(known.spec.name), STEPS) if known.config else root
     one = open_subject(str(folder), Claims())
     assert (one.decay, one.step, one.spec) == (known.decay, STEPS, known.spec)
     assert open_bounds(None, one, "unused") is not None

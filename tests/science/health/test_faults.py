@@ -46,7 +46,7 @@ def command(stage: str, root: Path, *settings: str) -> int:
 
 def readings(root: Path) -> list[HealthEvent]:
     config = load(ROOT / "configs" / "digits.yaml", list(SETTINGS))
-    return read_events(open_store(str(root)), layout.health(config, config.spec(VARIANT)))
+    return read_events(open_store(str(root)), layout.health(config, config.run(VARIANT)))
 
 
 @pytest.fixture(scope="module")

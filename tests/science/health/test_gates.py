@@ -41,7 +41,7 @@ ROOT = Path(__file__).parents[3]
 CPU = torch.device("cpu")
 ALONE = Ranks(0, 1, 0, CPU)
 STUDY = load(ROOT / "configs" / "digits.yaml", [])
-SPEC = STUDY.specs[0]
+SPEC = STUDY.runs[0]
 GATE: dict[str, Any] = {gate.name: gate for gate in GATES}
 
 
@@ -217,6 +217,14 @@ def test_latents_of_another_size_are_told_from_those_of_another_dataset(bounds: 
     )
     other = replace(view, bounds=two, mean_C=np.repeat(bounds.mean_C, 2), power_C=bounds.power_C * np.array([1.0, 4.0]))
     assert "differs between channels" in GATE["feed"].read(other).cause
+
+
+@pytest.mark.parametrize(("few", "verdict"), [(True, "ok"), (False, "stop")])
+def test_the_latents_of_a_few_images_are_not_compared(bounds: Bounds, few: bool, verdict: str) -> None:
+    """The spread of two latents does not tell how far the same two, drawn again, may be from them."""
+    measured = replace(bounds, count=2) if few else bounds
+    view: Any = replace(feed_sums(bounds, 1, lambda y: y), bounds=measured, mean_C=bounds.mean_C + 1)
+    assert GATE["feed"].read(view).verdict == verdict
 
 
 def test_latents_that_are_not_finite_are_named(work: Work, bounds: Bounds) -> None:

@@ -79,6 +79,13 @@ def test_a_failure_that_stopped_the_work_comes_before_warnings_and_others_are_na
     assert headline(made).endswith("; also broken: mini-B/2 (start)")
 
 
+def test_with_several_seeds_the_headline_counts_runs() -> None:
+    made = [(name, found(check, OK, where=name)) for name in ("mini-S/2", "mini-S/2 seed 1") for check in CHECKS]
+    assert headline(made) == f"healthy: {len(CHECKS)} of {len(CHECKS)} checks in 2 runs"
+    broken = [*made, ("mini-S/2 seed 1", found("ema", SICK, where="mini-S/2 seed 1"))]
+    assert headline(broken).startswith("mini-S/2 seed 1 broke at step 20: ")
+
+
 def test_a_failed_dataset_is_not_a_variant() -> None:
     assert headline([("digits", found("data", SICK, 0, "digits"))]).startswith("digits broke in its preparation: ")
 
@@ -98,18 +105,18 @@ def test_the_table_has_a_row_for_each_check_and_a_column_for_each_variant(config
 
 
 def test_a_variant_is_stopped_until_the_check_passes_or_is_off(config: StudyConfig, store: Store) -> None:
-    spec = config.specs[0]
-    log = HealthLog(store, layout.health(config, spec))
+    run = config.runs[0]
+    log = HealthLog(store, layout.health(config, run))
     log.add(found("ema", SICK))
-    stopped = stopped_by(config, store, spec)
+    stopped = stopped_by(config, store, run)
     assert stopped is not None
     assert stopped.check == "ema"
     off = config.model_copy(update={"health": {"ema": "off"}})
-    assert stopped_by(off, store, spec) is None
+    assert stopped_by(off, store, run) is None
     assert readings(off, store) == []
     log.add(found("ema", OK))
     log.flush()
-    assert stopped_by(config, store, spec) is None
+    assert stopped_by(config, store, run) is None
 
 
 def test_a_reading_is_logged_as_a_metric_and_the_headline_as_a_tag(config: StudyConfig, store: Store) -> None:
@@ -119,11 +126,11 @@ def test_a_reading_is_logged_as_a_metric_and_the_headline_as_a_tag(config: Study
             "tracking": load(DIGITS, ["tracking.kind=none"]).tracking,
         }
     )
-    spec = config.specs[0]
-    with open_tracker(config, store, spec) as tracker, pytest.raises(UnhealthyError):
-        Watch(config, spec, store, None, tracker).look("plan", 0, lambda: RecipeView(config, spec))
-    (stopped,) = read_events(store, layout.health(config, spec))
-    entries = list(parse(store.read(layout.journal(config, spec))))
+    run = config.runs[0]
+    with open_tracker(config, store, run) as tracker, pytest.raises(UnhealthyError):
+        Watch(config, run, store, None, tracker).look("plan", 0, lambda: RecipeView(config, run.spec))
+    (stopped,) = read_events(store, layout.health(config, run))
+    entries = list(parse(store.read(layout.journal(config, run))))
     assert [entry.values for entry in entries if entry.kind == "metrics"] == [{"health/recipe": stopped.value}]
     (tags,) = [entry.values for entry in entries if entry.kind == "tags"]
     assert tags["health"].startswith("mini-S/2 broke before its first step: train.learning_rate=0.1 is too high")

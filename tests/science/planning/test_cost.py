@@ -60,6 +60,7 @@ def test_totals_are_the_sums() -> None:
         ("evaluation.at_steps=[10000, 52000]", 1, 2),
         # Evaluated at its own last step, too.
         ("train.steps=104000", 2, 2),
+        ("seeds=3", 3, 3),
         ("plan.count=16", 0.5, 0.5),
         ("plan.utilisation=0.8", 0.5, 0.5),
         ("plan.peak_tflops=156", 2, 2),

@@ -157,11 +157,11 @@ def test_charts_follow_the_page_between_light_and_dark(reported: Store) -> None:
 
 def test_the_page_opens_with_the_health_of_the_study_and_has_every_checks_last_reading(store: Store) -> None:
     config = study()
-    for spec in config.specs:
-        log = HealthLog(store, layout.health(config, spec))
-        log.add(STOPPED if spec is config.specs[1] else PASSED)
+    for run in config.runs:
+        log = HealthLog(store, layout.health(config, run))
+        log.add(STOPPED if run is config.runs[1] else PASSED)
         log.flush()
-        with open_tracker(config, store, spec) as tracker:
+        with open_tracker(config, store, run) as tracker:
             for step in (10, 100, 1000):
                 tracker.metrics(step, {"health/ratio_a": 20 / step, "health/ratio_b": 40 / step})
     report.run(config, store)
@@ -196,10 +196,10 @@ def test_the_papers_numbers_are_shown_on_imagenet_only(
 
 def test_a_report_without_previews_and_journals_leaves_them_out(store: Store) -> None:
     config = study()
-    for spec in config.specs:
-        store.delete(layout.journal(config, spec))
+    for run in config.runs:
+        store.delete(layout.journal(config, run))
         for step in config.evaluation.at_steps:
-            store.delete(layout.samples(config, spec, step))
+            store.delete(layout.samples(config, run, step))
     report.run(config, store)
     page = page_of(store, config)
     assert "Training loss" not in charts_of(read(store, config, "report.html"))
@@ -208,7 +208,7 @@ def test_a_report_without_previews_and_journals_leaves_them_out(store: Store) ->
 
 def test_what_a_training_drew_is_a_strip_per_variant(store: Store) -> None:
     config = study()
-    first, steps = config.specs[0], [4_000, 40_000, 400_000]
+    first, steps = config.runs[0], [4_000, 40_000, 400_000]
     # The last is of a longer training of the same recipe.
     for step in (*steps, 800_000):
         store.write(layout.preview(config, first, step), preview(step // 4_000))
@@ -224,7 +224,7 @@ def test_a_large_preview_is_reduced(store: Store) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (2048, 2048, 3), dtype=np.uint8)
     image = io.BytesIO()
     Image.fromarray(noise).save(image, "PNG")
-    store.write(layout.sample_grid(config, config.specs[0], 400_000), image.getvalue())
+    store.write(layout.sample_grid(config, config.runs[0], 400_000), image.getvalue())
     report.run(config, store)
     page = page_of(store, config)
     sources = [value for tag, key, value in page.attributes if (tag, key) == ("img", "src")]
@@ -246,16 +246,14 @@ def test_other_sampling_protocols_are_side_by_side_and_do_not_replace_the_report
     config = study()
     report.run(config, store)
     guided = study(overrides=("sampling.cfg_scale=1.5", "evaluation.at_steps=[400000]"))
-    for spec in guided.specs:
-        record = metrics_record(guided, spec, 400_000, science_hash=guided.science_hash())
-        write_record(store, layout.metrics(guided, spec, 400_000), record)
-        grid = store.write(layout.sample_grid(guided, spec, 400_000), preview(50))
-        write_record(
-            store, f"{layout.samples(guided, spec, 400_000)}/manifest.json", sample_set(guided, spec, 1, [grid])
-        )
+    for run in guided.runs:
+        record = metrics_record(guided, run, 400_000, science_hash=guided.science_hash())
+        write_record(store, layout.metrics(guided, run, 400_000), record)
+        grid = store.write(layout.sample_grid(guided, run, 400_000), preview(50))
+        write_record(store, f"{layout.samples(guided, run, 400_000)}/manifest.json", sample_set(guided, run, 1, [grid]))
     other_recipe = study(overrides=("sampling.cfg_scale=3", "train.seed=7"))
-    foreign = metrics_record(other_recipe, config.specs[0], 400_000)
-    write_record(store, layout.metrics(other_recipe, config.specs[0], 400_000), foreign)
+    foreign = metrics_record(other_recipe, config.runs[0], 400_000)
+    write_record(store, layout.metrics(other_recipe, config.runs[0], 400_000), foreign)
     report.run(config, store)
     html = read(store, config, "report.html")
     table = html[html.index("Sampling protocols side by side") :]
@@ -279,10 +277,10 @@ def test_terms_are_explained_and_the_report_names_date_code_seeds_and_cost(repor
 
 def test_a_study_of_noise_has_one_line_instead_of_three_cards(store: Store) -> None:
     config = study()
-    for spec in config.specs:
+    for run in config.runs:
         for step in config.evaluation.at_steps:
-            noise = metrics_record(config, spec, step, noise_floor=1.0)
-            write_record(store, layout.metrics(config, spec, step), noise)
+            noise = metrics_record(config, run, step, noise_floor=1.0)
+            write_record(store, layout.metrics(config, run, step), noise)
     report.run(config, store)
     html = read(store, config, "report.html")
     assert html.count("No model is better than noise") == 1

@@ -38,7 +38,7 @@ def stage(config: StudyConfig, store: Store, name: str) -> StageProgress:
 def write_losses(config: StudyConfig, store: Store, *losses: tuple[int, float]) -> None:
     lines = [Entry("run", {"id": "r", "name": "n", "hash": "h", "tags": {}}).to_line()]
     lines += [Entry("metrics", {"loss": value, "grad_norm": 1.0}, step).to_line() for step, value in losses]
-    store.write(layout.journal(config, config.specs[0]), b"".join(lines))
+    store.write(layout.journal(config, config.runs[0]), b"".join(lines))
 
 
 def test_a_study_that_has_not_begun_has_every_stage_before_it(config: StudyConfig, store: Store) -> None:
@@ -49,7 +49,7 @@ def test_a_study_that_has_not_begun_has_every_stage_before_it(config: StudyConfi
 
 def test_the_stage_that_a_check_stopped_has_its_name_and_step(config: StudyConfig, store: Store) -> None:
     event = HealthEvent(check="ema", step=5, value=9.0, bound="below 1", action="stop", message="no EMA")
-    add_event(store, layout.health(config, config.specs[0]), event)
+    add_event(store, layout.health(config, config.runs[0]), event)
     assert {item.name: item.stopped for item in progress(Work(config, store)) if item.stopped} == {
         TRAIN: "stopped by ema at step 5"
     }
@@ -61,9 +61,9 @@ def test_training_under_way_is_as_far_as_its_newest_loss_or_checkpoint(config: S
     assert (result.done, result.total) == (60, 1500)
     assert result.last is not None
     assert (result.last.name, result.last.step, result.last.value) == ("loss", 60, 0.5)
-    meta = checkpoint_meta(config, config.specs[0], 200)
-    write_record(store, f"{layout.checkpoint(config, config.specs[0], 200)}/{layout.META}", meta)
-    store.write(f"{layout.checkpoint(config, config.specs[0], 400)}/model.safetensors", b"still being written")
+    meta = checkpoint_meta(config, config.runs[0], 200)
+    write_record(store, f"{layout.checkpoint(config, config.runs[0], 200)}/{layout.META}", meta)
+    store.write(f"{layout.checkpoint(config, config.runs[0], 400)}/model.safetensors", b"still being written")
     assert stage(config, store, TRAIN).done == 200
 
 
@@ -79,27 +79,27 @@ def test_training_under_way_is_as_far_as_its_newest_loss_or_checkpoint(config: S
 def test_ranks_of_a_training_under_way_have_their_own_seconds_per_step(
     config: StudyConfig, store: Store, seconds: list[float], line: str
 ) -> None:
-    write_rank_progress(store, config, config.specs[0], seconds)
+    write_rank_progress(store, config, config.runs[0], seconds)
     ranks = stage(config, store, TRAIN).ranks
     assert [record.own_seconds for record in ranks] == seconds
     assert pace_line(ranks) == (f"seconds of own computing per step: {line}" if line else "")
 
 
 def test_training_is_complete_when_its_record_and_checkpoints_say_so(config: StudyConfig, store: Store) -> None:
-    spec = config.specs[0]
+    run = config.runs[0]
     write_losses(config, store, (1500, 0.5))
     assert not stage(config, store, TRAIN).complete
     fill(store, config)
     result = stage(config, store, TRAIN)
     assert result.complete
-    assert result.seconds == train_record(config, spec).train_seconds
+    assert result.seconds == train_record(config, run).train_seconds
     longer = config.model_copy(update={"train": config.train.model_copy(update={"steps": 3000})})
     assert not stage(longer, store, TRAIN).complete
 
 
 def test_the_newest_metrics_are_shown(config: StudyConfig, store: Store) -> None:
     fill(store, config)
-    store.delete(layout.metrics(config, config.specs[0], 1500))
+    store.delete(layout.metrics(config, config.runs[0], 1500))
     result = stage(config, store, EVALUATE)
     assert (result.done, result.total) == (2, 3)
     assert result.last is not None

@@ -16,6 +16,14 @@ from dit.runtime.distributed import environment_rank, environment_world_size, se
 TIMEOUT_SECONDS = 240
 SHORT = {"DIT_COLLECTIVE_TIMEOUT": "10"}
 
+# The time from here on is not that of the imports, which differs between processes of a busy machine.
+TOGETHER = """
+import os, time, torch.distributed
+open(os.environ["MET"] + os.environ["RANK"], "w").close()
+while not all(os.path.exists(os.environ["MET"] + rank) for rank in "01"):
+    time.sleep(0.01)
+"""
+
 COLLECTIVES = """
 import torch
 from dit.runtime.distributed import session
@@ -56,12 +64,13 @@ with session("cpu") as ranks:
 """
 
 
-def start_ranks(code: str, port: int, **environment: str) -> list[subprocess.Popen[str]]:
+def start_ranks(code: str, port: int, folder: Path, **environment: str) -> list[subprocess.Popen[str]]:
     """Two processes as a PyTorchJob starts them: RANK and WORLD_SIZE, no LOCAL_RANK."""
-    common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", **environment}
+    met = {"MET": str(folder / f"{port}-"), "OMP_NUM_THREADS": "1"}
+    common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **met, **environment}
     return [
         subprocess.Popen(
-            [sys.executable, "-c", code],
+            [sys.executable, "-c", TOGETHER + code],
             env={**common, "RANK": str(rank), "WORLD_SIZE": "2"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -95,28 +104,28 @@ def test_impossible_environment_is_named(monkeypatch: pytest.MonkeyPatch, wrong:
         pass
 
 
-def test_two_ranks_reduce_and_sessions_follow_one_another() -> None:
+def test_two_ranks_reduce_and_sessions_follow_one_another(tmp_path: Path) -> None:
     with reserved_port() as port:
-        for rank, process in enumerate(start_ranks(COLLECTIVES, port)):
+        for rank, process in enumerate(start_ranks(COLLECTIVES, port, tmp_path)):
             out, err = process.communicate(timeout=TIMEOUT_SECONDS)
             assert process.returncode == 0, err
             assert out.strip() == f"rank {rank} local 0 of 2"
 
 
 @pytest.mark.slow
-def test_barrier_waits_longer_than_the_timeout_of_collectives() -> None:
+def test_barrier_waits_longer_than_the_timeout_of_collectives(tmp_path: Path) -> None:
     with reserved_port() as port:
-        for process in start_ranks(SLOW_RANK, port, **SHORT):
+        for process in start_ranks(SLOW_RANK, port, tmp_path, **SHORT):
             _, err = process.communicate(timeout=TIMEOUT_SECONDS)
             assert process.returncode == 0, err
 
 
 @pytest.mark.slow
-def test_rank_that_dies_or_hangs_fails_the_others_with_one_line() -> None:
+def test_rank_that_dies_or_hangs_fails_the_others_with_one_line(tmp_path: Path) -> None:
     with reserved_port() as first, reserved_port() as second:
         pairs = [
-            start_ranks(LOST_RANK.format(fate="os._exit(9)", meeting="barrier()"), first),
-            start_ranks(LOST_RANK.format(fate="time.sleep(600)", meeting="maximum(0)"), second, **SHORT),
+            start_ranks(LOST_RANK.format(fate="os._exit(9)", meeting="barrier()"), first, tmp_path),
+            start_ranks(LOST_RANK.format(fate="time.sleep(600)", meeting="maximum(0)"), second, tmp_path, **SHORT),
         ]
         for survivor, lost in pairs:
             try:

@@ -83,7 +83,14 @@ def test_the_noise_floor_is_far_above_real_digits(judged: Judged) -> None:
 
 def test_precision_recall_and_label_accuracy_separate_the_defects(judged: Judged) -> None:
     values = {name: {key: each.value for key, each in record.metrics.items()} for name, record in judged[1].items()}
-    assert set(values["real"]) == {"fd_digits", "precision", "recall", "label_accuracy"}
+    assert set(values["real"]) == {
+        "fd_digits",
+        "fd_digits_infinity",
+        "kd_digits",
+        "precision",
+        "recall",
+        "label_accuracy",
+    }
     assert values["real"]["precision"] == 1
     assert values["real"]["recall"] > 0.5
     assert values["noise"]["precision"] < 0.2
@@ -96,17 +103,17 @@ def test_precision_recall_and_label_accuracy_separate_the_defects(judged: Judged
 def test_the_record_describes_the_evaluation(judged: Judged) -> None:
     store, records = judged
     record, config = records["real"], small_study("study=real")
-    spec = config.spec(VARIANT)
+    study_run = config.run(VARIANT)
     assert record.metric == "fd_digits"
     assert record.num_samples == 560
     assert record.sampling["steps"] == 5
     assert re.fullmatch(r"torch-fidelity [\d.]+ digits-cnn fp32, weights [0-9a-f]{8}", record.evaluator)
     assert record.reference == "digits, 1797 images"
     assert (record.parameters, record.gflops) == (
-        spec.parameters(config.dataset.inputs),
-        spec.gflops(config.dataset.inputs),
+        study_run.spec.parameters(config.dataset.inputs),
+        study_run.spec.gflops(config.dataset.inputs),
     )
-    assert record.config_hash == config.evaluation_hash(spec)
+    assert record.config_hash == config.evaluation_hash(study_run)
     assert len(record.replicates) == 40
     assert np.mean(record.replicates) == pytest.approx(record.metrics["fd_digits"].value)
     trained = read_record(store, layout.trained_extractor(config), ExtractorRecord)
@@ -127,7 +134,7 @@ def test_tracked_points_have_the_protocol_in_their_name(judged: Judged) -> None:
     """Values of another protocol must not be in the same curve."""
     store, records = judged
     config = small_study("study=real")
-    points = {point.key: (point.step, point.value) for point in read_points(config, store, config.spec(VARIANT))}
+    points = {point.key: (point.step, point.value) for point in read_points(config, store, config.run(VARIANT))}
     value = records["real"].metrics["fd_digits"]
     protocol = f"{layout.protocol(config.sampling)}_resamples-40"
     assert points[f"{protocol}/fd_digits"] == (STEP, value.value)
@@ -141,17 +148,17 @@ def test_another_protocol_gives_points_of_another_name(judged: Judged) -> None:
     assert layout.metric(plain, "fd_digits") == f"{layout.protocol(plain.sampling)}/fd_digits"
     write_samples(store, plain, digits_for_labels(plain))
     for config in (plain, small_study("study=again", "evaluation.confidence=0.9", "evaluation.resamples=200")):
-        spec = config.spec(VARIANT)
+        study_run = config.run(VARIANT)
         record = evaluate.run(config, store, VARIANT)[0]
-        points = {point.key: point.value for point in read_points(config, store, spec)}
+        points = {point.key: point.value for point in read_points(config, store, study_run)}
         assert points[layout.metric(config, "fd_digits_high")] == record.metrics["fd_digits"].high
-        store.delete(layout.metrics(config, spec, STEP))
+        store.delete(layout.metrics(config, study_run, STEP))
 
 
 def test_evaluating_again_gives_the_same_record_but_for_the_time_that_it_took(judged: Judged) -> None:
     store, records = judged
     config = small_study("study=real")
-    store.delete(layout.metrics(config, config.spec(VARIANT), STEP))
+    store.delete(layout.metrics(config, config.run(VARIANT), STEP))
     [again] = evaluate.run(config, store, VARIANT)
     assert again.seconds
     assert again == records["real"].model_copy(update={"seconds": again.seconds})
@@ -166,7 +173,7 @@ def test_a_reference_file_that_is_gone_is_made_again(
     for key in store.list(layout.reference(config)):
         if f"/{lost}" in key and not key.endswith(".json"):
             store.delete(key)
-    store.delete(layout.metrics(config, config.spec(VARIANT), STEP))
+    store.delete(layout.metrics(config, config.run(VARIANT), STEP))
     record = evaluate.run(config, store, VARIANT)[0]
     assert re.search(rf"{lost}\S*: its file {lost}\S* is gone; making it again", capsys.readouterr().out)
     # The extractor is trained again, whose weights depend on the machine.
@@ -207,11 +214,11 @@ def test_a_set_of_one_sample_is_refused(tmp_path: Path) -> None:
 def test_a_damaged_sample_part_stops_the_evaluation(judged: Judged) -> None:
     config, store = small_study("study=damaged"), judged[0]
     manifest = write_samples(store, config, digits_for_labels(config))
-    key = f"{layout.samples(config, config.spec(VARIANT), STEP)}/{manifest.files[1].name}"
+    key = f"{layout.samples(config, config.run(VARIANT), STEP)}/{manifest.files[1].name}"
     store.write(key, store.read(key)[:-9] + b"x" * 9)
     with pytest.raises(DataError, match=r"part-00001\.npz"):
         evaluate.run(config, store, VARIANT)
-    assert not store.exists(layout.metrics(config, config.spec(VARIANT), STEP))
+    assert not store.exists(layout.metrics(config, config.run(VARIANT), STEP))
 
 
 @pytest.fixture(scope="module")
@@ -246,7 +253,7 @@ def test_inception_measures_colour_images_end_to_end(pictures: Pictures) -> None
     store, config = pictures
     record = evaluate.run(config, store, VARIANT)[0]
     assert record.metric == "fid"
-    assert set(record.metrics) == {"fid", "isc", "precision", "recall"}
+    assert set(record.metrics) == {"fid", "kid", "isc", "precision", "recall"}
     assert all(each.low <= each.value <= each.high for each in record.metrics.values())
     assert record.metrics["fid"].value > 0
     assert record.metrics["isc"].value >= 1
@@ -269,9 +276,9 @@ def test_adms_reference_is_read_and_its_images_serve_precision_and_recall(pictur
         np.savez(tmp_path / f"{name}.npz", mu=mu, sigma=sigma, mu_s=mu[:5], sigma_s=sigma[:5, :5], **extra)
         adm = load_text(config.to_yaml(), [f"evaluation.reference={{kind: adm, path: {tmp_path}/{name}.npz}}"])
         # Both evaluations have the same key.
-        store.delete(layout.metrics(config, config.spec(VARIANT), STEP))
+        store.delete(layout.metrics(config, config.run(VARIANT), STEP))
         results[name] = evaluate.run(adm, store, VARIANT)[0]
-    store.delete(layout.metrics(config, config.spec(VARIANT), STEP))
+    store.delete(layout.metrics(config, config.run(VARIANT), STEP))
     assert results["with"].metrics["fid"].value == pytest.approx(plain.metrics["fid"].value, rel=1e-6)
     assert results["with"].metrics["precision"] == plain.metrics["precision"]
     assert results["with"].reference == "with.npz"

@@ -76,12 +76,12 @@ def test_a_training_checkpoint_keeps_its_parts_its_step_and_its_origin(store: St
     assert (meta.step, meta.origin.sha256, meta.origin.notes) == (
         4, sha256_file(file), ("removed from the names: module.",),
     )  # fmt: skip
-    folder = layout.checkpoint(CONFIG, CONFIG.spec(VARIANT), 4)
+    folder = layout.checkpoint(CONFIG, CONFIG.run(VARIANT), 4)
     for name, given in ((layout.RAW_WEIGHTS, raw), (layout.EMA_WEIGHTS, ema)):
         written = load(store.read(f"{folder}/{name}"))
         assert all(torch.equal(written[key], given[key]) for key in given)
     work = Work(CONFIG, store)
-    assert require(work, checkpoint(work, CONFIG.spec(VARIANT), 4)).to_json() == meta.to_json()
+    assert require(work, checkpoint(work, CONFIG.run(VARIANT), 4)).to_json() == meta.to_json()
     assert import_checkpoint.run(CONFIG, store, file, VARIANT).to_json() == meta.to_json()
     other = saved(tmp_path / "other.pt", weights(3))
     with pytest.raises(MismatchError, match="step 4 has another checkpoint"):
@@ -120,11 +120,11 @@ def test_a_training_does_not_go_on_from_it(published: str, store: Store) -> None
     config = longer()
     import_checkpoint.run(config, store, published, VARIANT, 4)
     prepare.run(config, store)
-    assert not is_complete(TRAIN, Work(config, store), config.spec(VARIANT))
+    assert not is_complete(TRAIN, Work(config, store), config.run(VARIANT))
     with pytest.raises(MismatchError, match="at step 4 is imported"):
         train.run(config, store, VARIANT)
     import_checkpoint.run(config, store, published, VARIANT, 8)
-    assert is_complete(TRAIN, Work(config, store), config.spec(VARIANT))
+    assert is_complete(TRAIN, Work(config, store), config.run(VARIANT))
 
 
 def test_weights_that_it_does_not_have_are_named(published: str, store: Store) -> None:

@@ -24,8 +24,8 @@ DIGITS = Path(__file__).parents[3] / "configs" / "digits.yaml"
 
 def add_size(monkeypatch: pytest.MonkeyPatch, family: str, size: Size) -> None:
     monkeypatch.setitem(FAMILIES, family, (*FAMILIES[family], size))
-    for name, spec in variants_of(family).items():
-        monkeypatch.setitem(VARIANTS, name, spec)
+    for name, run in variants_of(family).items():
+        monkeypatch.setitem(VARIANTS, name, run)
 
 
 def test_a_new_size_is_planned_judged_and_drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -63,9 +63,9 @@ def test_a_new_size_goes_from_prepare_to_report(monkeypatch: pytest.MonkeyPatch,
     overrides += ["evaluation.resamples=40", "sampling.steps=2", "sampling.num_samples=16", "tracking.kind=none"]
     config, store = study_file.load(DIGITS, overrides), open_store(tmp_path)
     prepare.run(config, store)
-    for spec in config.specs:
-        train.run(config, store, spec.name)
-        sample.run(config, store, spec.name)
-        evaluate.run(config, store, spec.name)
+    for run in config.runs:
+        train.run(config, store, run.name)
+        sample.run(config, store, run.name)
+        evaluate.run(config, store, run.name)
     report.run(config, store)
-    assert [variant.spec.name for variant in load_results(config, store).variants] == ["mini-XL/2", "mini-H/2"]
+    assert [variant.run.name for variant in load_results(config, store).variants] == ["mini-XL/2", "mini-H/2"]

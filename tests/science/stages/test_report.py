@@ -23,7 +23,7 @@ from dit.storage import Store, open_store, write_record
 from dit.study import layout
 from dit.study.config import StudyConfig
 from dit.study.records import Estimate, HealthEvent, Verdict
-from dit.study.variants import ModelSpec
+from dit.study.runs import Run
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_runs_csv_has_a_row_for_every_checkpoint(config: StudyConfig, store: Sto
 
 
 def test_runs_csv_has_the_training_time_up_to_each_checkpoint(config: StudyConfig, store: Store) -> None:
-    gone = layout.checkpoint(config, config.specs[1], 100_000)
+    gone = layout.checkpoint(config, config.runs[1], 100_000)
     store.delete(gone)
     report.run(config, store)
     rows = list(csv.DictReader(io.StringIO(read(store, config, "runs.csv"))))
@@ -78,32 +78,32 @@ def test_a_complete_report_is_left_alone_until_its_inputs_change(config: StudyCo
     written = page.stat().st_mtime_ns
     assert report.run(config, store) == first
     assert page.stat().st_mtime_ns == written
-    spec = config.specs[0]
-    changed = metrics_record(config, spec, 400_000, noise_floor=308.0)
-    write_record(store, layout.metrics(config, spec, 400_000), changed)
+    run = config.runs[0]
+    changed = metrics_record(config, run, 400_000, noise_floor=308.0)
+    write_record(store, layout.metrics(config, run, 400_000), changed)
     assert report.run(config, store).config_hash != first.config_hash
     assert page.stat().st_mtime_ns != written
 
 
-Removal = Callable[[StudyConfig, ModelSpec], list[str]]
+Removal = Callable[[StudyConfig, Run], list[str]]
 MISSING: dict[str, tuple[Removal, str]] = {
     "training": (
-        lambda config, spec: [layout.train_record(config, spec)],
+        lambda config, run: [layout.train_record(config, run)],
         r"train\.json: DiT-L/2 is not trained to its end; run `dit train STUDY --variant DiT-L/2`",
     ),
     "metrics": (
-        lambda config, spec: [layout.metrics(config, spec, 400_000)],
+        lambda config, run: [layout.metrics(config, run, 400_000)],
         r"DiT-L/2 at step 400000 is not evaluated; run `dit evaluate STUDY --variant DiT-L/2 --step 400000`",
     ),
     "samples": (
-        lambda config, spec: [layout.metrics(config, spec, 400_000), layout.samples(config, spec, 400_000)],
+        lambda config, run: [layout.metrics(config, run, 400_000), layout.samples(config, run, 400_000)],
         r"DiT-L/2 at step 400000 is not sampled; run `dit sample STUDY --variant DiT-L/2 --step 400000`",
     ),
     "checkpoint": (
-        lambda config, spec: [
-            layout.metrics(config, spec, 400_000),
-            layout.samples(config, spec, 400_000),
-            layout.checkpoint(config, spec, 400_000),
+        lambda config, run: [
+            layout.metrics(config, run, 400_000),
+            layout.samples(config, run, 400_000),
+            layout.checkpoint(config, run, 400_000),
         ],
         r"DiT-L/2 has no complete checkpoint at step 400000 \(complete are: 100000\); run `dit train STUDY --variant",
     ),
@@ -113,27 +113,27 @@ MISSING: dict[str, tuple[Removal, str]] = {
 @pytest.mark.parametrize("what", MISSING)
 def test_a_missing_result_is_named_with_the_command_that_makes_it(config: StudyConfig, store: Store, what: str) -> None:
     remove, message = MISSING[what]
-    for key in remove(config, config.specs[1]):
+    for key in remove(config, config.runs[1]):
         store.delete(key)
     with pytest.raises(MissingError, match=message):
         report.run(config, store)
     assert not store.list(layout.report(config))
 
 
-def stop(config: StudyConfig, store: Store, spec: ModelSpec) -> None:
+def stop(config: StudyConfig, store: Store, run: Run) -> None:
     """As a check stops a training."""
     event = HealthEvent(
-        check="ema", step=5, value=9.0, bound="below 1", action="stop", message=f"{spec.name}: no EMA", cause="no EMA"
+        check="ema", step=5, value=9.0, bound="below 1", action="stop", message=f"{run.name}: no EMA", cause="no EMA"
     )
-    add_event(store, layout.health(config, spec), event)
-    for key in (layout.train_record(config, spec), *store.list(f"{layout.variant(config, spec)}/metrics")):
+    add_event(store, layout.health(config, run), event)
+    for key in (layout.train_record(config, run), *store.list(f"{layout.variant(config, run)}/metrics")):
         store.delete(key)
 
 
 def test_a_variant_that_a_check_stopped_is_left_out_by_name(
     config: StudyConfig, store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stop(config, store, config.specs[1])
+    stop(config, store, config.runs[1])
     report.run(config, store)
     html = read(store, config, "report.html")
     assert "DiT-L/2 broke at step 5: no EMA" in html
@@ -148,11 +148,34 @@ def test_a_variant_that_a_check_stopped_is_left_out_by_name(
     } - {"DiT-L/2"}
 
 
+def test_each_seed_has_its_rows_and_one_that_a_check_stopped_is_left_out_alone(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = study("imagenet256", 1000, ("seeds=2", "variants=[DiT-B/2, DiT-L/2]"))
+    fill(store, config)
+    stop(config, store, config.run("DiT-L/2", 1))
+    report.run(config, store)
+    rows = csv.DictReader(io.StringIO(read(store, config, "runs.csv")))
+    runs = [("DiT-B/2", "0"), ("DiT-B/2", "1"), ("DiT-L/2", "0")]
+    assert list(dict.fromkeys((row["variant"], row["seed"]) for row in rows)) == runs
+    html = read(store, config, "report.html")
+    for text in ("DiT-L/2 seed 1 broke at step 5: no EMA", "3 of 4 runs", "training seeds 0, 1,", ">Seed</th>"):
+        assert text in html
+    assert "without a run that a health check stopped" in load_results(config, store).verdict.notes[0]
+    records = [record for _, record in load_results(config, store).rows()]
+    assert list(dict.fromkeys((record.variant, str(record.train_seed)) for record in records)) == runs
+    show_results(config, store)
+    assert "DiT-L/2 seed 1 broke at step 5: no EMA" in capsys.readouterr().out
+    store.delete(layout.metrics(config, config.run("DiT-B/2", 1), config.evaluation.at_steps[0]))
+    with pytest.raises(MissingError, match="run `dit evaluate STUDY --variant DiT-B/2 --seed 1 --step "):
+        report.run(config, store)
+
+
 def test_without_a_complete_variant_the_failure_is_named_instead_of_what_is_missing(
     config: StudyConfig, store: Store
 ) -> None:
-    for spec in config.specs:
-        stop(config, store, spec)
+    for run in config.runs:
+        stop(config, store, run)
     with pytest.raises(UnhealthyError, match=r"no variant is complete: DiT-B/2 broke at step 5: no EMA; also broken"):
         report.run(config, store)
 
@@ -177,7 +200,7 @@ HUGE = PNG_BEGIN + struct.pack(">I", 13) + IHDR + struct.pack(">I", zlib.crc32(I
 )
 @pytest.mark.parametrize("size", [0, 500_000])
 def test_a_damaged_preview_is_shown_as_damaged(config: StudyConfig, store: Store, damaged: bytes, size: int) -> None:
-    store.write(layout.sample_grid(config, config.specs[0], 400_000), damaged + bytes(size))
+    store.write(layout.sample_grid(config, config.runs[0], 400_000), damaged + bytes(size))
     report.run(config, store)
     picture = re.search(r"data:image/svg\+xml;base64,([A-Za-z0-9+/=]+)", read(store, config, "report.html"))
     assert picture is not None
@@ -188,10 +211,10 @@ def test_a_damaged_preview_is_shown_as_damaged(config: StudyConfig, store: Store
 def test_a_distance_that_has_no_place_on_the_charts_is_in_the_tables(
     config: StudyConfig, store: Store, value: float
 ) -> None:
-    spec, step = config.specs[0], config.evaluation.at_steps[-1]
+    run, step = config.runs[0], config.evaluation.at_steps[-1]
     primary = Estimate(value=value, low=value, high=value)
-    record = metrics_record(config, spec, step, metrics={config.evaluation.metric: primary}, noise_floor=value)
-    write_record(store, layout.metrics(config, spec, step), record)
+    record = metrics_record(config, run, step, metrics={config.evaluation.metric: primary}, noise_floor=value)
+    write_record(store, layout.metrics(config, run, step), record)
     report.run(config, store)
     show_results(config, store)
     assert f">{value:g}" in read(store, config, "report.html")
@@ -202,15 +225,15 @@ def test_results_with_other_shards_are_refused(config: StudyConfig, store: Store
     """Also if the dataset itself was removed."""
     store.delete(layout.dataset(config))
     if what == "training":
-        spec = config.specs[2]
-        other = train_record(config, spec).model_copy(update={"dataset_content": "other"})
-        write_record(store, layout.train_record(config, spec), other)
+        run = config.runs[2]
+        other = train_record(config, run).model_copy(update={"dataset_content": "other"})
+        write_record(store, layout.train_record(config, run), other)
         message = r"DiT-B/2 was trained on shards [0-9a-f]+, DiT-XL/2 was trained on other"
     else:
-        for spec in config.specs:
+        for run in config.runs:
             for step in config.evaluation.at_steps:
-                record = metrics_record(config, spec, step, dataset_content="other")
-                write_record(store, layout.metrics(config, spec, step), record)
+                record = metrics_record(config, run, step, dataset_content="other")
+                write_record(store, layout.metrics(config, run, step), record)
         message = r"DiT-B/2 was trained on shards [0-9a-f]+, DiT-B/2 was at step 100000 measured beside other"
     with pytest.raises(MismatchError, match=message):
         report.run(config, store)

@@ -49,7 +49,7 @@ def is_sampled(store: Store, config: StudyConfig) -> bool:
 
 
 def sample_set(store: Store, config: StudyConfig) -> SampleSet:
-    return SampleSet(Work(config, store), config.spec(VARIANT), STEP)
+    return SampleSet(Work(config, store), config.run(VARIANT), STEP)
 
 
 def images_of(store: Store, config: StudyConfig) -> tuple[Array, Array]:
@@ -88,10 +88,10 @@ def test_the_manifest_describes_the_set(whole: Whole) -> None:
     assert len({image.tobytes() for image in images}) == 560
     assert len(manifest.latent_mean) == 1
     assert manifest.latent_std[0] > 0
-    folder = layout.samples(config, config.spec(VARIANT), STEP)
+    folder = layout.samples(config, config.run(VARIANT), STEP)
     assert sorted(entry.name for entry in manifest.files) == ["grid.png", *(f"part-0000{i}.npz" for i in range(3))]
     assert all(store.size(f"{folder}/{entry.name}") == entry.bytes for entry in manifest.files)
-    with Image.open(store.local(layout.sample_grid(config, config.spec(VARIANT), STEP))) as grid:
+    with Image.open(store.local(layout.sample_grid(config, config.run(VARIANT), STEP))) as grid:
         assert grid.size[1] > grid.size[0] > 500
 
 
@@ -166,7 +166,7 @@ def test_a_killed_launch_keeps_its_parts_and_the_next_draws_the_rest(tmp_path: P
     # Slow enough to be killed between two parts.
     config = small_study("sampling.steps=100")
     store = fresh(tmp_path / "root", config)
-    folder = layout.samples(config, config.spec(VARIANT), STEP)
+    folder = layout.samples(config, config.run(VARIANT), STEP)
     first = f"{folder}/{layout.sample_part_record(0)}"
     process = launch(store, config, tmp_path)
     while not store.exists(first) and process.poll() is None:
@@ -187,10 +187,10 @@ def test_only_the_missing_files_of_a_complete_set_are_made_again(whole: Whole, l
     _, config, manifest = whole
     shutil.copytree(whole[0].local_folder(""), tmp_path / "root")
     store = FileStore(tmp_path / "root")
-    folder = layout.samples(config, config.spec(VARIANT), STEP)
+    folder = layout.samples(config, config.run(VARIANT), STEP)
     other, gone = (f"{folder}/{layout.sample_part(number)}" for number in (0, 1))
     before = (tmp_path / "root" / other).stat().st_mtime_ns
-    store.delete(gone if lost == "part" else layout.sample_grid(config, config.spec(VARIANT), STEP))
+    store.delete(gone if lost == "part" else layout.sample_grid(config, config.run(VARIANT), STEP))
     made = sample.run(config, store, VARIANT)[0]
     assert [file.sha256 for file in made.files] == [file.sha256 for file in manifest.files]
     assert (tmp_path / "root" / other).stat().st_mtime_ns == before
@@ -201,7 +201,7 @@ def test_parts_of_other_weights_are_drawn_again(tmp_path: Path) -> None:
     store = fresh(tmp_path, config, seed=1)
     sample.run(config, store, VARIANT)
     other = images_of(store, config)
-    store.delete(f"{layout.samples(config, config.spec(VARIANT), STEP)}/{layout.MANIFEST}")
+    store.delete(f"{layout.samples(config, config.run(VARIANT), STEP)}/{layout.MANIFEST}")
     write_checkpoint(store, config, seed=0)
     manifest = sample.run(config, store, VARIANT)[0]
     assert not same(images_of(store, config), other)
@@ -225,9 +225,9 @@ def test_a_checkpoint_of_another_variant_or_study_is_refused_in_one_line(
     store = fresh(tmp_path / "root", mine)
     prepare.run(mine, store)
     capsys.readouterr()
-    target = store.root / layout.checkpoint(theirs, theirs.spec(variant), STEP)
+    target = store.root / layout.checkpoint(theirs, theirs.run(variant), STEP)
     target.parent.mkdir(parents=True)
-    (store.root / layout.checkpoint(mine, mine.spec(VARIANT), STEP)).rename(target)
+    (store.root / layout.checkpoint(mine, mine.run(VARIANT), STEP)).rename(target)
     before = store.list()
     (tmp_path / "study.yaml").write_text(theirs.to_yaml())
     for command in ("sample", "train"):
@@ -350,7 +350,7 @@ def test_an_export_needs_a_complete_set(tmp_path: Path) -> None:
 
 def test_part_records_add_up_to_the_manifest(whole: Whole) -> None:
     store, config, manifest = whole
-    folder = layout.samples(config, config.spec(VARIANT), STEP)
+    folder = layout.samples(config, config.run(VARIANT), STEP)
     records = [json.loads(store.read(f"{folder}/{layout.sample_part_record(part)}")) for part in range(3)]
     assert [record["count"] for record in records] == [PART_IMAGES, PART_IMAGES, 60]
     assert manifest.seconds == pytest.approx(sum(record["seconds"] for record in records))

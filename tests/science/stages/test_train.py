@@ -20,7 +20,16 @@ from dataset_fixtures import flip_bit
 from training_processes import checkpoint_meta
 
 from dit.checkpoints.read import list_checkpoints
-from dit.errors import ConfigError, DataError, DivergedError, InputError, MismatchError, MissingError, StoreError
+from dit.errors import (
+    ConfigError,
+    DataError,
+    DivergedError,
+    InputError,
+    MismatchError,
+    MissingError,
+    StoreError,
+    UnhealthyError,
+)
 from dit.health.log import read_events
 from dit.runtime.distributed import Ranks
 from dit.stages import prepare, train
@@ -42,6 +51,8 @@ SMALL = (
     "fit.keep_checkpoints=1",
     "fit.log_every=1",
     "fit.threads=1",
+    "sampling.steps=2",
+    "sampling.num_samples=4",
     "tracking.kind=none",
 )
 
@@ -66,12 +77,12 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 def losses(store: Store, config: StudyConfig) -> dict[int, float]:
-    logged = read_points(config, store, config.spec(VARIANT))
+    logged = read_points(config, store, config.run(VARIANT))
     return {point.step: point.value for point in logged if point.key == "loss"}
 
 
 def record_key(config: StudyConfig) -> str:
-    return layout.train_record(config, config.spec(VARIANT))
+    return layout.train_record(config, config.run(VARIANT))
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +97,8 @@ def test_record_has_steps_checkpoints_rate_and_final_loss(
     config, record = straight
     assert record == read_record(store, record_key(config), TrainRecord)
     assert (record.steps, record.checkpoints, record.world_size) == (12, (4, 8, 12), 1)
-    assert record.config_hash == config.training_hash(config.spec(VARIANT))
-    assert record.parameters == config.spec(VARIANT).parameters(config.dataset.inputs)
+    assert record.config_hash == config.training_hash(config.run(VARIANT))
+    assert record.parameters == config.run(VARIANT).parameters(config.dataset.inputs)
     assert record.images_per_second > 0
     assert record.train_seconds > 0
     assert record.peak_memory_bytes > 1 << 20
@@ -97,7 +108,7 @@ def test_record_has_steps_checkpoints_rate_and_final_loss(
 def test_all_metrics_are_logged_at_every_window(store: Store, straight: tuple[StudyConfig, TrainRecord]) -> None:
     config, _ = straight
     steps: dict[str, list[int]] = {}
-    for point in read_points(config, store, config.spec(VARIANT)):
+    for point in read_points(config, store, config.run(VARIANT)):
         assert math.isfinite(point.value)
         steps.setdefault(point.key, []).append(point.step)
     measured = {"loss", "loss_mse", "loss_vb", "grad_norm", "images_per_second", "mfu", "memory_bytes"}
@@ -121,13 +132,13 @@ def test_logged_losses_are_means_over_their_window(store: Store, straight: tuple
 @pytest.mark.parametrize("log_every", [1, 5])
 def test_a_training_that_stops_at_each_evaluated_step_gives_the_same_bytes(store: Store, log_every: int) -> None:
     whole, parts = (study(f"{name}-{log_every}", f"fit.log_every={log_every}") for name in ("whole", "parts"))
-    spec, record = whole.spec(VARIANT), train.run(whole, store, VARIANT)
+    run, record = whole.run(VARIANT), train.run(whole, store, VARIANT)
     for step in (4, 8, 12):
         assert train.run_until(parts, store, VARIANT, step).step == step
-        assert max(list_checkpoints(store, parts, spec)) == step
+        assert max(list_checkpoints(store, parts, run)) == step
         assert store.exists(record_key(parts)) is (step == 12)
     for step in (4, 8, 12):
-        folders = [layout.checkpoint(config, spec, step) for config in (whole, parts)]
+        folders = [layout.checkpoint(config, run, step) for config in (whole, parts)]
         for name in (layout.RAW_WEIGHTS, layout.EMA_WEIGHTS, layout.OPTIMIZER):
             assert store.read(f"{folders[0]}/{name}") == store.read(f"{folders[1]}/{name}")
     assert losses(store, parts) == losses(store, whole)
@@ -143,7 +154,7 @@ def test_a_step_that_is_not_evaluated_is_refused_with_those_that_are(store: Stor
 
 def test_milestones_and_the_newest_are_kept(store: Store, straight: tuple[StudyConfig, TrainRecord]) -> None:
     config, _ = straight
-    assert list_checkpoints(store, config, config.spec(VARIANT)) == [4, 8, 10, 12]
+    assert list_checkpoints(store, config, config.run(VARIANT)) == [4, 8, 10, 12]
 
 
 def test_longer_training_extends_a_shorter_one(store: Store, straight: tuple[StudyConfig, TrainRecord]) -> None:
@@ -161,26 +172,26 @@ def test_checkpoint_added_later_is_made_from_the_one_before_it(
 ) -> None:
     before = study("later")
     first = train.run(before, store, VARIANT)
-    spec = before.spec(VARIANT)
-    untouched = store.read(f"{layout.checkpoint(before, spec, 8)}/{layout.META}")
+    run = before.run(VARIANT)
+    untouched = store.read(f"{layout.checkpoint(before, run, 8)}/{layout.META}")
     wider = study("later", "evaluation.at_steps=[4, 6, 8]")
     second = train.run(wider, store, VARIANT)
     assert second == first.model_copy(update={"checkpoints": (4, 6, 8, 12)})
-    assert 6 in list_checkpoints(store, wider, spec)
-    assert store.read(f"{layout.checkpoint(before, spec, 8)}/{layout.META}") == untouched
+    assert 6 in list_checkpoints(store, wider, run)
+    assert store.read(f"{layout.checkpoint(before, run, 8)}/{layout.META}") == untouched
     assert losses(store, wider) == losses(store, straight[0])
 
 
 def test_complete_checkpoints_are_not_written_again(store: Store, straight: tuple[StudyConfig, TrainRecord]) -> None:
     config = study("passed", "train.steps=10")
     train.run(config, store, VARIANT)
-    spec = config.spec(VARIANT)
-    kept = [f"{layout.checkpoint(config, spec, step)}/{layout.META}" for step in (4, 8, 10)]
+    run = config.run(VARIANT)
+    kept = [f"{layout.checkpoint(config, run, step)}/{layout.META}" for step in (4, 8, 10)]
     before = [store.read(key) for key in kept]
     wider = study("passed", "evaluation.at_steps=[3, 4, 8]", "train.steps=12")
     record = train.run(wider, store, VARIANT)
     assert record.checkpoints == (3, 4, 8, 10, 12)
-    assert checkpoint_meta(wider, store, spec, 3).train_seconds > 0
+    assert checkpoint_meta(wider, store, run, 3).train_seconds > 0
     assert [store.read(key) for key in kept] == before
     assert losses(store, wider) == losses(store, straight[0])
 
@@ -188,11 +199,11 @@ def test_complete_checkpoints_are_not_written_again(store: Store, straight: tupl
 def test_checkpoint_that_was_removed_is_made_again(store: Store, straight: tuple[StudyConfig, TrainRecord]) -> None:
     config = study("removed")
     record = train.run(config, store, VARIANT)
-    spec = config.spec(VARIANT)
+    run = config.run(VARIANT)
     for gone in (4, 12):
-        store.delete(layout.checkpoint(config, spec, gone))
+        store.delete(layout.checkpoint(config, run, gone))
         assert train.run(config, store, VARIANT) == record
-        assert {4, 8, 12} <= set(list_checkpoints(store, config, spec))
+        assert {4, 8, 12} <= set(list_checkpoints(store, config, run))
     assert losses(store, config) == losses(store, straight[0])
 
 
@@ -201,7 +212,7 @@ def test_file_that_is_lost_from_a_checkpoint_is_made_again(
 ) -> None:
     config = study("lost-file", "train.steps=8")
     train.run(config, store, VARIANT)
-    folder = layout.checkpoint(config, config.spec(VARIANT), 8)
+    folder = layout.checkpoint(config, config.run(VARIANT), 8)
     before = store.read(f"{folder}/{layout.EMA_WEIGHTS}")
     store.delete(f"{folder}/{layout.EMA_WEIGHTS}")
     train.run(config, store, VARIANT)
@@ -214,36 +225,43 @@ def test_lost_record_is_made_again_from_the_last_checkpoint(store: Store, checkp
     """Also if an earlier checkpoint is lost with it, and is made again first."""
     config = study(f"lost-record-{checkpoint or 'only'}")
     before = train.run(config, store, VARIANT)
-    points = read_points(config, store, config.spec(VARIANT))
+    points = read_points(config, store, config.run(VARIANT))
     store.delete(record_key(config))
     if checkpoint is not None:
-        store.delete(layout.checkpoint(config, config.spec(VARIANT), checkpoint))
+        store.delete(layout.checkpoint(config, config.run(VARIANT), checkpoint))
     again = train.run(config, store, VARIANT)
     for field in ("steps", "checkpoints", "final_loss", "config_hash", "images_per_second", "train_seconds"):
         assert getattr(again, field) == getattr(before, field), field
-    assert read_points(config, store, config.spec(VARIANT)) == points
+    assert read_points(config, store, config.run(VARIANT)) == points
 
 
 def test_value_that_is_not_finite_stops_the_run_and_names_the_step(store: Store) -> None:
     rate = ("train.learning_rate=1e30", "health.recipe=off", "health.learning=off")
     config = study("diverged", *rate, "fit.checkpoint_every=1", "fit.log_every=4")
-    spec = config.spec(VARIANT)
+    run = config.run(VARIANT)
     with pytest.raises(
         DivergedError, match=r"mini-S/2: step (\d+): .* is not finite; the last good checkpoint"
     ) as caught:
         train.run(config, store, VARIANT)
     assert read_record(store, record_key(config), TrainRecord) is None
-    *_, line = store.read(layout.health(config, spec)).splitlines()
+    *_, line = store.read(layout.health(config, run)).splitlines()
     event = HealthEvent.model_validate(json.loads(line))
     assert (event.check, event.action, event.message) == ("finite", "stop", str(caught.value))
-    complete = list_checkpoints(store, config, spec)
+    complete = list_checkpoints(store, config, run)
     assert all(step < event.step for step in complete)
     if complete:
-        assert layout.checkpoint(config, spec, complete[-1]) in event.message
+        assert layout.checkpoint(config, run, complete[-1]) in event.message
     with pytest.raises(DivergedError, match=f"step {event.step}:"):
         train.run(config, store, VARIANT)
-    events = read_events(store, layout.health(config, spec))
+    events = read_events(store, layout.health(config, run))
     assert [event.check for event in events if event.action == "stop"] == ["finite", "finite"]
+
+
+def test_value_that_is_not_finite_is_the_finding_before_the_first_window_is_logged(store: Store) -> None:
+    late = ("evaluation.at_steps=[12]", "fit.log_every=12", "fit.checkpoint_every=12")
+    config = study("early", "train.learning_rate=1e30", "health.recipe=off", *late)
+    with pytest.raises(UnhealthyError, match=r"mini-S/2: mse of step \d is not finite"):
+        train.run(config, store, VARIANT)
 
 
 def test_damaged_checkpoint_is_refused_and_resume_uses_the_one_before(
@@ -251,7 +269,7 @@ def test_damaged_checkpoint_is_refused_and_resume_uses_the_one_before(
 ) -> None:
     config = study("damaged", "train.steps=8")
     train.run(config, store, VARIANT)
-    folder = layout.checkpoint(config, config.spec(VARIANT), 8)
+    folder = layout.checkpoint(config, config.run(VARIANT), 8)
     flip_bit(store.local(f"{folder}/{layout.OPTIMIZER}"))
     longer = study("damaged", "train.steps=12")
     with pytest.raises(DataError, match=r"step-00000008/optimizer\.safetensors: .*remove .*step-00000008"):
@@ -276,9 +294,9 @@ def test_another_recipe_is_refused_before_work(store: Store, straight: tuple[Stu
 def test_shards_that_changed_under_a_training_are_refused(store: Store) -> None:
     config = study("shards", "train.steps=8")
     train.run(config, store, VARIANT)
-    spec = config.spec(VARIANT)
-    key = f"{layout.checkpoint(config, spec, 8)}/{layout.META}"
-    meta = checkpoint_meta(config, store, spec, 8)
+    run = config.run(VARIANT)
+    key = f"{layout.checkpoint(config, run, 8)}/{layout.META}"
+    meta = checkpoint_meta(config, store, run, 8)
     store.write(key, meta.model_copy(update={"dataset_content": "other"}).to_json())
     with pytest.raises(MismatchError, match="trained on shards other"):
         train.run(study("shards", "train.steps=12"), store, VARIANT)
@@ -324,7 +342,7 @@ def test_full_disk_is_a_one_line_error_and_leaves_checkpoints_intact(
 ) -> None:
     short, long = study("full", "train.steps=4", "evaluation.at_steps=[4]"), study("full")
     train.run(short, store, VARIANT)
-    folder = layout.checkpoints(short, short.spec(VARIANT))
+    folder = layout.checkpoints(short, short.run(VARIANT))
     before = {key: store.read(key) for key in store.list(folder)}
     (tmp_path / "study.yaml").write_text(long.to_yaml())
     # A limit on file sizes acts like a full disk: the journal fits, a checkpoint does not.

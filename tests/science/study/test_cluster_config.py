@@ -94,7 +94,7 @@ def test_a_process_for_each_gpu_and_one_without() -> None:
 
 def hashes(config: StudyConfig) -> list[Any]:
     per_variant = [
-        [config.training_hash(spec), config.sampling_hash(spec), config.evaluation_hash(spec)] for spec in config.specs
+        [config.training_hash(run), config.sampling_hash(run), config.evaluation_hash(run)] for run in config.runs
     ]
     return [config.dataset_hash(), config.science_hash(), *per_variant]
 

@@ -62,8 +62,10 @@ def test_the_hashes_of_a_shipped_study_do_not_change(path: Path) -> None:
     """Another hash would make every checkpoint, sample set and metric of the study unusable."""
     config = load(path)
     hashes = [f"{config.dataset_hash()} {config.science_hash()}"]
-    for spec in config.specs:
-        hashes.append(f"{config.training_hash(spec)} {config.sampling_hash(spec)} {config.evaluation_hash(spec)}")
+    for study_run in config.runs:
+        hashes.append(
+            f"{config.training_hash(study_run)} {config.sampling_hash(study_run)} {config.evaluation_hash(study_run)}"
+        )
     assert hashes == HASHES[config.study]
 
 
@@ -75,9 +77,9 @@ def test_a_later_key_enters_the_hashes_only_where_it_is_not_the_default(path: Pa
     assert changed.hashed()["train"]["schedule"] == "another"
     assert changed.dataset_hash() == config.dataset_hash()
     assert changed.science_hash() != config.science_hash()
-    for spec in config.specs:
+    for study_run in config.runs:
         for hash_of in (StudyConfig.training_hash, StudyConfig.sampling_hash, StudyConfig.evaluation_hash):
-            assert hash_of(changed, spec) != hash_of(config, spec)
+            assert hash_of(changed, study_run) != hash_of(config, study_run)
 
 
 def test_the_imagenet_studies_are_the_papers_protocol() -> None:
@@ -94,7 +96,7 @@ def test_the_imagenet_studies_are_the_papers_protocol() -> None:
         assert config.evaluation.metric == "fid"
         assert config.dataset.mirror
     assert full.dataset_hash() == short.dataset_hash()
-    assert all(full.training_hash(spec) == short.training_hash(spec) for spec in full.specs)
+    assert all(full.training_hash(study_run) == short.training_hash(study_run) for study_run in full.runs)
 
 
 def test_the_digits_study_can_decide_all_three_claims() -> None:

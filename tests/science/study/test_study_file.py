@@ -80,7 +80,7 @@ def test_what_show_prints_reads_back_to_an_equal_study(study: dict[str, Any]) ->
     config = load_text(yaml.safe_dump(study, allow_unicode=True))
     again = load_text(config.to_yaml())
     assert again == config
-    assert [again.evaluation_hash(spec) for spec in again.specs] == [config.evaluation_hash(s) for s in config.specs]
+    assert [again.evaluation_hash(run) for run in again.runs] == [config.evaluation_hash(s) for s in config.runs]
 
 
 @given(st.floats(1e-12, 1e3, allow_nan=False))
@@ -202,7 +202,7 @@ def test_fit_of_one_variant_replaces_the_common_keys() -> None:
 )
 def test_only_science_enters_the_training_hash(change: dict[str, Any], same: bool) -> None:
     before, after = parse(), parse(**change)
-    assert (before.training_hash(before.specs[0]) == after.training_hash(after.specs[0])) is same
+    assert (before.training_hash(before.runs[0]) == after.training_hash(after.runs[0])) is same
 
 
 @pytest.mark.parametrize(

@@ -28,21 +28,21 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Results whose original folder no longer exists."""
     folder = tmp_path_factory.mktemp("made")
     config, store = study_file.load(STUDY, [VARIANTS]), open_store(folder / "old")
-    training = train(store, config.spec(KILLED), 10, 50, then=300, wait=False)
+    training = train(store, config.run(KILLED), 10, 50, then=300, wait=False)
     study = study_folder(config, store)
     until(lambda: is_held(study.lock), "the training has started its shipper")
     training.kill()
     training.communicate()
     until(lambda: not is_held(study.lock), "the shipper has ended after its training")
     assert Tracked(f"sqlite:///{folder}/old/mlflow.db").statuses == {"digits": "KILLED", KILLED: "KILLED"}
-    with open_tracker(config, store, config.spec(SHIPPED)) as tracker:
+    with open_tracker(config, store, config.run(SHIPPED)) as tracker:
         tracker.params({"depth": 3})
         tracker.metrics(10, {"loss": 1 / 10})
         tracker.image("samples", 10, picture(255))
         tracker.artifact("report.html", b"<html>")
     assert flush(config, store, timeout=PATIENCE_SECONDS)
     with open_tracker(
-        study_file.load(STUDY, [VARIANTS, "tracking.kind=none"]), store, config.spec(UNSHIPPED)
+        study_file.load(STUDY, [VARIANTS, "tracking.kind=none"]), store, config.run(UNSHIPPED)
     ) as tracker:
         tracker.metrics(20, {"loss": 1 / 20})
     end_shippers(folder)
@@ -54,11 +54,11 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_copied_results_are_complete_below_a_new_root(lost: str, archive: Path, tmp_path: Path) -> None:
     root = Path(shutil.copytree(archive, tmp_path / "new root"))
     config, store = study_file.load(STUDY, [VARIANTS]), open_store(root)
-    key = layout.tracking_run(config, config.spec(SHIPPED))
+    key = layout.tracking_run(config, config.run(SHIPPED))
     if lost == "mlartifacts":
         shutil.rmtree(root / lost)
-        for spec in (config.spec(SHIPPED), None):
-            write_record(store, layout.tracking_run(config, spec), SERVER)
+        for study_run in (config.run(SHIPPED), None):
+            write_record(store, layout.tracking_run(config, study_run), SERVER)
     else:
         (root / lost).unlink(missing_ok=True)
     if lost == "mlflow.db":

@@ -43,7 +43,7 @@ def store(tmp_path: Path, config: StudyConfig) -> Store:
     """Results with the journals of a study and of one variant, and a secret file beside them."""
     (tmp_path / "private").write_bytes(PRIVATE)
     store = open_store(tmp_path / "root")
-    with open_tracker(config, store, config.specs[0]) as tracker:
+    with open_tracker(config, store, config.runs[0]) as tracker:
         tracker.metrics(1, {"loss": 1.0})
     return store
 
@@ -262,13 +262,13 @@ def test_journals_of_a_read_only_root_are_shown_from_the_cache(
         pytest.skip("mounting a file system needs root")
     try:
         store = open_store(disk)
-        with open_tracker(config, store, config.specs[0]) as tracker:
+        with open_tracker(config, store, config.runs[0]) as tracker:
             tracker.metrics(1, {"loss": 1.0})
         subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
         fetch_journals(store)
         folder = local_root(store)
         assert folder.is_relative_to(tmp_path / "cache")
         assert [study.path.name for study in tracked_studies(folder)] == ["digits"]
-        assert [point.value for point in read_points(config, store, config.specs[0])] == [1.0]
+        assert [point.value for point in read_points(config, store, config.runs[0])] == [1.0]
     finally:
         subprocess.run(["umount", disk], check=True)

@@ -95,7 +95,7 @@ class Server:
         return False
 
 
-@pytest.fixture(params=["open", "with-users"])
+@pytest.fixture
 def server(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     with reserved_port() as port:
         pass
@@ -109,10 +109,12 @@ def server(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("taken", [False, True], ids=["empty", "number-taken"])
+@pytest.mark.parametrize(
+    ("server", "taken"), [("open", False), ("with-users", True)], ids=["empty", "number-taken"], indirect=["server"]
+)
 def test_a_server_deployed_anew_while_training_goes_on_gets_everything(taken: bool, server: Server, root: Path) -> None:
     config, store = study_file.load(STUDY, [VARIANTS, f"tracking.uri={server.address}"]), open_store(root)
-    with open_tracker(config, store, config.spec(FIRST)) as tracker:
+    with open_tracker(config, store, config.run(FIRST)) as tracker:
         tracker.metrics(10, {"loss": 1 / 10})
         tracker.artifact("report.html", b"<html>")
         until(lambda: arrived(config, store), "the first point is in the old server")
@@ -124,7 +126,7 @@ def test_a_server_deployed_anew_while_training_goes_on_gets_everything(taken: bo
                 others.create_experiment(name, f"{server.folder}/other")
         server.start()
         # A variant that starts now has no run whose loss could be noticed.
-        with open_tracker(config, store, config.spec(SECOND)) as second:
+        with open_tracker(config, store, config.run(SECOND)) as second:
             second.metrics(10, {"loss": 1 / 10})
         tracker.metrics(20, {"loss": 1 / 20})
     assert flush(config, store, timeout=PATIENCE_SECONDS)
@@ -140,7 +142,7 @@ def test_a_server_deployed_anew_while_training_goes_on_gets_everything(taken: bo
 def tracked(root: Path) -> tuple[StudyConfig, Store]:
     """A study whose one run has arrived in the root's database."""
     config, store = study_file.load(STUDY, [VARIANTS]), open_store(root)
-    with open_tracker(config, store, config.spec(FIRST)) as tracker:
+    with open_tracker(config, store, config.run(FIRST)) as tracker:
         tracker.metrics(10, {"loss": 1 / 10})
     assert flush(config, store, timeout=PATIENCE_SECONDS)
     return config, store
@@ -168,7 +170,7 @@ def test_a_lost_or_damaged_database_is_filled_again_by_the_next_start_of_the_stu
             server_command(str(root), "127.0.0.1", port)
         assert "mlflow.db was damaged" in capsys.readouterr().out
         assert (root / "mlflow.db.damaged-1").exists()
-    with open_tracker(config, store, config.spec(SECOND)) as tracker:
+    with open_tracker(config, store, config.run(SECOND)) as tracker:
         tracker.metrics(10, {"loss": 1 / 10})
     assert flush(config, store, timeout=PATIENCE_SECONDS)
     assert {FIRST, SECOND} < set(Tracked(database(store)).statuses)
@@ -177,7 +179,7 @@ def test_a_lost_or_damaged_database_is_filled_again_by_the_next_start_of_the_stu
 
 def test_a_database_removed_while_a_training_runs_is_filled_again(root: Path) -> None:
     config, store = study_file.load(STUDY, [VARIANTS]), open_store(root)
-    with open_tracker(config, store, config.spec(FIRST)) as tracker:
+    with open_tracker(config, store, config.run(FIRST)) as tracker:
         tracker.metrics(10, {"loss": 1 / 10})
         until(lambda: arrived(config, store), "the first point has arrived")
         (root / "mlflow.db").unlink()
@@ -193,7 +195,7 @@ def test_a_damaged_database_of_somebody_else_is_named_at_once_and_left_alone(
     shared = tmp_path / "shared.db"
     shared.write_text("not a database " * 1000)
     config = study_file.load(STUDY, [VARIANTS, f"tracking.uri=sqlite:///{shared}"])
-    with open_tracker(config, open_store(root), config.spec(FIRST)) as tracker:
+    with open_tracker(config, open_store(root), config.run(FIRST)) as tracker:
         tracker.metrics(10, {"loss": 1 / 10})
     lines = capsys.readouterr().out.splitlines()
     assert any("shared.db: is damaged (file is not a database); restore it, or remove it" in line for line in lines)

@@ -101,7 +101,7 @@ class Served:
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("served")
     config, store = study_file.load(STUDY, [VARIANTS]), open_store(folder)
-    with open_tracker(config, store, config.spec(SHOWN)) as tracker:
+    with open_tracker(config, store, config.run(SHOWN)) as tracker:
         tracker.image("samples", 10, picture(255))
         tracker.metrics(20, {"loss": 0.5})
     until(lambda: arrived(config, store), "the run has arrived")
@@ -181,7 +181,7 @@ def test_dit_ui_prints_its_address_once_it_answers_and_leaves_no_server_behind(s
 
 def test_a_view_changed_by_a_person_stays_and_an_outdated_one_is_replaced(root: Path) -> None:
     config, store = study_file.load(STUDY, [VARIANTS, "tracking.experiment=viewed"]), open_store(root)
-    with open_tracker(config, store, config.spec(SHOWN)) as tracker:
+    with open_tracker(config, store, config.run(SHOWN)) as tracker:
         tracker.metrics(20, {"loss": 0.5})
     assert flush(config, store, timeout=PATIENCE_SECONDS)
     client: Any = MlflowClient(tracking_uri=database(store))
@@ -201,25 +201,27 @@ def test_an_outage_of_the_server_loses_no_point(served: Served, root: Path, port
     uri = f"http://127.0.0.1:{gate.port}"
     overrides = (f"tracking.uri={uri}", "tracking.experiment=outage")
     config, store = study_file.load(STUDY, [VARIANTS, *overrides]), open_store(root)
-    spec = config.specs[0]
-    train(store, spec, 10, 50, *overrides)
+    study_run = config.runs[0]
+    train(store, study_run, 10, 50, *overrides)
     assert not flush(config, store, timeout=0.5)
     gate.open()
-    with open_tracker(config, store, spec) as tracker:
+    with open_tracker(config, store, study_run) as tracker:
         until(lambda: tracker.run_id, "the server has been reached")
         tracker.metrics(60, {"loss": 1 / 60})
         tracker.image("samples", 60, picture(0))
-        until(lambda: len(Tracked(uri, "outage").history(spec.name, "loss")) == 6, "points arrive")
+        until(lambda: len(Tracked(uri, "outage").history(study_run.name, "loss")) == 6, "points arrive")
         gate.shut()
         tracker.metrics(70, {"loss": 1 / 70})
         tracker.artifact("report.html", b"<html>")
-    assert [point.step for point in read_points(config, store, spec) if point.key == "loss"] == list(range(10, 80, 10))
+    assert [point.step for point in read_points(config, store, study_run) if point.key == "loss"] == list(
+        range(10, 80, 10)
+    )
     gate.open()
     reconcile(config, store)
     assert flush(config, store, timeout=PATIENCE_SECONDS)
-    expected = {"digits": "FINISHED", spec.name: "FINISHED"}
+    expected = {"digits": "FINISHED", study_run.name: "FINISHED"}
     until(lambda: Tracked(uri, "outage").statuses == expected, f"runs stand at {expected}")
     tracked = Tracked(uri, "outage")
-    assert tracked.history(spec.name, "loss") == losses(*range(10, 80, 10))
-    assert {"report.html"} < set(tracked.files(spec.name))
+    assert tracked.history(study_run.name, "loss") == losses(*range(10, 80, 10))
+    assert {"report.html"} < set(tracked.files(study_run.name))
     gate.shut()

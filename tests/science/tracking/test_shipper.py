@@ -63,7 +63,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
     folder = tmp_path_factory.mktemp("shared")
     config, store = study_file.load(STUDY, [VARIANTS]), open_store(folder)
     _runs_of_other_machines(database(store), config.study)
-    with open_tracker(config, store, config.spec(SHOWN)) as tracker:
+    with open_tracker(config, store, config.run(SHOWN)) as tracker:
         tracker.metrics(20, {"loss": 0.5})
     until(lambda: arrived(config, store), "the first run has arrived")
     yield Shared(config, store)
@@ -91,10 +91,10 @@ def _runs_of_other_machines(address: str, study: str) -> None:
 @pytest.mark.slow
 def test_a_study_has_one_run_per_variant_below_one_parent_run(shared: Shared) -> None:
     config, store = shared.config, shared.store
-    first, second = config.spec("mini-B/2"), config.spec("mini-L/2")
-    for spec in (first, second):
-        with open_tracker(config, store, spec) as tracker:
-            tracker.params({"depth": spec.depth, "patch": spec.patch})
+    first, second = config.run("mini-B/2"), config.run("mini-L/2")
+    for study_run in (first, second):
+        with open_tracker(config, store, study_run) as tracker:
+            tracker.params({"depth": study_run.depth, "patch": study_run.patch})
             tracker.metrics(0, {"gflops": 0.5, "fid@50k:cfg=1.5": 2.0})
             tracker.metrics(10, {"loss": 0.1})
     with open_tracker(config, store, first) as tracker:
@@ -112,10 +112,10 @@ def test_a_study_has_one_run_per_variant_below_one_parent_run(shared: Shared) ->
     tracked = _settled(config, store, **{"digits": "FINISHED", first.name: "FINISHED", second.name: "FAILED"})
     assert tracked.run(second.name).data.tags["error"] == "part 3 is damaged"
     parent = tracked.run("digits")
-    for spec in (first, second):
-        run = tracked.run(spec.name)
+    for study_run in (first, second):
+        run = tracked.run(study_run.name)
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
-        assert run.data.params == {"depth": str(spec.depth), "patch": str(spec.patch)}
+        assert run.data.params == {"depth": str(study_run.depth), "patch": str(study_run.patch)}
         assert run.data.metrics == {"gflops": 0.5, "fid_50k:cfg_1.5": 2.0, "loss": 0.1}
     assert tracked.run(first.name).data.tags["param_changed/patch"] == "99"
     assert tracked.files("digits") == ["report.html"]
@@ -128,11 +128,11 @@ def test_a_study_has_one_run_per_variant_below_one_parent_run(shared: Shared) ->
 
 
 def test_a_training_stopped_by_a_signal_ends_killed_not_failed(shared: Shared) -> None:
-    config, store, spec = shared.config, shared.store, shared.config.spec("mini-XL/2")
-    with pytest.raises(StoppedError), open_tracker(config, store, spec):
+    config, store, study_run = shared.config, shared.store, shared.config.run("mini-XL/2")
+    with pytest.raises(StoppedError), open_tracker(config, store, study_run):
         raise StoppedError("stopped by a signal at step 10", signal.SIGTERM)
-    tracked = _settled(config, store, **{"digits": "KILLED", spec.name: "KILLED"})
-    assert "error" not in tracked.run(spec.name).data.tags
+    tracked = _settled(config, store, **{"digits": "KILLED", study_run.name: "KILLED"})
+    assert "error" not in tracked.run(study_run.name).data.tags
 
 
 def test_a_run_without_heartbeats_ends_killed(shared: Shared) -> None:
@@ -141,24 +141,24 @@ def test_a_run_without_heartbeats_ends_killed(shared: Shared) -> None:
 
 
 def test_a_killed_training_ends_killed_and_its_resumption_continues_the_run(shared: Shared) -> None:
-    config, store, spec = shared.config, shared.store, shared.config.spec("mini-S/4")
-    training = train(store, spec, 10, 100, then=300, wait=False)
-    until(lambda: stand(store, **{"digits": "RUNNING", spec.name: "RUNNING"}), "the runs are there")
+    config, store, study_run = shared.config, shared.store, shared.config.run("mini-S/4")
+    training = train(store, study_run, 10, 100, then=300, wait=False)
+    until(lambda: stand(store, **{"digits": "RUNNING", study_run.name: "RUNNING"}), "the runs are there")
     training.kill()
-    before = _settled(config, store, **{"digits": "KILLED", spec.name: "KILLED"})
-    assert before.history(spec.name, "loss") == losses(*range(10, 110, 10))
+    before = _settled(config, store, **{"digits": "KILLED", study_run.name: "KILLED"})
+    assert before.history(study_run.name, "loss") == losses(*range(10, 110, 10))
     training.communicate()
-    train(store, spec, 60, 150)
-    after = _settled(config, store, **{"digits": "FINISHED", spec.name: "FINISHED"})
-    assert after.run(spec.name).info.run_id == before.run(spec.name).info.run_id
-    assert after.history(spec.name, "loss") == losses(*range(10, 160, 10))
-    assert len(after.history(spec.name, "images_per_second")) == 15
+    train(store, study_run, 60, 150)
+    after = _settled(config, store, **{"digits": "FINISHED", study_run.name: "FINISHED"})
+    assert after.run(study_run.name).info.run_id == before.run(study_run.name).info.run_id
+    assert after.history(study_run.name, "loss") == losses(*range(10, 160, 10))
+    assert len(after.history(study_run.name, "images_per_second")) == 15
 
 
 def test_a_run_deleted_on_the_server_is_restored_with_all_points(shared: Shared) -> None:
-    config, store, spec = shared.config, shared.store, shared.config.spec("mini-B/4")
+    config, store, study_run = shared.config, shared.store, shared.config.run("mini-B/4")
     client: Any = MlflowClient(tracking_uri=database(store))
-    with open_tracker(config, store, spec) as tracker:
+    with open_tracker(config, store, study_run) as tracker:
         tracker.metrics(10, {"loss": 1 / 10})
         until(lambda: tracker.run_id, "the run is there")
         first = tracker.run_id
@@ -167,41 +167,41 @@ def test_a_run_deleted_on_the_server_is_restored_with_all_points(shared: Shared)
         until(lambda: tracker.run_id not in (None, first), "another run is there")
         second = tracker.run_id
         client.delete_run(second)
-    tracked = _settled(config, store, **{spec.name: "FINISHED"})
-    assert tracked.run(spec.name).info.run_id not in (first, second)
-    assert tracked.history(spec.name, "loss") == losses(10, 20)
+    tracked = _settled(config, store, **{study_run.name: "FINISHED"})
+    assert tracked.run(study_run.name).info.run_id not in (first, second)
+    assert tracked.history(study_run.name, "loss") == losses(10, 20)
 
 
 def test_points_that_only_the_server_has_return_to_the_journal_once(shared: Shared, root: Path) -> None:
-    config, store, spec = shared.config, shared.store, shared.config.spec("mini-L/4")
-    train(store, spec, 10, 50)
-    copy = run_folder(config, store, spec).journal.read_bytes()
-    train(store, spec, 60, 90)
-    before = _settled(config, store, **{spec.name: "FINISHED"}).run(spec.name).info.run_id
+    config, store, study_run = shared.config, shared.store, shared.config.run("mini-L/4")
+    train(store, study_run, 10, 50)
+    copy = run_folder(config, store, study_run).journal.read_bytes()
+    train(store, study_run, 60, 90)
+    before = _settled(config, store, **{study_run.name: "FINISHED"}).run(study_run.name).info.run_id
     # Another machine, with an older copy of the journal and no shipping state.
     config, store = study_file.load(STUDY, [VARIANTS, f"tracking.uri={database(store)}"]), open_store(root)
-    journal = run_folder(config, store, spec).journal
+    journal = run_folder(config, store, study_run).journal
     journal.parent.mkdir(parents=True)
     journal.write_bytes(copy)
-    with open_tracker(config, store, spec) as tracker:
-        steps = [point.step for point in read_points(config, store, spec) if point.key == "loss"]
+    with open_tracker(config, store, study_run) as tracker:
+        steps = [point.step for point in read_points(config, store, study_run) if point.key == "loss"]
         assert steps == list(range(10, 60, 10))
         until(lambda: tracker.run_id, "the server has been reached")
-        until(lambda: len(read_points(config, store, spec)) == 2 * 9, "the points are back")
+        until(lambda: len(read_points(config, store, study_run)) == 2 * 9, "the points are back")
         for step in range(60, 120, 10):
             tracker.metrics(step, {"loss": 1 / step})
     assert flush(config, store, timeout=PATIENCE_SECONDS)
     tracked = Tracked(database(shared.store))
-    assert tracked.run(spec.name).info.run_id == before
-    assert tracked.history(spec.name, "loss") == losses(*range(10, 120, 10))
+    assert tracked.run(study_run.name).info.run_id == before
+    assert tracked.history(study_run.name, "loss") == losses(*range(10, 120, 10))
 
 
 def test_a_run_deleted_after_a_comparison_is_restored_with_all_points(shared: Shared, root: Path) -> None:
     overrides = [VARIANTS, f"tracking.uri={database(shared.store)}", "tracking.experiment=compared"]
     config, store = study_file.load(STUDY, overrides), open_store(root)
-    unshipped, spec = study_file.load(STUDY, [*overrides, "tracking.kind=none"]), config.specs[0]
-    run, target = run_folder(config, store, spec), resolve_target(config, store)
-    with open_tracker(unshipped, store, spec) as tracker:
+    unshipped, study_run = study_file.load(STUDY, [*overrides, "tracking.kind=none"]), config.runs[0]
+    run, target = run_folder(config, store, study_run), resolve_target(config, store)
+    with open_tracker(unshipped, store, study_run) as tracker:
         tracker.metrics(10, {"loss": 1 / 10})
     header, client, state = read_header(run.journal), MlflowRuns(target), ShipState(root / "state", target.digest)
     assert header is not None
@@ -212,26 +212,26 @@ def test_a_run_deleted_after_a_comparison_is_restored_with_all_points(shared: Sh
     upload.ship(client, None)
     first = upload.run_id
     Tracked(target.uri, "compared").client.delete_run(first)
-    with open_tracker(unshipped, store, spec) as tracker:
+    with open_tracker(unshipped, store, study_run) as tracker:
         tracker.metrics(20, {"loss": 1 / 20})
     with pytest.raises(RunGoneError):
         upload.ship(client, None)
     state.journals.clear()
     upload.ship(client, None)
     assert upload.run_id not in (None, first)
-    assert Tracked(target.uri, "compared").history(spec.name, "loss") == losses(10, 20)
+    assert Tracked(target.uri, "compared").history(study_run.name, "loss") == losses(10, 20)
 
 
 def test_a_finished_run_stays_finished_while_a_changed_recipe_runs(root: Path) -> None:
     before = study_file.load(STUDY, [VARIANTS, "tracking.kind=none"])
     config, store = study_file.load(STUDY, [VARIANTS, "train.learning_rate=1e-4"]), open_store(root)
-    spec = config.specs[0]
-    with open_tracker(before, store, spec) as tracker:
+    study_run = config.runs[0]
+    with open_tracker(before, store, study_run) as tracker:
         tracker.metrics(10, {"loss": 1 / 10})
-    with open_tracker(config, store, spec) as tracker:
+    with open_tracker(config, store, study_run) as tracker:
         # Once the second point has arrived, the round of the first is over.
         for step in (20, 30):
             tracker.metrics(step, {"loss": 1 / step})
             until(lambda: arrived(config, store), "all has arrived")
-        runs = [run for run in Tracked(database(store)).runs if run.info.run_name == spec.name]
+        runs = [run for run in Tracked(database(store)).runs if run.info.run_name == study_run.name]
         assert sorted(run.info.status for run in runs) == ["FINISHED", "RUNNING"]

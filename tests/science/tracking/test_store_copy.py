@@ -39,11 +39,11 @@ def config() -> StudyConfig:
 
 
 def _steps(config: StudyConfig, store: Store) -> list[int]:
-    return [point.step for point in read_points(config, store, config.specs[0])]
+    return [point.step for point in read_points(config, store, config.runs[0])]
 
 
 def _log(config: StudyConfig, store: Store, *steps: int) -> None:
-    with open_tracker(config, store, config.specs[0]) as tracker:
+    with open_tracker(config, store, config.runs[0]) as tracker:
         for step in steps:
             tracker.metrics(step, {"loss": 1 / step})
 
@@ -69,14 +69,14 @@ def test_journals_can_be_fetched_on_any_machine(
     monkeypatch.setenv("DIT_CACHE", str(tmp_path / "machine-2"))
     fetch_journals(store)
     [study] = tracked_studies(local_root(store))
-    keys = [layout.journal(config, spec) for spec in (None, config.specs[0])]
+    keys = [layout.journal(config, study_run) for study_run in (None, config.runs[0])]
     assert [run.journal.read_bytes() for run in study.runs()] == [store.read(key) for key in keys]
 
 
 def test_points_logged_before_a_checkpoint_outlive_the_machine(
     config: StudyConfig, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with open_tracker(config, store, config.specs[0]) as tracker:
+    with open_tracker(config, store, config.runs[0]) as tracker:
         tracker.metrics(10, {"loss": 0.1})
         tracker.artifact("note.txt", b"kept")
         tracker.sync()
@@ -84,7 +84,7 @@ def test_points_logged_before_a_checkpoint_outlive_the_machine(
         with monkeypatch.context() as other:
             other.setenv("DIT_CACHE", str(tmp_path / "machine-2"))
             assert _steps(config, store) == [10]
-    folder = layout.tracking_state(config, config.specs[0])
+    folder = layout.tracking_state(config, config.runs[0])
     [file] = [key for key in store.list(folder) if "/files/" in key]
     assert store.read(file) == b"kept"
 
@@ -94,7 +94,7 @@ def test_points_logged_on_two_machines_while_the_bucket_is_full_are_stored_once(
 ) -> None:
     """Rank 0 moves to another machine and back; one write fails after the server has stored it, others before."""
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    journal = layout.journal(config, config.specs[0])
+    journal = layout.journal(config, config.runs[0])
     _log(config, store, 280)
     s3_proxy.fail_after_storing(507, "PUT", journal)
     _log(config, store, 290)
@@ -128,7 +128,7 @@ def test_results_removed_from_the_store_are_not_continued_from_the_cache(config:
     store.delete(layout.study(config))
     _log(config, store, 10, 20)
     assert _steps(config, store) == [10, 20]
-    journal = store.read(layout.journal(config, config.specs[0]))
+    journal = store.read(layout.journal(config, config.runs[0]))
     assert journal.count(b'"metrics"') == 2
 
 
@@ -138,7 +138,7 @@ def test_a_store_that_fails_at_the_end_does_not_fail_the_training(
     def refuse(self: S3Store, key: str, data: bytes) -> None:  # noqa: ARG001
         raise StoreError(f"{key}: the store is full; make room")
 
-    with open_tracker(config, store, config.specs[0]) as tracker:
+    with open_tracker(config, store, config.runs[0]) as tracker:
         tracker.metrics(10, {"loss": 0.1})
         monkeypatch.setattr(S3Store, "write", refuse)
         tracker.sync()
@@ -150,37 +150,49 @@ def test_without_a_server_runs_stay_on_this_machine_with_one_message(
     store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = study_file.load(STUDY)
-    spec = config.specs[0]
-    with open_tracker(config, store, spec) as tracker:
+    study_run = config.runs[0]
+    with open_tracker(config, store, study_run) as tracker:
         tracker.metrics(10, {"loss": 0.1})
     _log(config, store, 20)
     assert flush(config, store, timeout=PATIENCE_SECONDS)
     assert capsys.readouterr().out.count("MLFLOW_TRACKING_URI") == 1
     client: Any = MlflowClient(tracking_uri=f"sqlite:///{local_root(store)}/mlflow.db")
-    record = read_record(store, layout.tracking_run(config, spec), TrackingRun)
+    record = read_record(store, layout.tracking_run(config, study_run), TrackingRun)
     assert record is not None
     run = client.get_run(record.run_id)
-    assert (run.info.run_name, run.info.status) == (spec.name, "FINISHED")
+    assert (run.info.run_name, run.info.status) == (study_run.name, "FINISHED")
     history = client.get_metric_history(record.run_id, "loss")
     assert [(point.step, point.value) for point in history] == [(10, 0.1), (20, 1 / 20)]
+
+
+def test_each_seed_has_a_run_of_its_own_that_can_be_grouped_by_variant(store: Store) -> None:
+    config = study_file.load(STUDY, ["seeds=2"])
+    for study_run in config.runs_of(config.variants[0]):
+        with open_tracker(config, store, study_run) as tracker:
+            tracker.metrics(10, {"loss": 0.1})
+    assert flush(config, store, timeout=PATIENCE_SECONDS)
+    client: Any = MlflowClient(tracking_uri=f"sqlite:///{local_root(store)}/mlflow.db")
+    (experiment,) = client.search_experiments(filter_string=f"name = '{config.study}'")
+    runs = client.search_runs([experiment.experiment_id], f"tags.`dit.variant` = '{config.variants[0]}'")
+    assert {run.info.run_name for run in runs} == {config.variants[0], f"{config.variants[0]} seed 1"}
 
 
 def test_journals_of_lost_machines_are_shipped_from_the_store(
     config: StudyConfig, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The machines ended before they reached the server."""
-    variants = config.specs[:2]
-    for spec in variants:
-        with open_tracker(config, store, spec) as tracker:
+    variants = config.runs[:2]
+    for study_run in variants:
+        with open_tracker(config, store, study_run) as tracker:
             tracker.metrics(10, {"loss": 0.5, "fd_digits": 20.0})
     monkeypatch.setenv("DIT_CACHE", str(tmp_path / "machine-2"))
     config = study_file.load(STUDY)
     for _ in range(2):
-        collect(config, store, config.specs)
+        collect(config, store, config.runs)
         assert flush(config, store, timeout=PATIENCE_SECONDS)
     client: Any = MlflowClient(tracking_uri=f"sqlite:///{local_root(store)}/mlflow.db")
-    for spec in variants:
-        record = read_record(store, layout.tracking_run(config, spec), TrackingRun)
+    for study_run in variants:
+        record = read_record(store, layout.tracking_run(config, study_run), TrackingRun)
         assert record is not None
         assert client.get_run(record.run_id).info.status == "FINISHED"
         for key, value in (("loss", 0.5), ("fd_digits", 20.0)):
@@ -191,18 +203,18 @@ def test_journals_of_lost_machines_are_shipped_from_the_store(
 def test_a_run_whose_machines_were_killed_ends_failed(
     config: StudyConfig, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec, other = config.specs[:2]
+    study_run, other = config.runs[:2]
     _log(config, store, 10)
-    *lines, ended = store.read(layout.journal(config, spec)).splitlines(keepends=True)
+    *lines, ended = store.read(layout.journal(config, study_run)).splitlines(keepends=True)
     assert b"FINISHED" in ended
-    store.write(layout.journal(config, spec), b"".join(lines))
+    store.write(layout.journal(config, study_run), b"".join(lines))
     monkeypatch.setenv("DIT_CACHE", str(tmp_path / "machine-2"))
     config = study_file.load(STUDY)
     reason = DitError("pod w-1 (rank 1), OOMKilled")
-    for failed in (spec, other):
+    for failed in (study_run, other):
         end_failed(config, store, failed, reason)
     client: Any = MlflowClient(tracking_uri=f"sqlite:///{local_root(store)}/mlflow.db")
-    record = read_record(store, layout.tracking_run(config, spec), TrackingRun)
+    record = read_record(store, layout.tracking_run(config, study_run), TrackingRun)
     assert record is not None
     run = client.get_run(record.run_id)
     assert run.info.status == "FAILED"

@@ -16,7 +16,7 @@ from dit.errors import ConfigError, DataError, InputError, StoppedError
 from dit.storage.file import FileStore
 from dit.study import layout, study_file
 from dit.study.config import StudyConfig
-from dit.study.variants import ModelSpec
+from dit.study.runs import Run
 from dit.tracking import flush, open_tracker, read_points, reconcile
 from dit.tracking.journal import read_entries, read_header
 from dit.tracking.paths import local_root, run_folder, study_folder
@@ -40,44 +40,52 @@ def store(tmp_path: Path) -> FileStore:
     return FileStore(tmp_path / "root")
 
 
-def statuses(store: FileStore, config: StudyConfig, spec: ModelSpec) -> list[tuple[str, str | None]]:
-    path = store.root / layout.journal(config, spec)
+def statuses(store: FileStore, config: StudyConfig, study_run: Run) -> list[tuple[str, str | None]]:
+    path = store.root / layout.journal(config, study_run)
     found = [entry.values for entry, _ in read_entries(path) if entry.kind == "status"]
     return [(values["status"], values.get("error")) for values in found]
 
 
 def test_a_resumed_run_logs_no_point_twice(config: StudyConfig, store: FileStore) -> None:
-    spec = config.specs[0]
+    study_run = config.runs[0]
     for start in (0, 40, 20):  # as after kills, from checkpoints
-        with open_tracker(config, store, spec) as tracker:
+        with open_tracker(config, store, study_run) as tracker:
             for step in range(start + 10, start + 60, 10):
                 tracker.metrics(step, {"loss": 1 / step, "rate": 100.0 + start})
-    points = read_points(config, store, spec)
+    points = read_points(config, store, study_run)
     losses = [(point.step, point.value) for point in points if point.key == "loss"]
     assert losses == [(step, 1 / step) for step in range(10, 100, 10)]
     assert len(points) == 2 * len(losses)
 
 
 def test_steps_may_come_in_any_order(config: StudyConfig, store: FileStore) -> None:
-    spec = config.specs[0]
+    study_run = config.runs[0]
     for step in (800, 200, 400, 200):
-        with open_tracker(config, store, spec) as tracker:
+        with open_tracker(config, store, study_run) as tracker:
             tracker.metrics(step, {"fd_digits": float(step)})
             tracker.metrics(step, {"precision": math.nan})
-    assert [point.step for point in read_points(config, store, spec) if point.key == "fd_digits"] == [800, 200, 400]
+    assert [point.step for point in read_points(config, store, study_run) if point.key == "fd_digits"] == [
+        800,
+        200,
+        400,
+    ]
 
 
 def test_runs_of_variants_and_of_the_study_have_journals_of_their_own(config: StudyConfig, store: FileStore) -> None:
-    first, second, *_ = config.specs
-    for number, spec in enumerate((first, second, None)):
-        with open_tracker(config, store, spec) as tracker:
+    first, second, *_ = config.runs
+    for number, study_run in enumerate((first, second, None)):
+        with open_tracker(config, store, study_run) as tracker:
             tracker.metrics(1, {"loss": float(number)})
-    assert [[p.value for p in read_points(config, store, spec)] for spec in (first, second, None)] == [[0], [1], [2]]
-    assert read_points(config, store, config.specs[2]) == []
+    assert [[p.value for p in read_points(config, store, study_run)] for study_run in (first, second, None)] == [
+        [0],
+        [1],
+        [2],
+    ]
+    assert read_points(config, store, config.runs[2]) == []
 
 
 def test_all_ranks_but_the_first_log_nothing(config: StudyConfig, store: FileStore) -> None:
-    with open_tracker(config, store, config.specs[0], enabled=False) as tracker:
+    with open_tracker(config, store, config.runs[0], enabled=False) as tracker:
         tracker.params({"depth": 2})
         tracker.metrics(1, {"loss": 1.0})
         tracker.tags({"a": "b"})
@@ -89,14 +97,14 @@ def test_all_ranks_but_the_first_log_nothing(config: StudyConfig, store: FileSto
 
 
 def test_the_status_of_a_run_is_in_its_journal(config: StudyConfig, store: FileStore) -> None:
-    spec = config.specs[0]
-    with open_tracker(config, store, spec):
+    study_run = config.runs[0]
+    with open_tracker(config, store, study_run):
         pass
     stopped = (StoppedError("stopped by a signal", 15), KeyboardInterrupt(), SystemExit(143))
     for problem in (DataError("shard 3 is\ndamaged"), ZeroDivisionError("x"), *stopped):
-        with pytest.raises(type(problem)), open_tracker(config, store, spec):
+        with pytest.raises(type(problem)), open_tracker(config, store, study_run):
             raise problem
-    ends = [status for status in statuses(store, config, spec) if status[0] != "RUNNING"]
+    ends = [status for status in statuses(store, config, study_run) if status[0] != "RUNNING"]
     assert ends == [
         ("FINISHED", None),
         ("FAILED", "shard 3 is damaged"),
@@ -106,31 +114,31 @@ def test_the_status_of_a_run_is_in_its_journal(config: StudyConfig, store: FileS
 
 
 def test_a_killed_writer_is_marked_killed_once(config: StudyConfig, store: FileStore) -> None:
-    spec = config.specs[0]
+    study_run = config.runs[0]
     code = (
         "import os, sys; from dit.study import study_file; from dit.storage import open_store\n"
         "from dit.tracking import open_tracker\n"
         "config = study_file.load(sys.argv[1], ['tracking.kind=none'])\n"
-        "with open_tracker(config, open_store(sys.argv[2]), config.specs[0]) as tracker:\n"
+        "with open_tracker(config, open_store(sys.argv[2]), config.runs[0]) as tracker:\n"
         "    tracker.metrics(1, {'loss': 1.0})\n"
         "    os.kill(os.getpid(), 9)\n"
     )
     run = subprocess.run([sys.executable, "-c", code, str(ROOT / "configs/digits.yaml"), str(store.root)], check=False)
     assert run.returncode == -9
-    assert [point.step for point in read_points(config, store, spec)] == [1]
+    assert [point.step for point in read_points(config, store, study_run)] == [1]
     reconcile(config, store)
     reconcile(config, store)
-    assert [status for status, _ in statuses(store, config, spec)] == ["RUNNING", "KILLED"]
+    assert [status for status, _ in statuses(store, config, study_run)] == ["RUNNING", "KILLED"]
 
 
 def test_unchanged_parameters_and_files_are_logged_once(config: StudyConfig, store: FileStore) -> None:
-    spec = config.specs[0]
+    study_run = config.runs[0]
     for depth in (2, 2, 3):
-        with open_tracker(config, store, spec) as tracker:
+        with open_tracker(config, store, study_run) as tracker:
             tracker.params({"depth": depth, "patch": 2})
             tracker.artifact("health.jsonl", b"fine")
             tracker.image("grid", 100, b"png")
-    journal = [entry for entry, _ in read_entries(store.root / layout.journal(config, spec))]
+    journal = [entry for entry, _ in read_entries(store.root / layout.journal(config, study_run))]
     assert [entry.values for entry in journal if entry.kind == "params"] == [
         {"depth": "2", "patch": "2"},
         {"depth": "3"},
@@ -139,23 +147,23 @@ def test_unchanged_parameters_and_files_are_logged_once(config: StudyConfig, sto
 
 
 def test_a_changed_recipe_starts_a_new_journal(config: StudyConfig, store: FileStore) -> None:
-    spec = config.specs[0]
-    with open_tracker(config, store, spec) as tracker:
+    study_run = config.runs[0]
+    with open_tracker(config, store, study_run) as tracker:
         tracker.metrics(10, {"loss": 1.0})
     changed = study("train.learning_rate=1e-4")
-    with open_tracker(changed, store, spec) as tracker:
+    with open_tracker(changed, store, study_run) as tracker:
         tracker.metrics(10, {"loss": 2.0})
-    assert [point.value for point in read_points(changed, store, spec)] == [2.0]
+    assert [point.value for point in read_points(changed, store, study_run)] == [2.0]
     longer = study("train.learning_rate=1e-4", "train.steps=2000")
-    with open_tracker(longer, store, spec) as tracker:
+    with open_tracker(longer, store, study_run) as tracker:
         tracker.metrics(10, {"loss": 3.0})
-    assert [point.value for point in read_points(longer, store, spec)] == [2.0]
+    assert [point.value for point in read_points(longer, store, study_run)] == [2.0]
 
 
 def test_the_journal_has_one_json_object_per_line(config: StudyConfig, store: FileStore) -> None:
-    with open_tracker(config, store, config.specs[0]) as tracker:
+    with open_tracker(config, store, config.runs[0]) as tracker:
         tracker.metrics(10, {"loss": 1.0})
-    lines = (store.root / layout.journal(config, config.specs[0])).read_text().splitlines()
+    lines = (store.root / layout.journal(config, config.runs[0])).read_text().splitlines()
     assert [json.loads(line)["kind"] for line in lines] == ["run", "status", "metrics", "status"]
 
 
@@ -242,8 +250,8 @@ def test_the_scheme_may_be_written_in_capitals(store: FileStore) -> None:
 
 
 def test_journals_follow_the_layout(config: StudyConfig, store: FileStore) -> None:
-    spec = config.specs[0]
-    with open_tracker(config, store, spec):
+    study_run = config.runs[0]
+    with open_tracker(config, store, study_run):
         pass
-    assert (local_root(store) / layout.journal(config, spec)).is_file()
-    assert [run.path.name for run in study_folder(config, store).runs()] == ["digits", spec.slug]
+    assert (local_root(store) / layout.journal(config, study_run)).is_file()
+    assert [run.path.name for run in study_folder(config, store).runs()] == ["digits", study_run.slug]

@@ -24,25 +24,25 @@ def test_second_training_is_refused_with_the_holder_and_goes_on_after_its_death(
 ) -> None:
     store, config = open_store(tmp_path_factory.mktemp("lease")), study("twice")
     prepare.run(config, store)
-    spec = config.spec(VARIANT)
+    run = config.run(VARIANT)
     first = start(store, "twice", *ENDLESS)
     try:
         deadline = time.monotonic() + 250
-        while 4 not in list_checkpoints(store, config, spec):
+        while 4 not in list_checkpoints(store, config, run):
             assert first.poll() is None
             assert time.monotonic() < deadline, "the first training never gets to its first checkpoint"
             time.sleep(0.05)
-        held = read_lease(store, layout.lease(config, spec))
+        held = read_lease(store, layout.lease(config, run))
         assert held is not None
         assert held.process == first.pid
         message = finish(start(store, "twice", *ENDLESS), FinalError.exit_code)
         assert (
             f"the training of {VARIANT} is under way: process {first.pid} on {held.host}, since {held.since}" in message
         )
-        assert read_lease(store, layout.lease(config, spec)) is not None
+        assert read_lease(store, layout.lease(config, run)) is not None
     finally:
         first.kill()
     finish(first, -signal.SIGKILL)
     finish(start(store, "twice", "train.steps=10", "fit.checkpoint_every=100000"))
-    assert list_checkpoints(store, config, spec) == [4, 10]
-    assert read_lease(store, layout.lease(config, spec)) is None
+    assert list_checkpoints(store, config, run) == [4, 10]
+    assert read_lease(store, layout.lease(config, run)) is None

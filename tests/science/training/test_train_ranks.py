@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from pathlib import Path
 
 import pytest
 from training_processes import (
@@ -11,10 +12,11 @@ from training_processes import (
     STEPS,
     VARIANT,
     Losses,
-    at_random_step,
     checkpoint_meta,
     finish,
     losses,
+    random_step,
+    signalled,
     start,
     start_ranks,
     study,
@@ -55,7 +57,7 @@ def same(actual: Losses, expected: Losses) -> None:
 
 def statuses(store: Store, config: StudyConfig) -> list[str]:
     """Return all statuses of the run, over all launches."""
-    lines = map(json.loads, store.read(layout.journal(config, config.spec(VARIANT))).splitlines())
+    lines = map(json.loads, store.read(layout.journal(config, config.run(VARIANT))).splitlines())
     return [line["values"]["status"] for line in lines if line["kind"] == "status"]
 
 
@@ -64,18 +66,16 @@ def test_two_ranks_and_uneven_accumulation_give_the_losses_of_one(store: Store, 
     config = study("two-ranks")
     finish(start(store, config.study, "fit.micro_batch=4", launcher=TORCHRUN))
     same(losses(store, config, KEYS), expected)
-    record = read_record(store, layout.train_record(config, config.spec(VARIANT)), TrainRecord)
+    record = read_record(store, layout.train_record(config, config.run(VARIANT)), TrainRecord)
     assert record is not None
     assert record.world_size == 2
 
 
 @pytest.mark.slow
-def test_killed_run_goes_on_at_another_world_size(store: Store, expected: Losses, port: int) -> None:
+def test_killed_run_goes_on_at_another_world_size(store: Store, expected: Losses, port: int, tmp_path: Path) -> None:
     config = study("killed")
-    spec = config.spec(VARIANT)
-    process = start(store, config.study)
-    at_random_step(store, config, process.kill)
-    finish(process, -signal.SIGKILL)
+    run = config.run(VARIANT)
+    finish(start(store, config.study, **signalled(tmp_path, signal.SIGKILL, random_step())), -signal.SIGKILL)
     reached = max(step for _, step in losses(store, config, KEYS))
     assert reached < STEPS
     for rank in start_ranks(store, config.study, port):
@@ -83,26 +83,26 @@ def test_killed_run_goes_on_at_another_world_size(store: Store, expected: Losses
     same(losses(store, config, KEYS), expected)
     # The early checkpoint is that of the first launch, so the second did not start at step 0.
     made_by = {
-        step: checkpoint_meta(config, store, spec, step).world_size for step in list_checkpoints(store, config, spec)
+        step: checkpoint_meta(config, store, run, step).world_size for step in list_checkpoints(store, config, run)
     }
     assert (made_by[4], made_by[STEPS]) == (1, 2)
 
 
 @pytest.mark.slow
 def test_signal_to_one_rank_stops_all_at_the_same_step_with_a_checkpoint(
-    store: Store, expected: Losses, port: int
+    store: Store, expected: Losses, port: int, tmp_path: Path
 ) -> None:
     config = study("stopped")
-    spec = config.spec(VARIANT)
-    ranks = start_ranks(store, config.study, port, "fit.micro_batch=5")
-    at_random_step(store, config, ranks[1].terminate)
+    run = config.run(VARIANT)
+    second = signalled(tmp_path, signal.SIGTERM, random_step())
+    ranks = start_ranks(store, config.study, port, "fit.micro_batch=5", **second)
     messages = [finish(process, 128 + signal.SIGTERM) for process in ranks]
     stopped_at = max(step for _, step in losses(store, config, KEYS))
     assert stopped_at < STEPS
     assert all(f"stopped by a signal at step {stopped_at}, whose checkpoint is written" in text for text in messages)
-    assert list_checkpoints(store, config, spec)[-1] == stopped_at
+    assert list_checkpoints(store, config, run)[-1] == stopped_at
     assert statuses(store, config) == ["RUNNING", "KILLED"]
     finish(start(store, config.study, "fit.micro_batch=7"))
     same(losses(store, config, KEYS), expected)
     assert statuses(store, config)[2:] == ["RUNNING", "FINISHED"]
-    assert checkpoint_meta(config, store, spec, 4).world_size == 2
+    assert checkpoint_meta(config, store, run, 4).world_size == 2

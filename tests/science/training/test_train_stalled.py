@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 import signal
-from pathlib import Path
+import subprocess
+from contextlib import ExitStack
+from dataclasses import dataclass
 
 import pytest
-from training_processes import STEPS, VARIANT, Losses, at_random_step, finish, losses, patched, start_ranks, study
+from ports import reserved_port
+from training_processes import (
+    DEADLINE,
+    STEPS,
+    VARIANT,
+    Losses,
+    finish,
+    losses,
+    random_step,
+    signalled,
+    start_ranks,
+    study,
+)
 
 from dit.checkpoints.read import list_checkpoints
 from dit.errors import PeerError
@@ -17,12 +31,14 @@ from dit.stages import prepare, train
 from dit.storage import Store, open_store
 from dit.study import layout
 
+# Long against the steps of a machine that others share, because only a rank that is stopped must be named.
+COLLECTIVE_SECONDS = 30
 IMPATIENT = """
-import os, time
+import time
 from dit.health import stall
-from dit.training import heartbeat, trainer
-heartbeat.SECONDS, heartbeat.GRACE_SECONDS = 0.3, 5.0
-stall.STEPS, stall.NAMED_SECONDS, stall.SILENT_SECONDS, stall.LONG_SECONDS = 2, 4.0, 2.0, 60.0
+from dit.training import heartbeat
+heartbeat.SECONDS, heartbeat.GRACE_SECONDS = 0.5, 15.0
+stall.STEPS, stall.NAMED_SECONDS, stall.SILENT_SECONDS, stall.LONG_SECONDS = 2, 12.0, 6.0, 300.0
 step = trainer.Trainer.step
 def hanging(self, batch):
     step(self, batch)
@@ -32,6 +48,23 @@ trainer.Trainer.step = hanging
 """
 # Not a step after which a check adds up something over all ranks: the other rank then waits inside its step, too.
 HANGS_AT = 23
+
+
+@dataclass(frozen=True)
+class Case:
+    """A rank that does not get on."""
+
+    study: str
+    stalled: int
+    message: str
+    hangs: bool = False
+
+
+CASES = {
+    "frozen": Case("frozen-1", 1, "no sign of life"),
+    "first rank frozen": Case("frozen-0", 0, "no sign of life"),
+    "hangs": Case("hangs-1", 1, "does not get on", hangs=True),
+}
 
 
 @pytest.fixture(scope="module")
@@ -48,36 +81,50 @@ def expected(store: Store) -> Losses:
     return losses(store, config, ("loss",))
 
 
+def end(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.communicate()
+
+
+@pytest.fixture(scope="module")
+def ended(store: Store, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """All cases run at the same time, because they do little but wait; their ranks have ended."""
+    step = random_step()
+    common = signalled(tmp_path_factory.mktemp("patch"), signal.SIGSTOP, step, IMPATIENT)
+    common |= {"DIT_COLLECTIVE_TIMEOUT": str(COLLECTIVE_SECONDS)}
+    with ExitStack() as stack:
+        started: list[tuple[Case, list[subprocess.Popen[str]]]] = []
+        for case in CASES.values():
+            port = stack.enter_context(reserved_port())
+            fates = [{"SIGNAL_AT": ""}, {"SIGNAL_AT": ""}]
+            fates[case.stalled] = (
+                {"SIGNAL_AT": "", "HANGS_AT": str(HANGS_AT)} if case.hangs else {"SIGNAL_AT": str(step)}
+            )
+            ranks = start_ranks(store, case.study, port, environment=common | fates[0], **fates[1])
+            for process in ranks:
+                stack.callback(end, process)
+            started.append((case, ranks))
+        for case, ranks in started:
+            finish(ranks[1 - case.stalled], PeerError.exit_code)
+            if case.hangs:
+                printed, _ = ranks[case.stalled].communicate(timeout=DEADLINE)
+                assert "has not got on since step" in printed
+                assert ranks[case.stalled].returncode == PeerError.exit_code
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("stalled", "hangs", "what"),
-    [(1, False, "no sign of life"), (0, False, "no sign of life"), (1, True, "does not get on")],
-    ids=["frozen", "first rank frozen", "hangs"],
-)
+@pytest.mark.usefixtures("ended")
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_rank_that_does_not_get_on_is_named_and_the_training_resumes_with_the_same_losses(
-    stalled: int, hangs: bool, what: str, store: Store, expected: Losses, tmp_path: Path, port: int
+    case: Case, store: Store, expected: Losses
 ) -> None:
-    config = study(f"stalled-{stalled}-{hangs:d}")
-    spec = config.spec(VARIANT)
-    environment = {"PYTHONPATH": patched(tmp_path / "patch", IMPATIENT), "DIT_COLLECTIVE_TIMEOUT": "12"}
-    hanging = {"HANGS_AT": str(HANGS_AT)} if hangs else {}
-    ranks = start_ranks(store, config.study, port, environment=environment, **hanging)
-    try:
-        if not hangs:
-            at_random_step(store, config, lambda: ranks[stalled].send_signal(signal.SIGSTOP))
-        finish(ranks[1 - stalled], PeerError.exit_code)
-        if hangs:
-            assert "has not got on since step" in ranks[stalled].communicate(timeout=60)[0]
-            assert ranks[stalled].returncode == PeerError.exit_code
-    finally:
-        for process in ranks:
-            process.kill()
-            process.communicate()
-    record = rank_progress(Work(config, store), spec)[stalled]
-    event = last_events(read_events(store, layout.health(config, spec)))["progress"]
+    config = study(case.study)
+    run = config.run(VARIANT)
+    record = rank_progress(Work(config, store), run)[case.stalled]
+    event = last_events(read_events(store, layout.health(config, run)))["progress"]
     assert (event.action, event.step) == ("warn", record.step)
-    assert f"rank {stalled} on {record.host}: {what}" in event.message
-    saved = list_checkpoints(store, config, spec)
+    assert f"rank {case.stalled} on {record.host}: {case.message}" in event.message
+    saved = list_checkpoints(store, config, run)
     assert 0 < saved[-1] < STEPS
     train.run(config, store, VARIANT)
     actual = losses(store, config, ("loss",))
