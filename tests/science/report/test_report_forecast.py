@@ -30,11 +30,11 @@ def test_a_power_law_is_forecast_and_a_kink_or_a_plateau_is_refused_by_name(tmp_
     config = study(overrides=("evaluation.at_steps=[100000, 200000, 400000]",))
     store = open_store(tmp_path)
     fill(store, config)
-    kinked, lawful = config.specs[:2]
-    for spec in (kinked, lawful):
-        with open_tracker(config, store, spec) as tracker:
+    kinked, lawful = config.runs[:2]
+    for run in (kinked, lawful):
+        with open_tracker(config, store, run) as tracker:
             for step in range(1000, 401_000, 1000):
-                fallen = (step / 250_000) ** -1.5 if spec is kinked and step > 250_000 else 1.0
+                fallen = (step / 250_000) ** -1.5 if run is kinked and step > 250_000 else 1.0
                 tracker.metrics(step, {"health/ratio_b": 3 * step**-0.15 * fallen})
     late = metrics_record(config, kinked, 400_000)
     estimate = late.metrics["fid"].model_copy(update={"value": 10.0, "low": 9.9, "high": 10.1})
