@@ -11,6 +11,7 @@ from scipy.stats import nct, t
 from study_records import metrics_record, study
 
 from bench.plan_page import PAGE, page
+from dit.claims.verdicts import judge
 from dit.cli.commands import run as dit
 from dit.planning.budget import cheapest, decisions, outcome_of
 from dit.planning.budget_tables import decision_table
@@ -25,6 +26,7 @@ from dit.storage import Store, open_store, write_record
 from dit.study import layout
 from dit.study.config import StudyConfig
 from dit.study.paper import paper
+from dit.study.records import Estimate
 from dit.study.study_file import load
 from dit.study.variants import resolve
 
@@ -71,6 +73,25 @@ def test_a_metric_that_follows_gflops_supports_claim_3_and_one_that_follows_para
         simulated = simulate(exactly(*(1000 / np.sqrt(x))), Trial(0.005, 3, 6))
         outcome = compute_outcome(simulated, gflops, parameters)
         assert (outcome.supported, outcome.contradicted) == pytest.approx(wanted, abs=0.02)
+
+
+def test_the_reports_own_judge_supports_a_claim_as_often_as_the_plan_expects() -> None:
+    config, prior = of_52k("seeds=3")
+    means = {name: prior.expected(name, 52_000, 50_000) for name in config.variants}
+    random, noise, supported, studies = np.random.default_rng(5), prior.sampling_sd(50_000), 0, 120
+    for _ in range(studies):
+        records = []
+        for run in config.runs:
+            mean = means[run.spec.name]
+            assert mean is not None
+            value = mean.middle * math.exp(prior.run_sd(50_000) * random.standard_normal())
+            estimate = Estimate(value=value, low=0.99 * value, high=1.01 * value)
+            replicates = tuple(value * np.exp(noise * random.standard_normal(100)))
+            changes = {"metrics": {"fid": estimate}, "replicates": replicates, "train_seed": run.seed}
+            records.append(metrics_record(config, run, 52_000, **changes))
+        supported += judge(config.study, records).claims[0].verdict == "supported"
+    [expected] = decisions(config, prior, 52_000, (3,))[0].outcomes
+    assert supported / studies == pytest.approx(expected.supported, abs=3 * math.sqrt(0.25 / studies))
 
 
 def test_a_range_is_a_truth_somewhere_in_it() -> None:
