@@ -10,6 +10,8 @@ SET ?=
 SEEDS ?=
 # Arguments for pytest, such as TESTS=tests/science/training.
 TESTS ?=
+# Price of a GPU-hour, for `make plan`.
+PRICE ?=
 # Faults and healthy runs of `make gates`; unset, all.
 FAULTS ?=
 PORT ?= 5000

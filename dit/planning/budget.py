@@ -74,9 +74,10 @@ def outcome_of(claim: PlannedClaim, config: StudyConfig, prior: Prior, step: int
     given = prior.seeds or prior.sampling
     # Between runs, without what a seed does to all variants alike.
     degrees = (len(config.specs) - 1) * (seeds - 1) if seeds > 1 else given.degrees
-    if not degrees:
+    log_sd = prior.run_sd(images)
+    if not degrees or not log_sd:
         return None
-    trial = Trial(prior.run_sd(images), seeds, degrees, config.evaluation.confidence)
+    trial = Trial(log_sd, seeds, degrees, config.evaluation.confidence)
     simulated = simulate(known, trial)
     if not claim.pairs:
         gflops, parameters = zip(

@@ -15,6 +15,9 @@ _WHOLE = 20
 _CLEAR = 0.5
 """Share of the noise's metric below which healthy models are clearly better than noise."""
 
+_EXACT = 1000
+"""Degrees of freedom from which on a spread is as good as exact."""
+
 
 def budget_notes(config: StudyConfig, prior: Prior) -> Iterator[str]:
     """What a reader of the tables has to know, a paragraph each."""
@@ -98,8 +101,11 @@ def _spread(prior: Prior) -> str:
             " may give another verdict. Run the study with three seeds to know it."
         )
     seeds = prior.seeds
+    given = f"--set evaluation.seed_spread={prior.seed_sd:.2g}"
+    if seeds.degrees < _EXACT:
+        given += f" --set evaluation.seed_spread_degrees_of_freedom={seeds.degrees}"
     return (
         f"Trainings of one model that differ in their seed lie {seeds.log_sd:.1%} apart (standard deviation of the log"
-        f" metric, {seeds.degrees} degrees of freedom): {seeds.source}. One seed is judged with this spread, several"
-        " seeds with their own."
+        f" metric, from {seeds.source}). Several seeds are judged with their own spread, one seed with this one:"
+        f" {given}."
     )

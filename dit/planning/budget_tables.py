@@ -35,7 +35,7 @@ def show_budget(config: StudyConfig, prior: Prior | str) -> None:
         return
     step = config.train.steps
     if prior.known_at(step, config.variants):
-        seeds = sorted({*(SEEDS if prior.seeds else SEEDS[:1]), len(config.train_seeds)})
+        seeds = sorted({*SEEDS, len(config.train_seeds)}) if prior.seeds else SEEDS[:1]
         table(*expected_table(config, prior), f"Expected {metric_label(config)}")
         say()
         title = f"Probability that {format_count(step)} steps support a claim, and the cost"

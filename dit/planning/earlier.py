@@ -6,7 +6,6 @@ prior = earlier(load("configs/digits.yaml"), open_store("runs"))  # None without
 from __future__ import annotations
 
 import math
-import re
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,6 @@ from dit.study.records import MetricsRecord
 DIGITS_SEEDS = {"mini-S/2": (18.3, 21.3, 19.1), "mini-B/2": (10.6, 12.1, 12.8), "mini-XL/4": (6.4, 5.0, 5.3)}
 """Fréchet distances of configs/digits.yaml at step 1,500 with the training seeds 0, 1 and 2."""
 DIGITS_IMAGES = 1000
-_SEED = re.compile(r" seed \d+$")
 Values = Mapping[str, Mapping[int, Sequence[float]]]
 """Variant -> step -> metric of each of its runs."""
 
@@ -38,7 +36,7 @@ def earlier(config: StudyConfig, store: Store) -> Prior | None:
     for record in records:
         value = record.metrics[record.metric].value
         if math.isfinite(value) and value > 0:
-            values[_SEED.sub("", record.variant)][record.step].append(value)
+            values[record.variant][record.step].append(value)
     if not values:
         return None
     others = len(found) - len(records)

@@ -20,7 +20,7 @@ import numpy as np
 Points = Sequence[tuple[float, float]]
 """(step, value), in the order of the steps."""
 
-FITTED_FROM = 0.3
+FITTED_FROM = 0.1
 """Share of the steps so far after which points are fitted: earlier ones have another slope."""
 MEASURED_FROM = 0.9
 """Share of the steps so far after which points are averaged: what a forecast is compared with."""
@@ -28,6 +28,8 @@ SHARES = (0.25, 0.5, 0.75)
 """Shares of a run after which earlier forecasts are looked at."""
 LARGEST_MISS = 0.1
 """Relative error of an earlier forecast above which there is no further one."""
+FEWEST_CHECKPOINTS = 3
+"""A law has two parameters; the third tests it."""
 _FEWEST_POINTS = 4
 
 
@@ -98,11 +100,13 @@ def forecast(points: Points, step: float) -> Forecast:
 
 
 def forecast_checkpoints(points: Points, step: float) -> Forecast:
-    """Like `forecast`, from the few checkpoints that are measured: those before the last must forecast the last."""
-    before = power_law(points[:-1])
-    law = power_law(points)
+    """Like `forecast`, from the few checkpoints that are measured: those before the last must forecast the last.
+
+    It is tested as far as the last checkpoint is from the one before.
+    """
+    before, law = power_law(points[:-1]), power_law(points)
     if before is None or law is None:
-        return Forecast(None, (), "fewer than three checkpoints")
+        return Forecast(None, (), f"fewer than {FEWEST_CHECKPOINTS} checkpoints")
     last, measured = points[-1]
     return _checked(law.at(step), (Miss(points[-2][0] / last, before.at(last), measured),))
 

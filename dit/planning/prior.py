@@ -50,8 +50,8 @@ class Spread:
     log_sd: float
     degrees: int
     """Degrees of freedom of the estimate."""
-    images: int
-    """Images in each set of samples that was measured."""
+    images: int | None
+    """Images in each set of samples that was measured; None if the spread has no noise of sampling in it."""
     source: str
     """Where it was read, as the end of a sentence."""
 
@@ -93,20 +93,23 @@ class Prior:
         if value is None:
             return None
         # A Fréchet distance is too large by an amount that falls as 1 / images (Chong & Forsyth 2020, section 3).
-        bias = self.bias * (1 / images - 1 / self.sampling.images)
+        bias = self.bias * (1 / images - 1 / _count(self.sampling))
         return Range(value.low + bias, value.high + bias)
 
-    def run_sd(self, images: int) -> float:
-        """Standard deviation of the log metric of one run: of its training's seed, and of this many images.
+    def sampling_sd(self, images: int | None) -> float:
+        """Standard deviation of the log metric between sets of this many images; 0 for None."""
+        return 0.0 if images is None else self.sampling.log_sd * math.sqrt(_count(self.sampling) / images)
 
-        Without a known spread of seeds it is that of sampling alone.
-        """
-        sampling = self.sampling.log_sd**2 * self.sampling.images / images
+    @property
+    def seed_sd(self) -> float:
+        """Standard deviation of the log metric between seeds, without the noise of sampling; 0 if it is not known."""
         if self.seeds is None:
-            return math.sqrt(sampling)
-        # The known spread has the noise of its own sets of samples in it.
-        own = self.sampling.log_sd**2 * self.sampling.images / self.seeds.images
-        return math.sqrt(max(self.seeds.log_sd**2 - own, 0.0) + sampling)
+            return 0.0
+        return math.sqrt(max(self.seeds.log_sd**2 - self.sampling_sd(self.seeds.images) ** 2, 0.0))
+
+    def run_sd(self, images: int) -> float:
+        """Standard deviation of the log metric of one run: of its training's seed, and of this many images."""
+        return math.hypot(self.seed_sd, self.sampling_sd(images))
 
 
 def pooled(groups: Sequence[Sequence[float]]) -> tuple[float, int]:
@@ -121,6 +124,11 @@ def pooled(groups: Sequence[Sequence[float]]) -> tuple[float, int]:
         squares += sum((value - mean) ** 2 for value in logs)
         degrees += len(logs) - 1
     return (math.sqrt(squares / degrees), degrees) if degrees else (0.0, 0)
+
+
+def _count(sampling: Spread) -> int:
+    assert sampling.images is not None
+    return sampling.images
 
 
 def _between(first: float, last: float, share: float) -> float:

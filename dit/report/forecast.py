@@ -13,6 +13,7 @@ from dit.console import Cell
 from dit.console.formatting import format_count, format_number
 from dit.health.summary import RATIOS
 from dit.planning.forecast import (
+    FEWEST_CHECKPOINTS,
     SHARES,
     Forecast,
     Miss,
@@ -41,7 +42,7 @@ def forecasts(results: Results, evidence: Evidence) -> ForecastView | None:
     ahead = AHEAD * results.config.train.steps
     tables = [
         _ratio_table(evidence.ratios.get(RATIOS[1], {}), ahead),
-        _metric_table(_measured(results), metric, ahead),
+        _metric_table(_measured(results), metric, results.config.evaluation.at_steps),
     ]
     shown = tuple(one for one in tables if one is not None)
     return ForecastView(shown) if shown else None
@@ -51,7 +52,7 @@ def _ratio_table(curves: Mapping[str, Points], ahead: int) -> tuple[str, Table] 
     records = {name: track_record(points) for name, points in curves.items()}
     if not any(records.values()):
         return None
-    columns = ["Variant", "R_b", f"Step {format_count(ahead)}", *(f"From {share:.0%}" for share in SHARES)]
+    columns = ["Variant", "R_b", f"Forecast for step {format_count(ahead)}", *(f"From {share:.0%}" for share in SHARES)]
     rows: list[list[Cell]] = []
     for name, points in curves.items():
         misses = {miss.share: f"{miss.error:+.1%}" for miss in records[name]}
@@ -65,15 +66,18 @@ def _ratio_table(curves: Mapping[str, Points], ahead: int) -> tuple[str, Table] 
     )
 
 
-def _metric_table(points: Mapping[str, Points], metric: str, ahead: int) -> tuple[str, Table] | None:
-    if not points:
+def _metric_table(points: Mapping[str, Points], metric: str, steps: Sequence[int]) -> tuple[str, Table] | None:
+    if len(steps) < FEWEST_CHECKPOINTS:
         return None
+    # As far as the last checkpoint is from the one before: a forecast that reached further was not tested.
+    ahead = round(steps[-1] ** 2 / steps[-2])
     rows: list[list[Cell]] = [
         [name, format_number(row[-1][1]), _shown(forecast_checkpoints(row, ahead))] for name, row in points.items()
     ]
     return (
-        f"{metric} is forecast from the evaluated checkpoints, and only where those before the last forecast the last.",
-        (["Variant", metric, f"Step {format_count(ahead)}"], rows),
+        f"{metric}, from the evaluated checkpoints: there is a forecast only where those before the last forecast the"
+        " last.",
+        (["Variant", metric, f"Forecast for step {format_count(ahead)}"], rows),
     )
 
 
@@ -101,5 +105,5 @@ def _summary(records: Iterable[Sequence[Miss]]) -> str:
     for share in SHARES:
         errors = [abs(miss.error) for misses in rows for miss in misses if miss.share == share]
         if errors:
-            parts.append(f"from {share:.0%} {statistics.median(errors):.1%}, at most {max(errors):.1%}")
-    return f"Median miss {'; '.join(parts)}."
+            parts.append(f"{statistics.median(errors):.1%} from {share:.0%} (at most {max(errors):.1%})")
+    return f"Median miss: {', '.join(parts)}."

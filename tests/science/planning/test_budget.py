@@ -11,7 +11,8 @@ from scipy.stats import nct, t
 from study_records import metrics_record, study
 
 from bench.plan_page import PAGE, page
-from dit.cli.commands import run
+from dit.claims.verdicts import judge
+from dit.cli.commands import run as dit
 from dit.planning.budget import cheapest, decisions, outcome_of
 from dit.planning.budget_tables import decision_table
 from dit.planning.claims import planned_claims
@@ -25,6 +26,7 @@ from dit.storage import Store, open_store, write_record
 from dit.study import layout
 from dit.study.config import StudyConfig
 from dit.study.paper import paper
+from dit.study.records import Estimate
 from dit.study.study_file import load
 from dit.study.variants import resolve
 
@@ -71,6 +73,25 @@ def test_a_metric_that_follows_gflops_supports_claim_3_and_one_that_follows_para
         simulated = simulate(exactly(*(1000 / np.sqrt(x))), Trial(0.005, 3, 6))
         outcome = compute_outcome(simulated, gflops, parameters)
         assert (outcome.supported, outcome.contradicted) == pytest.approx(wanted, abs=0.02)
+
+
+def test_the_reports_own_judge_supports_a_claim_as_often_as_the_plan_expects() -> None:
+    config, prior = of_52k("seeds=3")
+    means = {name: prior.expected(name, 52_000, 50_000) for name in config.variants}
+    random, noise, supported, studies = np.random.default_rng(5), prior.sampling_sd(50_000), 0, 120
+    for _ in range(studies):
+        records = []
+        for run in config.runs:
+            mean = means[run.spec.name]
+            assert mean is not None
+            value = mean.middle * math.exp(prior.run_sd(50_000) * random.standard_normal())
+            estimate = Estimate(value=value, low=0.99 * value, high=1.01 * value)
+            replicates = tuple(value * np.exp(noise * random.standard_normal(100)))
+            changes = {"metrics": {"fid": estimate}, "replicates": replicates, "train_seed": run.seed}
+            records.append(metrics_record(config, run, 52_000, **changes))
+        supported += judge(config.study, records).claims[0].verdict == "supported"
+    [expected] = decisions(config, prior, 52_000, (3,))[0].outcomes
+    assert supported / studies == pytest.approx(expected.supported, abs=3 * math.sqrt(0.25 / studies))
 
 
 def test_a_range_is_a_truth_somewhere_in_it() -> None:
@@ -144,7 +165,7 @@ def test_steps_beyond_the_curves_are_refused_with_the_reason(
 ) -> None:
     beyond = [f"train.steps={steps}", f"evaluation.at_steps=[{steps}]"]
     options = [word for override in beyond for word in ("--set", override)]
-    assert run(["plan", str(ROOT / "configs/imagenet256-52k.yaml"), "--root", str(tmp_path), *options]) == 0
+    assert dit(["plan", str(ROOT / "configs/imagenet256-52k.yaml"), "--root", str(tmp_path), *options]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert f"{steps:,} steps: not known. The curves reach from 50,000 to 400,000 steps" in out
     assert "misses the published 400,000 by 4% to 12%" in out
@@ -174,12 +195,12 @@ def test_the_papers_numbers_are_not_used_for_another_recipe(override: str, reaso
 
 def test_where_nothing_is_known_the_plan_names_what_to_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     digits = str(ROOT / "configs/digits.yaml")
-    assert run(["plan", digits, "--root", str(tmp_path)]) == 0
+    assert dit(["plan", digits, "--root", str(tmp_path)]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert f"not known: there are no results of study digits below {tmp_path}" in out
     assert "run this study or a shorter one of the same models" in out
     assert "Probability" not in out
-    assert run(["plan", digits, "--root", str(tmp_path), "--like", digits]) == 2
+    assert dit(["plan", digits, "--root", str(tmp_path), "--like", digits]) == 2
     assert "no results of study digits" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
@@ -188,9 +209,9 @@ def test_where_nothing_is_known_the_plan_names_what_to_run(tmp_path: Path, capsy
 def store(tmp_path: Path) -> Store:
     """Records of a study of four models at 100,000 and 400,000 steps, with a bootstrap spread of 1 %."""
     store, config = open_store(tmp_path), study()
-    for spec in config.specs:
+    for run in config.runs:
         for step in config.evaluation.at_steps:
-            write_record(store, layout.metrics(config, spec, step), metrics_record(config, spec, step))
+            write_record(store, layout.metrics(config, run, step), metrics_record(config, run, step))
     return store
 
 
@@ -209,10 +230,33 @@ def test_an_earlier_study_gives_curves_and_spreads_of_a_new_one(store: Store) ->
     assert size.outcomes[0].supported > 0.9
 
 
+def test_the_seeds_of_an_earlier_study_are_the_spread_of_the_next_and_a_given_one_replaces_it(store: Store) -> None:
+    three = study(overrides=("seeds=3",))
+    for run in three.runs:
+        record = metrics_record(three, run, 400_000)
+        estimate = record.metrics["fid"]
+        other = estimate.model_copy(update={"value": estimate.value * math.exp(0.1 * (run.seed - 1))})
+        changed = record.model_copy(update={"metrics": {"fid": other}, "train_seed": run.seed})
+        write_record(store, layout.metrics(three, run, 400_000), changed)
+    prior = find_prior(three, three, store, is_named=False)
+    assert isinstance(prior, Prior)
+    assert prior.seeds is not None
+    # Each variant has log values of -0.1, 0 and 0.1.
+    assert (prior.seeds.log_sd, prior.seeds.degrees) == (pytest.approx(0.1), 8)
+    middle = prior.expected("DiT-XL/2", 400_000, 50_000)
+    assert middle is not None
+    assert middle.middle == pytest.approx(19.47)
+    given = study(overrides=("evaluation.seed_spread=0.2", "evaluation.seed_spread_degrees_of_freedom=4"))
+    replaced = find_prior(given, study(), store, is_named=False)
+    assert isinstance(replaced, Prior)
+    assert replaced.seed_sd == pytest.approx(0.2)
+    assert replaced.run_sd(50_000) > 0.2
+
+
 def test_records_of_another_configuration_are_left_out_and_counted(store: Store) -> None:
     config = study()
-    other = metrics_record(config, config.specs[0], 300_000, science_hash="another")
-    write_record(store, layout.metrics(config, config.specs[0], 300_000), other)
+    other = metrics_record(config, config.runs[0], 300_000, science_hash="another")
+    write_record(store, layout.metrics(config, config.runs[0], 300_000), other)
     prior = earlier(config, store)
     assert prior is not None
     assert [step for step, _ in prior.curves["DiT-B/2"].points] == [100_000, 400_000]
