@@ -231,7 +231,7 @@ class Study:
 
     def job(self, variant: str = "mini-S/2", stage: Any = "train") -> str:
         """Name of a variant's job."""
-        return names.job_name(self.config.study, self.config.spec(variant), stage)
+        return names.job_name(self.config.study, self.config.run(variant), stage)
 
     def workers(self, variant: str = "mini-S/2") -> list[Object]:
         """Pods of a variant's training."""
@@ -248,11 +248,11 @@ class Study:
         until(what, lambda: self._newest(variant) >= step, seconds, pause=0.5)
 
     def _newest(self, variant: str) -> int:
-        return max(list_checkpoints(self.site.store, self.config, self.config.spec(variant)), default=0)
+        return max(list_checkpoints(self.site.store, self.config, self.config.run(variant)), default=0)
 
     def record(self, variant: str = "mini-S/2") -> TrainRecord:
         """The record of a complete training."""
-        record = read_record(self.site.store, layout.train_record(self.config, self.config.spec(variant)), TrainRecord)
+        record = read_record(self.site.store, layout.train_record(self.config, self.config.run(variant)), TrainRecord)
         assert record is not None
         return record
 
@@ -298,5 +298,5 @@ def _means(points: Sequence[tuple[int, float]], every: int) -> dict[int, float]:
 
 
 def _losses(config: StudyConfig, store: Store, variant: str) -> list[tuple[int, float]]:
-    points = read_points(config, store, config.spec(variant))
+    points = read_points(config, store, config.run(variant))
     return [(point.step, point.value) for point in points if point.key == "loss"]

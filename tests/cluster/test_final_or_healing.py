@@ -63,7 +63,7 @@ def check_rotation(site: Site, apart: Apart, tmp_path: Path, monkeypatch: pytest
 
     def newest() -> int:
         with study_store(Cluster.connect(), config, where.root) as store:
-            return max(list_checkpoints(store, study.config, study.config.spec("mini-S/2")), default=0)
+            return max(list_checkpoints(store, study.config, study.config.run("mini-S/2")), default=0)
 
     dit = [sys.executable, "-m", "dit"]
     prepare = [*dit, "prepare", str(file), "--root", where.root]

@@ -206,7 +206,7 @@ def test_each_seed_of_a_variant_has_steps_of_its_own_which_take_turns() -> None:
     trained, other = "train mini-S/2", "train mini-S/2 seed 1"
     assert [compiled.given(name)["variant"] for name in (trained, other)] == ["mini-s-2", "mini-s-2-seed-1"]
     assert compiled.waits_for(other) == {"merge", "sample mini-S/2"}
-    assert compiled.waits_for("report") == {"evaluate mini-S/2", "evaluate mini-S/2 seed 1"}
+    assert compiled.waits_for("report") == {"merge", "evaluate mini-S/2", "evaluate mini-S/2 seed 1"}
 
 
 def test_checkpoints_of_all_seeds_count_for_the_size_of_a_run() -> None:

@@ -66,7 +66,7 @@ def test_what_is_complete_is_expected_to_take_a_start_only(tmp_path: Path) -> No
     fill(store, config)
     first, second = config.runs[:2]
     store.delete(layout.variant(config, second))
-    expected = expected_seconds(Work(config, store), [first, second], on_gpu=False)
+    expected = expected_seconds(Work(config, store), [first, second], 1, on_gpu=False)
     assert sum(seconds for step, seconds in expected.items() if first.name in step) == START_SECONDS
     assert all(seconds > 0 for step, seconds in expected.items() if second.name in step)
     assert list(expected)[:4] == [

@@ -63,7 +63,7 @@ def test_changed_parameters_become_overrides_and_overrides_win() -> None:
 def test_a_run_cannot_change_the_seeds_that_its_pipeline_has_steps_for(changed: dict[str, Any]) -> None:
     two = load_text(STUDY, ["seeds=2"]).to_yaml()
     assert StudyInputs(two, seed=0).resolve().train_seeds == (0, 1)
-    with pytest.raises(ConfigError, match="the pipeline has steps for the seeds 0, 1, not for .*; compile the study"):
+    with pytest.raises(ConfigError, match=r"the pipeline has steps for the seeds 0, 1, not for .*; compile the study"):
         StudyInputs(two, **changed).resolve()
 
 

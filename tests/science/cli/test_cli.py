@@ -82,7 +82,6 @@ def test_a_variant_that_the_study_does_not_have_is_refused(
     [
         (["sample", DIGITS, "--seed", "4"], "seed 4: is not in study digits, which has 0, 1"),
         (["import", "a.pt", DIGITS, "--variant", "mini-S/2"], "mini-S/2 has several seeds, 0, 1; choose one, such as"),
-        (["doctor", DIGITS, "--variant", "mini-S/2"], "mini-S/2 has several seeds, 0, 1; choose one, such as --seed 0"),
         (
             ["sample", DIGITS, "--variant", "mini-S/2", "--step", "500", "--labels", "1"],
             "one --variant, one --seed and",

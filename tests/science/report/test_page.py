@@ -159,7 +159,7 @@ def test_the_page_opens_with_the_health_of_the_study_and_has_every_checks_last_r
     config = study()
     for run in config.runs:
         log = HealthLog(store, layout.health(config, run))
-        log.add(STOPPED if run is config.runs[1] else PASSED)
+        log.add(STOPPED if run == config.runs[1] else PASSED)
         log.flush()
         with open_tracker(config, store, run) as tracker:
             for step in (10, 100, 1000):
@@ -252,7 +252,7 @@ def test_other_sampling_protocols_are_side_by_side_and_do_not_replace_the_report
         grid = store.write(layout.sample_grid(guided, run, 400_000), preview(50))
         write_record(store, f"{layout.samples(guided, run, 400_000)}/manifest.json", sample_set(guided, run, 1, [grid]))
     other_recipe = study(overrides=("sampling.cfg_scale=3", "train.seed=7"))
-    foreign = metrics_record(other_recipe, config.runs[0], 400_000)
+    foreign = metrics_record(other_recipe, other_recipe.runs[0], 400_000)
     write_record(store, layout.metrics(other_recipe, config.runs[0], 400_000), foreign)
     report.run(config, store)
     html = read(store, config, "report.html")

@@ -36,7 +36,7 @@ def test_a_number_of_seeds_counts_from_the_studys_own_and_a_list_is_as_it_is(
     "value", ["0", "-1", "[]", "[1, 1]", "[-1]", "1.5", "true", "[0.5]", "three", f"[{2**63}]", "null"]
 )
 def test_seeds_that_are_none_are_refused_in_one_line(value: str) -> None:
-    with pytest.raises(ConfigError, match="^[^\n]*seeds[^\n]*$"):
+    with pytest.raises(ConfigError, match=r"^[^\n]*seeds[^\n]*$"):
         study(f"seeds={value}")
 
 
