@@ -13,6 +13,7 @@ from functools import partial
 import pytest
 from hand import Hand, container
 from kube import NAMESPACE, Object, delete, kubectl, until
+from mlflow import MlflowClient
 from studies import Ended, Site, Study
 
 RECIPE = ("train.steps=400", "fit.checkpoint_every=20")
@@ -107,9 +108,12 @@ def test_a_frozen_worker_is_named_and_its_job_resumes_from_the_checkpoint(text: 
     study = site.study(f"frozen-{'worker' if text else 'pod'}", *RECIPE, *settings)
     launcher = study.launch()
     at_random_moment_after(study, 20)
+    # Rank 0 may be the frozen one, and it is the one that creates the run.
+    experiment = study.config.study
+    until("MLflow has its run", lambda: MlflowClient(site.mlflow).get_experiment_by_name(experiment), 60)
     first, frozen = study.workers(), random.choice(study.workers())
     hand.kill(frozen, text, signal.SIGSTOP)
-    line = launcher.says("no sign of life since", 300)
+    line = launcher.says("no sign of life since", 400)
     assert f"on {frozen['metadata']['name']}: no sign of life" in line
     assert "last step" in line
     until("MLflow names it", lambda: "no sign of life" in study.mlflow_run().data.tags.get("health/progress", ""), 60)
