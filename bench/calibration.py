@@ -270,7 +270,8 @@ def main() -> None:
         error = 100 * math.sqrt((1 - CONFIDENCE) / 2 * (1 + CONFIDENCE) / 2 / chosen.studies)
         intro = (
             f"`{command}`: {chosen.studies:,} studies for each cell, {time.perf_counter() - began:.0f} s. A share of"
-            f" 2.5 % has a standard error of {error:.1f} % by chance, and the tables have the largest of several shares.\n"
+            f" 2.5 % has a standard error of {error:.1f} % by chance, and the tables have the largest of several"
+            " shares.\n"
         )
         PAGE.write_text("\n".join(["# Calibration of the verdicts\n", intro, *texts]), encoding="utf-8")
         say(f"written: {PAGE}")
