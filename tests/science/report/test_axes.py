@@ -13,7 +13,7 @@ from dit.report.axes import log_ticks, padded, short
 @given(st.floats(-6, 9), st.floats(0.11, 9))
 def test_every_axis_has_a_readable_number_of_ticks(start: float, decades: float) -> None:
     ticks = log_ticks((start, start + decades))
-    assert 2 <= len(ticks) <= 11
+    assert 2 <= len(ticks) <= 12
     assert all(start <= math.log10(tick) <= start + decades for tick in ticks)
     assert len({short(tick) for tick in ticks}) == len(ticks)
 
