@@ -47,8 +47,11 @@ def plan(
     from dit.planning.lines import say_wrapped
     from dit.planning.tables import show_plan
     from dit.storage import open_store
+    from dit.study.learning_rate import describe
 
     show_plan(config)
+    if rate := describe(config.train):
+        say_wrapped(f"Recipe: {rate}.")
     for line in warnings(config):
         say_wrapped(f"warning: {line}")
     say()

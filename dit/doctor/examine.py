@@ -108,7 +108,9 @@ def _on_latents(
     measured = measure_all(probe, models[chosen])
     errors = {name: measured[0] if name == chosen else probe.errors(model) for name, model in models.items()}
     lagging = subject.initial_share > EMA_SHARE
-    young = subject.step is not None and subject.step < 50 + 6 / (subject.learning_rate * subject.spec.hidden)
+    young = subject.step is not None and subject.step < 50 + subject.steps_until(
+        6 / (subject.learning_rate * subject.spec.hidden)
+    )
     rounded = any(one.check == "precision" and one.weights == chosen and one.reading.cause for one in found)
     reading = judge(measured, early=young or (chosen == "EMA" and lagging), rounded=rounded)
     findings = [Finding("interpretation", chosen, reading)]

@@ -31,7 +31,7 @@ _SEED = 16
 
 def predicts_noise(subject: Subject, model: DiT, *, lagging: bool) -> Reading:
     """Check 8, and where it fails, the interpretation under which it would not. `lagging`: an EMA of little weight."""
-    tau = 1 / (subject.learning_rate * subject.spec.hidden)
+    tau = subject.steps_until(3 / (subject.learning_rate * subject.spec.hidden)) / 3
     step = 0 if lagging else subject.step if subject.step is not None else 10**9
     device = model.pos_embed.device
 

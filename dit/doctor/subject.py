@@ -18,7 +18,8 @@ from dit.results.study_copy import kept_studies
 from dit.storage import Store, open_store, read_record
 from dit.storage.open import fetch_file
 from dit.study import layout
-from dit.study.config import StudyConfig
+from dit.study.config import StudyConfig, TrainConfig
+from dit.study.learning_rate import steps_until
 from dit.study.records import CheckpointMeta
 from dit.study.runs import Run
 from dit.study.variants import InputSpec, ModelSpec
@@ -47,11 +48,17 @@ class Subject:
     decay: float | None = None
     """Of the EMA; None if it is not known."""
     learning_rate: float = PUBLISHED_RATE
+    recipe: TrainConfig | None = None
+    """Of the training; None if another program trained it, at a constant rate as far as is known."""
     config: StudyConfig | None = None
     """The study that the checkpoint is of, if it is known."""
     store: Store | None = None
     """The store of that study."""
     notes: tuple[str, ...] = ()
+
+    def steps_until(self, full_steps: float) -> float:
+        """The steps that are worth `full_steps` at the full learning rate."""
+        return full_steps if self.recipe is None else steps_until(self.recipe, full_steps)
 
     @property
     def models(self) -> dict[str, Weights]:
@@ -153,6 +160,7 @@ def _of_folder(store: Store, folder: str, meta: CheckpointMeta, claims: Claims, 
         step=claims.step if claims.step is not None else meta.step,
         decay=claims.decay or _decay(meta, config),
         learning_rate=config.train.learning_rate if config is not None and own else PUBLISHED_RATE,
+        recipe=config.train if config is not None and own else None,
         config=config,
         store=store,
     )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from dit.health.gate import Reading
 from dit.study.config import StudyConfig
+from dit.study.learning_rate import steps_until
 from dit.study.variants import ModelSpec
 
 EMA_SHARE = 0.02
@@ -23,7 +24,7 @@ class RecipeView:
 
 
 def unit_steps(config: StudyConfig, spec: ModelSpec) -> float:
-    """Return tau, the steps after which the output of a new model reaches the size of its target.
+    """Return tau, the steps at the full learning rate in which the output of a new model reaches its target's size.
 
     Adam moves each weight of the zero-initialised head by about the learning rate per step (Kingma & Ba 2015, section
     2.1), and an output is a sum over `hidden` of them.
@@ -32,8 +33,12 @@ def unit_steps(config: StudyConfig, spec: ModelSpec) -> float:
 
 
 def first_deadline(config: StudyConfig, spec: ModelSpec) -> int:
-    """Return the step from which a healthy model knows more than the variances of its channels."""
-    return math.ceil(50 + 6 * unit_steps(config, spec))
+    """Return the step from which a healthy model knows more than the variances of its channels.
+
+    Steps of a warm-up or a cosine count by their share of the rate. The step is past the end where they never suffice.
+    """
+    steps = steps_until(config.train, 6 * unit_steps(config, spec))
+    return math.ceil(50 + (config.train.steps if math.isinf(steps) else steps))
 
 
 def initial_share(config: StudyConfig, step: int) -> float:

@@ -18,7 +18,17 @@ FINAL = 400_000
 """Step of the paper's Table 4, the end of the curves' range: a power law through them fails at 7 million steps."""
 _BETTER, _WORSE = "DiT-XL/2", "DiT-L/2"
 """The models with a published curve."""
-_RECIPE = ("global_batch", "learning_rate", "betas", "weight_decay", "ema_decay", "schedule")
+_RECIPE = (
+    "global_batch",
+    "learning_rate",
+    "warmup_steps",
+    "rate",
+    "clip_norm",
+    "betas",
+    "weight_decay",
+    "ema_decay",
+    "schedule",
+)
 _PROTOCOL = ("sampler", "steps", "cfg_scale", "weights")
 
 

@@ -10,6 +10,7 @@ from dit.console.formatting import format_count, format_number
 from dit.metrics.table import METRICS
 from dit.report.evidence import Evidence
 from dit.study.config import StudyConfig
+from dit.study.learning_rate import describe
 from dit.study.paper import on_imagenet, paper
 from dit.study.records import MetricsRecord
 from dit.study.version import code_version
@@ -88,6 +89,7 @@ def _training(config: StudyConfig) -> str:
     seeds = f"seed{'s' * several} {', '.join(map(str, config.train_seeds))}"
     each = " with the same seed" if several else ""
     decay = f"weight decay {train.weight_decay:g}" if train.weight_decay else "no weight decay"
+    decay += f"; {rate}" if (rate := describe(train)) else ""
     return (
         f"One recipe for all variants: {format_count(train.steps)} steps of batch {train.global_batch}, AdamW at"
         f" {train.learning_rate:g} (betas {train.betas[0]:g}, {train.betas[1]:g}; {decay}), EMA {train.ema_decay:g},"

@@ -124,7 +124,7 @@ def training(work: Work, run: Run) -> Output[TrainRecord]:
     config = work.config
 
     def falls_short(record: TrainRecord) -> str | None:
-        # The learning rate is constant, so a longer training passes through every shorter one and serves it, too.
+        # At a constant rate a longer training serves a shorter one, too; with a cosine, its hash is another.
         if record.steps < config.train.steps:
             return f"it is trained to step {record.steps} of {config.train.steps}"
         dropped = sorted({*milestones(config)} - {*record.checkpoints})

@@ -51,11 +51,17 @@ class TrainConfig(Section):
     """The training recipe, one for all variants; by default the paper's (Peebles & Xie 2023, section 4)."""
 
     steps: Positive
-    """Length of training. In no hash: the learning rate is constant, so a longer run passes through a shorter one."""
+    """Length of training. In no hash at a constant rate, where a longer run passes through a shorter one."""
     global_batch: Positive = 256
     """Images per training step, all processes together."""
     learning_rate: float = Field(default=1e-4, gt=0)
-    """Of AdamW, constant from the first step to the last."""
+    """Of AdamW; the highest, where `warmup_steps` or `rate` changes it."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps in which the learning rate rises linearly to `learning_rate`."""
+    rate: Literal["constant", "cosine"] = "constant"
+    """After the warm-up: constant, or a cosine to zero at `steps`; then another length is another training."""
+    clip_norm: float | None = Field(default=None, gt=0)
+    """Largest norm of the gradient, which is scaled down to it; unset, no clipping."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     """Of AdamW."""
     weight_decay: float = Field(default=0.0, ge=0)
@@ -71,11 +77,17 @@ class TrainConfig(Section):
     schedule: Literal["linear"] = "linear"
     """Noise schedule of the training chain, a row of `SCHEDULES` in dit/diffusion/schedule.py."""
 
-    LATER_KEYS: ClassVar[frozenset[str]] = frozenset({"schedule"})
+    LATER_KEYS: ClassVar[frozenset[str]] = frozenset({"schedule", "warmup_steps", "rate", "clip_norm"})
+
+    @model_validator(mode="after")
+    def _warmup_ends(self) -> TrainConfig:
+        if self.warmup_steps >= self.steps:
+            raise ValueError(f"warmup_steps={self.warmup_steps} is not below steps={self.steps}; shorten the warm-up")
+        return self
 
     def identity(self) -> dict[str, Any]:
-        """The values that decide the weights at any step."""
-        return self.hashed(exclude={"steps"})
+        """The values that decide the weights at any step; a cosine depends on the length, a constant rate does not."""
+        return self.hashed(exclude={"steps"} if self.rate == "constant" else set())
 
 
 class SamplingConfig(Section):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dit.study.config import TrainConfig
+from dit.study.learning_rate import rate_share
 
 STATE = ("exp_avg", "exp_avg_sq", "step")
 
@@ -15,8 +16,8 @@ STATE = ("exp_avg", "exp_avg_sq", "step")
 def build_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.AdamW:
     """Return AdamW over all trained parameters.
 
-    The learning rate is constant and there is no warm-up, as in Peebles & Xie 2023, section 4. So the weights after
-    step k do not depend on how long the training goes on, and a longer training can extend a shorter one.
+    The learning rate is constant by default, as in Peebles & Xie 2023, section 4: the weights after step k do not
+    depend on how long the training goes on, and a longer one can extend a shorter one. `set_rate` sets it for each step.
     """
     return torch.optim.AdamW(
         [parameter for _, parameter in _trained(model)],
@@ -25,6 +26,12 @@ def build_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.AdamW:
         weight_decay=train.weight_decay,
         fused=True,  # one pass over each tensor instead of one per operation
     )
+
+
+def set_rate(optimizer: torch.optim.Optimizer, train: TrainConfig, step: int) -> None:
+    """Give the optimizer the learning rate of update `step`, counted from 1."""
+    for group in optimizer.param_groups:
+        group["lr"] = train.learning_rate * rate_share(train, step)
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import get_total_norm
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from dit.diffusion.losses import diffuse, training_losses
 from dit.diffusion.schedule import SCHEDULES
@@ -24,7 +24,7 @@ from dit.study import layout
 from dit.study.config import FitConfig, TrainConfig
 from dit.study.variants import InputSpec, ModelSpec
 from dit.training.ema import Ema
-from dit.training.optimizer import build_optimizer, expected_tensors, load_optimizer, optimizer_tensors
+from dit.training.optimizer import build_optimizer, expected_tensors, load_optimizer, optimizer_tensors, set_rate
 from dit.training.pace import Pace
 from dit.training.window import LossWindow
 
@@ -75,8 +75,11 @@ class Trainer:
         for micro, synchronise in self._micro_batches(batch):
             with synchronise:
                 losses_2 += self._accumulate(*micro)
-        # Logged, not clipped: the recipe of the paper has no gradient clipping.
+        # Logged as it is before clipping (Pascanu et al. 2013, algorithm 1); the paper's recipe does not clip.
         grad_norm = get_total_norm([parameter.grad for parameter in self._trained if parameter.grad is not None])
+        if self.train.clip_norm is not None:
+            clip_grads_with_norm_(self._trained, self.train.clip_norm, grad_norm)
+        set_rate(self.optimizer, self.train, self.steps_done + 1)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.update()

@@ -35,6 +35,7 @@ from dit.runtime.device import hardware
 from dit.runtime.distributed import Ranks
 from dit.sampling.wiener import draw_wiener
 from dit.study import layout
+from dit.study.learning_rate import rate_share, steps_until
 from dit.study.records import HealthEvent, Probe
 from dit.tracking import Tracker
 from dit.training.plan import TrainPlan
@@ -191,7 +192,7 @@ class TrainingWatch:
         table = position_table(model.spec.hidden, inputs.size // model.spec.patch)
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         state, shares = self._trainer.optimizer.state, np.array_split(noise, self._ranks.world_size)
-        head = model.final_layer.linear.weight
+        head, rate = model.final_layer.linear.weight, train.learning_rate * rate_share(train, 1)
         untrained = [
             name
             for name, parameter in model.named_parameters()
@@ -208,7 +209,7 @@ class TrainingWatch:
             share_powers=[float(np.square(share, dtype=np.float64).mean()) for share in shares],
             fed=round(self._first_fed) if self._feed else None,
             global_batch=train.global_batch,
-            first_update=float(head.detach().abs().max()) / train.learning_rate if step == 1 else 0.0,
+            first_update=float(head.detach().abs().max()) / rate if step == 1 else 0.0,
         )
 
     def _fed_enough(self, step: int) -> None:
@@ -223,7 +224,7 @@ class TrainingWatch:
 
     def _noise(self, step: int) -> NoiseView:
         config, spec = self._plan.config, self._plan.spec
-        tau = unit_steps(config, spec)
+        tau = steps_until(config.train, 3 * unit_steps(config, spec)) / 3
         return look_at_noise(self._raw, spec, config.dataset.inputs, self._ranks.device, step=step, tau=tau)
 
     def _window(self, step: int, rows: Sequence[StepLosses]) -> list[Float64]:
