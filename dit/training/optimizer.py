@@ -17,7 +17,7 @@ def build_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.AdamW:
     """Return AdamW over all trained parameters.
 
     The learning rate is constant by default, as in Peebles & Xie 2023, section 4: the weights after step k do not
-    depend on how long the training goes on, and a longer one can extend a shorter one. `set_rate` sets it for each step.
+    depend on how long the training goes on, and a longer one can extend a shorter one. `set_rate` sets each step's.
     """
     return torch.optim.AdamW(
         [parameter for _, parameter in _trained(model)],
