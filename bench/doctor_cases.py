@@ -53,9 +53,10 @@ def trained(root: Path, name: str, patch: Patch | None = None, steps: int = STEP
         if run(["train", str(STUDY), "--variant", VARIANT, "--root", str(root), *arguments]):
             raise SystemExit(f"{name}: the training failed")
     config, store = load(STUDY, overrides), open_store(root)
-    subject = open_step(config, store, Claims(VARIANT, steps))
-    folder = layout.checkpoint(config, config.run(subject.spec.name), steps)
-    meta = require(work := Work(config, store), checkpoint(work, config.run(subject.spec.name), steps))
+    trained_run = config.run(VARIANT)
+    subject = open_step(config, store, trained_run, Claims(VARIANT, steps))
+    folder = layout.checkpoint(config, trained_run, steps)
+    meta = require(work := Work(config, store), checkpoint(work, trained_run, steps))
     return subject, {entry.name: load_file(store, folder, meta, entry.name) for entry in meta.files}
 
 

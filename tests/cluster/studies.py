@@ -7,7 +7,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -37,6 +37,8 @@ TOLERANCE = 1e-4
 _LOGGED = ("fit.log_every=10",)
 # The learning rate is constant, so the losses of a shorter training are the first ones of a longer one.
 _REFERENCE_STEPS = {"mini-S/2": 600}
+# One count for all sites: names of pods differ also between copies of a site.
+_NUMBERS = itertools.count(1)
 _SETTINGS = [
     {"configMapRef": {"name": "dit-services"}},
     {"secretRef": {"name": "dit-s3"}},
@@ -161,7 +163,6 @@ class Site:
     """Address of the tracking server from this machine."""
     reference_root: Path
     """Results of the same studies on this machine, in one process."""
-    _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1), init=False)
     _references: dict[tuple[str, ...], list[tuple[int, float]]] = field(default_factory=dict, init=False)
 
     @cached_property
@@ -171,7 +172,7 @@ class Site:
 
     def start(self, command: Sequence[str], account: str, name: str = "stage", early: bool = False) -> Running:
         """Start a pod; can be called from any thread."""
-        running = Running(f"test-{SESSION}-{name}-{next(self._numbers)}")
+        running = Running(f"test-{SESSION}-{name}-{next(_NUMBERS)}")
         manifest = pod(running.name, self.image, command, account)
         if early:
             manifest["metadata"]["labels"][EARLY_LABEL] = "true"

@@ -41,7 +41,7 @@ ROOT = Path(__file__).parents[3]
 CPU = torch.device("cpu")
 ALONE = Ranks(0, 1, 0, CPU)
 STUDY = load(ROOT / "configs" / "digits.yaml", [])
-SPEC = STUDY.runs[0]
+SPEC = STUDY.specs[0]
 GATE: dict[str, Any] = {gate.name: gate for gate in GATES}
 
 

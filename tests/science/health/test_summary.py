@@ -140,14 +140,14 @@ def test_readings_of_one_moment_are_one_call_and_an_unchanged_headline_is_not_re
     config: StudyConfig, store: Store
 ) -> None:
     config = config.model_copy(update={"tracking": load(DIGITS, ["tracking.kind=none"]).tracking})
-    spec = config.specs[0]
-    with open_tracker(config, store, spec) as tracker:
-        watch = Watch(config, spec, store, None, tracker)
+    run = config.runs[0]
+    with open_tracker(config, store, run) as tracker:
+        watch = Watch(config, run, store, None, tracker)
         for step in (10, 20):
             watch.measured(step, {"R_a": 0.5})
-            watch.look("plan", step, lambda: RecipeView(config, spec), more=True)
+            watch.look("plan", step, lambda: RecipeView(config, run.spec), more=True)
             watch.look("losses", step, lambda: None)
-    entries = list(parse(store.read(layout.journal(config, spec))))
+    entries = list(parse(store.read(layout.journal(config, run))))
     metrics = [entry for entry in entries if entry.kind == "metrics"]
     assert [(entry.step, set(entry.values)) for entry in metrics] == [
         (step, {"R_a", "health/recipe"}) for step in (10, 20)

@@ -89,7 +89,7 @@ def test_record_has_steps_checkpoints_rate_and_final_loss(
     assert record == read_record(store, record_key(config), TrainRecord)
     assert (record.steps, record.checkpoints, record.world_size) == (12, (4, 8, 12), 1)
     assert record.config_hash == config.training_hash(config.run(VARIANT))
-    assert record.parameters == config.run(VARIANT).parameters(config.dataset.inputs)
+    assert record.parameters == config.spec(VARIANT).parameters(config.dataset.inputs)
     assert record.images_per_second > 0
     assert record.train_seconds > 0
     assert record.peak_memory_bytes > 1 << 20

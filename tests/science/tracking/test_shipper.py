@@ -94,11 +94,11 @@ def test_a_study_has_one_run_per_variant_below_one_parent_run(shared: Shared) ->
     first, second = config.run("mini-B/2"), config.run("mini-L/2")
     for study_run in (first, second):
         with open_tracker(config, store, study_run) as tracker:
-            tracker.params({"depth": study_run.depth, "patch": study_run.patch})
+            tracker.params({"depth": study_run.spec.depth, "patch": study_run.spec.patch})
             tracker.metrics(0, {"gflops": 0.5, "fid@50k:cfg=1.5": 2.0})
             tracker.metrics(10, {"loss": 0.1})
     with open_tracker(config, store, first) as tracker:
-        tracker.params({"depth": first.depth, "patch": 99})
+        tracker.params({"depth": first.spec.depth, "patch": 99})
         tracker.image("samples", 200, picture(0))
         tracker.image("samples", 400, picture(255))
         tracker.image("broken", 400, b"not a PNG")
@@ -115,7 +115,7 @@ def test_a_study_has_one_run_per_variant_below_one_parent_run(shared: Shared) ->
     for study_run in (first, second):
         run = tracked.run(study_run.name)
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
-        assert run.data.params == {"depth": str(study_run.depth), "patch": str(study_run.patch)}
+        assert run.data.params == {"depth": str(study_run.spec.depth), "patch": str(study_run.spec.patch)}
         assert run.data.metrics == {"gflops": 0.5, "fid_50k:cfg_1.5": 2.0, "loss": 0.1}
     assert tracked.run(first.name).data.tags["param_changed/patch"] == "99"
     assert tracked.files("digits") == ["report.html"]

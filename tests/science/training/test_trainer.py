@@ -30,7 +30,7 @@ def study(*overrides: str) -> StudyConfig:
 
 
 def trainer(config: StudyConfig, variant: str = "mini-S/2", **fit: object) -> Trainer:
-    return Trainer(config.run(variant), config.dataset.inputs, config.train, FitConfig.model_validate(fit), ALONE)
+    return Trainer(config.spec(variant), config.dataset.inputs, config.train, FitConfig.model_validate(fit), ALONE)
 
 
 def batch(step: int) -> StepBatch:
