@@ -29,9 +29,9 @@ def build_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.AdamW:
 
 
 def set_rate(optimizer: torch.optim.Optimizer, train: TrainConfig, step: int) -> None:
-    """Give the optimizer the learning rate of update `step`, counted from 1."""
+    """Give the optimizer the learning rate of update `step`, counted from 1: a share of the rate it was built with."""
     for group in optimizer.param_groups:
-        group["lr"] = train.learning_rate * rate_share(train, step)
+        group["lr"] = group.setdefault("initial_lr", group["lr"]) * rate_share(train, step)
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
