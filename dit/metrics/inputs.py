@@ -14,14 +14,13 @@ import numpy.typing as npt
 from numpy.lib.npyio import NpzFile
 
 from dit.errors import InputError, MismatchError, MissingError
+from dit.metrics.table import FEATURES
 from dit.storage import Store, fetch_file, sha256_file
 from dit.study import layout
 from dit.study.config import AdmReference, StudyConfig
 
 # SHA-256 of `layout.INCEPTION_FILE`: the TensorFlow graph of 2015 that defines FID (Heusel et al. 2017).
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-_DIMENSIONS = {"inception": 2048, "digits": 64}
-"""Feature dimensions of each extractor."""
 # Errors of numpy and zipfile for a file that is not an npz, or is truncated.
 _UNREADABLE = (ValueError, OSError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
@@ -45,7 +44,7 @@ def find_evaluation_files(config: StudyConfig, store: Store) -> EvaluationFiles:
     inception = find_inception(config, store) if evaluation.extractor == "inception" else None
     adm = fetch_file(evaluation.reference.path) if isinstance(evaluation.reference, AdmReference) else None
     if adm:
-        read_adm_moments(adm, _DIMENSIONS[evaluation.extractor])
+        read_adm_moments(adm, FEATURES[evaluation.extractor])
     return EvaluationFiles(inception, (adm, sha256_file(adm)) if adm else None)
 
 

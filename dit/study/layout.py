@@ -74,7 +74,7 @@ def submitted(config: StudyConfig, text_hash: str) -> str:
 
 
 def variant(config: StudyConfig, run: Run | None) -> str:
-    """Folder of one variant's results; of the study's if `run` is None."""
+    """Folder of one run's results; of the study's if `run` is None."""
     return f"{study(config)}/{run.slug}" if run else study(config)
 
 
